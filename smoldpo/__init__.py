@@ -1,0 +1,3 @@
+"""smoldpo: Direct Preference Optimization for small language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,307 @@
+"""The configuration: one typed model, filled from YAML and from `--key value`, every error at once.
+
+A setting is documented once, in its `Field` here; `--help`, the JSON schema and docs read it from
+this file. Names are those of TRL and Hugging Face wherever they have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from smoldpo.errors import ConfigError, UsageError, nearest
+
+
+def _split_commas(value: Any) -> Any:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _none_word(value: Any) -> Any:
+    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
+
+
+Names = Annotated[list[str], BeforeValidator(_split_commas)]
+Dtype = Literal["auto", "float32", "bfloat16", "float64"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+def _optional(kind: Any) -> Any:
+    return Annotated[kind | None, BeforeValidator(_none_word)]
+
+
+class TrainConfig(BaseModel):
+    """Everything that `smoldpo train` can be told. Without arguments it is the demo."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    # Model
+    model: str = Field(
+        "builtin",
+        description="policy to start from: builtin (SmolLM2-135M-Instruct), a folder, a run, "
+        "a .gguf file, or a hub id",
+    )
+    reference: _optional(str) = Field(
+        None, description="reference model; by default a frozen copy of the policy's start"
+    )
+    freeze_layers: _optional(Annotated[int, Field(ge=0)]) = Field(
+        None,
+        description="freeze the first N layers and the embeddings; 0 freezes none; by default "
+        "five sixths of the layers (25 of SmolLM2-135M's 30)",
+    )
+    freeze: Names = Field(
+        [],
+        description="freeze these too: embeddings, norms, or patterns of parameter names such as "
+        "'*.mlp.*' (comma-separated)",
+    )
+
+    # Data
+    data: str = Field(
+        "builtin",
+        description="preference pairs: builtin, a .jsonl/.json/.csv/.parquet file, a folder, "
+        "or a hub id",
+    )
+    data_subset: _optional(str) = Field(None, description="subset (configuration) of a hub dataset")
+    data_split: _optional(str) = Field(None, description="split of a hub dataset or folder to train on")
+    eval_data: _optional(str) = Field(
+        None, description="held-out pairs; by default the data's own test split, or a share of the data"
+    )
+    eval_fraction: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="share of prompts held out where the data has no test split; 0: no evaluation",
+    )
+    max_train_samples: _optional(PositiveInt) = Field(
+        None, description="train on the first N pairs only"
+    )
+    max_eval_samples: _optional(PositiveInt) = Field(
+        None, description="evaluate on the first N held-out pairs only"
+    )
+    max_length: Annotated[int, Field(ge=2)] = Field(
+        1024, description="tokens of prompt and completion together; the prompt's oldest go first"
+    )
+
+    # Loss
+    loss_type: Literal["sigmoid"] = Field("sigmoid", description="sigmoid is DPO")
+    beta: float = Field(0.1, gt=0, description="β: how strongly the policy is held to the reference")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="share of labels taken to be wrong (conservative DPO)"
+    )
+
+    # Training
+    learning_rate: float = Field(2e-5, gt=0, description="peak learning rate")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="shape of the learning rate after warm-up"
+    )
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps that warm up")
+    warmup_steps: _optional(Annotated[int, Field(ge=0)]) = Field(
+        None, description="steps that warm up; overrides warmup_ratio"
+    )
+    per_device_train_batch_size: PositiveInt = Field(
+        4, description="pairs that go through the model at once"
+    )
+    gradient_accumulation_steps: PositiveInt = Field(
+        2, description="micro-batches to one optimizer step"
+    )
+    num_train_epochs: float = Field(1.0, gt=0, description="passes over the training pairs")
+    max_steps: _optional(PositiveInt) = Field(
+        None, description="optimizer steps; overrides num_train_epochs"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decay, on matrices only")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    max_grad_norm: _optional(Annotated[float, Field(gt=0)]) = Field(
+        1.0, description="clip the gradient to this norm; none: do not clip"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(42, description="order of the pairs, and sampling")
+
+    # Evaluation
+    per_device_eval_batch_size: PositiveInt = Field(8, description="pairs at once in evaluation")
+    eval_steps: _optional(PositiveInt) = Field(
+        None, description="evaluate every N steps too, not only before and after"
+    )
+    sample_prompt: _optional(str) = Field(
+        "Give me one tip for sleeping better.",
+        description="a prompt that reference and policy both answer at the end; none: skip",
+    )
+    max_new_tokens: PositiveInt = Field(96, description="length limit of that answer, in tokens")
+
+    # Machine
+    dtype: Dtype = Field(
+        "auto",
+        description="compute precision; auto measures whether bfloat16 is faster here. "
+        "What trains is kept in float32 (float64 with float64)",
+    )
+    device: Device = Field("auto", description="auto takes cuda, then mps, then cpu")
+    engine: Literal["auto", "plain"] = Field(
+        "auto", description="plain: two models, padded batches, full logits"
+    )
+
+    # Output
+    output_dir: _optional(str) = Field(
+        None, description="run folder; by default runs/<model>-<data>-<time>"
+    )
+    overwrite: bool = Field(False, description="replace the run that output_dir holds")
+    save_steps: _optional(PositiveInt) = Field(
+        None, description="save a checkpoint every N steps; the final model is always saved"
+    )
+    logging_steps: PositiveInt = Field(1, description="write metrics every N steps")
+
+
+SECTIONS = {
+    "Model": ("model", "freeze"),
+    "Data": ("data", "max_length"),
+    "Loss": ("loss_type", "label_smoothing"),
+    "Training": ("learning_rate", "seed"),
+    "Evaluation": ("per_device_eval_batch_size", "max_new_tokens"),
+    "Machine": ("dtype", "engine"),
+    "Output": ("output_dir", "logging_steps"),
+}
+"""First and last field of each section of `--help`, in the order of the fields above."""
+
+
+def cross_checks(config: TrainConfig) -> list[str]:
+    """What is wrong between settings that are each fine alone."""
+    problems = []
+    if config.eval_steps and config.eval_data is None and config.eval_fraction == 0:
+        problems.append("eval_steps needs held-out pairs: set eval_data, or eval_fraction above 0")
+    return problems
+
+
+def build_config(settings: dict[str, Any], *, extra_problems: Sequence[str] = ()) -> TrainConfig:
+    """A checked configuration from plain values.
+
+    Raises:
+        ConfigError: with every problem at once: unknown keys (and the nearest known one), values of
+            the wrong type or out of range, and settings that contradict each other.
+    """
+    problems = list(extra_problems)
+    known = TrainConfig.model_fields
+    for key in settings:
+        if key not in known:
+            problems.append(f"unknown key {key!r}{nearest(str(key), known)}")
+    try:
+        config = TrainConfig(**{key: value for key, value in settings.items() if key in known})
+    except ValidationError as error:
+        problems += [_explain(detail) for detail in error.errors()]
+    else:
+        problems += cross_checks(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _explain(detail: Any) -> str:
+    key = str(detail["loc"][0])
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    return f"{key} is {detail['input']!r}: {message}"
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        UsageError: no such file, not YAML, or not `key: value` lines.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as text: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", row {mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path}: holds {type(settings).__name__}, not `key: value` lines")
+    return settings
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """Split `[CONFIG.yaml] [--key value ...]` into a file, settings and complaints.
+
+    `--key=value` works too; hyphens and underscores are alike; a boolean needs no value, and
+    `--no-key` turns it off; the last of repeated keys counts, except for lists, which grow.
+    """
+    path: Path | None = None
+    settings: dict[str, Any] = {}
+    problems: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            if path is None:
+                path = Path(word)
+            else:
+                problems.append(f"unexpected argument {word!r}; settings are given as --key value")
+            continue
+        name, equals, value = word[2:].partition("=")
+        key = name.replace("-", "_")
+        if not equals and _is_switch(key):
+            if rest and rest[0].lower() in ("true", "false"):
+                value = rest.pop(0)
+            else:
+                key, value = (key, "true") if key in TrainConfig.model_fields else (key[3:], "false")
+        elif not equals:
+            if not rest or rest[0].startswith("--"):
+                problems.append(f"--{name} needs a value{_unknown(key)}")
+                continue
+            value = rest.pop(0)
+        if _is_list(key) and key in settings:
+            settings[key] += f",{value}"
+        else:
+            settings[key] = value
+    return path, settings, problems
+
+
+def _unknown(key: str) -> str:
+    known = TrainConfig.model_fields
+    return "" if key in known else f", and no such setting is known{nearest(key, known)}"
+
+
+def _is_switch(key: str) -> bool:
+    known = TrainConfig.model_fields
+    bare = key if key in known else key.removeprefix("no_")
+    return bare in known and known[bare].annotation is bool
+
+
+def _is_list(key: str) -> bool:
+    field = TrainConfig.model_fields.get(key)
+    return field is not None and field.annotation == list[str]
+
+
+def config_from_arguments(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration of a command line: a YAML file, and settings over it.
+
+    Raises:
+        UsageError, ConfigError: as `load_yaml` and `build_config`.
+    """
+    path, settings, problems = parse_arguments(arguments)
+    base = load_yaml(path) if path is not None else {}
+    base = {str(key).replace("-", "_"): value for key, value in base.items()}
+    return build_config(base | settings, extra_problems=problems)
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The complete configuration as YAML that `smoldpo train` reads back to the same values."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def describe_options(write: Callable[[str], None]) -> None:
+    """Write every option with its default and meaning, in sections."""
+    names = list(TrainConfig.model_fields)
+    for title, (first, last) in SECTIONS.items():
+        write(f"{title}:")
+        for name in names[names.index(first) : names.index(last) + 1]:
+            field = TrainConfig.model_fields[name]
+            default = "" if field.default in (None, []) else f" [default: {field.default}]"
+            write(f"  --{name.replace('_', '-')}\n      {field.description}{default}")

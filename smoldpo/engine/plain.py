@@ -1,0 +1,147 @@
+"""The reference implementation: two models, padded batches, full logits. The textbook, line by line.
+
+Everything faster is held against this file. Shapes: B pairs in a micro-batch, R = 2B rows (the chosen
+sides, then the rejected ones), T tokens in the longest row, V words in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from smoldpo.engine.base import LossFunction, join
+from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Rows of tokens, padded on the right. Masks come from lengths, never from token ids."""
+
+    input_ids: torch.Tensor  # [R, T]
+    attention_mask: torch.Tensor  # [R, T] 1 on tokens, 0 on padding
+    scored: torch.Tensor  # [R, T] True on completion tokens
+
+
+def pad_batch(pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu") -> PaddedBatch:
+    """Chosen rows, then rejected rows."""
+    rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
+    rows += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
+    input_ids = [torch.tensor(prompt + completion) for prompt, completion in rows]
+    attention_mask = [torch.ones_like(ids) for ids in input_ids]
+    scored = [torch.arange(len(p + c)) >= len(p) for p, c in rows]
+    return PaddedBatch(
+        pad_sequence(input_ids, batch_first=True).to(device),
+        pad_sequence(attention_mask, batch_first=True).to(device),
+        pad_sequence(scored, batch_first=True).to(device),
+    )
+
+
+def sequence_logps(model: PreTrainedModel, batch: PaddedBatch) -> torch.Tensor:
+    """log π(y|x) of each row, summed over its completion tokens: [R], float32 or wider.
+
+    The logits at position t predict the token at t + 1; Rafailov et al. 2023, section 4.
+    """
+    logits = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).logits[:, :-1]
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    logps = torch.log_softmax(logits.to(wide), dim=-1)  # [R, T-1, V]
+    token_logps = logps.gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)  # [R, T-1]
+    return torch.where(batch.scored[:, 1:], token_logps, 0.0).sum(-1)
+
+
+class PlainEngine:
+    """Policy and reference side by side, each run on every padded micro-batch.
+
+    Args:
+        policy: the model that trains, its parameters in float32 (or float64).
+        reference: a frozen model of its own.
+        compute_dtype: precision of the matrix products; parameters stay as they are (autocast).
+        train_batch_size, eval_batch_size: pairs that go through the models at once.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel | None,
+        *,
+        compute_dtype: torch.dtype,
+        train_batch_size: int,
+        eval_batch_size: int,
+    ):
+        self.policy = policy
+        self.reference = reference
+        self.train_batch_size = train_batch_size
+        self.eval_batch_size = eval_batch_size
+        self.device = policy.device
+        self._compute_dtype = compute_dtype
+        if reference is not None:
+            reference.eval().requires_grad_(False)
+
+    def trainable_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
+        return [(n, p) for n, p in self.policy.named_parameters() if p.requires_grad]
+
+    def policy_logps(
+        self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
+    ) -> PairLogps:
+        return self._logps(self.policy, pairs, advance)
+
+    def reference_logps(
+        self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
+    ) -> PairLogps:
+        assert self.reference is not None, "this engine was made without a reference"
+        return self._logps(self.reference, pairs, advance)
+
+    @torch.no_grad()
+    def _logps(
+        self, model: PreTrainedModel, pairs: Sequence[TokenizedPair], advance: Advance
+    ) -> PairLogps:
+        """Pairs of like length go together, which saves padding; the results keep the given order."""
+        order = sorted(range(len(pairs)), key=lambda index: pairs[index].longest)
+        parts = []
+        for batch in _cut([pairs[index] for index in order], self.eval_batch_size):
+            logps = self._forward(model, batch)
+            parts.append(PairLogps(logps.chosen.cpu(), logps.rejected.cpu()))
+            advance(len(batch))
+        together = join(parts)
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return PairLogps(together.chosen[back], together.rejected[back])
+
+    def _forward(self, model: PreTrainedModel, pairs: Sequence[TokenizedPair]) -> PairLogps:
+        with self._autocast():
+            logps = sequence_logps(model, pad_batch(pairs, self.device))
+        chosen, rejected = logps.chunk(2)
+        return PairLogps(chosen, rejected)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self._compute_dtype == self.policy.dtype:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._compute_dtype)
+
+    def accumulate_gradients(
+        self, pairs: Sequence[TokenizedPair], loss: LossFunction, advance: Advance = no_progress
+    ) -> tuple[torch.Tensor, PairLogps, PairLogps]:
+        losses, policies, references = [], [], []
+        for batch in _cut(pairs, self.train_batch_size):
+            policy = self._forward(self.policy, batch)
+            with torch.no_grad():
+                assert self.reference is not None, "this engine was made without a reference"
+                reference = self._forward(self.reference, batch)
+            each = loss(policy, reference)
+            # Divided by the pairs of the whole step: however the step is cut, the gradient is the same.
+            (each.sum() / len(pairs)).backward()
+            losses.append(each.detach())
+            policies.append(PairLogps(policy.chosen.detach(), policy.rejected.detach()))
+            references.append(reference)
+            advance(len(batch))
+        return torch.cat(losses), join(policies), join(references)
+
+
+def _cut(pairs: Sequence[TokenizedPair], size: int) -> list[Sequence[TokenizedPair]]:
+    return [pairs[start : start + size] for start in range(0, len(pairs), size)]

@@ -1,0 +1,50 @@
+"""Errors for people: what is wrong, where, and what to do. The command line prints them and exits."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SmoldpoError(Exception):
+    """Something a user can act on. Its text is the whole message; `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+class UsageError(SmoldpoError):
+    """The command line or the configuration asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """Everything that is wrong with a configuration, reported at once."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        if len(problems) == 1:
+            super().__init__(f"configuration: {problems[0]}")
+        else:
+            lines = "\n".join(f"  - {problem}" for problem in problems)
+            super().__init__(f"configuration: {len(problems)} problems\n{lines}")
+
+
+class DataError(SmoldpoError):
+    """A source that cannot be read, or a row in it, named by file and row (counted from 1)."""
+
+    def __init__(self, problem: str, file: str | None = None, row: int | None = None):
+        where = file or ""
+        if row is not None:
+            where += f", row {row}" if where else f"row {row}"
+        super().__init__(f"{where}: {problem}" if where else problem)
+
+
+class ModelError(SmoldpoError):
+    """A model or tokenizer that cannot be loaded, frozen or saved as asked."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A "did you mean" suffix for `name`, or an empty string when nothing known is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""

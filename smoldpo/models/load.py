@@ -1,0 +1,145 @@
+"""From a model's name (built-in, folder, run, GGUF file, hub id) to a model and its tokenizer.
+
+Weights are read as safetensors only, never as pickles, and no code of a model's own is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from smoldpo.errors import ModelError, UsageError
+from smoldpo.models.gguf import unpack_gguf
+from smoldpo.models.names import BUILTIN, builtin_gguf
+
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that can be loaded: what the user called it, and what transformers is to open."""
+
+    name: str
+    location: str
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.location).is_dir()
+
+
+def find_model(name: str) -> ModelSource:
+    """Turn a name into something to load; a GGUF file is unpacked on first use.
+
+    Raises:
+        UsageError: no such folder or file.
+        ModelError: a folder without a model, or a GGUF file that cannot be read.
+    """
+    if name == BUILTIN:
+        return ModelSource(name, str(unpack_gguf(builtin_gguf())))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UsageError(f"{name}: no such file")
+        return ModelSource(name, str(unpack_gguf(path)))
+    if path.is_dir():
+        return ModelSource(name, str(_model_folder(path)))
+    if path.exists():
+        raise UsageError(f"{name}: is a file of unknown kind; give a folder, a .gguf file or a hub id")
+    if HUB_ID.match(name):
+        return ModelSource(name, name)
+    raise UsageError(
+        f"{name}: no such folder; give a model folder, a run folder, a .gguf file, "
+        f"a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or {BUILTIN}"
+    )
+
+
+def _model_folder(folder: Path) -> Path:
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise ModelError(
+        f"{folder}: holds no config.json; a model folder has config.json, *.safetensors and the "
+        "tokenizer's files (a run folder has them under model/)"
+    )
+
+
+def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+    """The model in `dtype` on `device`, in evaluation mode and with every dropout at 0.
+
+    Raises:
+        ModelError: weights that are missing, damaged or not safetensors; a hub out of reach; a model
+            that needs code of its own.
+    """
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                source.location,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except Exception as error:  # transformers, safetensors and the hub raise without a common base
+        raise _explained(source, error) from None
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for key in ("attention_dropout", "attn_dropout", "resid_dropout", "hidden_dropout"):
+        if getattr(model.config, key, 0):
+            setattr(model.config, key, 0.0)
+    return model.to(device).eval()
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    try:
+        with _quiet():
+            return AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise _explained(source, error, "tokenizer") from None
+
+
+def _explained(source: ModelSource, error: Exception, part: str = "model") -> ModelError:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if not source.is_local:
+        return ModelError(
+            f"{source.name}: is no local folder, and its {part} cannot be loaded from the hub: {reason} "
+            f"Check the name and the network, or give a local folder or {BUILTIN}"
+        )
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        reason = "it needs code of its own, which smoldpo never runs"
+    elif "safetensors" in reason and "no file named" in reason:
+        reason = "it holds no *.safetensors; convert its weights (pickled weights are never read)"
+    return ModelError(f"{source.name}: the {part} cannot be loaded: {reason}")
+
+
+class _quiet:
+    """Silence transformers' own progress bars and notes for the length of a block."""
+
+    def __enter__(self) -> None:
+        self.verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self.verbosity)
+        transformers_logging.enable_progress_bar()
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """SHA-256 (hex) of every parameter's name, shape and values: fixes a reference by content."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
+        digest.update(memoryview(values.view(torch.uint8).numpy().reshape(-1)))
+    return digest.hexdigest()

@@ -1,0 +1,84 @@
+"""The values that flow through smoldpo, from rows to log-probabilities. This module knows nobody.
+
+    rows -> PreferencePair -> TokenizedPair -> (engine) -> PairLogps -> losses
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+Message = dict[str, Any]
+"""One chat message: "role", "content", and whatever else the chat template understands."""
+
+Prompt = tuple[Message, ...] | str
+"""A dialogue that ends where the model is to answer, or plain text to be continued."""
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """One prompt with the answer that people prefer and the one that they do not.
+
+    `file` and `row` (from 1) say where it was read; `id` is the row's own id, or a hash of the texts.
+    """
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    file: str = ""
+    row: int = 0
+    id: str = ""
+    source: str = ""
+    category: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", self.content_hash()[:16])
+
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of the three texts: equal exactly when two pairs say the same."""
+        texts = [self.prompt, self.chosen, self.rejected]
+        canonical = json.dumps(texts, ensure_ascii=True, sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """A pair as the model sees it. One tokenisation of the prompt serves both sides.
+
+    Every completion token is scored, the end-of-turn token included; no prompt token is.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    notes: frozenset[str] = field(default_factory=frozenset)
+    """What happened on the way: "prompt_truncated", "chosen_truncated", "boundary_merge", ..."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with the longer of its two completions."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """log π(chosen|x) and log π(rejected|x), summed over completion tokens; each of shape [pairs]."""
+
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+
+
+Advance = Callable[[int], None]
+"""Called with the number of units (pairs, steps) that were just finished."""
+
+
+def no_progress(_: int) -> None:
+    """An `Advance` for those who do not watch."""
