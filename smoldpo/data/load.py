@@ -1,20 +1,77 @@
-"""From a source's name to clean pairs, and to a train and an evaluation side without a common prompt."""
+"""From a source's name to clean pairs, and to a train and an evaluation side apart from each other.
+
+Training data goes through all rules of `cleaning`; pairs that judge a model only through those
+without which they could not be scored.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any
 
-from smoldpo.data.cleaning import Touched, check_pair
-from smoldpo.data.formats import READERS, Unreadable, detect
+from smoldpo.data.cleaning import (
+    DROP,
+    MEND,
+    WARN,
+    Cleaner,
+    RuleSet,
+    Touched,
+    choose_rules,
+    evaluation_rules,
+)
+from smoldpo.data.formats import PairReader, Unreadable
+from smoldpo.data.rules.across import EvaluationPrompts
+from smoldpo.data.rules.excerpts import excerpt
+from smoldpo.data.rules.prompts import prompt_key
 from smoldpo.data.sources import Split, open_source
 from smoldpo.errors import DataError, UsageError
 from smoldpo.types import PreferencePair, Prompt
+
+
+class Reading:
+    """One pass over a split: iterate for its pairs.
+
+    Attributes:
+        rows_read: rows seen so far.
+        format: the schema's name, known from the first row on.
+        touched: the rows that hold no pair, and why.
+    """
+
+    def __init__(
+        self, split: Split, format: str | None = None, columns: Mapping[str, str] | None = None
+    ):
+        self.split = split
+        self.reader = PairReader(format, columns)
+        self.rows_read = 0
+        self.touched: list[Touched] = []
+
+    @property
+    def format(self) -> str:
+        return self.reader.format
+
+    def __iter__(self) -> Iterator[PreferencePair]:
+        for row in self.split.rows():
+            self.rows_read += 1
+            try:
+                yield from self.reader.read(row)
+            except Unreadable as reason:
+                shown = excerpt(str(row.values))
+                self.touched.append(
+                    Touched(row.file, row.row, reason.rule, DROP, str(reason), shown)
+                )
+            self._drain()
+        yield from self.reader.finish()
+        self._drain()
+
+    def _drain(self) -> None:
+        for row, rule, detail in self.reader.skipped:
+            self.touched.append(
+                Touched(row.file, row.row, rule, DROP, detail, excerpt(str(row.values)))
+            )
+        self.reader.skipped.clear()
 
 
 @dataclass
@@ -28,56 +85,96 @@ class LoadedPairs:
     touched: list[Touched] = field(default_factory=list)
 
     def account(self) -> dict[str, Any]:
-        """Counts and reasons, for data.json."""
+        """Counts and reasons, for data.json; of warnings the counts alone."""
+        counts = {
+            action: dict(Counter(item.rule for item in self.touched if item.action == action))
+            for action in (DROP, MEND, WARN)
+        }
         return {
             "source": self.name,
             "format": self.format,
             "rows_read": self.rows_read,
             "rows_kept": len(self.pairs),
-            "dropped": dict(Counter(item.rule for item in self.touched)),
-            "touched": [item.as_dict() for item in self.touched],
+            "dropped": counts[DROP],
+            "mended": counts[MEND],
+            "warned": counts[WARN],
+            "touched": [item.as_dict() for item in self.touched if item.action != WARN],
         }
 
 
-def load_split(split: Split, name: str) -> LoadedPairs:
+def load_split(
+    split: Split,
+    name: str,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    rules: RuleSet | None = None,
+) -> LoadedPairs:
     """Read and clean one split.
 
     Raises:
         DataError: a source without rows, a schema that is not known, a row that cannot be read, or
             nothing left after cleaning.
     """
-    loaded = LoadedPairs(name, "", [])
-    seen_ids: Counter[str] = Counter()
-    for row in split.rows():
-        loaded.rows_read += 1
-        loaded.format = loaded.format or detect(row)
-        try:
-            pair = READERS[loaded.format](row)
-        except Unreadable as reason:
-            loaded.touched.append(Touched(row.file, row.row, reason.rule, "drop", str(reason)))
-            continue
-        dropped = check_pair(pair)
-        if dropped is not None:
-            loaded.touched.append(dropped)
-            continue
-        seen_ids[pair.id] += 1
-        if seen_ids[pair.id] > 1:
-            pair = replace(pair, id=f"{pair.id}-{seen_ids[pair.id]}")
-        loaded.pairs.append(pair)
+    reading, cleaner = Reading(split, format, columns), Cleaner(rules)
+    cleaned = [pair for pair in map(cleaner.clean, reading) if pair is not None]
+    pairs = _distinct_ids(compress(cleaned, cleaner.finish()))
+    touched = in_order(reading.touched + cleaner.touched)
+    loaded = LoadedPairs(name, reading.format, pairs, reading.rows_read, touched)
     if not loaded.pairs:
         reasons = ", ".join(f"{n} {rule}" for rule, n in loaded.account()["dropped"].items())
         raise DataError(f"{name}: no pair is left of {loaded.rows_read} rows (dropped: {reasons})")
     return loaded
 
 
-def load_pairs(name: str, *, subset: str | None = None, split: str | None = None) -> LoadedPairs:
-    """The clean pairs of a source: the split asked for, else its test split, else its only one.
+def in_order(touched: list[Touched]) -> list[Touched]:
+    """Findings by file, in the order in which files come up, and row."""
+    files = {file: number for number, file in enumerate(dict.fromkeys(t.file for t in touched))}
+    return sorted(touched, key=lambda item: (files[item.file], item.row))
 
-    This is what evaluation reads: where a source holds pairs out, those are the ones to look at.
+
+def _distinct_ids(pairs: Iterable[PreferencePair]) -> list[PreferencePair]:
+    """The pairs, those whose id was seen before with a number behind it."""
+    seen: Counter[str] = Counter()
+    distinct = []
+    for pair in pairs:
+        seen[pair.id] += 1
+        count = seen[pair.id]
+        distinct.append(pair if count == 1 else replace(pair, id=f"{pair.id}-{count}"))
+    return distinct
+
+
+def load_pairs(
+    name: str,
+    *,
+    subset: str | None = None,
+    split: str | None = None,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    rules_off: Iterable[str] = (),
+) -> LoadedPairs:
+    """The pairs to judge by: of the split asked for, else of the test split, else of the only one.
+
+    A row is left out only when it could not be scored (see `cleaning.EVALUATION`); the others come
+    through byte for byte.
+
+    Raises:
+        UsageError, DataError: as `open_source`, `choose_rules` and `load_split`.
     """
+    rules = evaluation_rules(rules_off)
     source = open_source(name, subset)
     chosen = source.split(split) if split else (source.test or source.train)
-    return load_split(chosen, _label(name, chosen, source.splits))
+    label = _label(name, chosen, source.splits)
+    return load_split(chosen, label, format=format, columns=columns, rules=rules)
+
+
+def fitting(columns: Mapping[str, str] | None, name: str) -> dict[str, str]:
+    """Of `columns`, those that the first row of another source has as well."""
+    if not columns:
+        return {}
+    source = open_source(name)
+    first = next(iter((source.test or source.train).rows()), None)
+    return {to: ours for to, ours in columns.items() if first and ours in first.values}
 
 
 def _label(name: str, split: Split, splits: tuple[Split, ...]) -> str:
@@ -102,42 +199,52 @@ def load_training_data(
     eval_fraction: float = 0.2,
     max_train: int | None = None,
     max_eval: int | None = None,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    rules_off: Iterable[str] = (),
 ) -> TrainingData:
-    """Load pairs and hold some out: `eval_data`, else the source's own test split, else by prompt hash.
+    """Load pairs and hold some out: `eval_data`, else the source's test split, else by prompt hash.
 
-    Training pairs whose prompt also stands on the evaluation side are left out and counted.
+    Training pairs whose prompt also stands on the evaluation side are left out and counted, unless
+    `rules_off` names eval_prompt; nearly the same prompts are counted. `columns` holds for
+    `eval_data` too where it has them; `format` does not, its schema is found by looking at it.
 
     Raises:
-        UsageError, DataError: as `open_source` and `load_split`; or a side is left without pairs.
+        UsageError, DataError: as `open_source`, `choose_rules` and `load_split`; or a side is left
+            without pairs.
     """
+    rules, judging = choose_rules(rules_off), evaluation_rules(rules_off)
     source = open_source(data, subset)
     part = source.split(split) if split else source.train
-    loaded = load_split(part, _label(data, part, source.splits))
+    label = _label(data, part, source.splits)
+    loaded = load_split(part, label, format=format, columns=columns, rules=rules)
     account: dict[str, Any] = {"train": loaded.account()}
+    held_out: LoadedPairs | None = None
     if eval_data is not None:
-        held_out = load_pairs(eval_data)
+        held_out = load_pairs(eval_data, columns=fitting(columns, eval_data), rules_off=rules_off)
         how = f"pairs of {held_out.name}"
     elif eval_fraction == 0:
-        held_out, how = None, "none"
+        how = "none"
     elif source.test is not None and source.test is not part:
-        held_out = load_split(source.test, _label(data, source.test, source.splits))
+        label = _label(data, source.test, source.splits)
+        held_out = load_split(source.test, label, format=format, columns=columns, rules=judging)
         how = f"the source's own split {source.test.name!r}"
     else:
-        held_out = None
         how = f"about {eval_fraction:.0%} of the prompts, by hash"
     if held_out is not None:
-        evaluation, train = held_out.pairs, loaded.pairs
+        train, evaluation = loaded.pairs, held_out.pairs
         account["eval"] = held_out.account()
     else:
         train, evaluation = split_by_prompt(loaded.pairs, eval_fraction)
-    judged = {prompt_key(pair.prompt) for pair in evaluation}
-    apart = [pair for pair in train if prompt_key(pair.prompt) not in judged]
+    apart, touched = without_judged(train, evaluation, rules)
     kept, evaluation = apart[:max_train], evaluation[:max_eval]
     account["split"] = {
         "how": how,
         "train_pairs": len(kept),
         "eval_pairs": len(evaluation),
         "train_pairs_dropped_for_eval_prompt": len(train) - len(apart),
+        "train_pairs_near_eval_prompt": sum(item.rule == "eval_prompt_near" for item in touched),
+        "touched": [item.as_dict() for item in touched],
     }
     if not kept or (not evaluation and (eval_fraction > 0 or eval_data)):
         raise UsageError(
@@ -147,17 +254,19 @@ def load_training_data(
     return TrainingData(kept, evaluation, account)
 
 
-def prompt_key(prompt: Prompt) -> str:
-    """What makes two prompts the same: SHA-256 (hex) of their text, case and spacing aside."""
-    if isinstance(prompt, str):
-        turns = [["user", _plain(prompt)]]
-    else:
-        turns = [[m["role"], _plain(m.get("content") or "")] for m in prompt if m["role"] != "system"]
-    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
-
-
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def without_judged(
+    train: list[PreferencePair], evaluation: Iterable[PreferencePair], rules: RuleSet
+) -> tuple[list[PreferencePair], list[Touched]]:
+    """Training pairs without those whose prompt stands in evaluation, and what was found."""
+    judged = EvaluationPrompts()
+    for pair in evaluation:
+        judged.add(pair)
+    only = rules.on & {"eval_prompt", "eval_prompt_near"}
+    cleaner = Cleaner(replace(rules, on=only), judged)
+    for pair in train:
+        cleaner.clean(pair)
+    kept = cleaner.finish()
+    return list(compress(train, kept)), in_order(cleaner.touched)
 
 
 def split_by_prompt(
@@ -165,8 +274,8 @@ def split_by_prompt(
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """Train and evaluation pairs, without a common opening.
 
-    The side follows from a hash of how the dialogue opens (its first user turn) and nothing else: it
-    stays when pairs are added, removed or reordered, and later turns of one dialogue stay together.
+    The side follows from a hash of how the dialogue opens (its first user turn) and nothing else:
+    it stays when pairs are added, removed or reordered, and the turns of a dialogue stay together.
     """
     train: list[PreferencePair] = []
     evaluation: list[PreferencePair] = []

@@ -1,4 +1,4 @@
-"""From texts to token ids: chat template, boundary, end of turn, truncation.
+r"""From texts to token ids: chat template, boundary, end of turn, truncation.
 
     prompt_ids                          chosen_ids / rejected_ids
     <template with generation prompt>   <answer's tokens> <end of turn>

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from smoldpo.errors import ModelError, UsageError
 from smoldpo.models.gguf import unpack_gguf
 from smoldpo.models.names import BUILTIN, builtin_gguf
+from smoldpo.models.quiet import quiet
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
@@ -77,7 +77,7 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
             that needs code of its own.
     """
     try:
-        with _quiet():
+        with quiet():
             model = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 dtype=dtype,
@@ -102,7 +102,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         ModelError: there is none, or it is damaged.
     """
     try:
-        with _quiet():
+        with quiet():
             return AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)
     except Exception as error:  # as above
         raise _explained(source, error, "tokenizer") from None
@@ -120,19 +120,6 @@ def _explained(source: ModelSource, error: Exception, part: str = "model") -> Mo
     elif "safetensors" in reason and "no file named" in reason:
         reason = "it holds no *.safetensors; convert its weights (pickled weights are never read)"
     return ModelError(f"{source.name}: the {part} cannot be loaded: {reason}")
-
-
-class _quiet:
-    """Silence transformers' own progress bars and notes for the length of a block."""
-
-    def __enter__(self) -> None:
-        self.verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        transformers_logging.set_verbosity(self.verbosity)
-        transformers_logging.enable_progress_bar()
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

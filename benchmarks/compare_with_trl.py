@@ -1,0 +1,178 @@
+"""smoldpo against TRL's DPOTrainer: the same pairs in the same order must give the same losses.
+
+    python benchmarks/compare_with_trl.py PAIRS.jsonl --pairs 64 --steps 10
+
+Prints, for float32: the largest relative difference between smoldpo's summed log-probabilities and
+those of single unpadded sequences straight through transformers; and the losses of both trainers, step
+by step (same AdamW, same schedule, no dropout, end of turn scored alike).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+
+from smoldpo.config import TrainConfig, build_config
+from smoldpo.data.load import load_pairs
+from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.engine.plain import PlainEngine
+from smoldpo.models.load import ModelSource, find_model, load_model, load_tokenizer
+from smoldpo.tracking import MetricsFile
+from smoldpo.trainer import Schedule, train
+from smoldpo.types import TokenizedPair
+
+
+def settings(pairs: int, steps: int, micro_batch: int) -> TrainConfig:
+    """Ten steps over the pairs, in micro-batches."""
+    return build_config(
+        {
+            "per_device_train_batch_size": micro_batch,
+            "gradient_accumulation_steps": max(1, pairs // steps // micro_batch),
+            "max_steps": steps,
+            "learning_rate": 2e-5,
+            "warmup_steps": 2,
+            "dtype": "float32",
+        }
+    )
+
+
+def logps_difference(source: ModelSource, pairs: list[TokenizedPair]) -> float:
+    """Largest relative difference of summed log-probabilities from unpadded single sequences."""
+    model = load_model(source, torch.float32)
+    engine = PlainEngine(
+        model, None, compute_dtype=torch.float32, train_batch_size=8, eval_batch_size=8
+    )
+    found = engine.policy_logps(pairs)
+    worst = 0.0
+    for index, pair in enumerate(pairs):
+        for side, ids in ((found.chosen, pair.chosen_ids), (found.rejected, pair.rejected_ids)):
+            expected = single_sequence_logp(model, pair.prompt_ids, ids)
+            worst = max(worst, abs(side[index].item() - expected) / abs(expected))
+    return worst
+
+
+@torch.no_grad()
+def single_sequence_logp(
+    model: torch.nn.Module, prompt: tuple[int, ...], completion: tuple[int, ...]
+) -> float:
+    """log π(completion | prompt) by one forward pass over one unpadded sequence."""
+    logits = model(input_ids=torch.tensor([prompt + completion])).logits[0]
+    logps = torch.log_softmax(logits[len(prompt) - 1 : -1].double(), dim=-1)
+    return logps.gather(-1, torch.tensor(completion)[:, None]).sum().item()
+
+
+def our_losses(source: ModelSource, pairs: list[TokenizedPair], config: TrainConfig) -> list[float]:
+    """The loss of each optimizer step of smoldpo."""
+    engine = PlainEngine(
+        load_model(source, torch.float32),
+        load_model(source, torch.float32),
+        compute_dtype=torch.float32,
+        train_batch_size=config.per_device_train_batch_size,
+        eval_batch_size=8,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.jsonl"
+        train(
+            engine,
+            pairs,
+            config,
+            MetricsFile(path),
+            starts_at_reference=True,
+            after_step=lambda _: None,
+            watch=lambda _, note="": None,
+        )
+        return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+
+
+def trl_losses(source: ModelSource, pairs: list[TokenizedPair], config: TrainConfig) -> list[float]:
+    """The loss of each optimizer step of TRL's DPOTrainer, fed smoldpo's tokens in its order."""
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+    from trl import DPOConfig, DPOTrainer
+
+    class Oracle(DPOTrainer):
+        """TRL's trainer, with tokens given instead of made, in the order given."""
+
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+        def _get_train_sampler(self, *args, **kwargs):
+            return SequentialSampler(self.train_dataset)
+
+    schedule = Schedule.of(config, len(pairs))
+    order = [index for step in range(schedule.total_steps) for index in schedule.indices(step)]
+    ordered = [pairs[index] for index in order]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        trainer = Oracle(
+            model=load_model(source, torch.float32),
+            ref_model=load_model(source, torch.float32),
+            processing_class=load_tokenizer(source),
+            train_dataset=Dataset.from_list(
+                [
+                    {
+                        "prompt_ids": list(pair.prompt_ids),
+                        "chosen_ids": list(pair.chosen_ids),
+                        "rejected_ids": list(pair.rejected_ids),
+                    }
+                    for pair in ordered
+                ]
+            ),
+            args=DPOConfig(
+                output_dir=folder,
+                use_cpu=True,
+                bf16=False,
+                beta=config.beta,
+                learning_rate=config.learning_rate,
+                lr_scheduler_type=config.lr_scheduler_type,
+                warmup_steps=config.warmup_steps,
+                weight_decay=config.weight_decay,
+                max_grad_norm=config.max_grad_norm,
+                per_device_train_batch_size=config.per_device_train_batch_size,
+                gradient_accumulation_steps=config.gradient_accumulation_steps,
+                max_steps=config.max_steps,
+                gradient_checkpointing=False,
+                max_length=None,
+                logging_steps=1,
+                report_to=[],
+                save_strategy="no",
+                disable_tqdm=True,
+            ),
+        )
+        trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def read_pairs(path: str, source: ModelSource, count: int, max_length: int) -> list[TokenizedPair]:
+    """The first `count` pairs of a file, tokenised."""
+    tokenizer = PairTokenizer(load_tokenizer(source), max_length)
+    return tokenizer.tokenize_all(load_pairs(path).pairs[:count])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pairs_file")
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--micro-batch", type=int, default=2)
+    parser.add_argument("--max-length", type=int, default=1024)
+    arguments = parser.parse_args()
+
+    source = find_model(arguments.model)
+    pairs = read_pairs(arguments.pairs_file, source, arguments.pairs, arguments.max_length)
+    config = settings(len(pairs), arguments.steps, arguments.micro_batch)
+    print(f"{len(pairs)} pairs, float32")
+    print(f"log-probabilities: largest relative difference {logps_difference(source, pairs):.1e}")
+    ours, theirs = our_losses(source, pairs, config), trl_losses(source, pairs, config)
+    print("step      smoldpo          TRL   relative difference")
+    for step, (our, their) in enumerate(zip(ours, theirs, strict=True), 1):
+        print(f"{step:4d}  {our:.9f}  {their:.9f}   {abs(our - their) / abs(their):.1e}")
+
+
+if __name__ == "__main__":
+    main()

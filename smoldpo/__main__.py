@@ -1,0 +1,5 @@
+"""python -m smoldpo"""
+
+from smoldpo.cli import main
+
+main()

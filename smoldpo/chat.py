@@ -1,0 +1,67 @@
+"""`smoldpo chat`: one answer, or a conversation on the terminal."""
+
+from __future__ import annotations
+
+import sys
+
+from smoldpo import progress
+from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.engine.precision import pick_device
+from smoldpo.errors import UsageError
+from smoldpo.models.generate import generate_answer
+from smoldpo.models.load import find_model, load_model, load_tokenizer
+from smoldpo.types import Message
+
+
+class Chat:
+    """A model with the conversation so far."""
+
+    def __init__(self, model: str, system: str | None, max_new_tokens: int, temperature: float):
+        import torch
+
+        with progress.spinner(f"loading {model}"):
+            source = find_model(model)
+            self.tokenizer = load_tokenizer(source)
+            self.model = load_model(source, torch.float32, pick_device("auto"))
+        window = getattr(self.model.config, "max_position_embeddings", 2048)
+        self.reader = PairTokenizer(self.tokenizer, window)
+        if system and not self.reader.is_chat:
+            raise UsageError("--system needs a chat model; this one has no chat template")
+        self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+
+    def answer(self, text: str) -> str:
+        """Stream the answer to standard output, and remember both turns."""
+        self.messages.append({"role": "user", "content": text})
+        prompt = tuple(self.messages) if self.reader.is_chat else text
+        said = generate_answer(
+            self.model,
+            self.tokenizer,
+            self.reader.prompt_ids(prompt),
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            write=_write,
+        )
+        _write("\n")
+        self.messages.append({"role": "assistant", "content": said})
+        return said
+
+    def converse(self) -> None:
+        """Read a line, answer it, until the end of input, or /quit."""
+        progress.say("Say something; /new forgets the conversation, /quit or Ctrl-D ends it.")
+        while True:
+            try:
+                text = input("> " if sys.stdin.isatty() else "")
+            except EOFError:
+                return
+            if text.strip() == "/quit":
+                return
+            if text.strip() == "/new":
+                self.messages = [m for m in self.messages if m["role"] == "system"]
+            elif text.strip():
+                self.answer(text)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,195 @@
+"""The command line: parse, call, print. Heavy imports happen inside the verbs, so --help is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from smoldpo import __version__
+from smoldpo.cli_support import verb
+
+app = typer.Typer(
+    name="smoldpo",
+    help="Tune small language models on preferences (DPO), on the machine you have, with proof.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+SETTINGS_HELP = "[CONFIG.yaml] [--key value ...]"
+Settings = Annotated[list[str] | None, typer.Argument(metavar=SETTINGS_HELP)]
+
+
+def main() -> None:
+    """The `smoldpo` command."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    app()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"smoldpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(context_settings=SETTINGS)
+@verb
+def train(settings: Settings = None) -> None:
+    """Tune a policy on preference pairs; without arguments, the demo. See train --help."""
+    arguments = settings or []
+    if _asks_for_help(arguments):
+        _print_settings_help("train", "Tune a policy on preference pairs; without arguments, the demo.")
+        return
+    from smoldpo.config import config_from_arguments
+
+    config = config_from_arguments(arguments)
+
+    from smoldpo.progress import spinner
+
+    with spinner("starting"):
+        from smoldpo.run import run_training
+
+    from smoldpo.summary import print_result
+
+    print_result(run_training(config))
+
+
+@config_app.command("show", context_settings=SETTINGS)
+@verb
+def config_show(settings: Settings = None) -> None:
+    """Print the complete effective configuration as YAML."""
+    arguments = settings or []
+    if _asks_for_help(arguments):
+        _print_settings_help("config show", "Print the complete effective configuration as YAML.")
+        return
+    from smoldpo.config import config_from_arguments, to_yaml
+
+    print(to_yaml(config_from_arguments(arguments)), end="")
+
+
+@config_app.command("schema")
+@verb
+def config_schema() -> None:
+    """Print the configuration's JSON schema."""
+    from smoldpo.config import TrainConfig
+
+    print(json.dumps(TrainConfig.model_json_schema(), indent=2))
+
+
+@app.command()
+@verb
+def evaluate(
+    model: Annotated[str, typer.Argument(help="builtin, a folder, a run, a .gguf file, or a hub id.")],
+    data: Annotated[str, typer.Argument(help="Preference pairs, as train reads them.")],
+    reference: Annotated[
+        str | None, typer.Option(help="Reference model; adds the implicit-reward accuracy.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    rows: Annotated[
+        Path | None, typer.Option(help="Write one row a pair to this .jsonl file.")
+    ] = None,
+    subset: Annotated[str | None, typer.Option(help="Subset of a hub dataset.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split to evaluate on; by default test, else the only one.")
+    ] = None,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="The first N pairs only.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and completion.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs at once.")] = 8,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float64, or auto (the faster of the first two).")
+    ] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Measure preference accuracy of a model on pairs."""
+    _one_of("dtype", dtype, ("auto", "float32", "bfloat16", "float64"))
+    _one_of("device", device, ("auto", "cpu", "cuda", "mps"))
+    if rows is not None and not rows.absolute().parent.is_dir():
+        raise _usage(f"--rows {rows}: its folder does not exist")
+    from smoldpo.progress import spinner
+
+    with spinner("starting"):
+        from smoldpo.evaluation.evaluate import EvaluateOptions, evaluate_model
+
+    options = EvaluateOptions(
+        reference, subset, split, max_samples, max_length, batch_size, dtype, device
+    )
+    found = evaluate_model(model, data, options)
+    if rows is not None:
+        from smoldpo.files import write_jsonl
+
+        write_jsonl(rows, [score.as_row() for score in found.scores])
+    if as_json:
+        print(json.dumps(found.summary(), indent=2))
+    else:
+        from smoldpo.summary import print_evaluation
+
+        print_evaluation(found.summary())
+
+
+@app.command()
+@verb
+def chat(
+    model: Annotated[str, typer.Argument(help="builtin, a folder, a run, a .gguf file, or a hub id.")],
+    prompt: Annotated[str | None, typer.Option(help="Answer this and end.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 512,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0: the likeliest token each time; above: sampled.")
+    ] = 0.0,
+) -> None:
+    """Talk to a model; with --prompt, get one answer."""
+    if prompt is not None and not prompt.strip():
+        raise _usage("--prompt is empty")
+    from smoldpo.progress import spinner
+
+    with spinner("starting"):
+        from smoldpo.chat import Chat
+
+    talk = Chat(model, system, max_new_tokens, temperature)
+    if prompt is not None:
+        talk.answer(prompt)
+    else:
+        talk.converse()
+
+
+def _asks_for_help(arguments: list[str]) -> bool:
+    return "--help" in arguments or "-h" in arguments
+
+
+def _print_settings_help(name: str, what: str) -> None:
+    from smoldpo.config import describe_options
+
+    print(f"Usage: smoldpo {name} {SETTINGS_HELP}\n\n{what}\n")
+    print("Hyphens and underscores are alike. Settings given here win over the file's.\n")
+    describe_options(print)
+
+
+def _usage(message: str) -> Exception:
+    from smoldpo.errors import UsageError
+
+    return UsageError(message)
+
+
+def _one_of(option: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        from smoldpo.errors import nearest
+
+        raise _usage(f"--{option} is {value!r}{nearest(value, known)}; give one of {', '.join(known)}")

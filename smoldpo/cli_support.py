@@ -1,0 +1,45 @@
+"""What every verb of the command line shares: errors become messages and exit codes, here alone."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from smoldpo.errors import SmoldpoError
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def verb(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a verb; end it with a message on standard error and the right exit code when it fails."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except SmoldpoError as error:
+            _fail(f"error: {error}", error.exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted; what was finished stays where it is", INTERRUPTED)
+        except BrokenPipeError:
+            # The reader of our output (head, less) has gone: nothing is wrong, and nobody listens.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"error: {where}{error.strerror or error}", 1)
+        except MemoryError:
+            _fail("error: out of memory; try a smaller --per-device-train-batch-size", 1)
+
+    return run
+
+
+def _fail(message: str, code: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    raise typer.Exit(code) from None

@@ -1,0 +1,205 @@
+"""A CheckReport for people: as a table on a terminal, and as one self-contained HTML page.
+
+The page runs no script and asks for nothing: plots are SVG inside it, every text is escaped.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from smoldpo.data.check import CheckReport
+from smoldpo.data.cleaning import RULES, Touched
+from smoldpo.data.measure import SIDES
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+WORST = 5
+"""Rows of each rule that the page shows."""
+INK = "#010203"
+"""Drawn in this colour, plots take on the page's own: it is replaced by currentColor."""
+
+
+def print_report(report: CheckReport, console: Console) -> None:
+    """Write the account of the rows, then the set in numbers."""
+    for part in report.parts:
+        name = f"{report.data} ({part.split.name})" if len(report.parts) > 1 else report.data
+        console.print(
+            f"{name}: {part.format} format, {part.rows_read:,} rows read, {part.rows_kept:,} kept",
+            markup=False,
+        )
+    if report.evaluation:
+        sources = ", ".join(report.evaluation["sources"])
+        console.print(f"evaluation prompts: {sources}", markup=False)
+    console.print()
+    if report.touched:
+        console.print(_rule_table(report))
+    else:
+        console.print("no rule touched a row")
+    console.print()
+    for line in summary_lines(report):
+        console.print(line, markup=False)
+
+
+def _rule_table(report: CheckReport) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("rule", no_wrap=True)
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("action", no_wrap=True)
+    table.add_column("an example", overflow="fold")
+    for rule, action, rows, example in report.by_rule():
+        table.add_row(rule, f"{rows:,}", action, _plain(_in_words(example)))
+    return table
+
+
+def _plain(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _in_words(item: Touched) -> str:
+    after = "" if item.after is None else f"  →  {item.after}"
+    return f"row {item.row}: {item.detail}" + (f": {item.before}{after}" if item.before else "")
+
+
+def summary_lines(report: CheckReport) -> list[str]:
+    """The statistics, one fact a line."""
+    numbers, unit = report.statistics, report.statistics["unit"]
+    if not numbers["pairs"]:
+        return ["no pair is left"]
+    lines = [f"{'length in ' + unit:<18}{'median':>9}{'90%':>9}{'99%':>9}{'longest':>9}"]
+    for side in SIDES:
+        row = numbers["lengths"][side]
+        values = (row["median"], row["p90"], row["p99"], row["max"])
+        lines.append(f"  {side:<16}" + "".join(f"{value:>9,.0f}" for value in values))
+    return [*lines, "", *facts(report)]
+
+
+def facts(report: CheckReport) -> list[str]:
+    """The set in sentences."""
+    numbers = report.statistics
+    cut, length, words = numbers["truncation"], numbers["length_baseline"], numbers["vocabulary"]
+    what = f"prompt {cut['prompts']:,}, chosen {cut['chosen']:,}, rejected {cut['rejected']:,}"
+    lines = [
+        f"{numbers['pairs']:,} pairs over {numbers['distinct_prompts']:,} distinct prompts",
+        f"truncated at max_length {cut['max_length']:,} {numbers['unit']}: {cut['share']:.1%} of "
+        f"the pairs ({cut['pairs']:,}: {what})",
+        f"chosen is the longer one in {length['chosen_longer']:.1%} of the pairs (in characters); "
+        f"picking the longer would be right in {length['accuracy_of_picking_the_longer']:.1%}",
+        f"vocabulary: {words['chosen_words']:,} words in chosen, {words['rejected_words']:,} in "
+        f"rejected, {words['overlap']:.1%} of all in both",
+    ]
+    if numbers["pairs_counted"] < numbers["pairs"]:
+        lines.append(
+            f"lengths and vocabulary: of an even sample of {numbers['pairs_counted']:,} pairs; "
+            f"every pair that could exceed max_length was counted as well"
+        )
+    if numbers["unit"] == "words":
+        lines.append("words were counted, not tokens: more pairs will be truncated than said here")
+    return lines
+
+
+def html_report(report: CheckReport) -> str:
+    """The page."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    rules = [
+        {
+            "name": rule,
+            "action": action,
+            "rows": rows,
+            "about": RULES[rule].about if rule in RULES else "the row holds no pair",
+            "worst": [item for item in report.touched if item.rule == rule][:WORST],
+        }
+        for rule, action, rows, _ in report.by_rule()
+    ]
+    return environment.get_template("data_check.html").render(
+        report=report,
+        numbers=report.statistics,
+        rules=rules,
+        facts=facts(report) if report.statistics["pairs"] else ["no pair is left"],
+        several_files=len({item.file for item in report.touched}) > 1,
+        sides=SIDES,
+        plots=_plots(report) if len(report.lengths) else [],
+    )
+
+
+def _plots(report: CheckReport) -> list[dict[str, str]]:
+    unit = report.statistics["unit"]
+    return [
+        {"title": f"Lengths in {unit}", "svg": _svg(_draw_lengths, report)},
+        {"title": "Is the chosen answer the longer one?", "svg": _svg(_draw_difference, report)},
+        {"title": "What each max_length would cut", "svg": _svg(_draw_truncation, report)},
+    ]
+
+
+def _svg(draw: Any, report: CheckReport) -> str:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style = {
+        "svg.fonttype": "none",  # texts stay texts: small, and readable aloud
+        "svg.hashsalt": "smoldpo",
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        **dict.fromkeys(
+            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+        ),
+    }
+    with rc_context(style):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        draw(axes, report)
+        written = io.StringIO()
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(written, format="svg", metadata=metadata)
+    text = written.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+COLOURS = {"prompt": "#8a8f98", "chosen": "#2a9d5c", "rejected": "#d1495b"}
+
+
+def _draw_lengths(axes: Any, report: CheckReport) -> None:
+    edges = np.linspace(0, max(1, np.percentile(report.lengths, 99.5)), 41)
+    for number, side in enumerate(SIDES):
+        values = report.lengths[:, number].clip(max=edges[-1])
+        axes.hist(values, edges, histtype="step", linewidth=1.8, color=COLOURS[side], label=side)
+    axes.set_xlabel(f"{report.statistics['unit']} (the longest are counted in the last bar)")
+    axes.set_ylabel("pairs")
+    axes.legend()
+
+
+def _draw_difference(axes: Any, report: CheckReport) -> None:
+    difference = report.lengths[:, 1] - report.lengths[:, 2]
+    reach = max(1, np.percentile(abs(difference), 99))
+    axes.hist(difference.clip(-reach, reach), np.linspace(-reach, reach, 42), color="#4c78a8")
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_xlabel(f"chosen minus rejected, {report.statistics['unit']}")
+    axes.set_ylabel("pairs")
+
+
+def _draw_truncation(axes: Any, report: CheckReport) -> None:
+    needed = np.sort(report.lengths[:, 0] + report.lengths[:, 1:].max(axis=1))
+    share = 100 * (1 - np.arange(1, len(needed) + 1) / len(needed))
+    limit = report.options.max_length
+    axes.step(needed, share, where="post", color="#4c78a8", linewidth=1.8)
+    axes.axvline(limit, color=INK, linewidth=1, linestyle="--", label=f"max_length {limit}")
+    axes.set_xlim(0, max(1.15 * limit, np.percentile(needed, 99.5)))
+    axes.set_ylim(0, 100)
+    axes.set_xlabel(f"max_length, {report.statistics['unit']}")
+    axes.set_ylabel("pairs cut, %")
+    axes.legend()

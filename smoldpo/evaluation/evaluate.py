@@ -1,0 +1,87 @@
+"""`smoldpo evaluate`: any model, with or without a reference, on any pairs that training reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from smoldpo import progress
+from smoldpo.data.load import LoadedPairs, load_pairs
+from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.engine.plain import PlainEngine
+from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
+from smoldpo.evaluation.metrics import PairScore, accuracies
+from smoldpo.evaluation.scoring import pair_scores
+from smoldpo.models.load import find_model, load_model, load_tokenizer
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What `smoldpo evaluate` can be told besides model and data."""
+
+    reference: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    max_samples: int | None = None
+    max_length: int = 1024
+    batch_size: int = 8
+    dtype: str = "float32"
+    device: str = "auto"
+
+
+@dataclass
+class Evaluation:
+    """One score a pair, and the account of the rows they came from."""
+
+    scores: list[PairScore]
+    data: LoadedPairs
+    notes: dict[str, int]
+
+    def summary(self) -> dict[str, Any]:
+        """What --json prints."""
+        account = self.data.account()
+        return {
+            "n": len(self.scores),
+            "accuracy": accuracies(self.scores),
+            "rows_read": account["rows_read"],
+            "dropped": account["dropped"],
+            "notes": self.notes,
+        }
+
+
+def evaluate_model(model: str, data: str, options: EvaluateOptions) -> Evaluation:
+    """Log-probabilities of both sides of every pair under the model, and the reference if given.
+
+    Raises:
+        SmoldpoError: as the loading of data and models.
+    """
+    loaded = load_pairs(data, subset=options.subset, split=options.split)
+    pairs = loaded.pairs[: options.max_samples]
+    device = pick_device(options.device)
+    dtype, _ = compute_dtype(options.dtype, device)
+    with progress.spinner(f"loading {model}"):
+        source = find_model(model)
+        tokenizer = load_tokenizer(source)
+        policy = load_model(source, master_dtype(dtype), device)
+    reader = PairTokenizer(tokenizer, options.max_length)
+    with progress.bar("tokenising", len(pairs)) as advance:
+        tokenized = reader.tokenize_all(pairs, advance)
+    reference = None
+    if options.reference is not None:
+        with progress.spinner(f"loading {options.reference}"):
+            reference = load_model(find_model(options.reference), master_dtype(dtype), device)
+    engine = PlainEngine(
+        policy,
+        reference,
+        compute_dtype=dtype,
+        train_batch_size=options.batch_size,
+        eval_batch_size=options.batch_size,
+    )
+    with progress.bar("policy", len(tokenized)) as advance:
+        policy_logps = engine.policy_logps(tokenized, advance)
+    reference_logps = None
+    if reference is not None:
+        with progress.bar("reference", len(tokenized)) as advance:
+            reference_logps = engine.reference_logps(tokenized, advance)
+    scores = pair_scores(tokenized, policy_logps, reference_logps)
+    return Evaluation(scores, loaded, dict(reader.notes))

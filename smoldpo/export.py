@@ -1,0 +1,105 @@
+"""What a run leaves for others: a folder that `from_pretrained` opens, with a model card."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from smoldpo import __version__
+from smoldpo.config import TrainConfig
+from smoldpo.errors import SmoldpoError
+from smoldpo.evaluation.metrics import METRICS
+from smoldpo.files import NO_SPACE, staged_folder, write_text
+from smoldpo.models.quiet import quiet
+
+CARD_BASE = {"builtin": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+
+def model_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the model's parameters, each counted once."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def save_model(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str
+) -> None:
+    """Save weights (safetensors), tokenizer and card as one folder, whole or not at all.
+
+    Raises:
+        SmoldpoError: the disk is full or not writable; what was there before is untouched.
+    """
+    try:
+        with staged_folder(folder) as staging, quiet():
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            write_text(staging / "README.md", card)
+    except (OSError, SafetensorError) as error:
+        raise _save_error(folder, model, error) from None
+
+
+def _save_error(folder: Path, model: PreTrainedModel, error: Exception) -> SmoldpoError:
+    full = getattr(error, "errno", None) in NO_SPACE or any(
+        word in str(error) for word in ("No space left", "File too large", "quota")
+    )
+    if not full:
+        return SmoldpoError(f"{folder}: the model cannot be saved: {error}")
+    return SmoldpoError(
+        f"{folder}: the disk is full, so the model was not saved; {model_bytes(model):,} bytes needed, "
+        f"{shutil.disk_usage(folder.parent).free:,} free ({errno.errorcode[errno.ENOSPC]}); what was saved "
+        "before is untouched"
+    )
+
+
+def model_card(
+    config: TrainConfig, evaluation: dict[str, Any] | None, train_pairs: int, steps: int
+) -> str:
+    """The model card, Markdown with the metadata that hubs read."""
+    base = CARD_BASE.get(config.model, config.model)
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        f"base_model: {base}",
+        "tags: [dpo, preference-tuning, smoldpo]",
+        "---",
+        "",
+        f"# {Path(base).name}, tuned on preferences",
+        "",
+        f"`{base}` tuned by Direct Preference Optimization with smoldpo {__version__}.",
+        "",
+        f"- {train_pairs:,} preference pairs from `{config.data}`, {steps:,} optimizer steps of "
+        f"{config.per_device_train_batch_size * config.gradient_accumulation_steps} pairs",
+        f"- β {config.beta:g}, learning rate {config.learning_rate:g} "
+        f"({config.lr_scheduler_type}), seed {config.seed}",
+        "",
+    ]
+    if evaluation:
+        lines += [
+            f"## Preference accuracy on {evaluation['n']} held-out pairs",
+            "",
+            "| accuracy by | before | after |",
+            "| --- | --- | --- |",
+            *(
+                f"| {title} | {_percent(evaluation['before']['accuracy'][name])} "
+                f"| {_percent(evaluation['after']['accuracy'][name])} |"
+                for name, title in METRICS.items()
+            ),
+            "",
+            "A tie counts one half: before training, policy and reference are equal.",
+            "",
+        ]
+    lines += [
+        "Preference accuracy says how often the model ranks the preferred answer higher, not that its "
+        "answers are true or harmless. The licence is the base model's.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

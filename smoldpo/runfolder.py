@@ -1,0 +1,114 @@
+"""The run folder: where a run writes, and what stands in it.
+
+    config.yaml  environment.json  data.json  metrics.jsonl  evaluation.json  samples.jsonl
+    checkpoints/step-N/  model/  README.md
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from smoldpo import __version__
+from smoldpo.config import TrainConfig
+from smoldpo.errors import UsageError
+
+CONTENTS = (
+    "config.yaml",
+    "environment.json",
+    "data.json",
+    "metrics.jsonl",
+    "evaluation.json",
+    "samples.jsonl",
+    "README.md",
+    "checkpoints",
+    "model",
+)
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy")
+
+
+def choose_folder(config: TrainConfig) -> Path:
+    """Where this run is to write; nothing is made or removed yet.
+
+    Raises:
+        UsageError: the folder holds a run (and `overwrite` is not set), or something else.
+    """
+    if config.output_dir is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        base = Path("runs") / f"{_short(config.model)}-{_short(config.data)}-{stamp}"
+        folder = base
+        number = 2
+        while folder.exists():
+            folder = base.with_name(f"{base.name}-{number}")
+            number += 1
+        return folder
+    folder = Path(config.output_dir).expanduser()
+    if folder.is_file():
+        raise UsageError(f"output_dir {folder}: is a file; give a folder")
+    found = [name for name in CONTENTS if (folder / name).exists()]
+    if _holds_run(folder) and not config.overwrite:
+        raise UsageError(
+            f"output_dir {folder}: already holds a run; choose another folder, or replace that run "
+            "with --overwrite"
+        )
+    if found and not _holds_run(folder):
+        raise UsageError(
+            f"output_dir {folder}: holds {found[0]}, which is not a run's; give a new or an empty folder"
+        )
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make the run folder; of a run that is to be replaced, remove just what smoldpo wrote."""
+    for name in CONTENTS:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / "config.yaml").exists() or (folder / "metrics.jsonl").exists()
+
+
+def _short(name: str) -> str:
+    """A model's or data set's name as part of a folder's name."""
+    path = Path(name)
+    stem = path.stem if path.suffix in (".jsonl", ".json", ".csv", ".parquet", ".gguf") else path.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
+
+
+def environment(threads: int, device: str, dtype: str, hashes: dict[str, str]) -> dict[str, Any]:
+    """What the figures of a run may depend on besides its configuration."""
+    return {
+        "smoldpo": __version__,
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "device": device,
+        "dtype": dtype,
+        "command": ["smoldpo", *sys.argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "sha256": hashes,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

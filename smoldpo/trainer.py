@@ -1,0 +1,163 @@
+"""The training loop, from top to bottom.
+
+An optimizer step is a list of pairs, a pure function of seed, epoch and step; the engine turns it into
+log-probabilities and gradients, however it cuts it into micro-batches; AdamW moves the policy.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from smoldpo.config import TrainConfig
+from smoldpo.engine.base import Engine, LossFunction
+from smoldpo.errors import SmoldpoError
+from smoldpo.losses import LOSSES, implicit_rewards
+from smoldpo.optim import learning_rate, make_optimizer
+from smoldpo.tracking import MetricsFile
+from smoldpo.types import PairLogps, TokenizedPair
+
+LN2 = math.log(2.0)
+AfterStep = Callable[[int], None]
+Watch = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which pairs make up each optimizer step: a pure function of seed and step."""
+
+    pairs: int
+    pairs_per_step: int
+    seed: int
+    total_steps: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, pairs: int) -> Schedule:
+        """The schedule of a run over this many pairs."""
+        size = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        per_epoch = math.ceil(pairs / size)
+        total = config.max_steps or max(1, math.ceil(config.num_train_epochs * per_epoch))
+        return cls(pairs, size, config.seed, total)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.pairs / self.pairs_per_step)
+
+    def indices(self, step: int) -> list[int]:
+        """Indices of the pairs of step `step` (from 0); the last step of an epoch may have fewer."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        start = within * self.pairs_per_step
+        return epoch_order(self.pairs, self.seed, epoch)[start : start + self.pairs_per_step]
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(pairs: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The order of the pairs in one epoch: the same on every machine and in every process."""
+    order = list(range(pairs))
+    random.Random(f"smoldpo {seed} {epoch}").shuffle(order)
+    return tuple(order)
+
+
+def loss_function(config: TrainConfig) -> LossFunction:
+    """The configured loss, as a function of the policy's and the reference's log-probabilities."""
+    return functools.partial(
+        LOSSES[config.loss_type], beta=config.beta, label_smoothing=config.label_smoothing
+    )
+
+
+def train(
+    engine: Engine,
+    pairs: Sequence[TokenizedPair],
+    config: TrainConfig,
+    metrics: MetricsFile,
+    *,
+    starts_at_reference: bool,
+    after_step: AfterStep,
+    watch: Watch,
+) -> int:
+    """Train the engine's policy and return the number of optimizer steps taken.
+
+    Args:
+        starts_at_reference: policy and reference are equal before the first update, so that the first
+            loss must be ln 2; this is checked.
+        after_step: called with the number of steps taken so far, for evaluation and checkpoints.
+        watch: called as an `Advance`, with a note on loss and accuracy.
+
+    Raises:
+        SmoldpoError: a loss or gradient that is not finite (no step is taken on it), or a first loss
+            that is not ln 2 though it must be.
+    """
+    schedule = Schedule.of(config, len(pairs))
+    parameters = list(engine.trainable_parameters())
+    optimizer = make_optimizer(parameters, config)
+    loss = loss_function(config)
+    for step in range(schedule.total_steps):
+        started = time.perf_counter()
+        batch = [pairs[index] for index in schedule.indices(step)]
+        optimizer.zero_grad(set_to_none=True)
+        losses, policy, reference = engine.accumulate_gradients(batch, loss)
+        if step == 0 and starts_at_reference:
+            _check_first_loss(losses.mean().item())
+        norm = torch.nn.utils.clip_grad_norm_(
+            [parameter for _, parameter in parameters], config.max_grad_norm or math.inf
+        ).item()
+        _check_finite(step, batch, losses, norm)
+        rate = learning_rate(config, step, schedule.total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+
+        row = step_metrics(losses, policy, reference, config.beta)
+        if (step + 1) % config.logging_steps == 0 or step + 1 == schedule.total_steps:
+            metrics.log(
+                {"step": step + 1, "epoch": round((step + 1) / schedule.steps_per_epoch, 6)}
+                | row
+                | {"grad_norm": norm, "learning_rate": rate, "pairs": len(batch)}
+                | {"seconds": round(time.perf_counter() - started, 4)}
+            )
+        watch(1, note=f"loss {row['loss']:.4f}  accuracy {row['rewards/accuracies']:.2f}")
+        after_step(step + 1)
+    return schedule.total_steps
+
+
+def step_metrics(
+    losses: torch.Tensor, policy: PairLogps, reference: PairLogps, beta: float
+) -> dict[str, float]:
+    """Means over the pairs of one optimizer step, under TRL's names. Inputs are [pairs]."""
+    chosen, rejected = implicit_rewards(policy, reference, beta)
+    wins = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
+    return {
+        "loss": losses.double().mean().item(),
+        "rewards/chosen": chosen.double().mean().item(),
+        "rewards/rejected": rejected.double().mean().item(),
+        "rewards/accuracies": wins.mean().item(),
+        "rewards/margins": (chosen - rejected).double().mean().item(),
+        "logps/chosen": policy.chosen.double().mean().item(),
+        "logps/rejected": policy.rejected.double().mean().item(),
+    }
+
+
+def _check_first_loss(loss: float) -> None:
+    if not abs(loss - LN2) < 1e-6:
+        raise SmoldpoError(
+            f"the loss before the first update is {loss:.8f}, not ln 2 = {LN2:.8f}: policy and reference "
+            "give different log-probabilities though their weights are the same; this is a bug in "
+            "smoldpo or in a numerical library; try --dtype float32 and report it"
+        )
+
+
+def _check_finite(step: int, batch: Sequence[TokenizedPair], losses: torch.Tensor, norm: float) -> None:
+    if torch.isfinite(losses).all() and math.isfinite(norm):
+        return
+    ids = ", ".join(pair.id for pair in batch)
+    raise SmoldpoError(
+        f"step {step + 1}: the loss or its gradient is not finite (loss {losses.mean().item()}, gradient "
+        f"norm {norm}); no step was taken. Try a smaller --learning-rate or --dtype float32. "
+        f"Its pairs: {ids}"
+    )

@@ -1,0 +1,178 @@
+"""Small random models for the many tests, the real weights for the few."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog near the river bank.",
+    "How do I boil an egg? Put it in boiling water for eight minutes.",
+    "user assistant system question answer yes no maybe 0123456789",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE with SmolLM2's control tokens and a chat template like its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(TEXTS * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_tokenizer):
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config):
+    """A random Llama of four layers in float64."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_config).double().eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, tiny_tokenizer, tiny_config) -> Path:
+    """A model folder as users have them: config, safetensors, tokenizer."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rows(count: int) -> list[dict]:
+    """Pairs that a tiny model can learn from: chosen says yes, rejected says no."""
+    return [
+        {
+            "prompt": f"Question {number}: is the number {number} a number?",
+            "chosen": f"Yes, {number} is a number." + " Really." * (number % 3),
+            "rejected": f"No, {number} is a fox." + " Lazy dog." * (number % 4),
+        }
+        for number in range(count)
+    ]
+
+
+@pytest.fixture
+def write_rows(tmp_path) -> Callable[..., Path]:
+    """Write rows as JSONL and return the file."""
+
+    def write(items: list, name: str = "pairs.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(item) + "\n" for item in items))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def pairs_file(write_rows) -> Path:
+    return write_rows(rows(40))
+
+
+@pytest.fixture
+def cli(monkeypatch, tmp_path) -> Iterator[Callable]:
+    """Run the command line in this process, in an empty folder; returns code, stdout and stderr."""
+    import contextlib
+    import io
+
+    from smoldpo import cli as module
+
+    monkeypatch.chdir(tmp_path)
+
+    class Result:
+        def __init__(self, code: int, out: str, err: str):
+            self.code, self.out, self.err = code, out, err
+            assert "Traceback" not in out + err
+
+    def run(*arguments: object) -> Result:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                module.app([str(argument) for argument in arguments], standalone_mode=True)
+                code = 0
+            except SystemExit as end:
+                code = end.code or 0
+        return Result(code, out.getvalue(), err.getvalue())
+
+    yield run
+
+
+@pytest.fixture(scope="session")
+def real():
+    """The built-in SmolLM2-135M-Instruct: its source, ready to load."""
+    from smoldpo.models.load import find_model
+
+    return find_model("builtin")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real preference pairs, which lie beside the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real pairs at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def threads(request):
+    """Tiny models run best on one thread; the real weights get all of them."""
+    import torch
+
+    everything = torch.get_num_threads()
+    torch.set_num_threads(everything if "real" in request.keywords else 1)
+    yield
+    torch.set_num_threads(everything)

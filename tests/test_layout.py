@@ -1,0 +1,90 @@
+"""Imports point inward: types and losses know nobody, statistics know no torch, one door to transformers."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "smoldpo"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LEVELS = [
+    {"types", "losses", "errors", "files", "progress", "__init__"},
+    {"config"},
+    {"data", "models"},
+    {"engine"},
+    {"optim", "tracking", "trainer", "evaluation", "export", "runfolder"},
+    {"run", "chat", "summary"},
+    {"cli", "cli_data", "cli_support", "__main__"},
+]
+"""Each part may import from its own level and those above it in this list."""
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def level(part: str) -> int:
+    return next(index for index, parts in enumerate(LEVELS) if part in parts)
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_inward(path):
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("smoldpo.")}
+    known = {part for parts in LEVELS for part in parts}
+    for part in ours & known:
+        assert level(part) <= level(part_of(path)), f"{path.name} imports {part}"
+    assert part_of(path) in known, "say in LEVELS where this part stands"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_transformers_has_few_doors(path):
+    inside = path.relative_to(PACKAGE).as_posix()
+    uses = any(name.split(".")[0] == "transformers" for name in imports(path))
+    allowed = inside.startswith("models/") or inside in {
+        "data/tokenize.py",
+        # Type annotations of models that are passed through:
+        "engine/plain.py",
+        "export.py",
+        "run.py",
+    }
+    assert allowed or not uses
+
+
+@pytest.mark.parametrize("name", ["evaluation/metrics.py", "data/sources.py", "config.py", "cli.py"])
+def test_free_of_torch(name):
+    assert not {n for n in imports(PACKAGE / name) if n.split(".")[0] in ("torch", "transformers")}
+
+
+def test_no_pickle_is_ever_loaded():
+    for path in FILES:
+        text = path.read_text()
+        assert "torch.load" not in text and "import pickle" not in text, path
+        assert "trust_remote_code=True" not in text, path
+
+
+def test_help_imports_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; sys.argv = ['smoldpo', '--help']\n"
+        "import smoldpo.cli\n"
+        "try: smoldpo.cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pydantic', 'numpy', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

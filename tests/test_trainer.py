@@ -1,0 +1,146 @@
+"""The loop: which pairs make up a step, the schedule, and what is refused."""
+
+import copy
+import json
+
+import pytest
+import torch
+import transformers
+
+from smoldpo.config import build_config
+from smoldpo.engine.plain import PlainEngine
+from smoldpo.errors import SmoldpoError
+from smoldpo.optim import learning_rate, make_optimizer
+from smoldpo.tracking import MetricsFile
+from smoldpo.trainer import Schedule, epoch_order, train
+from smoldpo.types import TokenizedPair, no_progress
+
+PAIRS = [TokenizedPair(f"p{n}", (5, n + 10), (n + 20, 2), (n + 40, 41, 2)) for n in range(7)]
+
+
+def config(**settings):
+    base = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "warmup_ratio": 0}
+    return build_config(base | {"learning_rate": 1e-3} | settings)
+
+
+def run(model, tmp_path, settings, pairs=PAIRS, after_step=no_progress, reference=None):
+    engine = PlainEngine(
+        model,
+        reference or copy.deepcopy(model),
+        compute_dtype=torch.float64,
+        train_batch_size=settings.per_device_train_batch_size,
+        eval_batch_size=4,
+    )
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    train(
+        engine,
+        pairs,
+        settings,
+        metrics,
+        starts_at_reference=reference is None,
+        after_step=after_step,
+        watch=lambda _, note="": None,
+    )
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_epoch_holds_every_pair_once_in_its_own_order():
+    schedule = Schedule.of(config(num_train_epochs=2), 7)
+    assert schedule.total_steps == 4
+    steps = [schedule.indices(step) for step in range(4)]
+    assert [len(step) for step in steps] == [4, 3, 4, 3]
+    first, second = steps[0] + steps[1], steps[2] + steps[3]
+    assert sorted(first) == sorted(second) == list(range(7))
+    assert first != second
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    assert epoch_order(50, 1, 0) == epoch_order(50, 1, 0)
+    assert len({epoch_order(50, 1, 0), epoch_order(50, 1, 1), epoch_order(50, 2, 0)}) == 3
+
+
+@pytest.mark.parametrize(
+    "settings, steps",
+    [({}, 2), ({"num_train_epochs": 0.5}, 1), ({"max_steps": 9}, 9), ({"num_train_epochs": 3}, 6)],
+)
+def test_number_of_steps(settings, steps):
+    assert Schedule.of(config(**settings), 7).total_steps == steps
+
+
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 3, 20])
+def test_learning_rate_equals_transformers(shape, warmup):
+    settings = config(lr_scheduler_type=shape, warmup_steps=warmup)
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=settings.learning_rate)
+    name = "constant_with_warmup" if shape == "constant" else shape
+    theirs = transformers.get_scheduler(
+        name, optimizer, num_warmup_steps=warmup, num_training_steps=20
+    )
+    for step in range(20):
+        assert learning_rate(settings, step, 20) == pytest.approx(theirs.get_last_lr()[0], abs=1e-15)
+        optimizer.step()
+        theirs.step()
+
+
+def test_decay_is_for_matrices(tiny_model):
+    optimizer = make_optimizer(tiny_model.named_parameters(), config(weight_decay=0.1))
+    for group in optimizer.param_groups:
+        assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] > 0}
+
+
+def test_training_lowers_the_loss_from_ln2_and_logs_trls_names(tiny_model, tmp_path):
+    rows = run(tiny_model, tmp_path, config(num_train_epochs=20))
+    assert rows[0]["loss"] == pytest.approx(0.6931471805599453, abs=1e-12)
+    assert rows[0]["rewards/accuracies"] == 0.5
+    assert rows[0]["rewards/margins"] == 0.0
+    assert rows[-1]["loss"] < 0.6 and rows[-1]["rewards/accuracies"] == 1.0
+    names = {"loss", "grad_norm", "learning_rate", "epoch", "step", "pairs"}
+    for of in ("chosen", "rejected"):
+        names |= {f"rewards/{of}", f"logps/{of}"}
+    assert names | {"rewards/accuracies", "rewards/margins"} <= set(rows[0])
+    assert [row["pairs"] for row in rows[:2]] == [4, 3]
+
+
+@pytest.mark.parametrize("cut", [(4, 1), (2, 2), (1, 4)])
+def test_training_does_not_depend_on_the_micro_batch(tiny_model, tmp_path, cut):
+    size, accumulation = cut
+    settings = config(
+        per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, max_steps=6
+    )
+    losses = [row["loss"] for row in run(tiny_model, tmp_path, settings)]
+    other = tmp_path / "other"
+    other.mkdir()
+    torch.manual_seed(0)
+    fresh = transformers.LlamaForCausalLM(tiny_model.config).double().eval()
+    whole = config(per_device_train_batch_size=4, gradient_accumulation_steps=1, max_steps=6)
+    assert losses == pytest.approx([row["loss"] for row in run(fresh, other, whole)], rel=1e-9)
+
+
+def test_frozen_parameters_stay(tiny_model, tmp_path):
+    from smoldpo.models.freeze import freeze
+
+    freeze(tiny_model, 2)
+    start = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}
+    run(tiny_model, tmp_path, config(max_steps=3))
+    for name, parameter in tiny_model.named_parameters():
+        assert torch.equal(parameter, start[name]) == (not parameter.requires_grad)
+
+
+def test_no_step_is_taken_on_a_gradient_that_is_not_finite(tiny_model, tmp_path):
+    start = tiny_model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    reference = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        tiny_model.model.norm.weight.fill_(float("inf"))
+    with pytest.raises(SmoldpoError, match=r"step 1: .*not finite.*p\d, p\d"):
+        run(tiny_model, tmp_path, config(), reference=reference)
+    assert torch.equal(tiny_model.model.layers[0].mlp.up_proj.weight, start)
+
+
+def test_a_first_loss_that_is_not_ln2_is_refused(tiny_model, tmp_path, monkeypatch):
+    changed = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        changed.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    monkeypatch.setattr(copy, "deepcopy", lambda _: changed)
+    with pytest.raises(SmoldpoError, match="not ln 2"):
+        run(tiny_model, tmp_path, config())
