@@ -2,7 +2,7 @@
 
     python benchmarks/bench_data_check.py --rows 1000000 [--model builtin]
 
-The rows are random words in the lengths of HH-RLHF (about 1.2 kB each); two in a hundred have a fault.
+The rows are random words in the lengths of HH-RLHF (about 1.3 kB each); one in fifty has a fault.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def write_rows(path: Path, rows: int, seed: int = 1) -> None:
     with path.open("w", encoding="utf-8") as file:
         for number in range(rows):
             row = {
-                "prompt": [{"role": "user", "content": words(rng, vocabulary, rng.randint(5, 180))}],
+                "prompt": [
+                    {"role": "user", "content": words(rng, vocabulary, rng.randint(5, 180))}
+                ],
                 "chosen": words(rng, vocabulary, int(rng.expovariate(1 / 50))),
                 "rejected": words(rng, vocabulary, int(rng.expovariate(1 / 45))),
             }
@@ -80,7 +82,9 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         print(f"rows              {report['rows_read']:,} ({data.stat().st_size / 1e6:,.0f} MB)")
         print(f"kept, findings    {report['rows_kept']:,}, {len(report['touched']):,}")
-        print(f"tokens counted of {report['statistics']['pairs_counted']:,} pairs in the even sample")
+        print(
+            f"tokens counted of {report['statistics']['pairs_counted']:,} pairs in the even sample"
+        )
         print(f"time              {seconds:.1f} s, {arguments.rows / seconds:,.0f} rows/s")
         print(f"peak memory       {peak / 1e9:.2f} GB")
         if peak > LIMIT_BYTES:

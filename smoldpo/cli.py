@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from smoldpo import __version__
+from smoldpo.cli_data import app as data_app
 from smoldpo.cli_support import verb
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_app, name="data")
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
@@ -117,10 +119,12 @@ def evaluate(
         str, typer.Option(help="float32, bfloat16, float64, or auto (the faster of the first two).")
     ] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, fast or plain.")] = "auto",
 ) -> None:
     """Measure preference accuracy of a model on pairs."""
     _one_of("dtype", dtype, ("auto", "float32", "bfloat16", "float64"))
     _one_of("device", device, ("auto", "cpu", "cuda", "mps"))
+    _one_of("engine", engine, ("auto", "fast", "plain"))
     if rows is not None and not rows.absolute().parent.is_dir():
         raise _usage(f"--rows {rows}: its folder does not exist")
     from smoldpo.progress import spinner
@@ -129,7 +133,7 @@ def evaluate(
         from smoldpo.evaluation.evaluate import EvaluateOptions, evaluate_model
 
     options = EvaluateOptions(
-        reference, subset, split, max_samples, max_length, batch_size, dtype, device
+        reference, subset, split, max_samples, max_length, batch_size, dtype, device, engine
     )
     found = evaluate_model(model, data, options)
     if rows is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from smoldpo import progress
 from smoldpo.config import TrainConfig, to_yaml
 from smoldpo.data.load import TrainingData, load_training_data
 from smoldpo.data.tokenize import PairTokenizer
-from smoldpo.engine.plain import PlainEngine
+from smoldpo.engine.base import Engine
+from smoldpo.engine.build import build_engine, choose_engine
 from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
 from smoldpo.errors import UsageError
 from smoldpo.evaluation.metrics import PairScore, accuracies, reward_metrics
@@ -25,7 +25,13 @@ from smoldpo.export import model_bytes, model_card, save_model
 from smoldpo.files import require_space, write_json, write_jsonl, write_text
 from smoldpo.models.freeze import freeze, summarize
 from smoldpo.models.generate import generate_answer
-from smoldpo.models.load import find_model, load_model, load_tokenizer, weights_sha256
+from smoldpo.models.load import (
+    ModelSource,
+    find_model,
+    load_model,
+    load_tokenizer,
+    weights_sha256,
+)
 from smoldpo.runfolder import choose_folder, environment, make_folder
 from smoldpo.tracking import MetricsFile
 from smoldpo.trainer import Schedule, loss_function, train
@@ -44,14 +50,26 @@ class RunResult:
 
 @dataclass
 class Models:
-    """Policy, reference and tokenizer, loaded and frozen as asked."""
+    """The engine with policy and reference in it, the tokenizer, and where they came from."""
 
-    policy: PreTrainedModel
-    reference: PreTrainedModel
+    engine: Engine
+    engine_name: str
+    source: ModelSource
+    reference_source: ModelSource
     tokenizer: PreTrainedTokenizerBase
     dtype: torch.dtype
     device: str
+    bytes: int
     hashes: dict[str, str]
+
+    def trained(self) -> PreTrainedModel:
+        """The policy as it is now, in full precision: what is frozen comes from where it was loaded."""
+        model = load_model(self.source, master_dtype(self.dtype))
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self.engine.trainable_parameters():
+                parameters[name].copy_(parameter)
+        return model
 
 
 @dataclass
@@ -74,7 +92,7 @@ def run_training(config: TrainConfig) -> RunResult:
     models = _load_models(config)
     tokenized = _tokenize(config, models.tokenizer, data)
     saves = Schedule.of(config, len(tokenized.train)).total_steps // (config.save_steps or 10**12)
-    require_space(folder, (saves + 1) * model_bytes(models.policy), "the model and its checkpoints")
+    require_space(folder, (saves + 1) * models.bytes, "the model and its checkpoints")
     make_folder(folder)
     _write_start(folder, config, models, tokenized)
     run = _Run(folder, config, models, tokenized)
@@ -114,22 +132,32 @@ def _load_models(config: TrainConfig) -> Models:
     dtype, why = compute_dtype(config.dtype, device)
     progress.say(f"precision: {why}; {device}, {torch.get_num_threads()} threads")
     with progress.spinner(f"loading {config.model}"):
-        source = find_model(config.model)
+        source = reference_source = find_model(config.model)
         tokenizer = load_tokenizer(source)
         policy = load_model(source, master_dtype(dtype), device)
-        if config.reference is None:
-            reference = copy.deepcopy(policy)
-        else:
-            reference = load_model(find_model(config.reference), master_dtype(dtype), device)
+        reference = None
+        if config.reference is not None:
+            reference_source = find_model(config.reference)
+            reference = load_model(reference_source, master_dtype(dtype), device)
             _require_same_vocabulary(policy, reference, config)
     freeze(policy, config.freeze_layers, config.freeze)
     progress.say(describe_parameters(policy))
-    start = weights_sha256(policy)
-    hashes = {
-        "policy_start": start,
-        "reference": start if config.reference is None else weights_sha256(reference),
-    }
-    return Models(policy, reference, tokenizer, dtype, device, hashes)
+    hashes = {"policy_start": weights_sha256(policy)}
+    hashes["reference"] = weights_sha256(reference) if reference else hashes["policy_start"]
+    size = model_bytes(policy)
+    choice = choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
+    progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))
+    engine = build_engine(
+        choice.name,
+        policy,
+        reference,
+        compute_dtype=dtype,
+        train_batch_size=config.per_device_train_batch_size,
+        eval_batch_size=config.per_device_eval_batch_size,
+    )
+    return Models(
+        engine, choice.name, source, reference_source, tokenizer, dtype, device, size, hashes
+    )
 
 
 def _require_same_vocabulary(
@@ -187,7 +215,7 @@ def _write_start(
     machine = environment(
         torch.get_num_threads(), models.device, str(models.dtype).removeprefix("torch."), models.hashes
     )
-    write_json(folder / "environment.json", machine)
+    write_json(folder / "environment.json", machine | {"engine": models.engine_name})
     write_json(folder / "data.json", tokenized.account)
 
 
@@ -199,16 +227,11 @@ class _Run:
         self.steps = 0
         self.seconds: dict[str, float] = {}
         self.metrics = MetricsFile(folder / "metrics.jsonl")
-        self.engine = PlainEngine(
-            models.policy,
-            models.reference,
-            compute_dtype=models.dtype,
-            train_batch_size=config.per_device_train_batch_size,
-            eval_batch_size=config.per_device_eval_batch_size,
-        )
+        self.engine = models.engine
         self.reference_logps: PairLogps | None = None
 
     def go(self) -> RunResult:
+        self._prepare()
         before = self._evaluate_before() if self.data.eval else None
         self._train()
         self._save("model", None)  # before anything else can go wrong
@@ -220,6 +243,12 @@ class _Run:
         write_text(self.folder / "model" / "README.md", card)
         self.metrics.close()
         return RunResult(self.folder, self.steps, evaluation, sample)
+
+    def _prepare(self) -> None:
+        pairs = self.data.train + self.data.eval
+        if self.models.engine_name == "fast":
+            with self._phase("trunk and reference", len(pairs)) as advance:
+                self.engine.prepare(pairs, advance)
 
     def _evaluate_before(self) -> list[PairScore]:
         pairs = self.data.eval
@@ -267,7 +296,7 @@ class _Run:
 
     def _save(self, name: str, evaluation: dict[str, Any] | None) -> None:
         card = model_card(self.config, evaluation, len(self.data.train), self.steps)
-        save_model(self.folder / name, self.models.policy, self.models.tokenizer, card)
+        save_model(self.folder / name, self.models.trained(), self.models.tokenizer, card)
 
     def _write_evaluation(
         self, before: Sequence[PairScore] | None, after: Sequence[PairScore] | None
@@ -296,13 +325,20 @@ class _Run:
         answers = {"prompt": prompt}
         with self._phase("answering the sample prompt", 2) as advance:
             for name in ("reference", "policy"):
-                model = getattr(self.models, name)
-                answers[name] = generate_answer(
-                    model, self.models.tokenizer, ids, max_new_tokens=self.config.max_new_tokens
-                )
+                answers[name] = self._answer(name, ids)
                 advance(1)
         write_jsonl(self.folder / "samples.jsonl", [answers])
         return answers
+
+    def _answer(self, who: str, ids: list[int]) -> str:
+        models = self.models
+        if who == "policy":
+            model = models.trained().to(models.device)
+        else:
+            model = load_model(models.reference_source, master_dtype(models.dtype), models.device)
+        return generate_answer(
+            model, models.tokenizer, ids, max_new_tokens=self.config.max_new_tokens
+        )
 
     def _phase(self, title: str, total: int) -> _Phase:
         return _Phase(title, total, self.seconds)

@@ -112,6 +112,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
+        engine.updated()
 
         row = step_metrics(losses, policy, reference, config.beta)
         if (step + 1) % config.logging_steps == 0 or step + 1 == schedule.total_steps:

@@ -179,7 +179,7 @@ class Cleaner:
 
     def clean_row(self, pair: PreferencePair) -> PreferencePair | None:
         """As `clean`, but the pair is not remembered: for who does not compare rows."""
-        pair = self._mend(pair)
+        pair = self.mend(pair)
         for name, says in self._drops.items():
             if (found := says(pair)) is not None:
                 self.touch(pair, name, *found)
@@ -213,7 +213,8 @@ class Cleaner:
         action = RULES[rule].action
         self.touched.append(Touched(pair.file, pair.row, rule, action, detail, before))
 
-    def _mend(self, pair: PreferencePair) -> PreferencePair:
+    def mend(self, pair: PreferencePair) -> PreferencePair:
+        """The pair with what can be mended mended; what is dropped or warned about stays."""
         if not (self._mends or self._answer_mends):
             return pair
         prompt = self._mend_prompt(pair)

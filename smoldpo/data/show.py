@@ -104,7 +104,7 @@ def show_pair(pair: PreferencePair, format: str, tokenizer: Any, max_length: int
         DataError: the model's chat template refuses the dialogue.
     """
     cleaner = Cleaner(choose_rules(control_tokens=control_tokens(tokenizer)))
-    cleaned = cleaner.clean_row(pair) or pair
+    cleaned = cleaner.clean_row(pair) or Cleaner(cleaner.rules).mend(pair)
     whole = PairTokenizer(tokenizer, max_length=10**9).tokenize(cleaned)
     cut = PairTokenizer(tokenizer, max_length).tokenize(cleaned)
     lost = len(whole.prompt_ids) - len(cut.prompt_ids)

@@ -19,6 +19,10 @@ LossFunction = Callable[[PairLogps, PairLogps], torch.Tensor]
 class Engine(Protocol):
     """Computes log π(y|x) of policy and reference, and the gradients of a loss of them."""
 
+    def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
+        """Do once what is the same in every epoch; called with every pair before the first update."""
+        ...
+
     def policy_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
@@ -41,7 +45,11 @@ class Engine(Protocol):
         ...
 
     def trainable_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
-        """Names and parameters that train."""
+        """Names, as in the model, and parameters for the optimizer (float32 or wider)."""
+        ...
+
+    def updated(self) -> None:
+        """Called after each optimizer step."""
         ...
 
 

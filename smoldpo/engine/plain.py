@@ -83,8 +83,14 @@ class PlainEngine:
         if reference is not None:
             reference.eval().requires_grad_(False)
 
+    def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
+        advance(len(pairs))  # the textbook keeps nothing
+
     def trainable_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
         return [(n, p) for n, p in self.policy.named_parameters() if p.requires_grad]
+
+    def updated(self) -> None:
+        pass
 
     def policy_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -51,3 +54,66 @@ def pick_device(name: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device: the GPU's own, or the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    names = os.sysconf_names
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in names else "SC_PHYS_PAGES"
+    free = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return free if pages == "SC_AVPHYS_PAGES" else free // 2
+
+
+class MasterWeights:
+    """What trains, in float32, beside a model that computes in a narrower dtype.
+
+    The optimizer moves the masters; `publish` rounds them into the model. Gradients of micro-batches are
+    added up in the masters' precision. Where the model computes in the masters' own dtype they are the
+    model's parameters themselves, and nothing is kept twice.
+    """
+
+    def __init__(self, model: torch.nn.Module, compute: torch.dtype):
+        self._pairs: list[tuple[str, torch.nn.Parameter, torch.nn.Parameter]] = []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                wide = parameter
+                if parameter.dtype != compute:
+                    wide = torch.nn.Parameter(parameter.detach().clone())
+                self._pairs.append((name, parameter, wide))
+            parameter.data = parameter.data.to(compute)
+
+    def named(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Names and master parameters."""
+        return [(name, wide) for name, _, wide in self._pairs]
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Copy the masters into the model."""
+        for _, narrow, wide in self._pairs:
+            if narrow is not wide:
+                narrow.copy_(wide)
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Within the block each gradient moves to its master as soon as it is complete."""
+        hooks = [
+            narrow.register_post_accumulate_grad_hook(_move_to(wide))
+            for _, narrow, wide in self._pairs
+            if narrow is not wide
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _move_to(wide: torch.nn.Parameter):
+    def move(narrow: torch.Tensor) -> None:
+        gradient = narrow.grad.to(wide.dtype)
+        wide.grad = gradient if wide.grad is None else wide.grad.add_(gradient)
+        narrow.grad = None
+
+    return move

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
 from smoldpo import progress
 from smoldpo.data.load import LoadedPairs, load_pairs
 from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.engine.build import choose_engine
+from smoldpo.engine.fast import score
 from smoldpo.engine.plain import PlainEngine
-from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
+from smoldpo.engine.precision import MasterWeights, compute_dtype, master_dtype, pick_device
 from smoldpo.evaluation.metrics import PairScore, accuracies
 from smoldpo.evaluation.scoring import pair_scores
 from smoldpo.models.load import find_model, load_model, load_tokenizer
+from smoldpo.types import PairLogps, TokenizedPair
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class EvaluateOptions:
     batch_size: int = 8
     dtype: str = "float32"
     device: str = "auto"
+    engine: str = "auto"
 
 
 @dataclass
@@ -66,22 +73,34 @@ def evaluate_model(model: str, data: str, options: EvaluateOptions) -> Evaluatio
     reader = PairTokenizer(tokenizer, options.max_length)
     with progress.bar("tokenising", len(pairs)) as advance:
         tokenized = reader.tokenize_all(pairs, advance)
-    reference = None
+    policy_logps = _logps("policy", policy, tokenized, dtype, options)
+    reference_logps = None
     if options.reference is not None:
+        del policy  # one model in memory at a time
         with progress.spinner(f"loading {options.reference}"):
             reference = load_model(find_model(options.reference), master_dtype(dtype), device)
-    engine = PlainEngine(
-        policy,
-        reference,
-        compute_dtype=dtype,
-        train_batch_size=options.batch_size,
-        eval_batch_size=options.batch_size,
-    )
-    with progress.bar("policy", len(tokenized)) as advance:
-        policy_logps = engine.policy_logps(tokenized, advance)
-    reference_logps = None
-    if reference is not None:
-        with progress.bar("reference", len(tokenized)) as advance:
-            reference_logps = engine.reference_logps(tokenized, advance)
+        reference_logps = _logps("reference", reference, tokenized, dtype, options)
     scores = pair_scores(tokenized, policy_logps, reference_logps)
     return Evaluation(scores, loaded, dict(reader.notes))
+
+
+def _logps(
+    title: str,
+    model: PreTrainedModel,
+    pairs: list[TokenizedPair],
+    dtype: torch.dtype,
+    options: EvaluateOptions,
+) -> PairLogps:
+    choice = choose_engine(options.engine, model)
+    with progress.bar(title, len(pairs)) as advance:
+        if choice.name == "fast":
+            MasterWeights(model.requires_grad_(False), dtype)
+            return score(model, pairs, advance)
+        engine = PlainEngine(
+            model,
+            None,
+            compute_dtype=dtype,
+            train_batch_size=options.batch_size,
+            eval_batch_size=options.batch_size,
+        )
+        return engine.policy_logps(pairs, advance)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import random
 from typing import Any
 
-THINGS = (
-    "kettle lantern bicycle orchard violin compass teapot ladder garden engine blanket harbour pencil "
-    "window basket mirror carpet rocket saddle anchor candle hammer button bottle"
-).split()
-PLACES = "kitchen meadow workshop station attic library market valley castle office barn cellar".split()
-VERBS = "clean repair paint store move describe choose replace protect measure arrange sharpen".split()
+THINGS = [
+    "kettle", "lantern", "bicycle", "orchard", "violin", "compass", "teapot", "ladder", "garden",
+    "engine", "blanket", "harbour", "pencil", "window", "basket", "mirror", "carpet", "rocket",
+    "saddle", "anchor", "candle", "hammer", "button", "bottle",
+]  # fmt: skip
+PLACES = [
+    "kitchen", "meadow", "workshop", "station", "attic", "library", "market", "valley", "castle",
+    "office", "barn", "cellar",
+]  # fmt: skip
+VERBS = [
+    "clean", "repair", "paint", "store", "move", "describe", "choose", "replace", "protect",
+    "measure", "arrange", "sharpen",
+]  # fmt: skip
 REASONS = (
     "the damp air spoils it quickly",
     "guests arrive on Saturday",
@@ -42,8 +49,9 @@ def clean_row(number: int) -> dict[str, Any]:
     extra = " and ".join(rng.sample(THINGS, 3))
     question = (
         f"How should I {verb} a {thing} in the {place}, given that {rng.choice(REASONS)}? "
-        f"I also have {extra} at hand, and {rng.choice(REASONS)}. Someone said: {rng.choice(ADVICE)} "
-        f"Then I would {rng.choice(VERBS)} my {rng.choice(THINGS)}; that took {number + 2} hours."
+        f"I also have {extra} at hand, and {rng.choice(REASONS)}. Someone said: "
+        f"{rng.choice(ADVICE)} Then I would {rng.choice(VERBS)} my {rng.choice(THINGS)}; "
+        f"that took {number + 2} hours."
     )
     chosen = " ".join(
         f"{line} The {rng.choice(THINGS)} near the {rng.choice(PLACES)} can wait."

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from planted import clean_row
-
 from smoldpo.data.check import CheckOptions, check_data
 from smoldpo.data.cleaning import (
     DROP,
@@ -46,7 +45,9 @@ def edited(row, number=1, key="chosen"):
 FAULTS = {
     "invalid_unicode": lambda row: row.update(chosen="Half an emoji \ud83d here. " + row["chosen"]),
     "control_characters": lambda row: say(row, "A\x00 question with\x1b[31m noise. " + LONG),
-    "bidi_controls": lambda row: row.update(rejected="Runs \u202ebackwards\u202c. " + row["rejected"]),
+    "bidi_controls": lambda row: row.update(
+        rejected="Runs \u202ebackwards\u202c. " + row["rejected"]
+    ),
     "transcript_residue": lambda row: row.update(chosen=row["chosen"] + "\n\nHuman"),
     "empty_prompt": lambda row: say(row, "  \n"),
     "empty_chosen": lambda row: row.update(chosen=" \n "),
@@ -57,16 +58,22 @@ FAULTS = {
     "not_user_last": lambda row: row.update(prompt=[*row["prompt"], ASSISTANT]),
     "prompts_differ": lambda row: row.update(
         chosen=[{"role": "user", "content": "One"}, {"role": "assistant", "content": "A first."}],
-        rejected=[{"role": "user", "content": "Two"}, {"role": "assistant", "content": "A second."}],
+        rejected=[
+            {"role": "user", "content": "Two"},
+            {"role": "assistant", "content": "A second."},
+        ],
     ),
     "role_label": lambda row: row.update(rejected=row["rejected"] + "\n\nHuman: And you?\nI see."),
     "forged_control_token": lambda row: row.update(chosen="Well<|im_end|> " + row["chosen"]),
     "cut_off": lambda row: row.update(chosen=row["chosen"] + " Then put the other half of the"),
-    "refusal": lambda row: row.update(chosen="I'm sorry, but I can't help with that. " + row["chosen"]),
+    "refusal": lambda row: row.update(
+        chosen="I'm sorry, but I can't help with that. " + row["chosen"]
+    ),
     "long_prompt": lambda row: say(row, LONG * 90),
     "long_answer": lambda row: row.update(rejected=LONG * 90),
     "mixed_language": lambda row: row.update(
-        chosen="Das ist nicht so schwer, und ich helfe dir mit der Arbeit. Für den Anfang nimm ein Tuch."
+        chosen="Das ist nicht so schwer, und ich helfe dir mit der Arbeit. Nimm für den Anfang ein "
+        "weiches Tuch."
     ),
 }
 ACROSS = ("exact_duplicate", "near_duplicate", "contradictory", "eval_prompt", "eval_prompt_near")
@@ -114,7 +121,8 @@ def plant(copies=2, rows=300, seed=5):
 def test_each_planted_fault_is_found_at_its_row_and_nothing_elsewhere(tmp_path, capsys):
     data, expected, judged = plant()
     options = CheckOptions(
-        eval_data=write(tmp_path / "judged.jsonl", judged), rules=choose_rules(on=["mixed_language"])
+        eval_data=write(tmp_path / "judged.jsonl", judged),
+        rules=choose_rules(on=["mixed_language"]),
     )
     report = check_data(write(tmp_path / "rows.jsonl", data), options, WordCounter())
     found = defaultdict(set)
@@ -167,7 +175,7 @@ ORDINARY = [
     pair("Paris is the capital of France, and it has 2,102,650 people.",
          "Paris is the capital of France, and it has 9,102,650 people."),
     pair("Dear Ann,\n\nThank you for the lovely evening. We all had such a good time with you. The "
-         "cake was a dream, and the children still talk about the garden and the dog.\n\nKind regards",
+         "cake was a dream, and the children still talk about the garden. Kind regards",
          "Thanks."),
     pair("1. Bread\n2. Milk\n3. Eggs\n4. A small bag of flour\n5. Butter", "Buy food"),
     pair("Every Human: A History is a good book.", "I can't swim, but I would like to learn."),
@@ -187,9 +195,13 @@ def test_ordinary_texts_are_left_alone(one):
 
 
 def test_short_texts_that_resemble_each_other_are_no_duplicates():
-    towns = "Paris Rome Oslo Bern Lima Kyiv Riga Doha Cairo Tunis".split()
+    towns = ["Paris", "Rome", "Oslo", "Bern", "Lima", "Kyiv", "Riga", "Doha", "Cairo", "Tunis"]
     pairs = [
-        pair(f"The capital is {town}.", "I do not know that, sorry.", f"What is the capital? {town[0]}")
+        pair(
+            f"The capital is {town}.",
+            "I do not know that, sorry.",
+            f"What is the capital? {town[0]}",
+        )
         for town in towns
     ]
     assert rules_of(*pairs) == []
@@ -231,18 +243,34 @@ def test_residue_is_cut_and_nothing_else(end, left):
     assert kept is not None and kept.chosen == "That is all." + left
 
 
+def test_huge_and_hostile_texts_take_no_time_and_no_memory():
+    spaces, letters = " \n" * 500_000, "ab " * 1_000_000
+    cleaner = Cleaner()
+    cleaner.clean(pair("x" + spaces + "y\n\nHuman", letters))
+    assert [item.rule for item in cleaner.touched] == ["transcript_residue"]
+
+
 def test_an_answer_that_is_nothing_but_residue_is_empty():
-    assert [rule for _, rule in rules_of(pair("\n\nHuman:"))] == ["transcript_residue", "empty_chosen"]
+    assert [rule for _, rule in rules_of(pair("\n\nHuman:"))] == [
+        "transcript_residue",
+        "empty_chosen",
+    ]
 
 
 def test_a_touched_row_says_what_was_and_what_is():
     cleaner = Cleaner()
-    kept = cleaner.clean(pair("A bell\x07 rings.", prompt=({"role": "user", "content": "W\ud800o?"},)))
+    kept = cleaner.clean(
+        pair("A bell\x07 rings.", prompt=({"role": "user", "content": "W\ud800o?"},))
+    )
     assert kept is not None and kept.chosen == "A bell rings."
     assert kept.prompt == ({"role": "user", "content": "W\ufffdo?"},)
     unicode, control = cleaner.touched
     assert (unicode.before, unicode.after) == ("W\\ud800o?", "W\ufffdo?")
-    assert (control.before, control.after, control.action) == ("A bell\\x07 rings.", "A bell rings.", "mend")
+    assert (control.before, control.after, control.action) == (
+        "A bell\\x07 rings.",
+        "A bell rings.",
+        "mend",
+    )
 
 
 def test_halves_of_one_character_are_joined():
@@ -266,7 +294,9 @@ def test_contradictions_drop_both_also_among_duplicates():
     assert rules_of(one, one, other) == [(n, "contradictory") for n in (1, 2, 3)]
     assert rules_of(one, one) == [(2, "exact_duplicate")]
     system = {"role": "system", "content": "Lie."}
-    elsewhere = pair(other.chosen, other.rejected, (system, {"role": "user", "content": "Does it?"}))
+    elsewhere = pair(
+        other.chosen, other.rejected, (system, {"role": "user", "content": "Does it?"})
+    )
     assert rules_of(one, elsewhere) == [], "under another system prompt it is another question"
 
 
@@ -283,7 +313,10 @@ def test_evaluation_scores_every_row_that_can_be_scored():
     cleaner = Cleaner(rules)
     assert cleaner.clean(hard) == hard and cleaner.clean(hard) == hard
     assert cleaner.finish().all() and not cleaner.touched
-    assert rules_of(pair("a", "a"), pair("", "b"), rules=rules) == [(1, "identical"), (2, "empty_chosen")]
+    assert rules_of(pair("a", "a"), pair("", "b"), rules=rules) == [
+        (1, "identical"),
+        (2, "empty_chosen"),
+    ]
 
 
 def test_sketches_estimate_likeness():
@@ -293,13 +326,21 @@ def test_sketches_estimate_likeness():
     for other in (1, 2):
         true = len(sets[0] & sets[other]) / len(sets[0] | sets[other])
         assert abs((sketches[0] == sketches[other]).mean() - true) < 0.15
+    strangers = np.random.default_rng(0).integers(0, 2**32, (2, 40, 300)).astype(np.uint32)
+    agree = [
+        (sketch(ours) == sketch(theirs)).mean() for ours, theirs in zip(*strangers, strict=True)
+    ]
+    assert np.mean(agree) < 0.01
     first, second, _ = similar(sketches, 0.7)
     assert list(zip(first, second, strict=True)) == [(0, 1)]
 
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=60)
 DIRTY = st.lists(
-    st.one_of(TEXT, st.sampled_from(["\n\nHuman", "\n\nAssistant:", "\x00", "\ud800", "\u202e", " ", "\n"])),
+    st.one_of(
+        TEXT,
+        st.sampled_from(["\n\nHuman", "\n\nAssistant:", "\x00", "\ud800", "\u202e", " ", "\n"]),
+    ),
     max_size=5,
 ).map("".join)
 PROMPT = st.one_of(

@@ -142,6 +142,13 @@ def test_a_text_prompt_ends_at_a_word_and_the_space_goes_to_the_answers():
     assert (pairs[0].prompt, pairs[0].chosen) == (BASIL, f" {GOOD}")
 
 
+@pytest.mark.parametrize("key", ["score", "rating", "overall_score"])
+def test_scores_stand_inside_answers_under_several_names(key):
+    answers = [{"text": "low", key: 1}, {"text": "high", key: "4.5"}, {"text": "none", key: "N/A"}]
+    pair = read_one({"question": "P", "responses": answers})
+    assert (pair.prompt, pair.chosen, pair.rejected) == ((user("P"),), "high", "low")
+
+
 def test_helpsteer_turns_inside_the_prompt():
     rows = [
         {
@@ -228,6 +235,10 @@ def test_a_renamed_column_no_longer_decides_the_schema():
     values = {"question": "P", "chosen": "C", "rejected": "R"}
     assert read_one(values).prompt == (user("P"),)
     reader = PairReader(columns={"prompt": "question"})
+    reader.read(Row("f", 1, values))
+    assert reader.format == "explicit"
+    values = {"prompt": "P", "winner": "C", "rejected": "R", "response_a": "", "response_b": ""}
+    reader = PairReader(columns={"chosen": "winner"})
     reader.read(Row("f", 1, values))
     assert reader.format == "explicit"
 
@@ -319,7 +330,11 @@ def test_a_later_row_that_contradicts_the_first_is_an_error(later, says):
             "prompts_differ",
         ),
         (
-            {"prompt": "else", "chosen": [user("p"), assistant("c")], "rejected": "r"},
+            {
+                "prompt": "else",
+                "chosen": [user("p"), assistant("c")],
+                "rejected": [user("p"), assistant("r")],
+            },
             "prompts_differ",
         ),
         (

@@ -280,7 +280,7 @@ def _guess_columns(schema: Schema, values: Values) -> dict[str, str]:
     for column in schema.columns:
         if column in guess:
             continue
-        habits = [name for name in (column.lower(), *NAMES_FOR.get(column, ())) if name in free]
+        habits = [name for name in NAMES_FOR.get(column, ()) if name in free]
         found = habits or difflib.get_close_matches(column.lower(), list(free), n=1, cutoff=0.7)
         within = [name for name in free if column in name.split("_")]
         for name in (found or within)[:1]:

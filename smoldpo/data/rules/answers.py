@@ -105,8 +105,8 @@ def _breaks_off(text: str) -> str | None:
     if last.group().lower() in NO_LAST_WORDS:
         unfinished = len(fragment) >= 2 or bool(ends)
     else:
-        # Titles, list items, tags, links and greetings ("Kind regards") end without a stop by right, and
-        # someone who never ends a sentence has not broken off here either.
+        # Titles, list items, tags, links and greetings ("Kind regards") end without a stop by
+        # right, and someone who never ends a sentence has not broken off here either.
         stops = len(SENTENCE_END.findall(text)) >= 2
         prose = len(line.split()) >= LONG or last.group() in ",;"
         address = "." in fragment[-1] or "/" in fragment[-1] or fragment[-1][0] in "#@"

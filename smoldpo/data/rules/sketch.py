@@ -17,6 +17,8 @@ ROWS_IN_BAND = 4
 """Texts are compared when 4 numbers in a row agree: at a likeness of 0.7 some of the 16 bands does
 with a probability of 0.99, at 0.3 with 0.12."""
 SHINGLE = 5
+CHUNK = 65_536
+"""Shingles, or pairs, that are worked on at once: bounds the memory that a huge text needs."""
 
 _MULTIPLIERS = (
     np.random.default_rng(20240607).integers(0, 2**32, PERMUTATIONS, dtype=np.uint64) | 1
@@ -45,7 +47,10 @@ def sketch(hashes: np.ndarray) -> np.ndarray:
     """
     if not len(hashes):
         return np.zeros(PERMUTATIONS, np.uint16)
-    smallest = (hashes[None, :] * _MULTIPLIERS[:, None]).min(axis=1)
+    smallest = np.full(PERMUTATIONS, 2**32 - 1, np.uint32)
+    for start in range(0, len(hashes), CHUNK):
+        part = hashes[None, start : start + CHUNK] * _MULTIPLIERS[:, None]
+        smallest = np.minimum(smallest, part.min(axis=1))
     mixed = smallest * np.uint32(0x9E3779B1)  # the upper bits of a minimum are mostly zero
     return (mixed >> np.uint32(16)).astype(np.uint16)
 
@@ -77,12 +82,12 @@ def similar(sketches: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndar
 
 
 def _alike(
-    sketches: np.ndarray, ours: np.ndarray, theirs: np.ndarray, threshold: float, chunk: int = 65536
+    sketches: np.ndarray, ours: np.ndarray, theirs: np.ndarray, threshold: float
 ) -> np.ndarray:
     """Those of the candidates that agree to `threshold`, [M, 2]; by chunks, to bound memory."""
     kept = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(ours), chunk):
-        i, j = ours[start : start + chunk], theirs[start : start + chunk]
+    for start in range(0, len(ours), CHUNK):
+        i, j = ours[start : start + CHUNK], theirs[start : start + CHUNK]
         good = likeness(sketches[i], sketches[j]) >= threshold
         kept.append(np.stack([i[good], j[good]], axis=1))
     return np.concatenate(kept)

@@ -17,11 +17,12 @@ BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 ANYTHING = re.compile(f"{SURROGATE.pattern}|{CONTROL.pattern}|{BIDI.pattern}")
 
 RESIDUE = re.compile(
-    r"(?:\s*(?:\n\n(?:Human|Assistant)[ \t]*:?"
-    r"|\n(?:Human|Assistant|User)[ \t]*:"
-    r"|\n\#\#\#[ \t]*(?:Human|Assistant|User|Instruction|Input|Response)[ \t]*:?)\s*)+\Z"
+    r"\n(?:\n(?:Human|Assistant)"
+    r"|(?:Human|Assistant|User)[ \t]*:"
+    r"|\#\#\#[ \t]*(?:Human|Assistant|User|Instruction|Input|Response)[ \t]*:?)\Z"
 )
 """The mark of a next turn that never came. Without a colon it counts after an empty line only."""
+TAIL = 60
 
 
 def mend_unicode(text: str) -> str:
@@ -43,8 +44,15 @@ def mend_bidi(text: str) -> str:
 
 def mend_residue(answer: str) -> str:
     """The mark of a next turn at an answer's end is cut off, with the white space before it."""
-    # Nearly every answer ends otherwise: looking at its last characters first is much the cheaper.
-    return RESIDUE.sub("", answer) if RESIDUE.search(answer[-60:]) else answer
+    # Only the last characters are looked at, again and again: fast, whatever the text before.
+    left = answer.rstrip()
+    found = RESIDUE.search(left[-TAIL:])
+    if not found:
+        return answer
+    while found:
+        left = left[: max(0, len(left) - TAIL) + found.start()].rstrip()
+        found = RESIDUE.search(left[-TAIL:])
+    return left
 
 
 EVERYWHERE: dict[str, Callable[[str], str]] = {

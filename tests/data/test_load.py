@@ -1,0 +1,138 @@
+"""Training data is cleaned, evaluation data is scored as it stands, and they share no prompt."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted import clean_row
+from smoldpo.data.load import load_pairs, load_training_data, prompt_key, split_by_prompt
+from smoldpo.errors import DataError, UsageError
+from smoldpo.types import PreferencePair
+
+from conftest import SHARED
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def rows():
+    return [clean_row(number) for number in range(40)]
+
+
+def test_training_goes_through_all_rules_and_accounts_for_them(tmp_path, rows):
+    rows[3]["rejected"] = rows[3]["chosen"]
+    rows[5] = rows[4]
+    rows[6]["chosen"] += "\n\nHuman"
+    rows[7]["chosen"] = "I'm sorry, but I can't help with that."
+    data = load_training_data(write(tmp_path / "d.jsonl", rows), eval_fraction=0.25)
+    account = data.account["train"]
+    assert (account["rows_read"], account["rows_kept"]) == (40, 38)
+    assert account["dropped"] == {"identical": 1, "exact_duplicate": 1}
+    assert account["mended"] == {"transcript_residue": 1} and account["warned"] == {"refusal": 1}
+    assert [(item["row"], item["rule"]) for item in account["touched"]] == [
+        (4, "identical"), (6, "exact_duplicate"), (7, "transcript_residue")
+    ]  # fmt: skip
+    assert account["touched"][2]["before"].endswith("\\n\\nHuman")
+    assert len(data.train) + len(data.eval) == 38
+    assert not any(pair.chosen.endswith("Human") for pair in data.train + data.eval)
+
+
+def test_rules_can_be_turned_off(tmp_path, rows):
+    rows[5] = rows[4]
+    path = write(tmp_path / "d.jsonl", rows)
+    kept = load_training_data(path, rules_off=["exact_duplicate"])
+    assert kept.account["train"]["rows_kept"] == 40
+    assert len({pair.id for pair in kept.train + kept.eval}) == 40, "each pair has an id of its own"
+    with pytest.raises(UsageError, match="exact_dup"):
+        load_training_data(path, rules_off=["exact_dup"])
+
+
+def test_prompts_of_evaluation_are_taken_out_of_training(tmp_path, rows):
+    judged = [clean_row(number) for number in range(100, 110)]
+    rows[2]["prompt"] = [{"role": "user", "content": judged[0]["prompt"][0]["content"].upper()}]
+    near = judged[1]["prompt"][0]["content"].replace("?", "!")
+    rows[9]["prompt"] = [{"role": "user", "content": near}]
+    train, held = write(tmp_path / "t.jsonl", rows), write(tmp_path / "e.jsonl", judged)
+    data = load_training_data(train, eval_data=held)
+    split = data.account["split"]
+    assert split["train_pairs_dropped_for_eval_prompt"] == 1 and split["train_pairs"] == 39
+    found = {(item["row"], item["rule"], item["action"]) for item in split["touched"]}
+    assert found == {(3, "eval_prompt", "drop"), (10, "eval_prompt_near", "warn")}
+    assert "e.jsonl, row 1" in split["touched"][0]["detail"]
+    off = load_training_data(train, eval_data=held, rules_off=["eval_prompt", "eval_prompt_near"])
+    assert len(off.train) == 40 and not off.account["split"]["touched"]
+
+
+def test_evaluation_scores_legitimate_rows_byte_for_byte(tmp_path, rows):
+    rows[0]["chosen"] = "  Odd\x07 answer \u202e, cut off in the\n\nHuman"
+    rows[1] = rows[2]
+    rows[3]["rejected"] = rows[3]["chosen"][:-1] + "!"
+    rows[4]["prompt"].append({"role": "user", "content": "Well?"})
+    rows[5]["rejected"] = " "
+    loaded = load_pairs(write(tmp_path / "e.jsonl", rows))
+    assert loaded.account()["dropped"] == {"empty_rejected": 1} and len(loaded.pairs) == 39
+    rows.pop(5)
+    assert [[p.chosen, p.rejected] for p in loaded.pairs] == [
+        [r["chosen"], r["rejected"]] for r in rows
+    ]
+
+
+def test_columns_hold_for_evaluation_where_it_has_them(tmp_path, rows):
+    renamed = [{"question": r["prompt"], "good": r["chosen"], "bad": r["rejected"]} for r in rows]
+    columns = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    judged = [clean_row(number) for number in range(100, 104)]
+    other = [{"question": r["prompt"], "good": r["chosen"], "bad": r["rejected"]} for r in judged]
+    train = write(tmp_path / "t.jsonl", renamed)
+    for held in (judged, other):
+        data = load_training_data(
+            train, eval_data=write(tmp_path / "e.jsonl", held), columns=columns, format="explicit"
+        )
+        assert (len(data.train), len(data.eval)) == (40, 4)
+
+
+def test_nothing_left_is_an_error_with_reasons(tmp_path):
+    row = clean_row(1) | {"chosen": ""}
+    with pytest.raises(DataError, match=r"no pair is left of 1 rows .*1 empty_chosen"):
+        load_training_data(write(tmp_path / "d.jsonl", [row]))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not here")
+def test_nearly_all_real_rows_stay():
+    train, dev = SHARED / "hh_helpful_train.jsonl", SHARED / "hh_helpful_dev.jsonl"
+    data = load_training_data(str(train), eval_data=str(dev))
+    assert len(data.eval) == 509 and len(data.train) >= 0.99 * 4654
+    assert data.account["split"]["train_pairs_dropped_for_eval_prompt"] == 0
+
+
+OPENINGS = st.text(max_size=12)
+TURNS = st.lists(st.text(max_size=8), max_size=2)
+
+
+def dialogue(opening, later):
+    roles = ("assistant", "user")
+    turns = [{"role": role, "content": text} for text in later for role in roles]
+    return ({"role": "user", "content": opening}, *turns)
+
+
+PROMPTS = st.one_of(OPENINGS, st.builds(dialogue, OPENINGS, TURNS))
+
+
+@settings(deadline=None)
+@given(st.lists(PROMPTS, max_size=40), st.floats(0, 1, exclude_max=True))
+def test_the_split_never_shares_a_prompt(prompts, fraction):
+    pairs = [PreferencePair(prompt, "a", "b") for prompt in prompts]
+    train, evaluation = split_by_prompt(pairs, fraction)
+    assert len(train) + len(evaluation) == len(pairs)
+    assert not {prompt_key(p.prompt) for p in train} & {prompt_key(p.prompt) for p in evaluation}
+    assert not {opening(p) for p in train} & {opening(p) for p in evaluation}
+
+
+def opening(pair):
+    first = pair.prompt if isinstance(pair.prompt, str) else pair.prompt[0]["content"]
+    return prompt_key(first)
