@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from smoldpo import __version__
+from smoldpo.cli_data import Columns, Format, parse_columns
 from smoldpo.cli_data import app as data_app
 from smoldpo.cli_support import verb
 
@@ -58,7 +59,9 @@ def train(settings: Settings = None) -> None:
     """Tune a policy on preference pairs; without arguments, the demo. See train --help."""
     arguments = settings or []
     if _asks_for_help(arguments):
-        _print_settings_help("train", "Tune a policy on preference pairs; without arguments, the demo.")
+        _print_settings_help(
+            "train", "Tune a policy on preference pairs; without arguments, the demo."
+        )
         return
     from smoldpo.config import config_from_arguments
 
@@ -99,7 +102,9 @@ def config_schema() -> None:
 @app.command()
 @verb
 def evaluate(
-    model: Annotated[str, typer.Argument(help="builtin, a folder, a run, a .gguf file, or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="builtin, a folder, a run, a .gguf file, or a hub id.")
+    ],
     data: Annotated[str, typer.Argument(help="Preference pairs, as train reads them.")],
     reference: Annotated[
         str | None, typer.Option(help="Reference model; adds the implicit-reward accuracy.")
@@ -120,6 +125,8 @@ def evaluate(
     ] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, fast or plain.")] = "auto",
+    format: Format = None,
+    columns: Columns = None,
 ) -> None:
     """Measure preference accuracy of a model on pairs."""
     _one_of("dtype", dtype, ("auto", "float32", "bfloat16", "float64"))
@@ -133,7 +140,17 @@ def evaluate(
         from smoldpo.evaluation.evaluate import EvaluateOptions, evaluate_model
 
     options = EvaluateOptions(
-        reference, subset, split, max_samples, max_length, batch_size, dtype, device, engine
+        reference=reference,
+        subset=subset,
+        split=split,
+        max_samples=max_samples,
+        max_length=max_length,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        engine=engine,
+        format=format,
+        columns=parse_columns(columns),
     )
     found = evaluate_model(model, data, options)
     if rows is not None:
@@ -151,7 +168,9 @@ def evaluate(
 @app.command()
 @verb
 def chat(
-    model: Annotated[str, typer.Argument(help="builtin, a folder, a run, a .gguf file, or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="builtin, a folder, a run, a .gguf file, or a hub id.")
+    ],
     prompt: Annotated[str | None, typer.Option(help="Answer this and end.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 512,
@@ -196,4 +215,6 @@ def _one_of(option: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
         from smoldpo.errors import nearest
 
-        raise _usage(f"--{option} is {value!r}{nearest(value, known)}; give one of {', '.join(known)}")
+        raise _usage(
+            f"--{option} is {value!r}{nearest(value, known)}; give one of {', '.join(known)}"
+        )

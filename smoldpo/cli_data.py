@@ -76,7 +76,7 @@ def check(
     with spinner("starting"):
         counter, tokens = _counter(model)
     rules = choose_rules(off_names, on_names, near_identical=near_identical, control_tokens=tokens)
-    mapped = _columns(columns)
+    mapped = parse_columns(columns)
     options = CheckOptions(subset, split, eval_data, format, mapped, max_length, rules)
     with spinner(f"checking {data}"):
         report = check_data(data, options, counter)
@@ -110,7 +110,7 @@ def show(
         from smoldpo.models.load import find_model, load_tokenizer
 
         tokenizer = load_tokenizer(find_model(model))
-    mapped = _columns(columns)
+    mapped = parse_columns(columns)
     pairs, schema = find_row(data, row, subset=subset, split=split, format=format, columns=mapped)
     shown = [show_pair(pair, schema, tokenizer, max_length) for pair in pairs]
     if as_json:
@@ -145,7 +145,7 @@ def convert(
 
     source = open_source(data, subset)
     part = source.split(split) if split else source.train
-    reading = Reading(part, format, _columns(columns))
+    reading = Reading(part, format, parse_columns(columns))
     with spinner(f"converting {data}"):
         converted = write_pairs(reading, out, to)
     say(
@@ -211,7 +211,7 @@ def _names(given: list[str] | None) -> list[str]:
     return [name.strip() for names in given or () for name in names.split(",") if name.strip()]
 
 
-def _columns(given: str | None) -> dict[str, str] | None:
+def parse_columns(given: str | None) -> dict[str, str] | None:
     """prompt=question,chosen=better as a mapping."""
     if given is None:
         return None

@@ -17,7 +17,9 @@ from smoldpo.errors import ConfigError, UsageError, nearest
 
 
 def _split_commas(value: Any) -> Any:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _none_word(value: Any) -> Any:
@@ -60,15 +62,32 @@ class TrainConfig(BaseModel):
     )
 
     # Data
-    data: str = Field(
-        "builtin",
-        description="preference pairs: builtin, a .jsonl/.json/.csv/.parquet file, a folder, "
-        "or a hub id",
+    data: Names = Field(
+        ["builtin"],
+        min_length=1,
+        description="preference pairs: builtin, a file (.jsonl, .json, .csv, .parquet, ...), a folder, "
+        "or a hub id; several, comma-separated, are mixed",
+    )
+    data_weights: Annotated[list[float], BeforeValidator(_split_commas)] = Field(
+        [], description="how much of each source a mix has, such as 2,1; by default by their sizes"
+    )
+    format: _optional(str) = Field(
+        None,
+        description="the rows' schema (docs/data-reading.md); found by looking at them by default",
+    )
+    columns: Names = Field(
+        [], description="other names of the schema's columns: prompt=question,chosen=better"
+    )
+    rules_off: Names = Field(
+        [], description="cleaning rules to leave out (docs/data.md), such as near_identical"
     )
     data_subset: _optional(str) = Field(None, description="subset (configuration) of a hub dataset")
-    data_split: _optional(str) = Field(None, description="split of a hub dataset or folder to train on")
+    data_split: _optional(str) = Field(
+        None, description="split of a hub dataset or folder to train on"
+    )
     eval_data: _optional(str) = Field(
-        None, description="held-out pairs; by default the data's own test split, or a share of the data"
+        None,
+        description="held-out pairs; by default the data's own test split, or a share of the data",
     )
     eval_fraction: float = Field(
         0.2,
@@ -88,7 +107,9 @@ class TrainConfig(BaseModel):
 
     # Loss
     loss_type: Literal["sigmoid"] = Field("sigmoid", description="sigmoid is DPO")
-    beta: float = Field(0.1, gt=0, description="β: how strongly the policy is held to the reference")
+    beta: float = Field(
+        0.1, gt=0, description="β: how strongly the policy is held to the reference"
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="share of labels taken to be wrong (conservative DPO)"
     )
@@ -155,6 +176,12 @@ class TrainConfig(BaseModel):
     )
     logging_steps: PositiveInt = Field(1, description="write metrics every N steps")
 
+    @property
+    def column_names(self) -> dict[str, str]:
+        """`columns` as a mapping from the schema's name to the row's."""
+        pairs = (item.split("=", 1) for item in self.columns)
+        return {name.strip(): column.strip() for name, column in pairs}
+
 
 SECTIONS = {
     "Model": ("model", "freeze"),
@@ -173,6 +200,18 @@ def cross_checks(config: TrainConfig) -> list[str]:
     problems = []
     if config.eval_steps and config.eval_data is None and config.eval_fraction == 0:
         problems.append("eval_steps needs held-out pairs: set eval_data, or eval_fraction above 0")
+    weights, sources = config.data_weights, config.data
+    if weights and len(weights) != len(sources):
+        problems.append(
+            f"data_weights has {len(weights)} numbers for {len(sources)} sources in data"
+        )
+    if any(not weight > 0 for weight in weights):
+        problems.append("data_weights must be positive numbers")
+    problems += [
+        f"columns: {item!r} is not name=column, such as prompt=question"
+        for item in config.columns
+        if not all(map(str.strip, item.partition("=")))
+    ]
     return problems
 
 
@@ -220,7 +259,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", row {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise UsageError(
+            f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}"
+        ) from None
     if settings is None:
         return {}
     if not isinstance(settings, dict):
@@ -252,7 +293,9 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, dict[str, An
             if rest and rest[0].lower() in ("true", "false"):
                 value = rest.pop(0)
             else:
-                key, value = (key, "true") if key in TrainConfig.model_fields else (key[3:], "false")
+                key, value = (
+                    (key, "true") if key in TrainConfig.model_fields else (key[3:], "false")
+                )
         elif not equals:
             if not rest or rest[0].startswith("--"):
                 problems.append(f"--{name} needs a value{_unknown(key)}")
@@ -278,7 +321,7 @@ def _is_switch(key: str) -> bool:
 
 def _is_list(key: str) -> bool:
     field = TrainConfig.model_fields.get(key)
-    return field is not None and field.annotation == list[str]
+    return field is not None and field.annotation in (list[str], list[float])
 
 
 def config_from_arguments(arguments: Sequence[str]) -> TrainConfig:

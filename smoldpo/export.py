@@ -72,7 +72,7 @@ def model_card(
         "",
         f"`{base}` tuned by Direct Preference Optimization with smoldpo {__version__}.",
         "",
-        f"- {train_pairs:,} preference pairs from `{config.data}`, {steps:,} optimizer steps of "
+        f"- {train_pairs:,} preference pairs from `{', '.join(config.data)}`, {steps:,} optimizer steps of "
         f"{config.per_device_train_batch_size * config.gradient_accumulation_steps} pairs",
         f"- β {config.beta:g}, learning rate {config.learning_rate:g} "
         f"({config.lr_scheduler_type}), seed {config.seed}",

@@ -80,4 +80,6 @@ class _QuietBar:
         if now - self.said >= QUIET_SECONDS and self.done < self.total:
             self.said = now
             left = (now - self.start) / self.done * (self.total - self.done)
-            say(f"{self.title}: {self.done} of {self.total}, about {left:.0f} s left {note}".rstrip())
+            say(
+                f"{self.title}: {self.done} of {self.total}, about {left:.0f} s left {note}".rstrip()
+            )

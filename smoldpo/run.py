@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo import progress
 from smoldpo.config import TrainConfig, to_yaml
-from smoldpo.data.load import TrainingData, load_training_data
+from smoldpo.data.load import TrainingData, load_mixture
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.engine.base import Engine
 from smoldpo.engine.build import build_engine, choose_engine
@@ -99,32 +99,48 @@ def run_training(config: TrainConfig) -> RunResult:
     try:
         return run.go()
     except KeyboardInterrupt:
-        progress.say(f"interrupted after {run.steps} steps; metrics and checkpoints stay in {folder}")
+        progress.say(
+            f"interrupted after {run.steps} steps; metrics and checkpoints stay in {folder}"
+        )
         raise
 
 
 def _load_data(config: TrainConfig) -> TrainingData:
     with progress.spinner("reading the data"):
-        data = load_training_data(
+        data = load_mixture(
             config.data,
+            config.data_weights,
+            config.seed,
             subset=config.data_subset,
             split=config.data_split,
             eval_data=config.eval_data,
             eval_fraction=config.eval_fraction,
             max_train=config.max_train_samples,
             max_eval=config.max_eval_samples,
+            format=config.format,
+            columns=config.column_names,
+            rules_off=config.rules_off,
         )
-    read, split = data.account["train"], data.account["split"]
+    for account in data.account.get("sources", [data.account]):
+        _say_account(account)
+    split = data.account["split"]
     progress.say(
-        f"data: {read['source']}, {read['format']} format, {read['rows_read']:,} rows; "
-        f"{split['train_pairs']:,} pairs to train on, {split['eval_pairs']:,} held out ({split['how']})"
+        f"split: {split['train_pairs']:,} pairs to train on, {split['eval_pairs']:,} held out "
+        f"({split['how']})"
     )
-    for part in ("train", "eval"):
-        dropped = data.account.get(part, {}).get("dropped")
-        if dropped:
-            reasons = ", ".join(f"{count} {rule}" for rule, count in dropped.items())
-            progress.say(f"dropped from {part}: {reasons} (each row is in data.json)")
     return data
+
+
+def _say_account(account: dict[str, Any]) -> None:
+    for part in ("train", "eval"):
+        read = account.get(part)
+        if read is None:
+            continue
+        progress.say(f"data: {read['source']}, {read['format']} format, {read['rows_read']:,} rows")
+        for action in ("dropped", "mended", "warned"):
+            if read[action]:
+                rules = ", ".join(f"{count} {rule}" for rule, count in read[action].items())
+                progress.say(f"  {action}: {rules}")
 
 
 def _load_models(config: TrainConfig) -> Models:
@@ -213,7 +229,10 @@ def _write_start(
 ) -> None:
     write_text(folder / "config.yaml", to_yaml(config.model_copy(update={"overwrite": False})))
     machine = environment(
-        torch.get_num_threads(), models.device, str(models.dtype).removeprefix("torch."), models.hashes
+        torch.get_num_threads(),
+        models.device,
+        str(models.dtype).removeprefix("torch."),
+        models.hashes,
     )
     write_json(folder / "environment.json", machine | {"engine": models.engine_name})
     write_json(folder / "data.json", tokenized.account)

@@ -1,7 +1,7 @@
 """The run folder: where a run writes, and what stands in it.
 
-    config.yaml  environment.json  data.json  metrics.jsonl  evaluation.json  samples.jsonl
-    checkpoints/step-N/  model/  README.md
+config.yaml  environment.json  data.json  metrics.jsonl  evaluation.json  samples.jsonl
+checkpoints/step-N/  model/  README.md
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def choose_folder(config: TrainConfig) -> Path:
     """
     if config.output_dir is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        base = Path("runs") / f"{_short(config.model)}-{_short(config.data)}-{stamp}"
+        base = Path("runs") / f"{_short(config.model)}-{_short(config.data[0])}-{stamp}"
         folder = base
         number = 2
         while folder.exists():
@@ -83,7 +83,9 @@ def _holds_run(folder: Path) -> bool:
 def _short(name: str) -> str:
     """A model's or data set's name as part of a folder's name."""
     path = Path(name)
-    stem = path.stem if path.suffix in (".jsonl", ".json", ".csv", ".parquet", ".gguf") else path.name
+    stem = (
+        path.stem if path.suffix in (".jsonl", ".json", ".csv", ".parquet", ".gguf") else path.name
+    )
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
 
 

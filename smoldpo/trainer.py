@@ -153,7 +153,9 @@ def _check_first_loss(loss: float) -> None:
         )
 
 
-def _check_finite(step: int, batch: Sequence[TokenizedPair], losses: torch.Tensor, norm: float) -> None:
+def _check_finite(
+    step: int, batch: Sequence[TokenizedPair], losses: torch.Tensor, norm: float
+) -> None:
     if torch.isfinite(losses).all() and math.isfinite(norm):
         return
     ids = ", ".join(pair.id for pair in batch)

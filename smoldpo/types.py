@@ -1,6 +1,6 @@
 """The values that flow through smoldpo, from rows to log-probabilities. This module knows nobody.
 
-    rows -> PreferencePair -> TokenizedPair -> (engine) -> PairLogps -> losses
+rows -> PreferencePair -> TokenizedPair -> (engine) -> PairLogps -> losses
 """
 
 from __future__ import annotations

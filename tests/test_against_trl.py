@@ -3,10 +3,11 @@
 import sys
 
 import pytest
+
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import compare_with_trl as compare  # noqa: E402
+import compare_with_trl as compare
 
 
 def test_ten_losses_equal_trls_on_a_tiny_model(tiny_folder, pairs_file):

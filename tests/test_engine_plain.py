@@ -23,9 +23,7 @@ LOSS = functools.partial(sigmoid_loss, beta=0.3)
 def by_hand(model, prompt, completion):
     ids = torch.tensor([prompt + completion])
     logps = torch.log_softmax(model(ids).logits[0].double(), dim=-1)
-    return sum(
-        logps[len(prompt) - 1 + at, token].item() for at, token in enumerate(completion)
-    )
+    return sum(logps[len(prompt) - 1 + at, token].item() for at, token in enumerate(completion))
 
 
 def make(policy, reference=None, size=2):

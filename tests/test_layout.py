@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT
 
 PACKAGE = ROOT / "smoldpo"
@@ -67,7 +68,9 @@ def test_transformers_has_few_doors(path):
     assert allowed or not uses
 
 
-@pytest.mark.parametrize("name", ["evaluation/metrics.py", "data/sources.py", "config.py", "cli.py"])
+@pytest.mark.parametrize(
+    "name", ["evaluation/metrics.py", "data/sources.py", "config.py", "cli.py"]
+)
 def test_free_of_torch(name):
     assert not {n for n in imports(PACKAGE / name) if n.split(".")[0] in ("torch", "transformers")}
 

@@ -1,8 +1,8 @@
 """The numerical conventions of tokenisation, on a tiny tokenizer and on SmolLM2's own."""
 
 import pytest
-from conftest import CHAT_TEMPLATE
 
+from conftest import CHAT_TEMPLATE
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.errors import DataError, ModelError
 from smoldpo.types import PreferencePair
@@ -71,11 +71,13 @@ def test_a_dialogue_for_a_plain_model_is_an_error_with_its_row(tiny_tokenizer):
 
 @pytest.mark.parametrize("max_length", range(2, 40))
 def test_truncation_keeps_the_completion(tiny_tokenizer, max_length):
-    full = PairTokenizer(tiny_tokenizer, 512).tokenize(PreferencePair(QUESTION, "Yes, maybe.", "No."))
+    full = PairTokenizer(tiny_tokenizer, 512).tokenize(
+        PreferencePair(QUESTION, "Yes, maybe.", "No.")
+    )
     reader = PairTokenizer(tiny_tokenizer, max_length)
     cut = reader.tokenize(PreferencePair(QUESTION, "Yes, maybe.", "No."))
     assert cut.longest <= max_length or full.longest <= max_length
-    assert 1 <= len(cut.prompt_ids) and cut.chosen_ids and cut.rejected_ids
+    assert len(cut.prompt_ids) >= 1 and cut.chosen_ids and cut.rejected_ids
     # The prompt loses its oldest tokens, and completions only when no more than one of them is left.
     assert full.prompt_ids[-len(cut.prompt_ids) :] == cut.prompt_ids
     assert full.chosen_ids[: len(cut.chosen_ids)] == cut.chosen_ids
@@ -135,13 +137,16 @@ def test_a_template_that_thinks_before_the_answer_is_reported(tiny_tokenizer):
         "+ ('<think></think>' if message['role'] == 'assistant' else '') + message['content']",
     )
     reader = PairTokenizer(with_template(tiny_tokenizer, thinks), 512)
-    assert "template_puts_text_before_answer" in reader.tokenize(
-        PreferencePair(QUESTION, "Yes.", "No.")
-    ).notes
+    assert (
+        "template_puts_text_before_answer"
+        in reader.tokenize(PreferencePair(QUESTION, "Yes.", "No.")).notes
+    )
 
 
 def test_a_template_that_refuses_names_the_row(tiny_tokenizer):
-    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    refuses = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    )
     reader = PairTokenizer(with_template(tiny_tokenizer, refuses + CHAT_TEMPLATE), 512)
     system = ({"role": "system", "content": "Be brief."}, *QUESTION)
     with pytest.raises(DataError, match=r"d\.jsonl, row 3: .*no system role"):

@@ -11,8 +11,9 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import rows
 from safetensors.torch import load_file
+
+from conftest import rows
 
 QUICK = [
     "--per-device-train-batch-size",
@@ -124,9 +125,7 @@ def test_evaluate_agrees_with_the_run(trained, cli, tiny_folder, pairs_file, tmp
     _, run = trained
     evaluation = json.loads((run / "evaluation.json").read_text())
     table = tmp_path / "rows.jsonl"
-    result = cli(
-        "evaluate", run, pairs_file, "--reference", tiny_folder, "--json", "--rows", table
-    )
+    result = cli("evaluate", run, pairs_file, "--reference", tiny_folder, "--json", "--rows", table)
     assert result.code == 0, result.err
     found = json.loads(result.out)
     assert found["n"] == 40 and set(found["accuracy"]) == {"logp", "logp_per_token", "reward"}
@@ -237,9 +236,7 @@ def test_too_little_disk_is_refused_before_anything_is_written(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     run = tmp_path / "run"
-    result = cli(
-        "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", run, *QUICK
-    )
+    result = cli("train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", run, *QUICK)
     assert result.code == 1 and "1,000 free" in result.err and "bytes needed" in result.err
     assert not run.exists()
 

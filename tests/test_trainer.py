@@ -78,7 +78,9 @@ def test_learning_rate_equals_transformers(shape, warmup):
         name, optimizer, num_warmup_steps=warmup, num_training_steps=20
     )
     for step in range(20):
-        assert learning_rate(settings, step, 20) == pytest.approx(theirs.get_last_lr()[0], abs=1e-15)
+        assert learning_rate(settings, step, 20) == pytest.approx(
+            theirs.get_last_lr()[0], abs=1e-15
+        )
         optimizer.step()
         theirs.step()
 

@@ -7,7 +7,7 @@ without which they could not be scored.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any
@@ -26,7 +26,7 @@ from smoldpo.data.formats import PairReader, Unreadable
 from smoldpo.data.rules.across import EvaluationPrompts
 from smoldpo.data.rules.excerpts import excerpt
 from smoldpo.data.rules.prompts import prompt_key
-from smoldpo.data.sources import Split, open_source
+from smoldpo.data.sources import Split, mix, open_source
 from smoldpo.errors import DataError, UsageError
 from smoldpo.types import PreferencePair, Prompt
 
@@ -251,6 +251,48 @@ def load_training_data(
             f"{data}: {len(kept)} pairs to train on and {len(evaluation)} to evaluate on; "
             "give more pairs, another --eval-fraction, or --eval-data"
         )
+    return TrainingData(kept, evaluation, account)
+
+
+def load_mixture(
+    sources: Sequence[str],
+    weights: Sequence[float],
+    seed: int,
+    *,
+    eval_data: str | None = None,
+    max_train: int | None = None,
+    max_eval: int | None = None,
+    **options: Any,
+) -> TrainingData:
+    """Several sources as one: each held out from as alone, the training pairs mixed by weight.
+
+    Without weights each source counts by its size, and every pair is used. One source is just
+    `load_training_data`, whose other options hold for each source here.
+
+    Raises:
+        UsageError, DataError: as `load_training_data` and `mix`.
+    """
+    if len(sources) == 1:
+        return load_training_data(
+            sources[0], eval_data=eval_data, max_train=max_train, max_eval=max_eval, **options
+        )
+    parts = [load_training_data(name, eval_data=eval_data, **options) for name in sources]
+    evaluation = parts[0].eval if eval_data else [pair for part in parts for pair in part.eval]
+    sides = [part.train for part in parts]
+    mixed = list(mix(sides, weights, seed)) if weights else [p for side in sides for p in side]
+    rules = choose_rules(options.get("rules_off") or ())
+    apart, touched = without_judged(mixed, evaluation, rules)
+    kept = _distinct_ids(apart)[:max_train]
+    evaluation = _distinct_ids(evaluation)[:max_eval]
+    split = {
+        "how": parts[0].account["split"]["how"] if eval_data else "each source's own",
+        "train_pairs": len(kept),
+        "eval_pairs": len(evaluation),
+        "train_pairs_left_by_weight": sum(map(len, sides)) - len(mixed),
+        "train_pairs_dropped_for_eval_prompt": len(mixed) - len(apart),
+        "touched": [item.as_dict() for item in touched],
+    }
+    account = {"sources": [part.account for part in parts], "split": split}
     return TrainingData(kept, evaluation, account)
 
 

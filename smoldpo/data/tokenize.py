@@ -93,7 +93,9 @@ class PairTokenizer:
         assert self.turn is not None
         forged: list[str] = []
         messages = _as_messages(pair.prompt)
-        messages = [_map_content(message, lambda text: self._hide(text, forged)) for message in messages]
+        messages = [
+            _map_content(message, lambda text: self._hide(text, forged)) for message in messages
+        ]
         try:
             rendered = render(self.tokenizer, messages, add_generation_prompt=True)
         except jinja2.TemplateError as error:
@@ -142,7 +144,9 @@ class PairTokenizer:
 
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has no end-of-sequence token, so no answer could ever end")
+            raise ModelError(
+                "the tokenizer has no end-of-sequence token, so no answer could ever end"
+            )
         return self.tokenizer.eos_token_id
 
     def _hide(self, text: str, forged: list[str]) -> str:
@@ -164,7 +168,9 @@ class PairTokenizer:
         ids: list[int] = []
         for index, piece in enumerate(PRIVATE.split(text)):
             is_mark = index % 2 == 1 and int(piece) < len(forged)
-            ids += self._ids(forged[int(piece)], split_special=True) if is_mark else self._ids(piece)
+            ids += (
+                self._ids(forged[int(piece)], split_special=True) if is_mark else self._ids(piece)
+            )
         return ids
 
     def _ids(self, text: str, split_special: bool = False) -> list[int]:

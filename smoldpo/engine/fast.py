@@ -136,7 +136,9 @@ class FastEngine:
         todo = [pair for pair in dict.fromkeys(pairs) if pair not in self._reference_logps]
         advance(len(pairs) - len(todo))
         if todo and self._updates and self._reference is None:
-            raise RuntimeError("the reference is gone: prepare() must see every pair before training")
+            raise RuntimeError(
+                "the reference is gone: prepare() must see every pair before training"
+            )
         with torch.no_grad():
             for indices in by_length(todo, self.max_tokens):
                 some = [todo[index] for index in indices]

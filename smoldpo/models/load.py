@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from smoldpo.errors import ModelError, UsageError
 from smoldpo.models.gguf import unpack_gguf
@@ -50,7 +55,9 @@ def find_model(name: str) -> ModelSource:
     if path.is_dir():
         return ModelSource(name, str(_model_folder(path)))
     if path.exists():
-        raise UsageError(f"{name}: is a file of unknown kind; give a folder, a .gguf file or a hub id")
+        raise UsageError(
+            f"{name}: is a file of unknown kind; give a folder, a .gguf file or a hub id"
+        )
     if HUB_ID.match(name):
         return ModelSource(name, name)
     raise UsageError(
@@ -109,7 +116,9 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def _explained(source: ModelSource, error: Exception, part: str = "model") -> ModelError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
     if not source.is_local:
         return ModelError(
             f"{source.name}: is no local folder, and its {part} cannot be loaded from the hub: {reason} "

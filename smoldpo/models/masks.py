@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 
-def shared_prefix_mask(prompt: int, chosen: int, rejected: int, window: int | None = None) -> torch.Tensor:
+def shared_prefix_mask(
+    prompt: int, chosen: int, rejected: int, window: int | None = None
+) -> torch.Tensor:
     """[n, n] booleans: True where the query (row) sees the key (column), n = prompt + chosen + rejected.
 
     `window`: a query sees the keys less than this many positions before it (sliding attention).

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from planted import clean_row
 from rich.console import Console
+from typer.testing import CliRunner
+
+from conftest import SHARED
 from smoldpo.cli_data import app
 from smoldpo.data.check import CheckOptions, check_data
 from smoldpo.data.check_report import html_report, print_report
 from smoldpo.data.measure import Measurements, TokenCounter, Truncation, WordCounter
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.types import PreferencePair
-from typer.testing import CliRunner
-
-from conftest import SHARED
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)></style><a href='javascript:x'>"
 
@@ -85,13 +85,15 @@ def test_lengths_and_truncation_are_those_of_training(tiny_tokenizer):
         (len(t.prompt_ids), len(t.chosen_ids), len(t.rejected_ids))
         for t in exact.tokenize_all(pairs)
     ]
-    for max_length in (20, 45, 70, 100):
-        cutting, rule = PairTokenizer(tiny_tokenizer, max_length), Truncation(max_length)
-        for pair, length in zip(pairs, lengths, strict=True):
-            notes = cutting.tokenize(pair).notes
-            assert rule.prompt(length) == ("prompt_truncated" in notes)
-            sides = ["chosen_truncated" in notes, "rejected_truncated" in notes]
-            assert rule.answers(length).tolist() == sides
+    cutting = PairTokenizer(tiny_tokenizer, 0)
+    for pair, length in zip(pairs[:25], lengths, strict=False):
+        longer = max(length[1:])
+        for edge in (min(length[1:]), longer, longer + 1, length[0] + longer):
+            for cutting.max_length in (edge - 1, edge, edge + 1):
+                notes, rule = cutting.tokenize(pair).notes, Truncation(cutting.max_length)
+                assert rule.prompt(length) == ("prompt_truncated" in notes)
+                sides = ["chosen_truncated" in notes, "rejected_truncated" in notes]
+                assert rule.answers(length).tolist() == sides
 
 
 def test_a_large_set_is_sampled_evenly_but_every_long_pair_is_counted():

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from planted import clean_row
+
 from smoldpo.data.check import CheckOptions, check_data
 from smoldpo.data.cleaning import (
     DROP,

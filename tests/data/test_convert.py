@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from smoldpo.data.convert import FORMS, WRITERS, convert
 from smoldpo.data.formats import PairReader, Unreadable
 from smoldpo.data.formats.values import as_messages

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from smoldpo.data.formats import SCHEMAS, PairReader, Unreadable
 from smoldpo.data.formats.judged import AnswerGroups
 from smoldpo.data.sources import Row, open_source

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import clean_row
+
+from conftest import SHARED
 from smoldpo.data.load import load_pairs, load_training_data, prompt_key, split_by_prompt
 from smoldpo.errors import DataError, UsageError
 from smoldpo.types import PreferencePair
-
-from conftest import SHARED
 
 
 def write(path, rows):

@@ -7,6 +7,7 @@ import json
 
 import pytest
 from rich.console import Console
+
 from smoldpo.data.show import find_row, print_shown, show_pair
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.errors import DataError, UsageError

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from smoldpo.data import hub, rowfiles
 from smoldpo.data.sources import mix, open_source
 from smoldpo.errors import DataError, UsageError
