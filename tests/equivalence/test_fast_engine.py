@@ -1,0 +1,278 @@
+"""The fast engine against the plain one in float64: log-probabilities, loss, and every gradient.
+
+transformers' norms compute in float32 whatever the model's dtype, which would hide algebra behind
+rounding; here they are made to compute in float64, in both engines alike.
+"""
+
+import copy
+import functools
+import types
+
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from smoldpo.engine.build import choose_engine
+from smoldpo.engine.fast import FastEngine, score
+from smoldpo.engine.packing import by_length, pack, pair_length
+from smoldpo.engine.plain import PlainEngine
+from smoldpo.engine.precision import MasterWeights
+from smoldpo.errors import UsageError
+from smoldpo.losses import sigmoid_loss
+from smoldpo.models.freeze import freeze
+from smoldpo.types import TokenizedPair
+
+VOCABULARY = 97
+LOSS = functools.partial(sigmoid_loss, beta=0.3)
+PAIRS = [
+    TokenizedPair("plain", (5, 6, 7), (8, 9, 2), (10, 2)),
+    TokenizedPair("short", (5,), (2,), (11,)),
+    TokenizedPair("ends", (20, 21, 22, 23, 2, 2), (2, 2), (2,)),
+    TokenizedPair("prefix", (30, 31), (32, 33), (32, 33, 34, 35)),
+    TokenizedPair("long", tuple(range(40, 60)), (61, 62, 63, 64, 2), tuple(range(70, 85))),
+]
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES = {
+    "llama": (transformers.LlamaConfig, {}),
+    # Every other layer is without rotary embedding, as SmolLM3 has every fourth.
+    "smollm3": (transformers.SmolLM3Config, {"no_rope_layer_interval": 2}),
+    "qwen2": (transformers.Qwen2Config, {}),
+    "qwen2-sliding": (
+        transformers.Qwen2Config,
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+    ),
+    "qwen3": (transformers.Qwen3Config, {"head_dim": 8}),
+    "mistral": (transformers.MistralConfig, {"sliding_window": None}),
+    "mistral-sliding": (transformers.MistralConfig, {"sliding_window": 5}),
+}
+
+
+def build(family, tied=True, seed=0):
+    config_class, extra = FAMILIES[family]
+    torch.manual_seed(seed)
+    config = config_class(**SHAPE | extra, tie_word_embeddings=tied)
+    model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = types.MethodType(exact_norm, module)
+            # Away from all ones, so that a forgotten norm shows.
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model
+
+
+def exact_norm(self, states):
+    scale = torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+    return self.weight * states * scale
+
+
+def engines(model, reference=None, max_tokens=40):
+    """Both engines on copies of one model, moved a little so that policy and reference differ."""
+    plain = PlainEngine(
+        copy.deepcopy(model),
+        copy.deepcopy(model if reference is None else reference),
+        compute_dtype=torch.float64,
+        train_batch_size=2,
+        eval_batch_size=2,
+    )
+    policy = copy.deepcopy(model)
+    fast = FastEngine(policy, MasterWeights(policy, torch.float64), reference, max_tokens)
+    fast.prepare(PAIRS)
+    with torch.no_grad():
+        for engine in (plain, fast):
+            for _, parameter in engine.trainable_parameters():
+                wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64))
+                parameter.add_(0.05 * wave.view_as(parameter))
+            engine.updated()
+    return plain, fast
+
+
+def assert_equal(plain, fast, pairs=PAIRS):
+    results = []
+    for engine in (plain, fast):
+        for _, parameter in engine.trainable_parameters():
+            parameter.grad = None
+        losses, policy, reference = engine.accumulate_gradients(pairs, LOSS)
+        gradients = {name: p.grad for name, p in engine.trainable_parameters()}
+        results.append((losses, policy, reference, gradients))
+    (losses, policy, reference, gradients), found = results
+    close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
+    close(found[0], losses)
+    for ours, theirs in ((found[1], policy), (found[2], reference)):
+        close(ours.chosen, theirs.chosen)
+        close(ours.rejected, theirs.rejected)
+    assert found[3].keys() == gradients.keys() and gradients
+    for name, gradient in gradients.items():
+        # Where both answers are equal the gradient is nothing but rounding: there, absolute.
+        error = (found[3][name] - gradient).norm() / gradient.norm().clamp(min=1e-3)
+        assert error < 1e-10, (name, error)
+
+
+@pytest.mark.parametrize("frozen", [0, 2, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family, frozen):
+    model = build(family)
+    freeze(model, frozen)
+    assert_equal(*engines(model))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "frozen, names",
+    [
+        (0, []),
+        (0, ["embeddings"]),
+        (0, ["norms"]),
+        (2, []),
+        (2, ["norms"]),
+        (3, ["*.mlp.*"]),
+        (4, []),
+        (0, ["*.layers.0.*", "*.layers.2.*"]),
+        (0, ["embeddings", "*.layers.0.*", "*.layers.1.*"]),
+    ],
+)
+def test_every_way_to_freeze(tied, frozen, names):
+    model = build("llama", tied)
+    freeze(model, frozen, names)
+    assert_equal(*engines(model))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 12, 30, 10_000])
+def test_any_cut_into_streams(max_tokens):
+    model = build("llama")
+    freeze(model, 2)
+    assert_equal(*engines(model, max_tokens=max_tokens))
+
+
+def test_a_reference_of_its_own():
+    model = build("llama")
+    freeze(model, 2)
+    assert_equal(*engines(model, reference=build("llama", seed=5)))
+
+
+def test_without_room_to_keep_states():
+    model = build("llama")
+    freeze(model, 2)
+    plain, fast = engines(model)
+    fast._states.clear()
+    fast._room = 0
+    assert_equal(plain, fast)
+    assert not fast._states
+
+
+def test_scoring_and_evaluation_agree():
+    model = build("smollm3")
+    freeze(model, 3)
+    plain, fast = engines(model)
+    expected = plain.policy_logps(PAIRS)
+    for found in (fast.policy_logps(PAIRS), score(plain.policy, PAIRS)):
+        torch.testing.assert_close(found.chosen, expected.chosen, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(found.rejected, expected.rejected, rtol=1e-10, atol=1e-12)
+
+
+tokens = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9).map(tuple)
+pairs_of_any_shape = st.lists(
+    st.builds(TokenizedPair, st.just("x"), tokens, tokens, tokens), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(pairs_of_any_shape, st.sampled_from([0, 3]), st.integers(1, 60))
+def test_pairs_of_any_shape(pairs, frozen, max_tokens):
+    model = build("llama")
+    freeze(model, frozen)
+    plain, fast = engines(model, max_tokens=max_tokens)
+    # Pairs that come up only now: the reference must still be the policy's start.
+    fresh = FastEngine(fast._policy.model, fast._masters, plain.reference, max_tokens)
+    assert_equal(plain, fresh, pairs)
+
+
+def test_the_reference_must_be_taken_before_training():
+    model = build("llama")
+    _, fast = engines(model)
+    with pytest.raises(RuntimeError, match="before training"):
+        fast.reference_logps([TokenizedPair("new", (1,), (2,), (3,))])
+
+
+def test_bfloat16_first_loss_is_ln2_whatever_the_batching():
+    """The reference comes from other batches than the policy, and must be equal to the last bit."""
+    model = build("llama").float()
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+    freeze(model, 2)
+    fast = FastEngine(model, MasterWeights(model, torch.bfloat16), max_tokens=10_000)
+    fast.prepare(PAIRS)
+    fast.max_tokens = 30
+    losses, policy, reference = fast.accumulate_gradients(PAIRS, LOSS)
+    assert torch.equal(policy.chosen, reference.chosen)
+    assert losses.tolist() == pytest.approx([0.69314718] * len(PAIRS), abs=1e-7)
+
+
+def test_master_weights_gather_small_steps():
+    """Steps too small for bfloat16 must add up in float32."""
+    model = build("llama").float()
+    freeze(model, 3)
+    masters = MasterWeights(model, torch.bfloat16)
+    name, wide = masters.named()[0]
+    narrow = dict(model.named_parameters())[name]
+    start = narrow.detach().clone()
+    for _ in range(64):
+        with torch.no_grad():
+            wide.mul_(1.0005)
+        masters.publish()
+    assert narrow.dtype == torch.bfloat16 and wide.dtype == torch.float32
+    moved = (narrow.float() / start.float()).nanmedian().item()
+    assert moved == pytest.approx(1.0005**64, rel=5e-3)
+
+
+def test_the_mask_drawn():
+    drawn = str(
+        pack([TokenizedPair("a", (1, 2), (3,), (4, 5)), TokenizedPair("b", (6,), (7,), (8,))])
+    )
+    assert drawn.splitlines() == [
+        "#....",
+        "##...",
+        "###..",
+        "##.#.",
+        "##.##",
+        "     #..",
+        "     ##.",
+        "     #.#",
+    ]
+
+
+def test_packing_written_out():
+    batch = pack([TokenizedPair("a", (1, 2), (3, 4), (5,)), TokenizedPair("b", (6,), (7,), (8, 9))])
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1, 1, 2]]
+    assert batch.predictors.tolist() == [1, 2, 1, 5, 5, 7]
+    assert batch.targets.tolist() == [3, 4, 5, 7, 8, 9]
+    assert batch.sides.tolist() == [0, 0, 2, 1, 3, 3]
+
+
+def test_batches_hold_every_pair_once_within_the_budget():
+    batches = by_length(PAIRS, 24)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(PAIRS)))
+    for batch in batches:
+        assert len(batch) == 1 or sum(pair_length(PAIRS[index]) for index in batch) <= 24
+
+
+def test_a_family_that_is_not_proven_gets_the_plain_engine_with_a_reason():
+    config = transformers.GemmaConfig(**SHAPE, head_dim=8)
+    gemma = transformers.AutoModelForCausalLM.from_config(config)
+    choice = choose_engine("auto", gemma)
+    assert choice.name == "plain" and "gemma" in choice.reason
+    with pytest.raises(UsageError, match="--engine plain"):
+        choose_engine("fast", gemma)
+    assert choose_engine("auto", build("llama")).name == "fast"
