@@ -19,8 +19,8 @@ class Chat:
     def __init__(self, model: str, system: str | None, max_new_tokens: int, temperature: float):
         import torch
 
+        source = find_model(model)
         with progress.spinner(f"loading {model}"):
-            source = find_model(model)
             self.tokenizer = load_tokenizer(source)
             self.model = load_model(source, torch.float32, pick_device("auto"))
         window = getattr(self.model.config, "max_position_embeddings", 2048)

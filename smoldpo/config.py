@@ -115,7 +115,7 @@ class TrainConfig(BaseModel):
     )
 
     # Training
-    learning_rate: float = Field(2e-5, gt=0, description="peak learning rate")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         "cosine", description="shape of the learning rate after warm-up"
     )
@@ -129,7 +129,7 @@ class TrainConfig(BaseModel):
     gradient_accumulation_steps: PositiveInt = Field(
         2, description="micro-batches to one optimizer step"
     )
-    num_train_epochs: float = Field(1.0, gt=0, description="passes over the training pairs")
+    num_train_epochs: float = Field(2.0, gt=0, description="passes over the training pairs")
     max_steps: _optional(PositiveInt) = Field(
         None, description="optimizer steps; overrides num_train_epochs"
     )

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
-    SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -27,9 +26,13 @@ QUIET_SECONDS = 15.0
 """Off a terminal, a line of progress at most this often."""
 
 
+_live: Progress | None = None
+"""The display that is on the terminal now; bars within bars become further lines of it."""
+
+
 def console() -> Console:
     """Where messages and bars go: standard error, as it is now."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _live.console if _live else Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
@@ -40,33 +43,58 @@ def say(message: str) -> None:
 @contextlib.contextmanager
 def bar(title: str, total: int) -> Iterator[Advance]:
     """A bar over `total` units with the time left; yields the function that advances it."""
-    if sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=console()) as progress:
-            task = progress.add_task(title, total=total, note="")
-            yield lambda units, note="": progress.update(task, advance=units, note=note)
-    else:
+    if not sys.stderr.isatty():
         yield _QuietBar(title, total).advance
+        return
+    with _line(title, total) as (progress, task):
+        done = 0
+
+        def advance(units: int, note: str = "") -> None:
+            nonlocal done
+            done += units
+            progress.update(task, completed=done, count=f"{done:,}/{total:,}", note=note)
+
+        yield advance
 
 
 @contextlib.contextmanager
 def spinner(title: str) -> Iterator[None]:
     """For work whose length is not known; silent off a terminal."""
-    if sys.stderr.isatty():
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=console(), transient=True) as progress:
-            progress.add_task(title)
-            yield
-    else:
+    if not sys.stderr.isatty():
         yield
+        return
+    with _line(title, None):
+        yield
+
+
+@contextlib.contextmanager
+def _line(title: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
+    """A line on the terminal for the length of a block; it is gone afterwards."""
+    global _live
+    outermost = _live is None
+    progress = _live or Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console(),
+        transient=True,
+    )
+    left = "left" if total else ""
+    if outermost:
+        progress.start()
+        _live = progress
+    task = progress.add_task(title, total=total, count="", note="", left=left)
+    try:
+        yield progress, task
+    finally:
+        progress.remove_task(task)
+        if outermost:
+            _live = None
+            progress.stop()
 
 
 class _QuietBar:

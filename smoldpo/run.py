@@ -147,8 +147,8 @@ def _load_models(config: TrainConfig) -> Models:
     device = pick_device(config.device)
     dtype, why = compute_dtype(config.dtype, device)
     progress.say(f"precision: {why}; {device}, {torch.get_num_threads()} threads")
+    source = reference_source = find_model(config.model)
     with progress.spinner(f"loading {config.model}"):
-        source = reference_source = find_model(config.model)
         tokenizer = load_tokenizer(source)
         policy = load_model(source, master_dtype(dtype), device)
         reference = None
@@ -253,7 +253,7 @@ class _Run:
         self._prepare()
         before = self._evaluate_before() if self.data.eval else None
         self._train()
-        self._save("model", None)  # before anything else can go wrong
+        self._save("model")  # before anything else can go wrong
         after = self._evaluate("evaluating after") if self.data.eval else None
         evaluation = self._write_evaluation(before, after)
         sample = self._sample()
@@ -311,11 +311,12 @@ class _Run:
         if config.eval_steps and steps % config.eval_steps == 0 and self.data.eval:
             self._evaluate(f"evaluating at step {steps}")
         if config.save_steps and steps % config.save_steps == 0:
-            self._save(f"checkpoints/step-{steps}", None)
+            self._save(f"checkpoints/step-{steps}")
 
-    def _save(self, name: str, evaluation: dict[str, Any] | None) -> None:
-        card = model_card(self.config, evaluation, len(self.data.train), self.steps)
-        save_model(self.folder / name, self.models.trained(), self.models.tokenizer, card)
+    def _save(self, name: str) -> None:
+        card = model_card(self.config, None, len(self.data.train), self.steps)
+        with progress.spinner(f"saving {name}"):
+            save_model(self.folder / name, self.models.trained(), self.models.tokenizer, card)
 
     def _write_evaluation(
         self, before: Sequence[PairScore] | None, after: Sequence[PairScore] | None

@@ -170,7 +170,7 @@ def _svg(draw: Any, report: CheckReport) -> str:
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
-COLOURS = {"prompt": "#8a8f98", "chosen": "#2a9d5c", "rejected": "#d1495b"}
+COLOURS = {"prompt": "#8a8f98", "chosen": "#0072b2", "rejected": "#d55e00"}
 
 
 def _draw_lengths(axes: Any, report: CheckReport) -> None:

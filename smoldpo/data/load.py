@@ -83,6 +83,7 @@ class LoadedPairs:
     pairs: list[PreferencePair]
     rows_read: int = 0
     touched: list[Touched] = field(default_factory=list)
+    columns_not_read: tuple[str, ...] = ()
 
     def account(self) -> dict[str, Any]:
         """Counts and reasons, for data.json; of warnings the counts alone."""
@@ -95,6 +96,7 @@ class LoadedPairs:
             "format": self.format,
             "rows_read": self.rows_read,
             "rows_kept": len(self.pairs),
+            "columns_not_read": list(self.columns_not_read),
             "dropped": counts[DROP],
             "mended": counts[MEND],
             "warned": counts[WARN],
@@ -120,7 +122,8 @@ def load_split(
     cleaned = [pair for pair in map(cleaner.clean, reading) if pair is not None]
     pairs = _distinct_ids(compress(cleaned, cleaner.finish()))
     touched = in_order(reading.touched + cleaner.touched)
-    loaded = LoadedPairs(name, reading.format, pairs, reading.rows_read, touched)
+    unused = reading.reader.unused
+    loaded = LoadedPairs(name, reading.format, pairs, reading.rows_read, touched, unused)
     if not loaded.pairs:
         reasons = ", ".join(f"{n} {rule}" for rule, n in loaded.account()["dropped"].items())
         raise DataError(f"{name}: no pair is left of {loaded.rows_read} rows (dropped: {reasons})")

@@ -74,8 +74,8 @@ def evaluate_model(model: str, data: str, options: EvaluateOptions) -> Evaluatio
     pairs = loaded.pairs[: options.max_samples]
     device = pick_device(options.device)
     dtype, _ = compute_dtype(options.dtype, device)
+    source = find_model(model)
     with progress.spinner(f"loading {model}"):
-        source = find_model(model)
         tokenizer = load_tokenizer(source)
         policy = load_model(source, master_dtype(dtype), device)
     reader = PairTokenizer(tokenizer, options.max_length)
@@ -85,8 +85,9 @@ def evaluate_model(model: str, data: str, options: EvaluateOptions) -> Evaluatio
     reference_logps = None
     if options.reference is not None:
         del policy  # one model in memory at a time
+        reference_source = find_model(options.reference)
         with progress.spinner(f"loading {options.reference}"):
-            reference = load_model(find_model(options.reference), master_dtype(dtype), device)
+            reference = load_model(reference_source, master_dtype(dtype), device)
         reference_logps = _logps("reference", reference, tokenized, dtype, options)
     scores = pair_scores(tokenized, policy_logps, reference_logps)
     return Evaluation(scores, loaded, dict(reader.notes))

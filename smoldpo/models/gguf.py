@@ -20,9 +20,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from smoldpo import progress
 from smoldpo.errors import ModelError
 from smoldpo.files import cache_folder, require_space, sha256_of, staged_folder, write_json
 from smoldpo.models.names import GGUF_NAME, GGUF_SHA256
+from smoldpo.models.quiet import quiet
+from smoldpo.types import Advance
 
 UNPACKING = 2
 """Version of what `unpack_gguf` writes; raised when that changes, so that old folders are left."""
@@ -42,12 +45,15 @@ def unpack_gguf(path: Path) -> Path:
     folder = cache_folder() / "models" / f"{path.stem}-{digest[:16]}-v{UNPACKING}"
     if not _is_whole(folder):
         require_space(folder, 10 * path.stat().st_size, f"unpacking {path.name}")
-        model, tokenizer = _read(path)
-        with staged_folder(folder) as staging:
-            model.save_pretrained(staging)
-            tokenizer.save_pretrained(staging)
-            hashes = {file.name: sha256_of(file) for file in sorted(staging.glob("*.safetensors"))}
-            write_json(staging / "manifest.json", {"gguf_sha256": digest, "weights": hashes})
+        with progress.bar(f"unpacking {path.stem}, the first time only", 3) as advance, quiet():
+            model, tokenizer = _read(path, advance)
+            with staged_folder(folder) as staging:
+                model.save_pretrained(staging)
+                tokenizer.save_pretrained(staging)
+                weights = sorted(staging.glob("*.safetensors"))
+                hashes = {file.name: sha256_of(file) for file in weights}
+                write_json(staging / "manifest.json", {"gguf_sha256": digest, "weights": hashes})
+            advance(1)
     return folder
 
 
@@ -59,18 +65,20 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import gguf
 
     try:
         fields = gguf.GGUFReader(path).fields
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        advance(1)
         model = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32
         )
     except Exception as error:  # gguf and transformers raise without a common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path}: cannot be read as a GGUF model: {reason}") from None
+    advance(1)
     _mend_model(model)
     _mend_tokenizer(tokenizer, fields)
     return model, tokenizer

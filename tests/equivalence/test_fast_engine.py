@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from smoldpo.engine.build import choose_engine
 from smoldpo.engine.fast import FastEngine, score
+from smoldpo.engine.head import completion_logps
 from smoldpo.engine.packing import by_length, pack, pair_length
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
@@ -276,3 +277,24 @@ def test_a_family_that_is_not_proven_gets_the_plain_engine_with_a_reason():
     with pytest.raises(UsageError, match="--engine plain"):
         choose_engine("fast", gemma)
     assert choose_engine("auto", build("llama")).name == "fast"
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_head_on_tokens_of_no_probability_and_over_several_chunks(trainable):
+    """exp underflows in float32 below -103; the log-probability must not become -inf."""
+    torch.manual_seed(0)
+    states = (30 * torch.randn(300, 16)).requires_grad_()
+    weight = torch.randn(50, 16).requires_grad_(trainable)
+    targets = torch.randint(0, 50, (300,))
+    slopes = torch.randn(300)
+    found = completion_logps(states, weight, targets)
+    found.backward(slopes)
+    gradient, states.grad = states.grad, None
+    expected = torch.log_softmax(states @ weight.T, -1).gather(1, targets[:, None]).squeeze(1)
+    assert expected.min() < -150
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    found_weight, weight.grad = weight.grad, None
+    expected.backward(slopes)
+    torch.testing.assert_close(gradient, states.grad, rtol=1e-4, atol=1e-4)
+    if trainable:
+        torch.testing.assert_close(found_weight, weight.grad, rtol=1e-4, atol=1e-2)
