@@ -19,7 +19,7 @@ lint: .venv/.installed-test
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "smoldpo needs Python 3.11 or newer; say: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/.installed: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e .
