@@ -25,6 +25,7 @@ class Chat:
             self.model = load_model(source, torch.float32, pick_device("auto"))
         window = getattr(self.model.config, "max_position_embeddings", 2048)
         self.reader = PairTokenizer(self.tokenizer, window)
+        self.room = window - max_new_tokens
         if system and not self.reader.is_chat:
             raise UsageError("--system needs a chat model; this one has no chat template")
         self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -32,12 +33,13 @@ class Chat:
 
     def answer(self, text: str) -> str:
         """Stream the answer to standard output, and remember both turns."""
+        text = text.encode("utf-8", "replace").decode()  # input that was not UTF-8
         self.messages.append({"role": "user", "content": text})
-        prompt = tuple(self.messages) if self.reader.is_chat else text
+        ids = self._prompt_ids(text)
         said = generate_answer(
             self.model,
             self.tokenizer,
-            self.reader.prompt_ids(prompt),
+            ids,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             write=_write,
@@ -45,6 +47,24 @@ class Chat:
         _write("\n")
         self.messages.append({"role": "assistant", "content": said})
         return said
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        """The conversation's tokens; where it is too long for the model, its oldest turns go."""
+        while True:
+            prompt = tuple(self.messages) if self.reader.is_chat else text
+            ids = self.reader.prompt_ids(prompt)
+            oldest = 1 if self.messages[0]["role"] == "system" else 0
+            if len(ids) <= self.room:
+                return ids
+            if not self.reader.is_chat or len(self.messages) - oldest <= 1:
+                raise UsageError(
+                    f"the prompt has {len(ids):,} tokens, and the model room for {self.room:,} beside "
+                    "its answer; shorten it, or lower --max-new-tokens"
+                )
+            progress.say(
+                "(the conversation is too long for the model; its oldest turn is forgotten)"
+            )
+            del self.messages[oldest : oldest + 2]
 
     def converse(self) -> None:
         """Read a line, answer it, until the end of input, or /quit."""

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from smoldpo.errors import SmoldpoError
+from smoldpo.files import NO_SPACE
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -33,9 +34,13 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(0) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            _fail(f"error: {where}{error.strerror or error}", 1)
-        except MemoryError:
-            _fail("error: out of memory; try a smaller --per-device-train-batch-size", 1)
+            advice = "; free some space and run again" if error.errno in NO_SPACE else ""
+            _fail(f"error: {where}{error.strerror or error}{advice}", 1)
+        except (MemoryError, RuntimeError) as error:
+            # torch has an error of its own for GPUs, and a plain RuntimeError for the CPU.
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            _fail("error: out of memory; try a smaller --max-tokens or --max-length", 1)
 
     return run
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -123,9 +123,7 @@ class TrainConfig(BaseModel):
     warmup_steps: _optional(Annotated[int, Field(ge=0)]) = Field(
         None, description="steps that warm up; overrides warmup_ratio"
     )
-    per_device_train_batch_size: PositiveInt = Field(
-        4, description="pairs that go through the model at once"
-    )
+    per_device_train_batch_size: PositiveInt = Field(4, description="pairs to a micro-batch")
     gradient_accumulation_steps: PositiveInt = Field(
         2, description="micro-batches to one optimizer step"
     )
@@ -140,14 +138,14 @@ class TrainConfig(BaseModel):
     max_grad_norm: _optional(Annotated[float, Field(gt=0)]) = Field(
         1.0, description="clip the gradient to this norm; none: do not clip"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(42, description="order of the pairs, and sampling")
+    seed: Annotated[int, Field(ge=0)] = Field(42, description="decides the order of the pairs")
 
     # Evaluation
     per_device_eval_batch_size: PositiveInt = Field(8, description="pairs at once in evaluation")
     eval_steps: _optional(PositiveInt) = Field(
         None, description="evaluate every N steps too, not only before and after"
     )
-    sample_prompt: _optional(str) = Field(
+    sample_prompt: _optional(Annotated[str, Field(min_length=1)]) = Field(
         "Give me one tip for sleeping better.",
         description="a prompt that reference and policy both answer at the end; none: skip",
     )
@@ -164,6 +162,10 @@ class TrainConfig(BaseModel):
         "auto",
         description="fast: nothing computed twice; plain: two models, padded batches, full logits; "
         "auto: fast wherever it is proven exact for the model",
+    )
+
+    max_tokens: PositiveInt = Field(
+        4096, description="tokens that go through the fast engine at once; fewer take less memory"
     )
 
     # Output
@@ -189,7 +191,7 @@ SECTIONS = {
     "Loss": ("loss_type", "label_smoothing"),
     "Training": ("learning_rate", "seed"),
     "Evaluation": ("per_device_eval_batch_size", "max_new_tokens"),
-    "Machine": ("dtype", "engine"),
+    "Machine": ("dtype", "max_tokens"),
     "Output": ("output_dir", "logging_steps"),
 }
 """First and last field of each section of `--help`, in the order of the fields above."""
@@ -349,4 +351,6 @@ def describe_options(write: Callable[[str], None]) -> None:
         for name in names[names.index(first) : names.index(last) + 1]:
             field = TrainConfig.model_fields[name]
             default = "" if field.default in (None, []) else f" [default: {field.default}]"
-            write(f"  --{name.replace('_', '-')}\n      {field.description}{default}")
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            values = " {" + ",".join(choices) + "}" if len(choices) > 1 else ""
+            write(f"  --{name.replace('_', '-')}{values}\n      {field.description}{default}")

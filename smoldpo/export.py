@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def model_card(
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        f"base_model: {base}",
+        *([] if Path(base).exists() else [f"base_model: {json.dumps(base)}"]),
         "tags: [dpo, preference-tuning, smoldpo]",
         "---",
         "",
@@ -90,7 +91,8 @@ def model_card(
                 for name, title in METRICS.items()
             ),
             "",
-            "A tie counts one half: before training, policy and reference are equal.",
+            "A tie counts one half"
+            + ("." if config.reference else ": before training, policy and reference are equal."),
             "",
         ]
     lines += [

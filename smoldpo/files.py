@@ -29,9 +29,11 @@ def staged_folder(target: Path) -> Iterator[Path]:
     staging.chmod(0o755)
     try:
         yield staging
+        old = staging.with_name(f"{staging.name}-old")
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(old)
         staging.replace(target)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -32,10 +32,13 @@ def make_optimizer(
 
 
 def warmup_steps(config: TrainConfig, total: int) -> int:
-    """Steps that warm up: as asked, else the asked share of all steps, rounded up."""
+    """Steps that warm up: as asked, else the asked share of all steps, rounded up.
+
+    A share never takes every step: a run of one step would have a learning rate of 0.
+    """
     if config.warmup_steps is not None:
         return config.warmup_steps
-    return math.ceil(config.warmup_ratio * total)
+    return min(math.ceil(config.warmup_ratio * total), total - 1)
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:

@@ -62,7 +62,22 @@ def choose_folder(config: TrainConfig) -> Path:
         raise UsageError(
             f"output_dir {folder}: holds {found[0]}, which is not a run's; give a new or an empty folder"
         )
+    for setting in ("model", "reference", "eval_data"):
+        _require_outside(folder, setting, getattr(config, setting))
+    for source in config.data:
+        _require_outside(folder, "data", source)
     return folder
+
+
+def _require_outside(folder: Path, setting: str, name: str | None) -> None:
+    """What a run reads must not lie in the folder that it replaces."""
+    if name is None or not Path(name).expanduser().exists():
+        return
+    if Path(name).expanduser().resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            f"{setting} {name}: lies in output_dir {folder}, which this run would replace; "
+            "choose another output_dir"
+        )
 
 
 def make_folder(folder: Path) -> None:
@@ -77,7 +92,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _holds_run(folder: Path) -> bool:
-    return (folder / "config.yaml").exists() or (folder / "metrics.jsonl").exists()
+    return all((folder / name).is_file() for name in ("config.yaml", "environment.json"))
 
 
 def _short(name: str) -> str:

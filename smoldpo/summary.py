@@ -10,15 +10,16 @@ from rich.table import Table
 from smoldpo.evaluation.metrics import METRICS
 from smoldpo.run import RunResult
 
+TIES = "A tie counts one half: before training, policy and reference are equal."
+
 
 def print_result(result: RunResult) -> None:
     """The table of accuracy before and after, a sample from both models, and where the run is."""
     console = Console(highlight=False)
     if result.evaluation is not None:
         console.print(_before_after(result.evaluation))
-        console.print(
-            "A tie counts one half: before training, policy and reference are equal.", style="dim"
-        )
+        if result.starts_equal:
+            console.print(TIES, style="dim")
     if result.sample is not None:
         console.print(f"\n[bold]Prompt:[/bold] {_safe(result.sample['prompt'])}")
         for who in ("reference", "policy"):

@@ -116,3 +116,64 @@ def test_evaluate_refuses_a_dtype_it_does_not_know(cli, tiny_folder, pairs_file)
 
 def test_unknown_verb(cli):
     assert cli("trian").code == 2
+
+
+def test_a_device_that_is_not_there(train, pairs_file):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    check(train("--data", pairs_file, "--device", "cuda"), 2, "device cuda")
+
+
+def test_pairs_longer_than_the_model(train, write_rows):
+    items = rows(10)
+    items[3]["prompt"] = "word " * 2000
+    result = train("--data", write_rows(items), "--max-length", "2000")
+    check(result, 2, "512 positions", "--max-length 512")
+
+
+def test_a_reference_with_another_vocabulary(cli, tiny_folder, pairs_file, tmp_path):
+    from test_models import make_tiny
+
+    make_tiny(tmp_path / "other")
+    for verb in (["evaluate", tiny_folder, pairs_file], ["train", "--data", pairs_file]):
+        words = [*verb, "--reference", tmp_path / "other"]
+        result = cli(*words, *(["--model", tiny_folder] if verb[0] == "train" else []))
+        check(result, 2, "vocabulary", str(tmp_path / "other"))
+
+
+def test_an_output_folder_that_is_somebody_elses(cli, tiny_folder, pairs_file, tmp_path):
+    mine = tmp_path / "project"
+    (mine / "model").mkdir(parents=True)
+    (mine / "config.yaml").write_text("beta: 0.1\n")
+    (mine / "model" / "precious").write_text("data")
+    result = cli(
+        "train", mine / "config.yaml", "--model", tiny_folder, "--data", pairs_file,
+        "--output-dir", mine, "--overwrite",
+    )  # fmt: skip
+    check(result, 2, str(mine), "not a run's")
+    assert (mine / "model" / "precious").read_text() == "data"
+
+
+def test_a_run_is_not_replaced_by_one_that_starts_from_it(cli, tiny_folder, pairs_file, tmp_path):
+    run = tmp_path / "run"
+    quick = ["--max-steps", "1", "--max-new-tokens", "2", "--data", pairs_file]
+    assert cli("train", "--model", tiny_folder, "--output-dir", run, *quick).code == 0
+    result = cli("train", "--model", run, "--output-dir", run, "--overwrite", *quick)
+    check(result, 2, "lies in output_dir")
+    assert (run / "model" / "model.safetensors").exists()
+
+
+def test_a_sample_prompt_that_is_empty_costs_no_training(train, pairs_file):
+    check(train("--data", pairs_file, "--sample-prompt", ""), 2, "sample_prompt")
+
+
+def test_a_prompt_that_is_not_text(cli, tiny_folder):
+    result = cli("chat", tiny_folder, "--prompt", "\udcff", "--max-new-tokens", 2)
+    assert result.code == 0, result.err
+
+
+def test_a_prompt_too_long_for_the_model(cli, tiny_folder):
+    result = cli("chat", tiny_folder, "--prompt", "word " * 2000, "--max-new-tokens", 2)
+    check(result, 2, "the model room for")

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -91,6 +93,7 @@ def test_help_shows_every_option_with_its_meaning():
     describe_options(lines.append)
     text = "\n".join(lines)
     for name, field in TrainConfig.model_fields.items():
-        assert f"--{name.replace('_', '-')}\n" in text
+        assert re.search(rf"^  --{name.replace('_', '-')}( {{.*}})?$", text, re.MULTILINE), name
         assert field.description and field.description in text
+    assert "--lr-scheduler-type {constant,linear,cosine}" in text
     assert list(TrainConfig.model_fields)[-1] == SECTIONS["Output"][1]

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from smoldpo.errors import DataError, ModelError
+from smoldpo.errors import DataError, ModelError, UsageError
 from smoldpo.types import Advance, Message, PreferencePair, Prompt, TokenizedPair, no_progress
 
 PROBE = "smoldpo probe"
@@ -192,6 +192,20 @@ class PairTokenizer:
             notes.add("rejected_truncated")
         return TokenizedPair(
             id, tuple(prompt), tuple(chosen[:room]), tuple(rejected[:room]), frozenset(notes)
+        )
+
+
+def require_room(pairs: Sequence[TokenizedPair], positions: int | None) -> None:
+    """Refuse pairs that are longer than the model was made for.
+
+    Raises:
+        UsageError: the longest one has more tokens than the model has positions.
+    """
+    longest = max((pair.longest for pair in pairs), default=0)
+    if positions is not None and longest > positions:
+        raise UsageError(
+            f"the longest pair has {longest:,} tokens, but the model only {positions:,} positions; "
+            f"give --max-length {positions} (or less)"
         )
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from smoldpo.engine.base import Engine
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.plain import PlainEngine
-from smoldpo.engine.precision import MasterWeights
+from smoldpo.engine.precision import MasterWeights, cast
 from smoldpo.engine.trunk import unsupported
 from smoldpo.errors import UsageError
 
@@ -46,6 +46,7 @@ def build_engine(
     compute_dtype: torch.dtype,
     train_batch_size: int,
     eval_batch_size: int,
+    max_tokens: int,
 ) -> Engine:
     """An engine that trains `policy`.
 
@@ -55,8 +56,8 @@ def build_engine(
     if name == "fast":
         masters = MasterWeights(policy, compute_dtype)
         if reference is not None:
-            MasterWeights(reference.requires_grad_(False), compute_dtype)
-        return FastEngine(policy, masters, reference)
+            cast(reference.requires_grad_(False), compute_dtype)
+        return FastEngine(policy, masters, reference, max_tokens)
     return PlainEngine(
         policy,
         copy.deepcopy(policy) if reference is None else reference,

@@ -14,8 +14,9 @@ in the stream and do not see each other, so nothing is padded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -31,6 +32,14 @@ class Segment:
     prompt: int
     chosen: int
     rejected: int
+    _masks: dict[Any, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def hidden(self, window: int | None, device: torch.device) -> torch.Tensor:
+        """[n, n] True where a query must not look; made once for all layers."""
+        key = (window, device)
+        if key not in self._masks:
+            self._masks[key] = ~shared_prefix_mask(*self.shape, window=window).to(device)
+        return self._masks[key]
 
     @property
     def length(self) -> int:

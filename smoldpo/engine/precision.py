@@ -6,8 +6,11 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
+
+from smoldpo.errors import UsageError
 
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 WORTH_IT = 1.3
@@ -48,8 +51,19 @@ def matmul_rate(dtype: torch.dtype, device: str, seconds: float = 0.15) -> float
 
 
 def pick_device(name: str) -> str:
-    """The device for `name`; auto takes cuda, then mps, then cpu."""
+    """The device for `name`; auto takes cuda, then mps, then cpu.
+
+    Raises:
+        UsageError: the device asked for is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
     if name != "auto":
+        if not there[name]():
+            raise UsageError(f"device {name}: this machine, or this build of torch, has none")
         return name
     if torch.cuda.is_available():
         return "cuda"
@@ -60,10 +74,17 @@ def free_memory(device: torch.device) -> int:
     """Bytes that are free on the device: the GPU's own, or the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    names = os.sysconf_names
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in names else "SC_PHYS_PAGES"
-    free = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
-    return free if pages == "SC_AVPHYS_PAGES" else free // 2
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Bring every parameter to `dtype`, in place; buffers (rotary frequencies) stay as they are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 class MasterWeights:
@@ -82,7 +103,7 @@ class MasterWeights:
                 if parameter.dtype != compute:
                     wide = torch.nn.Parameter(parameter.detach().clone())
                 self._pairs.append((name, parameter, wide))
-            parameter.data = parameter.data.to(compute)
+        cast(model, compute)
 
     def named(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Names and master parameters."""

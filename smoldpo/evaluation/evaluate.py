@@ -10,14 +10,20 @@ from transformers import PreTrainedModel
 
 from smoldpo import progress
 from smoldpo.data.load import LoadedPairs, load_pairs
-from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.build import choose_engine
 from smoldpo.engine.fast import score
 from smoldpo.engine.plain import PlainEngine
-from smoldpo.engine.precision import MasterWeights, compute_dtype, master_dtype, pick_device
+from smoldpo.engine.precision import cast, compute_dtype, master_dtype, pick_device
 from smoldpo.evaluation.metrics import PairScore, accuracies
 from smoldpo.evaluation.scoring import pair_scores
-from smoldpo.models.load import find_model, load_model, load_tokenizer
+from smoldpo.models.load import (
+    find_model,
+    load_model,
+    load_tokenizer,
+    positions,
+    require_same_tokens,
+)
 from smoldpo.types import PairLogps, TokenizedPair
 
 
@@ -78,14 +84,18 @@ def evaluate_model(model: str, data: str, options: EvaluateOptions) -> Evaluatio
     with progress.spinner(f"loading {model}"):
         tokenizer = load_tokenizer(source)
         policy = load_model(source, master_dtype(dtype), device)
+    reference_source = None
+    if options.reference is not None:
+        reference_source = find_model(options.reference)
+        require_same_tokens(tokenizer, reference_source)
     reader = PairTokenizer(tokenizer, options.max_length)
     with progress.bar("tokenising", len(pairs)) as advance:
         tokenized = reader.tokenize_all(pairs, advance)
+    require_room(tokenized, positions(policy))
     policy_logps = _logps("policy", policy, tokenized, dtype, options)
     reference_logps = None
-    if options.reference is not None:
+    if reference_source is not None:
         del policy  # one model in memory at a time
-        reference_source = find_model(options.reference)
         with progress.spinner(f"loading {options.reference}"):
             reference = load_model(reference_source, master_dtype(dtype), device)
         reference_logps = _logps("reference", reference, tokenized, dtype, options)
@@ -103,7 +113,7 @@ def _logps(
     choice = choose_engine(options.engine, model)
     with progress.bar(title, len(pairs)) as advance:
         if choice.name == "fast":
-            MasterWeights(model.requires_grad_(False), dtype)
+            cast(model.requires_grad_(False), dtype)
             return score(model, pairs, advance)
         engine = PlainEngine(
             model,

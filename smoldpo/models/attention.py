@@ -9,14 +9,11 @@ Dimensions: H query heads, K key/value heads, G = H / K, n tokens of one pair, d
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-
-from smoldpo.models.masks import shared_prefix_mask
 
 NAME = "smoldpo_shared_prefix"
 
@@ -28,8 +25,7 @@ class SegmentLike(Protocol):
 
     @property
     def length(self) -> int: ...
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
+    def hidden(self, window: int | None, device: torch.device) -> torch.Tensor: ...
 
 
 def shared_prefix_attention(
@@ -58,19 +54,13 @@ def shared_prefix_attention(
         q = (query[0, :, span] * scaling).reshape(key.shape[1], groups * segment.length, -1)
         k, v = key[0, :, span], value[0, :, span]
         scores = torch.matmul(q, k.transpose(1, 2))  # [K, G n, n]
-        hidden = _hidden(segment.shape, sliding_window, scores.device)
+        hidden = segment.hidden(sliding_window, scores.device)
         scores = scores.unflatten(1, (groups, segment.length)).masked_fill(hidden, float("-inf"))
         wide = torch.promote_types(scores.dtype, torch.float32)
         weights = torch.softmax(scores, dim=-1, dtype=wide).to(v.dtype)
         output = torch.matmul(weights.flatten(1, 2), v)  # [K, G n, d]
         outputs.append(output.reshape(query.shape[1], segment.length, -1).transpose(0, 1))
     return torch.cat(outputs)[None], None
-
-
-@functools.lru_cache(maxsize=512)
-def _hidden(shape: tuple[int, int, int], window: int | None, device: torch.device) -> torch.Tensor:
-    """[n, n] True where a query must not look."""
-    return ~shared_prefix_mask(*shape, window=window).to(device)
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)

@@ -70,10 +70,12 @@ def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedToke
 
     try:
         fields = gguf.GGUFReader(path).fields
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, trust_remote_code=False
+        )
         advance(1)
         model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
+            path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
         )
     except Exception as error:  # gguf and transformers raise without a common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -115,19 +115,37 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         raise _explained(source, error, "tokenizer") from None
 
 
+def require_same_tokens(tokenizer: PreTrainedTokenizerBase, reference: ModelSource) -> None:
+    """Refuse a reference that reads token ids otherwise than the policy.
+
+    Raises:
+        UsageError: the vocabularies differ.
+    """
+    if load_tokenizer(reference).get_vocab() != tokenizer.get_vocab():
+        raise UsageError(
+            f"reference {reference.name}: its vocabulary is not the policy's, so their "
+            "log-probabilities cannot be compared; give a model of the same family"
+        )
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """How many positions the model was made for, where it says."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def _explained(source: ModelSource, error: Exception, part: str = "model") -> ModelError:
     reason = next(
         (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
     )
-    if not source.is_local:
-        return ModelError(
-            f"{source.name}: is no local folder, and its {part} cannot be loaded from the hub: {reason} "
-            f"Check the name and the network, or give a local folder or {BUILTIN}"
-        )
     if "trust_remote_code" in str(error) or "custom code" in str(error):
         reason = "it needs code of its own, which smoldpo never runs"
     elif "safetensors" in reason and "no file named" in reason:
         reason = "it holds no *.safetensors; convert its weights (pickled weights are never read)"
+    elif not source.is_local:
+        return ModelError(
+            f"{source.name}: is no local folder, and its {part} cannot be loaded from the hub: "
+            f"{reason.rstrip('.')}. Check the name and the network, or give a local folder or {BUILTIN}"
+        )
     return ModelError(f"{source.name}: the {part} cannot be loaded: {reason}")
 
 

@@ -1,0 +1,199 @@
+"""What a run is made of: the pairs, the engine with policy and reference in it, the tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from smoldpo import progress
+from smoldpo.config import TrainConfig
+from smoldpo.data.load import TrainingData, load_mixture
+from smoldpo.data.tokenize import PairTokenizer, require_room
+from smoldpo.engine.base import Engine
+from smoldpo.engine.build import build_engine, choose_engine
+from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
+from smoldpo.errors import ModelError
+from smoldpo.export import model_bytes
+from smoldpo.models.freeze import freeze, summarize
+from smoldpo.models.load import (
+    ModelSource,
+    find_model,
+    load_model,
+    load_tokenizer,
+    positions,
+    require_same_tokens,
+    weights_sha256,
+)
+from smoldpo.types import TokenizedPair
+
+
+@dataclass
+class Models:
+    """The engine with policy and reference in it, the tokenizer, and where they came from."""
+
+    engine: Engine
+    engine_name: str
+    source: ModelSource
+    reference_source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+    dtype: torch.dtype
+    device: str
+    bytes: int
+    hashes: dict[str, str]
+    frozen_layers: int
+    positions: int | None
+
+    def trained(self) -> PreTrainedModel:
+        """The policy as it is now, in full precision: what is frozen comes from where it was loaded.
+
+        Raises:
+            ModelError: what is there now is not what was loaded at the start.
+        """
+        model = load_model(self.source, master_dtype(self.dtype))
+        if weights_sha256(model) != self.hashes["policy_start"]:
+            raise ModelError(
+                f"{self.source.name}: has changed on disk since this run began, so its frozen "
+                "weights cannot be saved together with the trained ones; put it back and run again"
+            )
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self.engine.trainable_parameters():
+                parameters[name].copy_(parameter)
+        return model
+
+
+@dataclass
+class TokenizedData:
+    """The pairs as the model sees them, and what to write to data.json."""
+
+    train: list[TokenizedPair]
+    eval: list[TokenizedPair]
+    account: dict[str, Any] = field(default_factory=dict)
+
+
+def load_data(config: TrainConfig) -> TrainingData:
+    """Read, clean and split the pairs, and say what was found."""
+    with progress.spinner("reading the data"):
+        data = load_mixture(
+            config.data,
+            config.data_weights,
+            config.seed,
+            subset=config.data_subset,
+            split=config.data_split,
+            eval_data=config.eval_data,
+            eval_fraction=config.eval_fraction,
+            max_train=config.max_train_samples,
+            max_eval=config.max_eval_samples,
+            format=config.format,
+            columns=config.column_names,
+            rules_off=config.rules_off,
+        )
+    for account in data.account.get("sources", [data.account]):
+        _say_account(account)
+    split = data.account["split"]
+    progress.say(
+        f"split: {split['train_pairs']:,} pairs to train on, {split['eval_pairs']:,} held out "
+        f"({split['how']})"
+    )
+    return data
+
+
+def _say_account(account: dict[str, Any]) -> None:
+    for part in ("train", "eval"):
+        read = account.get(part)
+        if read is None:
+            continue
+        progress.say(f"data: {read['source']}, {read['format']} format, {read['rows_read']:,} rows")
+        for action in ("dropped", "mended", "warned"):
+            if read[action]:
+                rules = ", ".join(f"{count} {rule}" for rule, count in read[action].items())
+                progress.say(f"  {action}: {rules}")
+
+
+def load_models(config: TrainConfig) -> Models:
+    """Load policy and reference, freeze, and build the engine, saying what was chosen."""
+    device = pick_device(config.device)
+    dtype, why = compute_dtype(config.dtype, device)
+    progress.say(f"precision: {why}; {device}, {torch.get_num_threads()} threads")
+    source = reference_source = find_model(config.model)
+    with progress.spinner(f"loading {config.model}"):
+        tokenizer = load_tokenizer(source)
+        policy = load_model(source, master_dtype(dtype), device)
+        reference = None
+        if config.reference is not None:
+            reference_source = find_model(config.reference)
+            require_same_tokens(tokenizer, reference_source)
+            reference = load_model(reference_source, master_dtype(dtype), device)
+    frozen_layers = freeze(policy, config.freeze_layers, config.freeze)
+    progress.say(describe_parameters(policy))
+    hashes = {"policy_start": weights_sha256(policy)}
+    hashes["reference"] = weights_sha256(reference) if reference else hashes["policy_start"]
+    size, most = model_bytes(policy), positions(policy)
+    choice = choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
+    progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))
+    engine = build_engine(
+        choice.name,
+        policy,
+        reference,
+        compute_dtype=dtype,
+        train_batch_size=config.per_device_train_batch_size,
+        eval_batch_size=config.per_device_eval_batch_size,
+        max_tokens=config.max_tokens,
+    )
+    return Models(
+        engine=engine,
+        engine_name=choice.name,
+        source=source,
+        reference_source=reference_source,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+        bytes=size,
+        hashes=hashes,
+        frozen_layers=frozen_layers,
+        positions=most,
+    )
+
+
+def describe_parameters(model: PreTrainedModel) -> str:
+    """How many parameters train, in all and by group."""
+    groups = summarize(model)
+    total = sum(group.parameters for group in groups)
+    trainable = sum(group.trainable for group in groups)
+    lines = [f"trains: {trainable:,} of {total:,} parameters ({trainable / total:.1%})"]
+    for group in groups:
+        share = "frozen" if not group.trainable else "trains"
+        if 0 < group.trainable < group.parameters:
+            share = f"{group.trainable:,} train"
+        lines.append(f"  {group.name:<32}{group.parameters:>14,}  {share}")
+    return "\n".join(lines)
+
+
+def tokenize(config: TrainConfig, models: Models, data: TrainingData) -> TokenizedData:
+    """The pairs as the model sees them.
+
+    Raises:
+        UsageError, DataError: pairs too long for the model, or that its template refuses.
+    """
+    reader = PairTokenizer(models.tokenizer, config.max_length)
+    with progress.bar("tokenising", len(data.train) + len(data.eval)) as advance:
+        train_pairs = reader.tokenize_all(data.train, advance)
+        eval_pairs = reader.tokenize_all(data.eval, advance)
+    require_room(train_pairs + eval_pairs, models.positions)
+    notes = dict(reader.notes)
+    lengths = [pair.longest for pair in train_pairs + eval_pairs]
+    account = data.account | {
+        "tokens": {
+            "max_length": config.max_length,
+            "longest": max(lengths),
+            "mean": sum(lengths) / len(lengths),
+            "notes": notes,
+        }
+    }
+    if notes:
+        happened = ", ".join(f"{count} {note.replace('_', ' ')}" for note, count in notes.items())
+        progress.say(f"tokens: {happened} (of {len(lengths):,} pairs)")
+    return TokenizedData(train_pairs, eval_pairs, account)
