@@ -42,7 +42,8 @@ def choose_folder(config: TrainConfig) -> Path:
     """
     if config.output_dir is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        base = Path("runs") / f"{_short(config.model)}-{_short(config.data[0])}-{stamp}"
+        model = "SmolLM2-135M" if config.model == "builtin" else _short(config.model)
+        base = Path("runs") / f"{model}-{_short(config.data[0])}-{stamp}"
         folder = base
         number = 2
         while folder.exists():
