@@ -264,3 +264,61 @@ def test_chat_ends_with_the_input(tiny_folder):
     process = smoldpo("chat", tiny_folder, "--max-new-tokens", 3, stdin=subprocess.PIPE)
     out, err = process.communicate("Hello\n", timeout=120)
     assert process.returncode == 0 and out and "Traceback" not in err
+
+
+def test_sources_are_mixed_by_weight(cli, tiny_folder, write_rows, tmp_path):
+    items = rows(60)
+    write_rows(items[:40], "a.jsonl")
+    write_rows(items[40:], "b.jsonl")
+    result = cli(
+        "train", "--model", tiny_folder, "--data", "a.jsonl,b.jsonl", "--data-weights", "1,1",
+        "--output-dir", "run", *QUICK, "--max-steps", 1, "--sample-prompt", "none",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    data = json.loads((tmp_path / "run" / "data.json").read_text())
+    counts = [source["split"]["train_pairs"] for source in data["sources"]]
+    assert [source["train"]["rows_read"] for source in data["sources"]] == [40, 20]
+    # Equal weights: the smaller source is used up, and as many of the larger one.
+    assert abs(data["split"]["train_pairs"] - 2 * min(counts)) <= 1
+    assert data["split"]["eval_pairs"] == sum(s["split"]["eval_pairs"] for s in data["sources"])
+
+
+def test_other_column_names(cli, tiny_folder, write_rows, tmp_path):
+    names = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    path = write_rows([{names[key]: text for key, text in row.items()} for row in rows(30)])
+    columns = "prompt=ask,chosen=good,rejected=bad"
+    result = cli(
+        "train", "--model", tiny_folder, "--data", path, "--columns", columns,
+        "--output-dir", "run", *QUICK, "--max-steps", 1, "--sample-prompt", "none",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    evaluated = cli("evaluate", "run", path, "--columns", columns, "--json")
+    assert json.loads(evaluated.out)["n"] == 30
+
+
+def test_held_out_pairs_of_their_own(cli, tiny_folder, write_rows, tmp_path):
+    items = rows(30)
+    write_rows(items[:24], "train.jsonl")
+    write_rows(items[20:], "held.jsonl")
+    result = cli(
+        "train", "--model", tiny_folder, "--data", "train.jsonl", "--eval-data", "held.jsonl",
+        "--output-dir", "run", *QUICK, "--max-steps", 1, "--sample-prompt", "none",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    split = json.loads((tmp_path / "run" / "data.json").read_text())["split"]
+    assert split["eval_pairs"] == 10 and split["train_pairs"] == 20
+    assert split["train_pairs_dropped_for_eval_prompt"] == 4
+
+
+def test_both_engines_give_the_same_losses(cli, tiny_folder, pairs_file, tmp_path):
+    losses = []
+    for engine in ("fast", "plain"):
+        result = cli(
+            "train", "--model", tiny_folder, "--data", pairs_file, "--engine", engine,
+            "--output-dir", engine, *QUICK, "--dtype", "float64", "--sample-prompt", "none",
+        )  # fmt: skip
+        assert result.code == 0 and f"engine: {engine}" in result.err
+        lines = (tmp_path / engine / "metrics.jsonl").read_text().splitlines()
+        losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
+    # The models' norms round to float32 on the way, and training carries that on.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(set(losses[0])) > 5
