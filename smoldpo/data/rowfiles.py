@@ -227,6 +227,7 @@ def _read_parquet(path: Path) -> Numbered:
         with pyarrow.parquet.ParquetFile(path) as file:
             _refuse_bomb(file.metadata, path)
             for batch in file.iter_batches(batch_size=BATCH):
+                batch.validate(full=True)  # damaged offsets would crash the process further on
                 for values in batch.to_pylist():
                     number += 1
                     yield number, values
