@@ -20,6 +20,7 @@ PAIRS = [TokenizedPair(f"p{n}", (5, n + 10), (n + 20, 2), (n + 40, 41, 2)) for n
 
 def config(**settings):
     base = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "warmup_ratio": 0}
+    base |= {"num_train_epochs": 1}
     return build_config(base | {"learning_rate": 1e-3} | settings)
 
 
