@@ -142,3 +142,21 @@ def test_real_logps_do_not_depend_on_the_batch_to_the_last_bit(real, shared):
     found = engine.policy_logps(pairs)
     assert torch.equal(found.chosen, reference.chosen)
     assert torch.equal(found.rejected, reference.rejected)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    asked = []
+
+    def refuse(self, name, timeout):
+        asked.append((name, timeout))
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    source = find_model("someone/some-model")
+    with pytest.raises(ModelError, match="the hub does not answer, and the cache has none"):
+        load_tokenizer(source)
+    assert asked == [("someone/some-model", 5.0)] and constants.HF_HUB_OFFLINE is False

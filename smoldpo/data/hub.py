@@ -14,9 +14,7 @@ from typing import Any
 
 from smoldpo.data.sources import BUILTIN, Row, Source, Split
 from smoldpo.errors import DataError
-
-PATIENCE = 5.0
-"""Seconds to wait for the hub's first answer."""
+from smoldpo.reach import cached_only, hub_is_unreachable
 
 
 def hub_source(name: str, subset: str | None) -> Source:
@@ -45,30 +43,19 @@ def hub_source(name: str, subset: str | None) -> Source:
 
 
 def _is_unreachable(name: str) -> bool:
-    """Whether the hub does not answer at all; an answer of any kind, even "not found", is one."""
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE)
-    except HfHubHTTPError:
-        return False
-    except Exception:  # refused, unresolved, timed out, offline mode: each client has its own kinds
-        return True
-    return False
+    return hub_is_unreachable("dataset", name)
 
 
 @contextlib.contextmanager
 def _cached_only(datasets: Any) -> Iterator[None]:
-    """`datasets` as if HF_HUB_OFFLINE were set, for as long as this lasts."""
-    import huggingface_hub.constants as constants
-
-    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    """`datasets` too keeps the setting for itself."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
     try:
-        yield
+        with cached_only():
+            yield
     finally:
-        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _reason(error: Exception) -> str:

@@ -22,6 +22,7 @@ from smoldpo.errors import ModelError, UsageError
 from smoldpo.models.gguf import unpack_gguf
 from smoldpo.models.names import BUILTIN, builtin_gguf
 from smoldpo.models.quiet import quiet
+from smoldpo.reach import cached_only, hub_is_unreachable
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
@@ -32,6 +33,8 @@ class ModelSource:
 
     name: str
     location: str
+    cached_only: bool = False
+    """The hub does not answer: what is cached may load, and nothing is asked for."""
 
     @property
     def is_local(self) -> bool:
@@ -59,7 +62,7 @@ def find_model(name: str) -> ModelSource:
             f"{name}: is a file of unknown kind; give a folder, a .gguf file or a hub id"
         )
     if HUB_ID.match(name):
-        return ModelSource(name, name)
+        return ModelSource(name, name, cached_only=hub_is_unreachable("model", name))
     raise UsageError(
         f"{name}: no such folder; give a model folder, a run folder, a .gguf file, "
         f"a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or {BUILTIN}"
@@ -84,7 +87,7 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
             that needs code of its own.
     """
     try:
-        with quiet():
+        with quiet(), cached_only(source.cached_only):
             model = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 dtype=dtype,
@@ -109,7 +112,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         ModelError: there is none, or it is damaged.
     """
     try:
-        with quiet():
+        with quiet(), cached_only(source.cached_only):
             return AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)
     except Exception as error:  # as above
         raise _explained(source, error, "tokenizer") from None
@@ -142,6 +145,8 @@ def _explained(source: ModelSource, error: Exception, part: str = "model") -> Mo
     elif "safetensors" in reason and "no file named" in reason:
         reason = "it holds no *.safetensors; convert its weights (pickled weights are never read)"
     elif not source.is_local:
+        if source.cached_only:
+            reason = "the hub does not answer, and the cache has none"
         return ModelError(
             f"{source.name}: is no local folder, and its {part} cannot be loaded from the hub: "
             f"{reason.rstrip('.')}. Check the name and the network, or give a local folder or {BUILTIN}"

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from smoldpo import reach
 from smoldpo.data import hub, rowfiles
 from smoldpo.data.sources import mix, open_source
 from smoldpo.errors import DataError, UsageError
@@ -352,7 +353,7 @@ def test_hub_rows_splits_and_subset(monkeypatch):
 def test_a_hub_that_does_not_answer_fails_within_seconds(monkeypatch):
     import huggingface_hub.constants
 
-    monkeypatch.setattr(hub, "PATIENCE", 0.5)
+    monkeypatch.setattr(reach, "PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
