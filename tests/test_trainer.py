@@ -147,3 +147,26 @@ def test_a_first_loss_that_is_not_ln2_is_refused(tiny_model, tmp_path, monkeypat
     monkeypatch.setattr(copy, "deepcopy", lambda _: changed)
     with pytest.raises(SmoldpoError, match="not ln 2"):
         run(tiny_model, tmp_path, config())
+
+
+def test_bfloat16_training_moves_the_policy_that_computes(tiny_model, tmp_path):
+    """The optimizer moves float32 masters; each update must reach the bfloat16 model."""
+    from smoldpo.engine.fast import FastEngine
+    from smoldpo.engine.precision import MasterWeights
+
+    model = tiny_model.float()
+    engine = FastEngine(model, MasterWeights(model, torch.bfloat16))
+    engine.prepare(PAIRS)
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    train(
+        engine,
+        PAIRS,
+        config(num_train_epochs=20),
+        metrics,
+        starts_at_reference=True,
+        after_step=no_progress,
+        watch=lambda _, note="": None,
+    )
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert losses[0] == pytest.approx(0.69314718, abs=1e-6) and losses[-1] < 0.65

@@ -220,6 +220,37 @@ def test_bfloat16_first_loss_is_ln2_whatever_the_batching():
     assert losses.tolist() == pytest.approx([0.69314718] * len(PAIRS), abs=1e-7)
 
 
+def bfloat16_engine(max_tokens):
+    model = build("llama").float()
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+    freeze(model, 2)
+    return FastEngine(model, MasterWeights(model, torch.bfloat16), max_tokens=max_tokens)
+
+
+def test_gradients_of_several_streams_add_up_in_the_masters():
+    whole, cut = bfloat16_engine(10_000), bfloat16_engine(30)
+    for engine in (whole, cut):
+        engine.accumulate_gradients(PAIRS, LOSS)
+    for (name, one), (_, other) in zip(
+        whole.trainable_parameters(), cut.trainable_parameters(), strict=True
+    ):
+        assert one.grad.dtype == other.grad.dtype == torch.float32
+        error = (one.grad - other.grad).norm() / one.grad.norm()
+        assert error < 0.05, (name, error)
+
+
+def test_an_update_of_the_masters_reaches_the_policy():
+    engine = bfloat16_engine(10_000)
+    before = engine.policy_logps(PAIRS).chosen
+    with torch.no_grad():
+        for _, parameter in engine.trainable_parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(engine.policy_logps(PAIRS).chosen, before)
+    engine.updated()
+    assert not torch.equal(engine.policy_logps(PAIRS).chosen, before)
+
+
 def test_master_weights_gather_small_steps():
     """Steps too small for bfloat16 must add up in float32."""
     model = build("llama").float()
