@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,11 +68,6 @@ class PackedBatch:
         zeros = token_logps.new_zeros(2 * pairs)
         chosen, rejected = zeros.index_add(0, self.sides, token_logps).chunk(2)
         return PairLogps(chosen, rejected)
-
-    @cached_property
-    def length(self) -> int:
-        """T, the tokens of the whole stream."""
-        return self.input_ids.shape[1]
 
     def __str__(self) -> str:
         """The attention mask, drawn: a row a query, a column a key, # where it looks."""

@@ -43,8 +43,8 @@ def shared_prefix_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention within each pair of the stream; returns [1, T, H, d].
 
-    Plain matrix products with the query heads of a group folded into rows: on a CPU this takes a third
-    of the time of scaled_dot_product_attention (docs/engine.md), and it takes any mask.
+    Plain matrix products with the query heads of a group folded into rows, so that keys and values
+    are not repeated for each query head.
     """
     assert dropout == 0.0 and query.shape[0] == 1
     groups = query.shape[1] // key.shape[1]
