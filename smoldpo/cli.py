@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from smoldpo import __version__
+from smoldpo.cli_cache import app as cache_app
 from smoldpo.cli_data import Columns, Format, parse_columns
 from smoldpo.cli_data import app as data_app
 from smoldpo.cli_support import verb
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(cache_app, name="cache")
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 

@@ -167,6 +167,14 @@ class TrainConfig(BaseModel):
     max_tokens: PositiveInt = Field(
         4096, description="tokens that go through the fast engine at once; fewer take less memory"
     )
+    cache: Literal["auto", "off", "memory", "disk"] = Field(
+        "auto",
+        description="where the frozen layers' output and the reference's log-probabilities are kept: disk "
+        "serves later runs too (smoldpo cache list); off computes the former anew in every epoch; auto: disk",
+    )
+    cache_limit: float = Field(
+        20.0, gt=0, description="gigabytes that may be kept on disk; what was used longest ago goes"
+    )
 
     # Output
     output_dir: _optional(str) = Field(
@@ -191,7 +199,7 @@ SECTIONS = {
     "Loss": ("loss_type", "label_smoothing"),
     "Training": ("learning_rate", "seed"),
     "Evaluation": ("per_device_eval_batch_size", "max_new_tokens"),
-    "Machine": ("dtype", "max_tokens"),
+    "Machine": ("dtype", "cache_limit"),
     "Output": ("output_dir", "logging_steps"),
 }
 """First and last field of each section of `--help`, in the order of the fields above."""

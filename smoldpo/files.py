@@ -64,16 +64,21 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk that holds `folder`, or will hold it."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
 def require_space(folder: Path, needed: int, purpose: str) -> None:
     """Refuse early when `folder`'s disk has less than `needed` bytes free.
 
     Raises:
         SmoldpoError: naming the bytes needed and the bytes free.
     """
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if free < needed:
         raise SmoldpoError(
             f"{folder}: not enough disk space for {purpose}: {needed:,} bytes needed, {free:,} free; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from smoldpo.config import TrainConfig
 from smoldpo.data.load import TrainingData, load_mixture
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.base import Engine
-from smoldpo.engine.build import build_engine, choose_engine
+from smoldpo.engine.build import EngineSettings, build_fast, build_plain, choose_engine
 from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
 from smoldpo.errors import ModelError
 from smoldpo.export import model_bytes
@@ -45,6 +46,8 @@ class Models:
     hashes: dict[str, str]
     frozen_layers: int
     positions: int | None
+    kept_in: set[Path]
+    """Folders of the cache that this run uses."""
 
     def trained(self) -> PreTrainedModel:
         """The policy as it is now, in full precision: what is frozen comes from where it was loaded.
@@ -134,15 +137,20 @@ def load_models(config: TrainConfig) -> Models:
     size, most = model_bytes(policy), positions(policy)
     choice = choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
     progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))
-    engine = build_engine(
-        choice.name,
-        policy,
-        reference,
+    settings = EngineSettings(
         compute_dtype=dtype,
         train_batch_size=config.per_device_train_batch_size,
         eval_batch_size=config.per_device_eval_batch_size,
         max_tokens=config.max_tokens,
+        cache=config.cache,
+        cache_limit=config.cache_limit * 1e9,
     )
+    kept_in: set[Path] = set()
+    if choice.name == "fast":
+        about = {"model": config.model, "reference": config.reference or "the policy's start"}
+        engine, kept_in = build_fast(policy, reference, settings, hashes["reference"], about)
+    else:
+        engine = build_plain(policy, reference, settings)
     return Models(
         engine=engine,
         engine_name=choice.name,
@@ -155,6 +163,7 @@ def load_models(config: TrainConfig) -> Models:
         hashes=hashes,
         frozen_layers=frozen_layers,
         positions=most,
+        kept_in=kept_in,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from smoldpo import progress
+from smoldpo import cache, progress
 from smoldpo.config import TrainConfig, to_yaml
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.engine.precision import master_dtype
@@ -127,6 +127,10 @@ class _Run:
         pairs = self.data.train + self.data.eval
         with self._phase("trunk and reference", len(pairs)) as advance:
             self.engine.prepare(pairs, advance)
+        for entry in cache.trim(self.config.cache_limit * 1e9, self.models.kept_in):
+            progress.say(
+                f"cache: over its limit, so {entry.folder} was removed ({entry.bytes:,} bytes)"
+            )
 
     def _evaluate_before(self) -> list[PairScore]:
         pairs = self.data.eval

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from smoldpo.cache import Entry
 from smoldpo.evaluation.metrics import METRICS
 from smoldpo.run import RunResult
 
@@ -51,6 +53,28 @@ def print_evaluation(summary: dict[str, Any]) -> None:
     Console(highlight=False).print(table)
     for rule, count in summary["dropped"].items():
         print(f"dropped: {count} {rule}")
+
+
+def print_cache(kept: list[Entry], folder: str) -> None:
+    """What is kept between runs."""
+    if not kept:
+        print(f"nothing is kept in {folder}")
+        return
+    table = Table(title=f"Kept in {_safe(folder)}")
+    table.add_column("key", no_wrap=True)
+    table.add_column("MB", justify="right", no_wrap=True)
+    table.add_column("last used", no_wrap=True)
+    table.add_column("what", overflow="fold")
+    for entry in kept:
+        about = [entry.about.get(key, "") for key in ("what", "model", "dtype")]
+        table.add_row(
+            entry.folder.name[:8],
+            f"{entry.bytes / 1e6:,.1f}",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used)),
+            _safe(", ".join(str(part) for part in about if part) or entry.kind),
+        )
+    Console(highlight=False).print(table)
+    print(f"{sum(entry.bytes for entry in kept) / 1e6:,.1f} MB in all")
 
 
 def _safe(text: str) -> str:

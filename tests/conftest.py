@@ -124,7 +124,7 @@ def pairs_file(write_rows) -> Path:
 
 
 @pytest.fixture
-def cli(monkeypatch, tmp_path) -> Iterator[Callable]:
+def cli(monkeypatch, tmp_path, tmp_path_factory, request) -> Iterator[Callable]:
     """Run the command line in this process, in an empty folder; returns code, stdout and stderr."""
     import contextlib
     import io
@@ -132,6 +132,8 @@ def cli(monkeypatch, tmp_path) -> Iterator[Callable]:
     from smoldpo import cli as module
 
     monkeypatch.chdir(tmp_path)
+    if "real" not in request.keywords:  # those need the unpacked model of the real cache
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
     class Result:
         def __init__(self, code: int, out: str, err: str):

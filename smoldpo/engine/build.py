@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from smoldpo import cache, progress
 from smoldpo.engine.base import Engine
-from smoldpo.engine.fast import FastEngine
+from smoldpo.engine.fast import KEEP_SHARE, FastEngine
+from smoldpo.engine.identity import results_key
+from smoldpo.engine.kernels import Kernels, choose_kernels
+from smoldpo.engine.memory import free_memory
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights, cast
-from smoldpo.engine.trunk import unsupported
+from smoldpo.engine.reference_store import ReferenceStore
+from smoldpo.engine.trunk import boundary, unsupported
+from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore, TrunkStore
 from smoldpo.errors import UsageError
+from smoldpo.files import cache_folder, free_bytes
+from smoldpo.models.load import tensors_sha256
+
+DISK_SHARE = 0.5
+"""Kept states may take this share of what is free on the cache folder's disk."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,18 @@ class EngineChoice:
 
     name: str
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine can be told besides its models; see the settings of the same names in config.py."""
+
+    compute_dtype: torch.dtype
+    train_batch_size: int
+    eval_batch_size: int
+    max_tokens: int
+    cache: str
+    cache_limit: float
 
 
 def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
@@ -38,30 +63,93 @@ def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
     return EngineChoice("fast")
 
 
-def build_engine(
-    name: str,
-    policy: PreTrainedModel,
-    reference: PreTrainedModel | None,
-    *,
-    compute_dtype: torch.dtype,
-    train_batch_size: int,
-    eval_batch_size: int,
-    max_tokens: int,
+def build_plain(
+    policy: PreTrainedModel, reference: PreTrainedModel | None, settings: EngineSettings
 ) -> Engine:
-    """An engine that trains `policy`.
-
-    Args:
-        reference: None where the reference is the policy as it is now.
-    """
-    if name == "fast":
-        masters = MasterWeights(policy, compute_dtype)
-        if reference is not None:
-            cast(reference.requires_grad_(False), compute_dtype)
-        return FastEngine(policy, masters, reference, max_tokens)
+    """The reference implementation; without a reference, the policy as it is now is one."""
     return PlainEngine(
         policy,
         copy.deepcopy(policy) if reference is None else reference,
-        compute_dtype=compute_dtype,
-        train_batch_size=train_batch_size,
-        eval_batch_size=eval_batch_size,
+        compute_dtype=settings.compute_dtype,
+        train_batch_size=settings.train_batch_size,
+        eval_batch_size=settings.eval_batch_size,
     )
+
+
+def build_fast(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    settings: EngineSettings,
+    reference_sha256: str,
+    about: dict[str, Any],
+) -> tuple[FastEngine, set[Path]]:
+    """The fast engine, with what was kept from earlier runs over the same weights, and where it is kept.
+
+    Args:
+        reference: None where the reference is the policy as it is now.
+        reference_sha256: of the reference's weights as loaded; for a policy that is its own reference, its.
+        about: names of model and reference, for those who look into the cache.
+    """
+    dtype = settings.compute_dtype
+    masters = MasterWeights(policy, dtype)
+    if reference is not None:
+        cast(reference.requires_grad_(False), dtype)
+    kernels = choose_kernels(dtype, policy.device.type)
+    about = about | {"dtype": str(dtype).removeprefix("torch."), "kernels": str(kernels)}
+    states = _trunk_store(policy, settings, kernels, about)
+    logps = _reference_store(reference or policy, reference_sha256, settings, kernels, about)
+    engine = FastEngine(policy, masters, reference, settings.max_tokens, kernels, states, logps)
+    folders = {store.folder for store in (states, logps) if isinstance(store.folder, Path)}
+    return engine, folders
+
+
+def _trunk_store(
+    policy: PreTrainedModel, settings: EngineSettings, kernels: Kernels, about: dict[str, Any]
+) -> TrunkStore:
+    at = boundary(policy)
+    if settings.cache == "off" or at == 0:
+        return NoStore()
+    room = min(settings.cache_limit, DISK_SHARE * free_bytes(cache_folder()))
+    if settings.cache == "memory" or room <= 0:
+        return MemoryStore(KEEP_SHARE * free_memory(policy.device))
+    base = policy.model
+    named = [(name, p) for name, p in base.layers[:at].named_parameters()]
+    named.append(("embeddings", base.embed_tokens.weight))
+    key = results_key(
+        tensors_sha256(named),
+        settings.compute_dtype,
+        policy.device,
+        config=_shape(policy),
+        attention=kernels.fused_attention,
+    )
+    folder = cache.entry_folder("trunk", key)
+    about = about | {"what": f"states behind layer {at - 1}"}
+    return DiskStore(
+        folder, policy.config.hidden_size, settings.compute_dtype, room, about, progress.say
+    )
+
+
+def _reference_store(
+    model: PreTrainedModel,
+    sha256: str,
+    settings: EngineSettings,
+    kernels: Kernels,
+    about: dict[str, Any],
+) -> ReferenceStore:
+    if settings.cache in ("off", "memory"):
+        return ReferenceStore()
+    key = results_key(
+        sha256,
+        settings.compute_dtype,
+        model.device,
+        config=_shape(model),
+        kernels=asdict(kernels),
+    )
+    about = about | {"what": "log-probabilities"}
+    return ReferenceStore(cache.entry_folder("reference", key), about, progress.say)
+
+
+def _shape(model: PreTrainedModel) -> dict[str, Any]:
+    """The configuration without what differs between two folders of the same model."""
+    skipped = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+    return {k: repr(v) for k, v in model.config.to_dict().items() if k not in skipped}

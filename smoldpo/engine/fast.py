@@ -10,88 +10,24 @@ policy itself; no second model exists. engine/plain.py is what all of this is he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from smoldpo.engine.base import LossFunction, join
-from smoldpo.engine.head import completion_logps
+from smoldpo.engine.kernels import Kernels
+from smoldpo.engine.memory import free_memory
 from smoldpo.engine.packing import PackedBatch, by_length, cut_by_tokens, pack
-from smoldpo.engine.precision import MasterWeights, free_memory
-from smoldpo.engine.trunk import boundary, cut
-from smoldpo.models.attention import shared_prefix
+from smoldpo.engine.precision import MasterWeights
+from smoldpo.engine.reference_store import ReferenceStore
+from smoldpo.engine.scorer import MAX_TOKENS, Scorer, in_order
+from smoldpo.engine.trunk import boundary
+from smoldpo.engine.trunk_store import MemoryStore, TrunkStore
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
-MAX_TOKENS = 4096
-"""Tokens of a stream: enough to keep matrix products busy, little enough for a laptop's memory."""
 KEEP_SHARE = 0.5
 """Trunk states may take this share of the memory that is free at the start; the rest is recomputed."""
-
-
-class Scorer:
-    """Log-probabilities of packed pairs under one model, cut at the boundary of what trains."""
-
-    def __init__(self, model: PreTrainedModel, at: int):
-        self.model = model
-        self.trunk, self.top = cut(model, at)
-        self.head = model.get_output_embeddings().weight
-
-    @torch.no_grad()
-    def trunk_states(self, batch: PackedBatch) -> torch.Tensor:
-        """What the frozen layers give for the stream: [T, D]; without a trunk, token embeddings."""
-        if self.trunk is None:
-            raise ValueError("this model has no trunk")
-        with shared_prefix(self.trunk):
-            states = self.trunk(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                segments=batch.segments,
-                use_cache=False,
-            ).last_hidden_state
-        return states[0]
-
-    def logps(self, batch: PackedBatch, states: torch.Tensor | None) -> PairLogps:
-        """Log-probabilities of each pair's sides, [B] each, from trunk states [T, D] or from tokens."""
-        start = (
-            {"input_ids": batch.input_ids} if states is None else {"inputs_embeds": states[None]}
-        )
-        with shared_prefix(self.top):
-            top = self.top(
-                **start, position_ids=batch.position_ids, segments=batch.segments, use_cache=False
-            ).last_hidden_state[0]
-        return batch.logps(completion_logps(top[batch.predictors], self.head, batch.targets))
-
-
-@torch.no_grad()
-def score(
-    model: PreTrainedModel, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
-) -> PairLogps:
-    """Log-probabilities of pairs under one model that does not train, on the CPU, in their order."""
-    scorer = Scorer(model, 0)
-    return _in_order(
-        pairs, MAX_TOKENS, model.device, lambda _, batch: scorer.logps(batch, None), advance
-    )
-
-
-def _in_order(
-    pairs: Sequence[TokenizedPair],
-    max_tokens: int,
-    device: torch.device,
-    logps_of: Callable[[Sequence[TokenizedPair], PackedBatch], PairLogps],
-    advance: Advance,
-) -> PairLogps:
-    """Go through pairs in batches of like length; the results are in the pairs' own order."""
-    chosen, rejected = [torch.empty(0)] * len(pairs), [torch.empty(0)] * len(pairs)
-    for indices in by_length(pairs, max_tokens):
-        some = [pairs[index] for index in indices]
-        logps = logps_of(some, pack(some, device))
-        for index, ours, theirs in zip(
-            indices, logps.chosen.cpu(), logps.rejected.cpu(), strict=True
-        ):
-            chosen[index], rejected[index] = ours, theirs
-        advance(len(some))
-    return PairLogps(torch.stack(chosen), torch.stack(rejected))
 
 
 class FastEngine:
@@ -101,6 +37,7 @@ class FastEngine:
         policy: its weights in the compute dtype, `requires_grad` set on what trains.
         masters: what trains, in float32 (or float64), for the optimizer.
         reference: a model of its own, only where the reference is not the policy's start.
+        trunk_store, reference_store: where what is computed once a pair is kept; by default in memory.
     """
 
     def __init__(
@@ -109,15 +46,19 @@ class FastEngine:
         masters: MasterWeights,
         reference: PreTrainedModel | None = None,
         max_tokens: int = MAX_TOKENS,
+        kernels: Kernels | None = None,
+        trunk_store: TrunkStore | None = None,
+        reference_store: ReferenceStore | None = None,
     ):
+        kernels = kernels or Kernels()
         self.device = policy.device
         self.max_tokens = max_tokens
         self._masters = masters
-        self._policy = Scorer(policy, boundary(policy))
-        self._reference = None if reference is None else Scorer(reference, 0)
-        self._states: dict[TokenizedPair, torch.Tensor] = {}
-        self._room = KEEP_SHARE * free_memory(self.device)
-        self._reference_logps: dict[TokenizedPair, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._policy = Scorer(policy, boundary(policy), kernels)
+        self._reference = None if reference is None else Scorer(reference, 0, kernels)
+        self._states = trunk_store or MemoryStore(KEEP_SHARE * free_memory(self.device))
+        self._reference_logps = reference_store or ReferenceStore()
+        self._prepared: set[TokenizedPair] = set()
         self._updates = 0
 
     def trainable_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
@@ -128,73 +69,78 @@ class FastEngine:
         self._masters.publish()
         self._updates += 1
 
+    @torch.no_grad()
     def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
         """Trunk states and reference log-probabilities of these pairs, each computed once.
 
         Must see every pair before the first update: afterwards the policy is no longer the reference.
         """
-        todo = [pair for pair in dict.fromkeys(pairs) if pair not in self._reference_logps]
-        advance(len(pairs) - len(todo))
-        if todo and self._updates and self._reference is None:
+        todo = [pair for pair in dict.fromkeys(pairs) if pair not in self._prepared]
+        self._prepared.update(todo)
+        unscored = [pair for pair in todo if pair not in self._reference_logps]
+        if unscored and self._updates and self._reference is None:
             raise RuntimeError(
                 "the reference is gone: prepare() must see every pair before training"
             )
-        with torch.no_grad():
-            for indices in by_length(todo, self.max_tokens):
-                some = [todo[index] for index in indices]
-                batch = pack(some, self.device)
-                states = self._compute_states(some, batch)
-                if self._reference is None:
-                    logps = self._policy.logps(batch, states)
-                else:
-                    logps = self._reference.logps(batch, None)
-                for number, pair in enumerate(some):
-                    self._reference_logps[pair] = (logps.chosen[number], logps.rejected[number])
-                advance(len(some))
+        without_states = [pair for pair in todo if self._policy.trunk and pair not in self._states]
+        computing = set(without_states)
+        only_unscored = [pair for pair in unscored if pair not in computing]
+        advance(len(pairs) - len(without_states) - len(only_unscored))
+        for group in (without_states, only_unscored):
+            for indices in by_length(group, self.max_tokens):
+                self._prepare_stream([group[index] for index in indices])
+                advance(len(indices))
+        self._states.commit()
+        self._reference_logps.commit()
 
-    def _compute_states(
-        self, pairs: Sequence[TokenizedPair], batch: PackedBatch
-    ) -> torch.Tensor | None:
+    def _prepare_stream(self, pairs: Sequence[TokenizedPair]) -> None:
+        batch = pack(pairs, self.device)
+        states = self._states_of(pairs, batch)
+        if all(pair in self._reference_logps for pair in pairs):
+            return
+        if self._reference is None:
+            logps = self._policy.logps(batch, states)
+        else:
+            logps = self._reference.logps(batch, None)
+        for pair, chosen, rejected in zip(
+            pairs, logps.chosen.tolist(), logps.rejected.tolist(), strict=True
+        ):
+            self._reference_logps.put(pair, chosen, rejected)
+
+    def _states_of(self, pairs: Sequence[TokenizedPair], batch: PackedBatch) -> torch.Tensor | None:
+        """Trunk states of the stream, [T, D]: as they were kept, or computed and then kept."""
         if self._policy.trunk is None:
             return None
+        kept = [self._states.get(pair) for pair in pairs]
+        if all(states is not None for states in kept):
+            return torch.cat([states for states in kept if states is not None]).to(self.device)
         states = self._policy.trunk_states(batch)
         for pair, segment in zip(pairs, batch.segments, strict=True):
-            own = states[segment.start : segment.start + segment.length]
-            size = own.numel() * own.element_size()
-            if pair not in self._states and size <= self._room:
-                # A copy, so that one pair does not keep the whole stream alive.
-                self._states[pair] = own.clone()
-                self._room -= size
+            self._states.put(pair, states[segment.start : segment.start + segment.length])
         return states
-
-    def _kept_states(
-        self, pairs: Sequence[TokenizedPair], batch: PackedBatch
-    ) -> torch.Tensor | None:
-        if self._policy.trunk is None:
-            return None
-        if any(pair not in self._states for pair in pairs):
-            return self._compute_states(pairs, batch)
-        return torch.cat([self._states[pair] for pair in pairs])
 
     def reference_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
         self.prepare(pairs, advance)
+        return self._kept_reference(pairs, torch.device("cpu"))
+
+    def _kept_reference(self, pairs: Sequence[TokenizedPair], device: torch.device) -> PairLogps:
         sides = [self._reference_logps[pair] for pair in pairs]
-        return PairLogps(
-            torch.stack([chosen for chosen, _ in sides]).cpu(),
-            torch.stack([rejected for _, rejected in sides]).cpu(),
-        )
+        wide = torch.promote_types(self._policy.head.dtype, torch.float32)
+        # Through float64, which holds every float32 exactly, and which some devices do not have.
+        both = torch.tensor(sides, dtype=torch.float64).to(wide).to(device)
+        return PairLogps(*both.unbind(1))
 
     @torch.no_grad()
     def policy_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
-        return _in_order(
+        return in_order(
             pairs,
             self.max_tokens,
             self.device,
-            lambda some, batch: self._policy.logps(batch, self._kept_states(some, batch)),
+            lambda some, batch: self._policy.logps(batch, self._states_of(some, batch)),
             advance,
         )
 
@@ -207,12 +153,8 @@ class FastEngine:
             for indices in cut_by_tokens(pairs, self.max_tokens):
                 some = [pairs[index] for index in indices]
                 batch = pack(some, self.device)
-                policy = self._policy.logps(batch, self._kept_states(some, batch))
-                kept = [self._reference_logps[pair] for pair in some]
-                reference = PairLogps(
-                    torch.stack([chosen for chosen, _ in kept]),
-                    torch.stack([rejected for _, rejected in kept]),
-                )
+                policy = self._policy.logps(batch, self._states_of(some, batch))
+                reference = self._kept_reference(some, self.device)
                 each = loss(policy, reference)
                 (each.sum() / len(pairs)).backward()
                 losses.append(each.detach())

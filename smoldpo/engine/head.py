@@ -6,9 +6,17 @@ For a state h with target y and head W (V words x D), with p = softmax(W h):
     d log p(y)/dh  = W_y - pᵀ W
     d log p(y)/dW  = (e_y - p) hᵀ
 
-so a chunk of rows needs its probabilities for an instant, and never again if the head is frozen: the
-direction W_y - pᵀW is found in the forward pass and scaled by the incoming gradient in the backward one.
-A head that trains needs the incoming gradient to form dW, so its chunks are computed anew in backward.
+pᵀW is what attention computes for the query h when the head's rows are keys and values both. So torch's
+fused attention kernel gives pᵀW and logsumexp together, with logits in float32 that never leave the
+processor's cache. It is called for some thousand words at a time, whose packed copies stay in the cache
+too, and the parts are put together by their logsumexp: p of all words is p of a part times the part's share.
+Where there is no such kernel, or it is slow (`fused=False`), chunks of rows go through plain products, and
+the same two results come out.
+
+A frozen head needs nothing more: its backward scales the direction W_y - pᵀW by the incoming gradient.
+A head that trains also gives dW, for a few thousand words at a time, each word's row written once.
+
+Dimensions: N scored positions, D model width, V words.
 """
 
 from __future__ import annotations
@@ -18,13 +26,15 @@ from typing import Any
 import torch
 
 CHUNK = 128
-"""Rows at a time: [128, 49152] in float32 is 25 MB."""
-FLOOR = 1e-30
-"""Below this a probability is near float32's end, and its logarithm is taken from the logits."""
+"""Rows at a time without the fused kernel: [128, 49152] in float32 is 25 MB."""
+WORDS = 4096
+"""Words of the head at a time in the fused kernel and for dW."""
+
+_fused_kernel = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 def completion_logps(
-    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, fused: bool = False
 ) -> torch.Tensor:
     """log p(target) of each row: [N], float32 or wider.
 
@@ -32,73 +42,97 @@ def completion_logps(
         states: [N, D], after the final norm, at the positions that predict.
         weight: [V, D], the LM head.
         targets: [N] token ids.
+        fused: take torch's fused attention kernel (CPU alone; see engine/kernels.py for when).
     """
-    if weight.requires_grad and torch.is_grad_enabled():
-        return _TrainableHead.apply(states, weight, targets)
-    return _FrozenHead.apply(states, weight, targets)
+    return _Head.apply(states, weight, targets, fused)
 
 
-def _chunk(
-    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+def _expectation(
+    states: torch.Tensor, weight: torch.Tensor, fused: bool, wanted: bool
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """pᵀW of each row ([N, D], if wanted) and logsumexp of its logits ([N], float32 or wider)."""
+    if fused and states.device.type == "cpu" and _fused_kernel is not None:
+        return _expectation_of_words(states, weight)
+    parts = [_expectation_of_chunk(chunk, weight, wanted) for chunk in states.split(CHUNK)]
+    means = torch.cat([mean for mean, _ in parts]) if wanted else None
+    return means, torch.cat([total for _, total in parts])
+
+
+def _expectation_of_words(
+    states: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of the targets [n] and all probabilities [n, V], float32 or wider."""
+    query, mean, total = states[None, None], None, None
+    for words in weight.split(WORDS):
+        key = words[None, None]
+        found, part = (out[0, 0] for out in _fused_kernel(query, key, key, 0.0, False, scale=1.0))
+        found = found.to(part.dtype)
+        if total is None:
+            mean, total = found, part
+            continue
+        whole = torch.logaddexp(total, part)
+        mean.mul_((total - whole).exp_()[:, None])
+        mean.addcmul_(found, (part - whole).exp_()[:, None])
+        total = whole
+    return mean.to(states.dtype), total
+
+
+def _expectation_of_chunk(
+    states: torch.Tensor, weight: torch.Tensor, wanted: bool
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    rows = len(states)
+    if rows < CHUNK and states.device.type == "cpu":
+        # The same shape for every chunk, so that a row's result depends on that row alone (models/lean.py).
+        states = torch.cat([states, states.new_zeros(CHUNK - rows, states.shape[1])])
     logits = states @ weight.T
     wide = torch.promote_types(logits.dtype, torch.float32)
     probs = torch.softmax(logits, dim=-1, dtype=wide)
-    picked = probs.gather(1, targets[:, None]).squeeze(1)
-    logps = picked.log()
-    rare = picked < FLOOR
-    if rare.any():
-        unlikely = logits[rare].to(wide)
-        exact = torch.log_softmax(unlikely, dim=-1).gather(1, targets[rare][:, None])
-        logps[rare] = exact.squeeze(1)
-    return logps, probs
+    # log p of the likeliest word is near 0, so this loses nothing: logit - log p is the same for each.
+    best, where = probs.max(-1)
+    total = logits.gather(1, where[:, None]).squeeze(1).to(wide) - best.log()
+    mean = (probs.to(weight.dtype) @ weight)[:rows] if wanted else None
+    return mean, total[:rows]
 
 
-class _FrozenHead(torch.autograd.Function):
+class _Head(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, fused: bool
     ) -> torch.Tensor:
-        wanted = ctx.needs_input_grad[0]
-        logps, directions = [], []
-        for rows in torch.arange(len(targets), device=targets.device).split(CHUNK):
-            span = slice(int(rows[0]), int(rows[-1]) + 1)
-            found, probs = _chunk(states[span], weight, targets[span])
-            logps.append(found)
-            if wanted:
-                directions.append(weight[targets[span]] - probs.to(weight.dtype) @ weight)
-        if wanted:
-            ctx.save_for_backward(torch.cat(directions))
-        return torch.cat(logps)
+        chosen = weight[targets]  # [N, D]
+        mean, total = _expectation(states, weight, fused, wanted=ctx.needs_input_grad[0])
+        saved = [chosen - mean] if ctx.needs_input_grad[0] else []
+        if ctx.needs_input_grad[1]:
+            saved += [states, weight, targets, total]
+        ctx.save_for_backward(*saved)
+        wide = total.dtype
+        return torch.linalg.vecdot(states.to(wide), chosen.to(wide)) - total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (directions,) = ctx.saved_tensors
-        return directions * grad[:, None].to(directions.dtype), None, None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        saved = list(ctx.saved_tensors)
+        d_states = d_weight = None
+        if ctx.needs_input_grad[0]:
+            direction = saved.pop(0)
+            d_states = direction * grad[:, None].to(direction.dtype)
+        if ctx.needs_input_grad[1]:
+            d_weight = _weight_gradient(*saved, grad)
+        return d_states, d_weight, None, None
 
 
-class _TrainableHead(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
-    ) -> torch.Tensor:
-        ctx.save_for_backward(states, weight, targets)
-        parts = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
-        return torch.cat([_chunk(some, weight, wanted)[0] for some, wanted in parts])
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:
-        states, weight, targets = ctx.saved_tensors
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        d_weight = torch.zeros_like(weight, dtype=wide)
-        d_states = []
-        parts = zip(states.split(CHUNK), targets.split(CHUNK), grad.split(CHUNK), strict=True)
-        for some, wanted, slope in parts:
-            _, probs = _chunk(some, weight, wanted)
-            d_logits = probs.mul_(-slope[:, None])  # slope (e_y - p)
-            d_logits.scatter_add_(1, wanted[:, None], slope[:, None])
-            d_logits = d_logits.to(weight.dtype)
-            d_states.append(d_logits @ weight)
-            d_weight += d_logits.T @ some
-        return torch.cat(d_states), d_weight.to(weight.dtype), None
+def _weight_gradient(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    total: torch.Tensor,
+    grad: torch.Tensor,
+) -> torch.Tensor:
+    """Sum over rows of grad (e_y - p) hᵀ: [V, D]."""
+    d_weight = torch.empty_like(weight)
+    for words in torch.arange(len(weight)).split(WORDS):
+        span = slice(int(words[0]), int(words[-1]) + 1)
+        logits = (states @ weight[span].T).to(total.dtype)
+        probs = logits.sub_(total[:, None]).exp_().mul_(grad[:, None]).to(weight.dtype)
+        torch.mm(probs.T, states, out=d_weight[span])
+    wide = total.dtype
+    towards = (states.to(wide) * grad[:, None]).to(weight.dtype)
+    return d_weight.neg_().index_add_(0, targets, towards)

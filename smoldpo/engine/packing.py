@@ -33,11 +33,13 @@ class Segment:
     rejected: int
     _masks: dict[Any, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
 
-    def hidden(self, window: int | None, device: torch.device) -> torch.Tensor:
-        """[n, n] True where a query must not look; made once for all layers."""
-        key = (window, device)
+    def bias(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """[n, n] to be added to scores: -inf where a query must not look; made once for all layers."""
+        key = (window, like.dtype, like.device)
         if key not in self._masks:
-            self._masks[key] = ~shared_prefix_mask(*self.shape, window=window).to(device)
+            hidden = ~shared_prefix_mask(*self.shape, window=window)
+            bias = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
+            self._masks[key] = bias.to(like.device)
         return self._masks[key]
 
     @property
@@ -56,7 +58,10 @@ class PackedBatch:
     segments: tuple[Segment, ...]
     input_ids: torch.Tensor  # [1, T]
     position_ids: torch.Tensor  # [1, T]
-    predictors: torch.Tensor  # [N] stream positions; the last of P predicts c0 and r0 both
+    rows: (
+        torch.Tensor
+    )  # [M] stream positions whose final states are read: each P's last token, C, R
+    predictors: torch.Tensor  # [N] which of `rows` predicts; the last of P predicts c0 and r0 both
     targets: torch.Tensor  # [N] the tokens they are to predict
     sides: (
         torch.Tensor
@@ -90,26 +95,29 @@ def pack(pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu") -> 
     """Lay pairs one after another into one stream."""
     ids: list[int] = []
     positions: list[int] = []
+    rows: list[int] = []
     predictors: list[int] = []
     targets: list[int] = []
     sides: list[int] = []
     segments = []
     for number, pair in enumerate(pairs):
         start, prompt = len(ids), len(pair.prompt_ids)
+        last_of_prompt = len(rows)
+        rows += range(start + prompt - 1, start + pair_length(pair))
         ids += pair.prompt_ids
         positions += range(prompt)
         for side, completion in ((0, pair.chosen_ids), (1, pair.rejected_ids)):
-            first = len(ids)
+            first = last_of_prompt + 1 + len(ids) - start - prompt
             ids += completion
             positions += range(prompt, prompt + len(completion))
-            predictors += [start + prompt - 1, *range(first, first + len(completion) - 1)]
+            predictors += [last_of_prompt, *range(first, first + len(completion) - 1)]
             targets += completion
             sides += [side * len(pairs) + number] * len(completion)
         segments.append(Segment(start, prompt, len(pair.chosen_ids), len(pair.rejected_ids)))
     return PackedBatch(
         tuple(segments),
         *(torch.tensor([part], device=device) for part in (ids, positions)),
-        *(torch.tensor(part, device=device) for part in (predictors, targets, sides)),
+        *(torch.tensor(part, device=device) for part in (rows, predictors, targets, sides)),
     )
 
 

@@ -4,7 +4,8 @@ Policy and reference are identical below the boundary and nothing there trains, 
 for a pair is computed once and kept: it serves the reference, the policy, and every epoch.
 
 Trunk and top are shallow copies of the base model whose `layers` are slices of its own; the weights are
-the same objects. The trunk ends without the final norm; the top begins at `inputs_embeds`.
+the same objects. Neither has the final norm, which is for the rows that are read alone; the top begins at
+`inputs_embeds`.
 """
 
 from __future__ import annotations
@@ -42,20 +43,36 @@ def boundary(model: PreTrainedModel) -> int:
     return min(inside) if inside else len(model.model.layers)
 
 
+class OnRows(torch.nn.Module):
+    """The last layer's MLP on the rows that are read; for the others it gives zeros, which nobody reads."""
+
+    def __init__(self, mlp: torch.nn.Module):
+        super().__init__()
+        self.mlp = mlp
+        self.rows: torch.Tensor | None = None
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[1, T, D] to [1, T, D]."""
+        found = self.mlp(states[0, self.rows])
+        return torch.zeros_like(states[0]).index_put((self.rows,), found)[None]
+
+
 def cut(model: PreTrainedModel, at: int) -> tuple[PreTrainedModel | None, PreTrainedModel]:
-    """The trunk (layers below `at`; None if there are none) and the top (the others, final norm)."""
+    """The trunk (layers below `at`; None if there are none) and the top (the others), without the norm.
+
+    The top's last MLP is an `OnRows`, which must be told the rows before each forward pass.
+    """
     base = model.model
-    if at == 0:
-        return None, base
-    return _with_layers(base, base.layers[:at], norm=False), _with_layers(base, base.layers[at:])
+    top = list(base.layers[at:])
+    if top:
+        last = _with(top[-1], mlp=OnRows(top[-1].mlp))
+        top[-1] = last
+    trunk = None if at == 0 else _with(base, layers=base.layers[:at], norm=torch.nn.Identity())
+    return trunk, _with(base, layers=torch.nn.ModuleList(top), norm=torch.nn.Identity())
 
 
-def _with_layers(
-    base: PreTrainedModel, layers: torch.nn.ModuleList, norm: bool = True
-) -> PreTrainedModel:
-    part = copy.copy(base)
-    part._modules = dict(base._modules)
-    part._modules["layers"] = layers
-    if not norm:
-        part._modules["norm"] = torch.nn.Identity()
+def _with(module: torch.nn.Module, **children: torch.nn.Module) -> torch.nn.Module:
+    """A shallow copy with other children; everything else is the same objects."""
+    part = copy.copy(module)
+    part._modules = {**module._modules, **children}
     return part

@@ -12,9 +12,10 @@ from smoldpo import progress
 from smoldpo.data.load import LoadedPairs, load_pairs
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.build import choose_engine
-from smoldpo.engine.fast import score
+from smoldpo.engine.kernels import choose_kernels
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import cast, compute_dtype, master_dtype, pick_device
+from smoldpo.engine.scorer import score
 from smoldpo.evaluation.metrics import PairScore, accuracies
 from smoldpo.evaluation.scoring import pair_scores
 from smoldpo.models.load import (
@@ -114,7 +115,7 @@ def _logps(
     with progress.bar(title, len(pairs)) as advance:
         if choice.name == "fast":
             cast(model.requires_grad_(False), dtype)
-            return score(model, pairs, advance)
+            return score(model, pairs, choose_kernels(dtype, model.device.type), advance)
         engine = PlainEngine(
             model,
             None,

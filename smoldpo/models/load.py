@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,9 +157,14 @@ def _explained(source: ModelSource, error: Exception, part: str = "model") -> Mo
 
 def weights_sha256(model: torch.nn.Module) -> str:
     """SHA-256 (hex) of every parameter's name, shape and values: fixes a reference by content."""
+    return tensors_sha256(model.named_parameters())
+
+
+def tensors_sha256(named: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 (hex) of each tensor's name, shape, dtype and values."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        values = parameter.detach().cpu().contiguous()
+    for name, tensor in sorted(named, key=lambda item: item[0]):
+        values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
         digest.update(memoryview(values.view(torch.uint8).numpy().reshape(-1)))
     return digest.hexdigest()

@@ -15,11 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smoldpo.engine.build import choose_engine
-from smoldpo.engine.fast import FastEngine, score
+from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.head import completion_logps
+from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.packing import by_length, pack, pair_length
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
+from smoldpo.engine.scorer import score
+from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore
 from smoldpo.errors import UsageError
 from smoldpo.losses import sigmoid_loss
 from smoldpo.models.freeze import freeze
@@ -78,7 +81,7 @@ def exact_norm(self, states):
     return self.weight * states * scale
 
 
-def engines(model, reference=None, max_tokens=40):
+def engines(model, reference=None, max_tokens=40, **settings):
     """Both engines on copies of one model, moved a little so that policy and reference differ."""
     plain = PlainEngine(
         copy.deepcopy(model),
@@ -88,7 +91,8 @@ def engines(model, reference=None, max_tokens=40):
         eval_batch_size=2,
     )
     policy = copy.deepcopy(model)
-    fast = FastEngine(policy, MasterWeights(policy, torch.float64), reference, max_tokens)
+    masters = MasterWeights(policy, torch.float64)
+    fast = FastEngine(policy, masters, reference, max_tokens, **settings)
     fast.prepare(PAIRS)
     with torch.no_grad():
         for engine in (plain, fast):
@@ -162,14 +166,41 @@ def test_a_reference_of_its_own():
     assert_equal(*engines(model, reference=build("llama", seed=5)))
 
 
+def disk_store(folder, warn=print, room=1e9):
+    return DiskStore(folder / "trunk" / "key", 32, torch.float64, room, {"model": "tiny"}, warn)
+
+
+@pytest.mark.parametrize("mode", ["off", "memory", "disk"])
+@pytest.mark.parametrize("frozen", [2, 4])
+def test_every_cache_mode(mode, frozen, tmp_path):
+    model = build("llama")
+    freeze(model, frozen)
+    store = {
+        "off": NoStore,
+        "memory": lambda: MemoryStore(1e9),
+        "disk": lambda: disk_store(tmp_path),
+    }[mode]()
+    plain, fast = engines(model, trunk_store=store)
+    assert (PAIRS[0] in store) == (mode != "off")
+    assert_equal(plain, fast)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("family", ["llama", "mistral-sliding"])
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_every_kernel(attention, head, family, frozen):
+    model = build(family)
+    freeze(model, frozen)
+    assert_equal(*engines(model, kernels=Kernels(attention, head)))
+
+
 def test_without_room_to_keep_states():
     model = build("llama")
     freeze(model, 2)
-    plain, fast = engines(model)
-    fast._states.clear()
-    fast._room = 0
+    plain, fast = engines(model, trunk_store=MemoryStore(room=0))
     assert_equal(plain, fast)
-    assert not fast._states
+    assert PAIRS[0] not in fast._states
 
 
 def test_scoring_and_evaluation_agree():
@@ -177,7 +208,7 @@ def test_scoring_and_evaluation_agree():
     freeze(model, 3)
     plain, fast = engines(model)
     expected = plain.policy_logps(PAIRS)
-    for found in (fast.policy_logps(PAIRS), score(plain.policy, PAIRS)):
+    for found in (fast.policy_logps(PAIRS), score(plain.policy, PAIRS, Kernels())):
         torch.testing.assert_close(found.chosen, expected.chosen, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(found.rejected, expected.rejected, rtol=1e-10, atol=1e-12)
 
@@ -288,7 +319,8 @@ def test_packing_written_out():
     batch = pack([TokenizedPair("a", (1, 2), (3, 4), (5,)), TokenizedPair("b", (6,), (7,), (8, 9))])
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1, 1, 2]]
-    assert batch.predictors.tolist() == [1, 2, 1, 5, 5, 7]
+    assert batch.rows.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert batch.rows[batch.predictors].tolist() == [1, 2, 1, 5, 5, 7]
     assert batch.targets.tolist() == [3, 4, 5, 7, 8, 9]
     assert batch.sides.tolist() == [0, 0, 2, 1, 3, 3]
 

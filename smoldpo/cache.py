@@ -1,0 +1,82 @@
+"""What smoldpo keeps between runs, under the cache folder: trunk states and reference log-probabilities.
+
+    <cache>/trunk/<key>/...        smoldpo/engine/trunk_store.py
+    <cache>/reference/<key>/...    smoldpo/engine/reference_store.py
+
+Each <key> is one entry. When all entries together exceed the limit, the ones used longest ago go.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smoldpo.files import cache_folder
+
+KINDS = ("trunk", "reference")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One kept thing: where, its size in bytes, when it was last used (seconds since 1970), what it is."""
+
+    kind: str
+    folder: Path
+    bytes: int
+    used: float
+    about: dict[str, Any]
+
+    def as_row(self) -> dict[str, Any]:
+        """For --json."""
+        row = {"kind": self.kind, "key": self.folder.name, "bytes": self.bytes, "used": self.used}
+        return row | {"about": self.about}
+
+
+def entry_folder(kind: str, key: str) -> Path:
+    """Where an entry lies."""
+    assert kind in KINDS
+    return cache_folder() / kind / key
+
+
+def entries() -> list[Entry]:
+    """Everything that is kept, most recently used first."""
+    found = []
+    for kind in KINDS:
+        for folder in (cache_folder() / kind).glob("*"):
+            if folder.is_dir() and not folder.is_symlink():
+                files = [path.stat() for path in folder.iterdir() if path.is_file()]
+                size = sum(file.st_size for file in files)
+                found.append(Entry(kind, folder, size, folder.stat().st_mtime, _about(folder)))
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        return about if isinstance(about, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def clear(kept: list[Entry]) -> int:
+    """Remove entries; returns the bytes that this frees."""
+    for entry in kept:
+        shutil.rmtree(entry.folder)
+    return sum(entry.bytes for entry in kept)
+
+
+def trim(limit: float, keep: set[Path]) -> list[Entry]:
+    """Remove entries, longest unused first, until all take at most `limit` bytes; never those in `keep`."""
+    everything = entries()
+    total = sum(entry.bytes for entry in everything)
+    removed = []
+    for entry in reversed(everything):
+        if total <= limit:
+            break
+        if entry.folder not in keep:
+            total -= clear([entry])
+            removed.append(entry)
+    return removed

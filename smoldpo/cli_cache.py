@@ -1,0 +1,58 @@
+"""`smoldpo cache`: what is kept between runs, and its removal."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from smoldpo.cli_support import verb
+
+app = typer.Typer(
+    help="Look at, or clear, what is kept between runs: trunk states and reference log-probabilities.",
+    no_args_is_help=True,
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command("list")
+@verb
+def list_(as_json: AsJson = False) -> None:
+    """List what is kept, most recently used first, with sizes."""
+    from smoldpo.cache import entries
+    from smoldpo.files import cache_folder
+
+    kept = entries()
+    if as_json:
+        rows = [entry.as_row() for entry in kept]
+        print(json.dumps({"folder": str(cache_folder()), "entries": rows}, indent=2))
+        return
+    from smoldpo.summary import print_cache
+
+    print_cache(kept, str(cache_folder()))
+
+
+@app.command("clear")
+@verb
+def clear(
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(help="Keys (or their beginnings) from cache list; without: everything."),
+    ] = None,
+) -> None:
+    """Remove what is kept; runs compute it anew. Unpacked models stay."""
+    from smoldpo.cache import clear, entries
+    from smoldpo.errors import UsageError
+
+    kept = entries()
+    for key in keys or []:
+        if not any(entry.folder.name.startswith(key) for entry in kept):
+            raise UsageError(f"{key}: no such key; smoldpo cache list shows them")
+    chosen = [
+        entry
+        for entry in kept
+        if not keys or any(entry.folder.name.startswith(key) for key in keys)
+    ]
+    freed = clear(chosen)
+    print(f"removed {len(chosen)} of {len(kept)}, {freed:,} bytes")

@@ -1,0 +1,45 @@
+"""What results depend on, as SHA-256: the name under which they are kept, and found again."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from smoldpo.types import TokenizedPair
+
+CODE = 1
+"""Raised whenever the engine's forward pass changes in a way that may change a bit of its results."""
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def pair_key(pair: TokenizedPair) -> str:
+    """SHA-256 (hex, its first half) of a pair's token ids."""
+    ids = json.dumps([pair.prompt_ids, pair.chosen_ids, pair.rejected_ids])
+    return hashlib.sha256(ids.encode()).hexdigest()[:32]
+
+
+def results_key(weights: str, dtype: torch.dtype, device: torch.device, **more: Any) -> str:
+    """SHA-256 (hex, its first half) over all that log-probabilities or states depend on but the tokens.
+
+    Kernels differ between torch's versions and between processors, so both are part of it.
+    """
+    parts = {
+        "code": CODE,
+        "weights": weights,
+        "dtype": str(dtype),
+        "device": _processor(device),
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(parts | more, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"cpu {torch.backends.cpu.get_cpu_capability()} amx={torch.cpu._is_amx_tile_supported()}"
+    return device.type

@@ -1,0 +1,79 @@
+"""The reference's log-probabilities, once a pair, for every epoch and for later runs.
+
+    reference/<key>/about.json    what this is, for people
+    reference/<key>/logps.json    {"logps": {pair key: [chosen, rejected]}, "sha256": of the former}
+
+<key> fixes the reference's weights and everything else that the numbers depend on (engine/identity.py). The
+file is written by rename and checked when read; one that does not fit is left aside with a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from smoldpo.engine.identity import pair_key
+from smoldpo.files import write_json, write_text
+from smoldpo.types import TokenizedPair
+
+Sides = tuple[float, float]
+"""log π_ref of chosen and rejected, in nats."""
+
+
+class ReferenceStore:
+    """Log-probabilities by pair. Without a folder they are kept for this process alone."""
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        about: dict[str, Any] | None = None,
+        warn: Callable[[str], None] = print,
+    ):
+        self.folder, self._about, self._warn = folder, about or {}, warn
+        self._logps: dict[str, Sides] = self._read()
+        self._changed = False
+
+    def __contains__(self, pair: TokenizedPair) -> bool:
+        return pair_key(pair) in self._logps
+
+    def __getitem__(self, pair: TokenizedPair) -> Sides:
+        return self._logps[pair_key(pair)]
+
+    def put(self, pair: TokenizedPair, chosen: float, rejected: float) -> None:
+        """Remember a pair's log-probabilities."""
+        self._logps[pair_key(pair)] = (chosen, rejected)
+        self._changed = True
+
+    def commit(self) -> None:
+        """Write what is new, together with what another process may have written meanwhile."""
+        if self.folder is None or not self._changed:
+            return
+        self._logps = self._read() | self._logps
+        body = json.dumps(self._logps)
+        digest = hashlib.sha256(body.encode()).hexdigest()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "about.json", self._about)
+            write_text(self.folder / "logps.json", f'{{"logps": {body},\n"sha256": "{digest}"}}\n')
+        except OSError as error:
+            self._warn(f"reference store: {self.folder}: {error.strerror}; nothing is kept there")
+        self._changed = False
+
+    def _read(self) -> dict[str, Sides]:
+        if self.folder is None or not (self.folder / "logps.json").exists():
+            return {}
+        path = self.folder / "logps.json"
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            body = json.dumps(kept["logps"])
+            if hashlib.sha256(body.encode()).hexdigest() != kept["sha256"]:
+                raise ValueError("its checksum does not fit")
+            os.utime(self.folder)
+            return {key: (float(c), float(r)) for key, (c, r) in kept["logps"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._warn(f"reference store: {path} is damaged ({error}); its pairs are computed anew")
+            return {}

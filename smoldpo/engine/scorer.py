@@ -1,0 +1,104 @@
+"""Log-probabilities of packed pairs under one model, cut at the boundary of what trains.
+
+stream P C R -> trunk (frozen layers) -> states [T, D]
+states -> top (the other layers) -> rows that are read -> final norm -> head -> log-probabilities
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from smoldpo.engine.head import completion_logps
+from smoldpo.engine.kernels import Kernels
+from smoldpo.engine.memory import keep_freed_memory
+from smoldpo.engine.packing import PackedBatch, by_length, pack
+from smoldpo.engine.trunk import cut
+from smoldpo.models.attention import shared_prefix
+from smoldpo.models.lean import make_lean
+from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
+
+MAX_TOKENS = 4096
+"""Tokens of a stream: enough to keep matrix products busy, little enough for a laptop's memory."""
+
+
+class Scorer:
+    """One model, its layers below `at` apart from the others; `at` 0 is no trunk."""
+
+    def __init__(self, model: PreTrainedModel, at: int, kernels: Kernels):
+        keep_freed_memory()
+        make_lean(model.model)
+        self.model = model
+        self.kernels = kernels
+        self.trunk, self.top = cut(model, at)
+        self.head = model.get_output_embeddings().weight
+
+    @torch.no_grad()
+    def trunk_states(self, batch: PackedBatch) -> torch.Tensor:
+        """What the frozen layers give for the stream: [T, D]."""
+        if self.trunk is None:
+            raise ValueError("this model has no trunk")
+        return self._run(self.trunk, batch, input_ids=batch.input_ids)
+
+    def logps(self, batch: PackedBatch, states: torch.Tensor | None) -> PairLogps:
+        """Log-probabilities of each pair's sides, [B] each, from trunk states [T, D] or from tokens."""
+        start = (
+            {"input_ids": batch.input_ids} if states is None else {"inputs_embeds": states[None]}
+        )
+        if len(self.top.layers):
+            self.top.layers[-1].mlp.rows = batch.rows
+        top = self._run(self.top, batch, **start)
+        read = self.model.model.norm(top[batch.rows])[batch.predictors]
+        return batch.logps(
+            completion_logps(read, self.head, batch.targets, self.kernels.fused_head)
+        )
+
+    def _run(
+        self, part: PreTrainedModel, batch: PackedBatch, **start: torch.Tensor
+    ) -> torch.Tensor:
+        with shared_prefix(part):
+            states = part(
+                **start,
+                position_ids=batch.position_ids,
+                segments=batch.segments,
+                last_layer=self.model.config.num_hidden_layers - 1,
+                fused=self.kernels.fused_attention,
+                use_cache=False,
+            ).last_hidden_state
+        return states[0]
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel,
+    pairs: Sequence[TokenizedPair],
+    kernels: Kernels,
+    advance: Advance = no_progress,
+) -> PairLogps:
+    """Log-probabilities of pairs under one model that does not train, on the CPU, in their order."""
+    scorer = Scorer(model, 0, kernels)
+    return in_order(
+        pairs, MAX_TOKENS, model.device, lambda _, batch: scorer.logps(batch, None), advance
+    )
+
+
+def in_order(
+    pairs: Sequence[TokenizedPair],
+    max_tokens: int,
+    device: torch.device,
+    logps_of: Callable[[Sequence[TokenizedPair], PackedBatch], PairLogps],
+    advance: Advance,
+) -> PairLogps:
+    """Go through pairs in batches of like length; the results are in the pairs' own order."""
+    chosen, rejected = [torch.empty(0)] * len(pairs), [torch.empty(0)] * len(pairs)
+    for indices in by_length(pairs, max_tokens):
+        some = [pairs[index] for index in indices]
+        logps = logps_of(some, pack(some, device))
+        for index, ours, theirs in zip(
+            indices, logps.chosen.cpu(), logps.rejected.cpu(), strict=True
+        ):
+            chosen[index], rejected[index] = ours, theirs
+        advance(len(some))
+    return PairLogps(torch.stack(chosen), torch.stack(rejected))

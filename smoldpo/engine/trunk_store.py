@@ -1,0 +1,226 @@
+"""What the frozen trunk gives for each pair, kept for every epoch and for later runs.
+
+Three stores with one face: nothing kept, kept in memory, kept on disk under the cache folder.
+
+    trunk/<key>/about.json            what this is, for people
+    trunk/<key>/<name>.states         the states of some pairs, one after another
+    trunk/<key>/<name>.json           which pairs: {"pairs": {pair key: [offset, tokens, checksum]}}
+
+<key> is a SHA-256 over everything that a state depends on besides its pair's tokens (engine/identity.py), so
+a stale store is never even looked at. A .json is written by rename after its .states is whole, so what a
+crash leaves has none and is swept. Each read is checked against the pair's checksum; what fails is
+computed anew. Nothing is mapped into memory: a read fills a fresh tensor, so memory does not grow with pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from smoldpo.engine.identity import pair_key
+from smoldpo.files import write_json
+from smoldpo.types import TokenizedPair
+
+SHARD_BYTES = 256 << 20
+"""A shard is closed, and safe from a crash, at this size."""
+LEFTOVER_SECONDS = 24 * 3600
+"""A shard without its .json that nobody has touched for this long was left by a crash."""
+
+
+class TrunkStore(Protocol):
+    """States of pairs at the freeze boundary, [n, D] each."""
+
+    folder: Path | None
+    """Where they lie on disk, if they do."""
+
+    def __contains__(self, pair: TokenizedPair) -> bool: ...
+
+    def get(self, pair: TokenizedPair) -> torch.Tensor | None:
+        """The pair's states, or None where they are not kept (or no longer readable)."""
+        ...
+
+    def put(self, pair: TokenizedPair, states: torch.Tensor) -> None:
+        """Keep the pair's states, where there is room."""
+        ...
+
+    def commit(self) -> None:
+        """Make what was put so far last."""
+        ...
+
+
+class NoStore:
+    """Keeps nothing: the trunk runs each time."""
+
+    folder = None
+
+    def __contains__(self, pair: TokenizedPair) -> bool:
+        return False
+
+    def get(self, pair: TokenizedPair) -> torch.Tensor | None:
+        return None
+
+    def put(self, pair: TokenizedPair, states: torch.Tensor) -> None:
+        pass
+
+    def commit(self) -> None:
+        pass
+
+
+class MemoryStore:
+    """Keeps states in memory until `room` bytes are taken; what does not fit is computed each time."""
+
+    folder = None
+
+    def __init__(self, room: float):
+        self._room = room
+        self._states: dict[TokenizedPair, torch.Tensor] = {}
+
+    def __contains__(self, pair: TokenizedPair) -> bool:
+        return pair in self._states
+
+    def get(self, pair: TokenizedPair) -> torch.Tensor | None:
+        return self._states.get(pair)
+
+    def put(self, pair: TokenizedPair, states: torch.Tensor) -> None:
+        size = states.numel() * states.element_size()
+        if pair not in self._states and size <= self._room:
+            # A copy, so that one pair does not keep the whole stream alive.
+            self._states[pair] = states.clone()
+            self._room -= size
+
+    def commit(self) -> None:
+        pass
+
+
+class DiskStore:
+    """Keeps states in `folder` until `room` bytes are taken there by this store.
+
+    Args:
+        folder: trunk/<key>; made when something is written.
+        width, dtype: of a state.
+        about: for people, written to about.json.
+        warn: called with a sentence when something kept turns out to be unreadable.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        width: int,
+        dtype: torch.dtype,
+        room: float,
+        about: dict[str, Any],
+        warn: Callable[[str], None],
+    ):
+        self.folder, self._width, self._dtype = folder, width, dtype
+        self._room, self._about, self._warn = room, about, warn
+        self._index: dict[
+            str, tuple[int, int, int, str]
+        ] = {}  # pair key: file, offset, tokens, checksum
+        self._files: list[int] = []
+        self._shard: _Shard | None = None
+        self._sweep()
+        for index in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
+            if index.name != "about.json":
+                self._open_shard(index)
+        if self._files:
+            os.utime(folder)  # the least recently used goes first when room is needed
+
+    def __contains__(self, pair: TokenizedPair) -> bool:
+        return pair_key(pair) in self._index
+
+    def get(self, pair: TokenizedPair) -> torch.Tensor | None:
+        key = pair_key(pair)
+        found = self._index.get(key)
+        if found is None:
+            return None
+        file, offset, tokens, checksum = found
+        states = torch.empty(tokens, self._width, dtype=self._dtype)
+        raw = memoryview(states.view(torch.uint8).numpy().reshape(-1))
+        if os.preadv(file, [raw], offset) != len(raw) or _checksum(raw) != checksum:
+            del self._index[key]
+            self._warn(
+                f"trunk store: the states of pair {pair.id} in {self.folder} are damaged; computed anew"
+            )
+            return None
+        return states
+
+    def put(self, pair: TokenizedPair, states: torch.Tensor) -> None:
+        key = pair_key(pair)
+        raw = memoryview(states.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1))
+        if key in self._index or len(raw) > self._room:
+            return
+        if self._shard is None:
+            self._start_shard()
+        shard = self._shard
+        assert shard is not None
+        checksum = _checksum(raw)
+        offset = shard.size
+        try:
+            os.pwrite(shard.file, raw, offset)
+        except OSError as error:  # no space: what is not kept is computed each time
+            self._room = 0
+            self._warn(f"trunk store: {error.strerror}; the other pairs are not kept")
+            return
+        self._room -= len(raw)
+        shard.size += len(raw)
+        shard.pairs[key] = [offset, len(states), checksum]
+        self._index[key] = (shard.file, offset, len(states), checksum)
+        if shard.size >= SHARD_BYTES:
+            self.commit()
+
+    def commit(self) -> None:
+        shard, self._shard = self._shard, None
+        if shard is not None and shard.pairs:
+            os.fsync(shard.file)
+            write_json(shard.path.with_suffix(".json"), {"pairs": shard.pairs})
+
+    def _start_shard(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "about.json").exists():
+            write_json(self.folder / "about.json", self._about)
+        path = self.folder / f"{uuid.uuid4().hex[:12]}.states"
+        self._shard = _Shard(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
+        self._files.append(self._shard.file)
+
+    def _open_shard(self, index: Path) -> None:
+        states = index.with_suffix(".states")
+        try:
+            pairs = json.loads(index.read_text(encoding="utf-8"))["pairs"]
+            entries = {str(k): (int(o), int(n), str(c)) for k, (o, n, c) in pairs.items()}
+            file = os.open(states, os.O_RDONLY)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            self._warn(f"trunk store: {index} cannot be read; its pairs are computed anew")
+            return
+        self._files.append(file)
+        for key, (offset, tokens, checksum) in entries.items():
+            self._index[key] = (file, offset, tokens, checksum)
+
+    def _sweep(self) -> None:
+        now = time.time()
+        for states in self.folder.glob("*.states"):
+            left = not states.with_suffix(".json").exists()
+            if left and now - states.stat().st_mtime > LEFTOVER_SECONDS:
+                states.unlink(missing_ok=True)
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_files", []):
+            os.close(file)
+
+
+class _Shard:
+    def __init__(self, path: Path, file: int):
+        self.path, self.file = path, file
+        self.size = 0
+        self.pairs: dict[str, list[Any]] = {}
+
+
+def _checksum(raw: memoryview) -> str:
+    return hashlib.sha256(raw).hexdigest()[:16]

@@ -1,0 +1,253 @@
+"""A decoder layer's parts as the same functions, with fewer passes over memory and closed-form backwards.
+
+transformers wires the layers; what it calls inside them is swapped, on the engine's own copy of the model:
+
+    RMSNorm            y = w x r,  r = (mean(x²) + ε)^-1/2     keeps x and r, not five tensors of x's size
+    gated MLP          y = (silu(x Gᵀ) (x Uᵀ)) Dᵀ              keeps x, xGᵀ, xUᵀ; the product is formed anew
+    linear layers      y = x Wᵀ + b                            in blocks of ROWS rows, see below
+    rotary embedding   y = x cos + rot(x) sin                  its backward is the opposite rotation
+
+Why blocks of rows: a CPU's matrix product may add in another order for another number of rows (oneDNN on
+AMX does), so a pair's log-probabilities would depend on what else is in the stream, in bfloat16 by whole
+nats. Every forward product here has ROWS rows, the last block padded, so a row's result depends on that
+row alone, to the last bit. That is why the first loss is ln 2 exactly, and why stored trunk states equal
+recomputed ones. Backward products run over all rows at once: they are not compared across streams.
+
+Dimensions: T rows, D model width, F width inside the MLP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ROWS = 512
+"""Rows of a forward product on a CPU: enough to keep it busy, few enough to stay in its cache."""
+
+
+def row_blocks(states: torch.Tensor) -> list[slice]:
+    """Blocks of ROWS rows of a [T, ...] tensor; on other devices than a CPU all rows at once."""
+    total = len(states)
+    size = ROWS if states.device.type == "cpu" else total
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def block_product(block: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) -> None:
+    """result [n, F] = block [n, D] times weightᵀ, with each row as if it were alone (n at most ROWS)."""
+    rows = len(block)
+    if rows == ROWS or block.device.type != "cpu":
+        torch.mm(block, weight.T, out=result)
+        return
+    padded = block.new_zeros(ROWS, block.shape[1])
+    padded[:rows] = block
+    result.copy_(torch.mm(padded, weight.T)[:rows])
+
+
+def rows_product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """states [T, D] times weightᵀ [D, F], block by block: [T, F]."""
+    result = states.new_empty(len(states), len(weight))
+    for rows in row_blocks(states):
+        block_product(states[rows], weight, result[rows])
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(states, weight)
+        result = rows_product(states.flatten(0, -2), weight)
+        if bias is not None:
+            result += bias
+        return result.view(*states.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, weight = ctx.saved_tensors
+        flat = grad.flatten(0, -2)
+        d_states = (flat @ weight).view_as(states) if ctx.needs_input_grad[0] else None
+        d_weight = flat.T @ states.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        d_bias = _column_sums(flat) if ctx.needs_input_grad[2] else None
+        return d_states, d_weight, d_bias
+
+
+def _column_sums(values: torch.Tensor) -> torch.Tensor:
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return values.sum(0, dtype=wide).to(values.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With n = x r:  dx = r (w g - n mean(w g n)),  dw = sum over rows of g n."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> torch.Tensor:
+        flat = states.flatten(0, -2)
+        wide = torch.promote_types(states.dtype, torch.float32)
+        result, scale = torch.empty_like(flat), flat.new_empty(len(flat), 1, dtype=wide)
+        for rows in row_blocks(flat):
+            block = flat[rows].to(wide)
+            norm = torch.linalg.vector_norm(block, dim=-1, keepdim=True)
+            scale[rows] = norm.square_().div_(flat.shape[-1]).add_(epsilon).rsqrt_()
+            # Rounded before the weight is applied, as transformers does.
+            result[rows] = block * scale[rows]
+            result[rows] *= weight
+        ctx.save_for_backward(flat, weight, scale)
+        return result.view_as(states)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, weight, scale = ctx.saved_tensors
+        flat = grad.flatten(0, -2)
+        result = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
+        d_weight = scale.new_zeros(len(weight)) if ctx.needs_input_grad[1] else None
+        for rows in row_blocks(flat):
+            normed = states[rows].to(scale.dtype) * scale[rows]
+            slope = flat[rows].to(scale.dtype)
+            if d_weight is not None:
+                d_weight += (slope * normed).sum(0)
+            if result is not None:
+                slope = slope * weight
+                shared = torch.linalg.vecdot(slope, normed)[:, None].div_(-states.shape[-1])
+                result[rows] = slope.addcmul_(normed, shared).mul_(scale[rows])
+        return (
+            None if result is None else result.view_as(grad),
+            None if d_weight is None else d_weight.to(weight.dtype),
+            None,
+        )
+
+
+class _GatedMLP(torch.autograd.Function):
+    """With s = silu(a), a = x Gᵀ, u = x Uᵀ:  y = (s u) Dᵀ.
+
+    Block by block, so that what is F wide stays in the cache between the steps.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+    ) -> torch.Tensor:
+        flat = states.flatten(0, -2)
+        keeps = any(ctx.needs_input_grad)
+        result = torch.empty_like(flat)
+        gated, raised = (flat.new_empty(len(flat) if keeps else ROWS, len(gate)) for _ in range(2))
+        for rows in row_blocks(flat):
+            kept = rows if keeps else slice(0, rows.stop - rows.start)
+            block_product(flat[rows], gate, gated[kept])
+            block_product(flat[rows], up, raised[kept])
+            block_product(F.silu(gated[kept]).mul_(raised[kept]), down, result[rows])
+        if keeps:
+            ctx.save_for_backward(flat, gated, raised, gate, up, down)
+        return result.view_as(states)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, gated, raised, gate, up, down = ctx.saved_tensors
+        flat = grad.flatten(0, -2)
+        product, d_gated, d_raised = (torch.empty_like(gated) for _ in range(3))
+        d_states = torch.empty_like(flat)
+        for rows in row_blocks(flat):
+            d_product = flat[rows] @ down
+            silu = F.silu(gated[rows])
+            torch.mul(silu, raised[rows], out=product[rows])
+            torch.mul(silu, d_product, out=d_raised[rows])
+            d_silu = d_product.mul_(raised[rows])
+            d_gated[rows] = torch.ops.aten.silu_backward(d_silu, gated[rows])
+            torch.mm(d_gated[rows], gate, out=d_states[rows])
+            d_states[rows].addmm_(d_raised[rows], up)
+        return (
+            d_states.view_as(grad),
+            d_gated.T @ states if ctx.needs_input_grad[1] else None,
+            d_raised.T @ states if ctx.needs_input_grad[2] else None,
+            flat.T @ product if ctx.needs_input_grad[3] else None,
+        )
+
+
+class _Rotary(torch.autograd.Function):
+    """For halves x1, x2:  (x1 cos - x2 sin, x2 cos + x1 sin); cos and sin are the same for both halves."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(states, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, -1), None, None
+
+
+def _rotated(
+    states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int
+) -> torch.Tensor:
+    half = states.shape[-1] // 2
+    result = states * cos
+    result[..., :half].addcmul_(states[..., half:], sin[..., half:], value=-direction)
+    result[..., half:].addcmul_(states[..., :half], sin[..., :half], value=direction)
+    return result
+
+
+def rotary(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    unsqueeze_dim: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """transformers' `apply_rotary_pos_emb`: both rotated by their positions' angles."""
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return _Rotary.apply(query, cos, sin), _Rotary.apply(key, cos, sin)
+
+
+def _linear_forward(self: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    return _Linear.apply(states, self.weight, self.bias)
+
+
+def _norm_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
+    return _RMSNorm.apply(states, self.weight, self.variance_epsilon)
+
+
+def _mlp_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
+    return _GatedMLP.apply(
+        states, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+    )
+
+
+def make_lean(base: nn.Module) -> None:
+    """Swap the parts of a base model (Llama's shape) for the ones above, in place."""
+    for module in base.modules():
+        if isinstance(module, nn.Linear):
+            module.forward = types.MethodType(_linear_forward, module)
+        elif type(module).__name__.endswith("RMSNorm"):
+            module.forward = types.MethodType(_norm_forward, module)
+        elif _is_gated_mlp(module):
+            module.forward = types.MethodType(_mlp_forward, module)
+
+
+def _is_gated_mlp(module: nn.Module) -> bool:
+    parts = [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]
+    plain = all(isinstance(part, nn.Linear) and part.bias is None for part in parts)
+    return plain and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation")
+
+
+@contextlib.contextmanager
+def lean_rotary(base: nn.Module) -> Iterator[None]:
+    """Within the block the model's own module rotates by `rotary`: it calls a function of its module."""
+    module = sys.modules[type(base).__module__]
+    before = module.apply_rotary_pos_emb
+    module.apply_rotary_pos_emb = rotary
+    try:
+        yield
+    finally:
+        module.apply_rotary_pos_emb = before
