@@ -21,7 +21,7 @@ from smoldpo.engine.memory import free_memory
 from smoldpo.engine.packing import PackedBatch, by_length, cut_by_tokens, pack
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.reference_store import ReferenceStore
-from smoldpo.engine.scorer import MAX_TOKENS, Scorer, in_order
+from smoldpo.engine.scorer import FILL, MAX_TOKENS, Scorer, in_order
 from smoldpo.engine.trunk import boundary
 from smoldpo.engine.trunk_store import MemoryStore, TrunkStore
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
@@ -94,7 +94,7 @@ class FastEngine:
         self._reference_logps.commit()
 
     def _prepare_stream(self, pairs: Sequence[TokenizedPair]) -> None:
-        batch = pack(pairs, self.device)
+        batch = pack(pairs, self.device, FILL)
         states = self._states_of(pairs, batch)
         if all(pair in self._reference_logps for pair in pairs):
             return
@@ -113,7 +113,9 @@ class FastEngine:
             return None
         kept = [self._states.get(pair) for pair in pairs]
         if all(states is not None for states in kept):
-            return torch.cat([states for states in kept if states is not None]).to(self.device)
+            states = torch.cat([states for states in kept if states is not None]).to(self.device)
+            filling = batch.input_ids.shape[1] - len(states)
+            return torch.nn.functional.pad(states, (0, 0, 0, filling))
         states = self._policy.trunk_states(batch)
         for pair, segment in zip(pairs, batch.segments, strict=True):
             self._states.put(pair, states[segment.start : segment.start + segment.length])
@@ -152,7 +154,7 @@ class FastEngine:
         with self._masters.collecting():
             for indices in cut_by_tokens(pairs, self.max_tokens):
                 some = [pairs[index] for index in indices]
-                batch = pack(some, self.device)
+                batch = pack(some, self.device, FILL)
                 policy = self._policy.logps(batch, self._states_of(some, batch))
                 reference = self._kept_reference(some, self.device)
                 each = loss(policy, reference)

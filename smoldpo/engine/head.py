@@ -24,9 +24,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 CHUNK = 128
 """Rows at a time without the fused kernel: [128, 49152] in float32 is 25 MB."""
+FILL = 64
+"""Rows are filled up to a multiple of this, for few shapes of products (models/attention.py)."""
 WORDS = 4096
 """Words of the head at a time in the fused kernel and for dW."""
 
@@ -44,7 +47,10 @@ def completion_logps(
         targets: [N] token ids.
         fused: take torch's fused attention kernel (CPU alone; see engine/kernels.py for when).
     """
-    return _Head.apply(states, weight, targets, fused)
+    filling = -len(states) % FILL
+    states, targets = F.pad(states, (0, 0, 0, filling)), F.pad(targets, (0, filling))
+    found = _Head.apply(states, weight, targets, fused)
+    return found[: len(found) - filling]
 
 
 def _expectation(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from smoldpo.engine.head import completion_logps
-from smoldpo.engine.packing import Segment
+from smoldpo.engine.packing import Layout, Segment
 from smoldpo.models.attention import pair_attention
 
 
@@ -40,12 +40,12 @@ def choose_kernels(dtype: torch.dtype, device: str) -> Kernels:
         return torch.randn(*shape, generator=generator).to(dtype)
 
     query, key, value = random(1, 9, 256, 64), random(1, 3, 256, 64), random(1, 3, 256, 64)
-    segments = [Segment(0, 128, 64, 64)]
+    layout = Layout.of([Segment(0, 128, 64, 64)], device)
     states, head = random(256, 576), random(8192, 576)
     targets = torch.zeros(256, dtype=torch.long)
     return Kernels(
         _first_is_faster(
-            lambda fused: pair_attention(query, key, value, 0.125, segments, None, False, fused)
+            lambda fused: pair_attention(query, key, value, 0.125, layout, None, False, fused)
         ),
         _first_is_faster(lambda fused: completion_logps(states, head, targets, fused)),
     )

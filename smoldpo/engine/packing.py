@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from smoldpo.models.attention import STEP
 from smoldpo.models.masks import shared_prefix_mask
 from smoldpo.types import PairLogps, TokenizedPair
 
@@ -31,16 +32,6 @@ class Segment:
     prompt: int
     chosen: int
     rejected: int
-    _masks: dict[Any, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
-
-    def bias(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """[n, n] to be added to scores: -inf where a query must not look; made once for all layers."""
-        key = (window, like.dtype, like.device)
-        if key not in self._masks:
-            hidden = ~shared_prefix_mask(*self.shape, window=window)
-            bias = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
-            self._masks[key] = bias.to(like.device)
-        return self._masks[key]
 
     @property
     def length(self) -> int:
@@ -52,10 +43,66 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """A pair's place inside attention, filled up to a multiple of STEP rows (models/attention.py)."""
+
+    start: int
+    segment: Segment
+    _masks: dict[Any, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def prompt(self) -> int:
+        return self.segment.prompt
+
+    @property
+    def length(self) -> int:
+        return _up_to(self.segment.length, STEP)
+
+    def bias(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """[n, n] to be added to scores: -inf where a query must not look; made once for all layers.
+
+        Rows that fill up see the first key, so that their softmax is a number, and no query sees them.
+        """
+        key = (window, like.dtype, like.device)
+        if key not in self._masks:
+            real = self.segment.length
+            visible = torch.zeros(self.length, self.length, dtype=torch.bool)
+            visible[:real, :real] = shared_prefix_mask(*self.segment.shape, window=window)
+            visible[real:, 0] = True
+            bias = torch.zeros(visible.shape, dtype=like.dtype)
+            self._masks[key] = bias.masked_fill_(~visible, float("-inf")).to(like.device)
+        return self._masks[key]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All slots, and the way there and back."""
+
+    slots: tuple[Slot, ...]
+    spread: (
+        torch.Tensor
+    )  # [S] the token for each row of the slots; a pair's first where a slot is filled up
+    gather: torch.Tensor  # [tokens of all pairs] the row of the slots for each of them
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], device: torch.device | str) -> Layout:
+        """Slots one after another, in the order of the segments."""
+        slots, spread, gather = [], [], []
+        for segment in segments:
+            slot = Slot(len(spread), segment)
+            gather += range(slot.start, slot.start + segment.length)
+            spread += range(segment.start, segment.start + segment.length)
+            spread += [segment.start] * (slot.length - segment.length)
+            slots.append(slot)
+        return cls(tuple(slots), *(torch.tensor(part, device=device) for part in (spread, gather)))
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """A stream of T tokens of B pairs, and the N positions in it whose predictions are scored."""
 
     segments: tuple[Segment, ...]
+    layout: Layout
     input_ids: torch.Tensor  # [1, T]
     position_ids: torch.Tensor  # [1, T]
     rows: (
@@ -91,8 +138,13 @@ def pair_length(pair: TokenizedPair) -> int:
     return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
-def pack(pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu") -> PackedBatch:
-    """Lay pairs one after another into one stream."""
+def pack(
+    pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu", multiple_of: int = 1
+) -> PackedBatch:
+    """Lay pairs one after another into one stream, filled up to a multiple of so many tokens.
+
+    What fills up belongs to no pair: it sees nothing, is seen by nothing, and nothing of it is read.
+    """
     ids: list[int] = []
     positions: list[int] = []
     rows: list[int] = []
@@ -114,11 +166,19 @@ def pack(pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu") -> 
             targets += completion
             sides += [side * len(pairs) + number] * len(completion)
         segments.append(Segment(start, prompt, len(pair.chosen_ids), len(pair.rejected_ids)))
+    filling = _up_to(len(ids), multiple_of) - len(ids)
+    ids += [0] * filling
+    positions += [0] * filling
     return PackedBatch(
         tuple(segments),
+        Layout.of(segments, device),
         *(torch.tensor([part], device=device) for part in (ids, positions)),
         *(torch.tensor(part, device=device) for part in (rows, predictors, targets, sides)),
     )
+
+
+def _up_to(number: int, multiple_of: int) -> int:
+    return -(-number // multiple_of) * multiple_of
 
 
 def cut_by_tokens(pairs: Sequence[TokenizedPair], max_tokens: int) -> list[list[int]]:

@@ -22,6 +22,8 @@ from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
 MAX_TOKENS = 4096
 """Tokens of a stream: enough to keep matrix products busy, little enough for a laptop's memory."""
+FILL = 128
+"""Streams are filled up to a multiple of this, for few shapes of products (models/attention.py says why)."""
 
 
 class Scorer:
@@ -62,7 +64,7 @@ class Scorer:
             states = part(
                 **start,
                 position_ids=batch.position_ids,
-                segments=batch.segments,
+                layout=batch.layout,
                 last_layer=self.model.config.num_hidden_layers - 1,
                 fused=self.kernels.fused_attention,
                 use_cache=False,
@@ -95,7 +97,7 @@ def in_order(
     chosen, rejected = [torch.empty(0)] * len(pairs), [torch.empty(0)] * len(pairs)
     for indices in by_length(pairs, max_tokens):
         some = [pairs[index] for index in indices]
-        logps = logps_of(some, pack(some, device))
+        logps = logps_of(some, pack(some, device, FILL))
         for index, ours, theirs in zip(
             indices, logps.chosen.cpu(), logps.rejected.cpu(), strict=True
         ):

@@ -13,10 +13,13 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from smoldpo.models.freeze import layer_of
 
+FILL = 128
+"""The rows that are read are filled up to a multiple of this, for few shapes (models/attention.py)."""
 FAMILIES = {"llama", "smollm3", "qwen2", "qwen3", "mistral"}
 """Model types for which the fast engine is held against the plain one (tests/equivalence)."""
 
@@ -53,7 +56,9 @@ class OnRows(torch.nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[1, T, D] to [1, T, D]."""
-        found = self.mlp(states[0, self.rows])
+        assert self.rows is not None
+        filling = -len(self.rows) % FILL
+        found = self.mlp(F.pad(states[0, self.rows], (0, 0, 0, filling)))[: len(self.rows)]
         return torch.zeros_like(states[0]).index_put((self.rows,), found)[None]
 
 

@@ -1,20 +1,21 @@
 """Shared-prefix attention, registered with transformers' attention interface.
 
 No model code is copied: a model whose attention goes through that interface calls the function below,
-and the segments of the stream travel to it as a keyword argument of the model's forward.
-
-Three forms of the same function:
+and the layout of the stream travels to it as a keyword argument of the model's forward.
 
     CPU     pair by pair: forward by torch's fused kernel, or by matrix products where those are faster on
             this machine; backward by matrix products, from weights formed anew
     CUDA    one FlexAttention call over the stream, whose block mask skips what no query sees (flex.py)
     else    pair by pair, masked matrix products with autograd's backward
 
-In the last layer only the rows from each prompt's last token on are read by anyone, so only they are
-queries; the others' outputs are zeros.
+Pair by pair means: each pair is laid into a slot whose length is a multiple of STEP, filled up with rows
+that no query sees. Libraries compile a kernel for every shape they meet, which takes milliseconds and
+hundreds of kilobytes each, so there must be few shapes.
 
-Dimensions: T tokens of the stream, n of one pair, m queries of it; H query heads, K key/value heads,
-G = H / K, d of one head.
+In the last layer only the rows from each prompt's last token on are read by anyone, so no others are queries.
+
+Dimensions: T tokens of the stream, S tokens of all slots, n of one slot, m queries; H query heads, K key/value
+heads, G = H / K, d of one head.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from smoldpo.models.lean import lean_rotary
 
 NAME = "smoldpo_shared_prefix"
+STEP = 32
+"""Slots' lengths are multiples of this: few enough shapes, and little to fill up."""
 
 
-class SegmentLike(Protocol):
-    """What attention needs to know of a pair in the stream."""
+class SlotLike(Protocol):
+    """What attention needs to know of a pair's slot."""
 
     start: int
     prompt: int
@@ -42,6 +45,16 @@ class SegmentLike(Protocol):
     @property
     def length(self) -> int: ...
     def bias(self, window: int | None, like: torch.Tensor) -> torch.Tensor: ...
+
+
+class LayoutLike(Protocol):
+    """Where the tokens of the stream lie in the slots."""
+
+    slots: Sequence[SlotLike]
+    spread: (
+        torch.Tensor
+    )  # [S] the token for each row of the slots; some token where a slot is filled up
+    gather: torch.Tensor  # [tokens of all pairs] the row of the slots for each of them
 
 
 def shared_prefix_attention(
@@ -52,7 +65,7 @@ def shared_prefix_attention(
     attention_mask: None,
     *,
     scaling: float,
-    segments: Sequence[SegmentLike],
+    layout: LayoutLike,
     last_layer: int,
     fused: bool = True,
     dropout: float = 0.0,
@@ -67,7 +80,7 @@ def shared_prefix_attention(
     """
     assert dropout == 0.0 and query.shape[0] == 1
     read = module.layer_idx == last_layer
-    call = (query, key, value, scaling, segments, sliding_window, read)
+    call = (query, key, value, scaling, layout, sliding_window, read)
     return pair_attention(*call, fused), None
 
 
@@ -76,78 +89,111 @@ def pair_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float,
-    segments: Sequence[SegmentLike],
+    layout: LayoutLike,
     window: int | None,
     read: bool,
     fused: bool,
 ) -> torch.Tensor:
-    """Attention pair by pair, [1, T, H, d]; with `read`, of the rows that are read after the last layer."""
-    call = (query, key, value, scaling, segments, window, read)
-    return _SharedPrefix.apply(*call, fused) if query.device.type == "cpu" else _masked(*call)
+    """Attention pair by pair, [1, T, H, d]; with `read`, right only for rows that are read at the end."""
+    if query.device.type == "cpu":
+        return _SharedPrefix.apply(query, key, value, scaling, layout, window, read, fused)
+    slots = (_spread(states, layout) for states in (query, key, value))
+    return _gathered(_by_products(*slots, scaling, layout, window, read), layout, query.shape[2])
 
 
-class _Block:
-    """Some queries of one pair and the keys that they may see, with the query heads of a group folded into
-    rows, so that keys and values are not repeated for each query head."""
-
-    def __init__(
-        self, query: torch.Tensor, key: torch.Tensor, segment: SegmentLike, rows: slice, window: Any
-    ):
-        self.rows = slice(segment.start + rows.start, segment.start + rows.stop)
-        # What a prompt sees ends with the prompt; what an answer sees, with the pair.
-        keys = segment.prompt if rows.stop == segment.prompt else segment.length
-        self.keys = slice(segment.start, segment.start + keys)
-        self.groups = query.shape[1] // key.shape[1]
-        self.bias = segment.bias(window, query)[rows, :keys]  # [m, n]
-
-    def folded(self, states: torch.Tensor) -> torch.Tensor:
-        """[1, H, T, d] to these queries, [K, G m, d]."""
-        rows = states[0, :, self.rows]
-        return rows.reshape(rows.shape[0] // self.groups, -1, rows.shape[-1])
-
-    def unfolded(self, states: torch.Tensor) -> torch.Tensor:
-        """[K, G m, d] back to [H, m, d]."""
-        return states.reshape(states.shape[0] * self.groups, -1, states.shape[-1])
-
-    def weights(self, folded: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Softmax over the keys that each scaled query sees: [K, G m, n]; float32 inside."""
-        scores = torch.matmul(folded, key[0, :, self.keys].transpose(1, 2))
-        shape = scores.shape
-        scores = scores.view(shape[0], self.groups, -1, shape[-1]) + self.bias
-        return torch.softmax(scores, dim=-1).view(shape)
+def _spread(states: torch.Tensor, layout: LayoutLike) -> torch.Tensor:
+    """[1, H, T, d] laid into the slots: [H, S, d], rows of a token staying together in memory."""
+    return states[0].transpose(0, 1).index_select(0, layout.spread).transpose(0, 1)
 
 
-def _blocks(
-    query: torch.Tensor, key: torch.Tensor, segments: Sequence[SegmentLike], window: Any, read: bool
-) -> Iterator[_Block]:
-    """Each pair's prompt, then its answers; where only what is read matters, from the prompt's last token."""
-    for segment in segments:
-        if read:
-            yield _Block(query, key, segment, slice(segment.prompt - 1, segment.length), window)
-        else:
-            yield _Block(query, key, segment, slice(0, segment.prompt), window)
-            yield _Block(query, key, segment, slice(segment.prompt, segment.length), window)
+def _gathered(states: torch.Tensor, layout: LayoutLike, tokens: int) -> torch.Tensor:
+    """[S, H, d] taken out of the slots: [1, T, H, d], zeros behind the last pair."""
+    found = states.index_select(0, layout.gather)
+    return F.pad(found, (0, 0, 0, 0, 0, tokens - len(found)))[None]
 
 
-def _masked(
+def _blocks(slot: SlotLike, read: bool) -> Iterator[tuple[slice, slice]]:
+    """Queries of a slot, and the keys among which all that they see lie; all multiples of STEP.
+
+    A prompt's tokens do not see the answers, so a long prompt has a block of its own.
+    """
+    first = (slot.prompt - 1) // STEP * STEP if read else 0
+    inside = slot.prompt // STEP * STEP
+    if not read and inside >= 2 * STEP:
+        yield slice(0, inside), slice(0, inside)
+        first = inside
+    yield slice(first, slot.length), slice(0, slot.length)
+
+
+def _folded(states: torch.Tensor, groups: int) -> torch.Tensor:
+    """[H, m, d] with the query heads of a group as further rows: [K, G m, d], so that keys and values need
+    not be repeated for each query head."""
+    return states.reshape(states.shape[0] // groups, -1, states.shape[-1])
+
+
+def _weights(folded: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Softmax over the keys that each scaled query [K, G m, d] sees: [K, G m, n]; float32 inside."""
+    scores = torch.matmul(folded, keys.transpose(1, 2))
+    groups = scores.shape[1] // len(bias)
+    return torch.softmax(scores.unflatten(1, (groups, -1)) + bias, dim=-1).flatten(1, 2)
+
+
+def _by_products(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float,
-    segments: Sequence[SegmentLike],
+    layout: LayoutLike,
     window: int | None,
     read: bool,
 ) -> torch.Tensor:
-    """Matrix products, with autograd's backward."""
-    output = query.new_zeros(query.shape[1], query.shape[2], query.shape[3])  # [H, T, d]
-    for block in _blocks(query, key, segments, window, read):
-        weights = block.weights(block.folded(query) * scaling, key)
-        output[:, block.rows] = block.unfolded(torch.matmul(weights, value[0, :, block.keys]))
-    return output.transpose(0, 1)[None]
+    """Attention over slots [H, S, d] by matrix products: [S, H, d]."""
+    groups = len(query) // len(key)
+    output = query.new_zeros(query.shape[1], len(query), query.shape[2])
+    for slot in layout.slots:
+        bias = slot.bias(window, query)
+        for rows, keys in _blocks(slot, read):
+            here, there = _moved(rows, slot.start), _moved(keys, slot.start)
+            folded = _folded(query[:, here], groups) * scaling
+            weights = _weights(folded, key[:, there], bias[rows, keys])
+            found = torch.matmul(weights, value[:, there])
+            output[here] = found.reshape(len(query), -1, query.shape[2]).transpose(0, 1)
+    return output
+
+
+def _by_fused_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    layout: LayoutLike,
+    window: int | None,
+    read: bool,
+) -> torch.Tensor:
+    """The same by torch's fused kernel, without a backward."""
+    output = query.new_zeros(query.shape[1], len(query), query.shape[2])
+    for slot in layout.slots:
+        bias = slot.bias(window, query)
+        for rows, keys in _blocks(slot, read):
+            here, there = _moved(rows, slot.start), _moved(keys, slot.start)
+            found = F.scaled_dot_product_attention(
+                query[None, :, here],
+                key[None, :, there],
+                value[None, :, there],
+                attn_mask=bias[rows, keys],
+                scale=scaling,
+                enable_gqa=len(key) < len(query),
+            )
+            output[here] = found[0].transpose(0, 1)
+    return output
+
+
+def _moved(rows: slice, start: int) -> slice:
+    return slice(start + rows.start, start + rows.stop)
 
 
 class _SharedPrefix(torch.autograd.Function):
-    """Keeps queries, keys and values; the weights exist for one block at a time, and never twice."""
+    """Keeps queries, keys and values; the weights exist for one pair at a time, and never twice."""
 
     @staticmethod
     def forward(
@@ -156,45 +202,50 @@ class _SharedPrefix(torch.autograd.Function):
         key: torch.Tensor,
         value: torch.Tensor,
         scaling: float,
-        segments: Sequence[SegmentLike],
+        layout: LayoutLike,
         window: int | None,
         read: bool,
         fused: bool,
     ) -> torch.Tensor:
         ctx.save_for_backward(query, key, value)
-        ctx.call = scaling, segments, window, read
-        if not fused:
-            return _masked(query, key, value, scaling, segments, window, read)
-        output = query.new_zeros(1, query.shape[2], query.shape[1], query.shape[3])  # [1, T, H, d]
-        for block in _blocks(query, key, segments, window, read):
-            found = F.scaled_dot_product_attention(
-                query[:, :, block.rows],
-                key[:, :, block.keys],
-                value[:, :, block.keys],
-                attn_mask=block.bias,
-                scale=scaling,
-                enable_gqa=block.groups > 1,
-            )
-            output[0, block.rows] = found[0].transpose(0, 1)
-        return output
+        ctx.call = scaling, layout, window
+        slots = (_spread(states, layout) for states in (query, key, value))
+        way = _by_fused_kernel if fused else _by_products
+        return _gathered(way(*slots, scaling, layout, window, read), layout, query.shape[2])
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """With W = softmax(S):  dV = Wᵀ dO,  dS = W (dO Vᵀ - rowsum(W dO Vᵀ)),  dQ = dS K,  dK = dSᵀ Q."""
-        query, key, value = ctx.saved_tensors
-        scaling, segments, window, read = ctx.call
-        heads_first = grad.transpose(1, 2)  # [1, H, T, d]
-        d_query, d_key, d_value = (torch.zeros_like(states) for states in (query, key, value))
-        for block in _blocks(query, key, segments, window, read):
-            keys, values = key[0, :, block.keys], value[0, :, block.keys]
-            scaled, slope = block.folded(query) * scaling, block.folded(heads_first)
-            weights = block.weights(scaled, key)
-            d_value[0, :, block.keys] += torch.bmm(weights.transpose(1, 2), slope)
-            d_weights = torch.bmm(slope, values.transpose(1, 2))
+        """With W = softmax(S):  dV = Wᵀ dO,  dS = W (dO Vᵀ - rowsum(W dO Vᵀ)),  dQ = dS K,  dK = dSᵀ Q.
+
+        Over whole slots, so that there is one shape to a slot's length; dO is zero in rows not read.
+        """
+        scaling, layout, window = ctx.call
+        query, key, value = (_spread(states, layout) for states in ctx.saved_tensors)
+        groups = len(query) // len(key)
+        slope = grad.new_zeros(query.shape[1], len(query), query.shape[2])  # [S, H, d]
+        slope.index_copy_(0, layout.gather, grad[0, : len(layout.gather)])
+        slope = slope.transpose(0, 1)
+        d_query, d_key, d_value = (torch.empty_like(states) for states in (query, key, value))
+        for slot in layout.slots:
+            here = slice(slot.start, slot.start + slot.length)
+            keys, values = key[:, here], value[:, here]
+            scaled, d_output = (
+                _folded(query[:, here], groups) * scaling,
+                _folded(slope[:, here], groups),
+            )
+            weights = _weights(scaled, keys, slot.bias(window, query))
+            d_value[:, here] = torch.bmm(weights.transpose(1, 2), d_output)
+            d_weights = torch.bmm(d_output, values.transpose(1, 2))
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            d_query[0, :, block.rows] = block.unfolded(torch.bmm(d_scores, keys).mul_(scaling))
-            d_key[0, :, block.keys] += torch.bmm(d_scores.transpose(1, 2), scaled)
-        return d_query, d_key, d_value, None, None, None, None, None
+            d_query[:, here] = (
+                torch.bmm(d_scores, keys).mul_(scaling).view(len(query), -1, query.shape[2])
+            )
+            d_key[:, here] = torch.bmm(d_scores.transpose(1, 2), scaled)
+        taken = (
+            _gathered(states.transpose(0, 1), layout, grad.shape[1]).transpose(1, 2)
+            for states in (d_query, d_key, d_value)
+        )
+        return *taken, None, None, None, None, None
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)
@@ -203,7 +254,7 @@ AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 @contextlib.contextmanager
 def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model attends by segments and rotates leanly; after it as before."""
+    """Within the block the model attends within pairs and rotates leanly; after it as before."""
     config = model.config
     before = config._attn_implementation
     config._attn_implementation = NAME
