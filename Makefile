@@ -16,6 +16,9 @@ lint: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+bench: .venv/.installed-test  ## smoldpo against TRL; make bench ARGS="--help" says what can be set
+	$(BIN)/python benchmarks/bench_dpo.py $(ARGS)
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "smoldpo needs Python 3.11 or newer; say: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }

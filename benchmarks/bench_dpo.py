@@ -21,6 +21,7 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -145,9 +146,9 @@ def prepare(spec: dict[str, Any]) -> dict[str, Any]:
     rates = {name: matmul_rates(name, device) for name in ("float32", "bfloat16")}
     source = find_model(spec["model"])
     data = load_training_data(spec["data"], eval_data=spec["eval_data"])
-    tokenizer = PairTokenizer(load_tokenizer(source), 2**20)
+    uncut = PairTokenizer(load_tokenizer(source), 2**20)
     tokens = {
-        side: write_fitting(spec, side, pairs, PairTokenizer(load_tokenizer(source), 2**20))
+        side: write_fitting(spec, side, pairs, uncut)
         for side, pairs in (("train", data.train), ("eval", data.eval))
     }
     layers: dict[int, int] = {}
@@ -361,7 +362,9 @@ def run_smoldpo(bench: Bench, work: Workload) -> dict[str, Any]:
     else:
         options["eval-fraction"] = 0
     finished, rows, environment = train(bench, folder, options)
-    phases = {}
+    errors = (bench.folder / "stderr").read_text(errors="replace")
+    said = re.findall(r"^([a-z ]+): (\d+) s$", errors, re.MULTILINE)
+    phases = {name: float(took) for name, took in said}
     if work.eval_pairs:
         phases = json.loads((folder / "evaluation.json").read_text())["seconds"]
     split = json.loads((folder / "data.json").read_text())["split"]
@@ -389,8 +392,7 @@ def train(
 ) -> tuple[Finished, list[dict[str, Any]], dict[str, Any]]:
     """`smoldpo train` with these options: the process, its optimizer steps, its environment."""
     options |= {"device": bench.arguments.device, "sample-prompt": "none", "output-dir": folder}
-    if bench.facts["has_cache_option"]:
-        options["cache"] = "disk"
+    options["cache"] = "disk"
     shutil.rmtree(folder, ignore_errors=True)
     settings = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     finished = bench.run([sys.executable, "-m", "smoldpo", "train", *settings])
@@ -532,7 +534,7 @@ def growth(bench: Bench) -> list[str]:
 
 
 def write_synthetic(path: Path, pairs: int) -> None:
-    """Random words: prompts of about 40 tokens, completions of about 20."""
+    """Random words: pairs of about 100 tokens, those of the chat template included."""
     rng = random.Random(1)
     vocabulary = ["".join(rng.choices("aeioubcdfghklmnprst", k=5)) for _ in range(5_000)]
     with path.open("w", encoding="utf-8") as file:
@@ -567,11 +569,12 @@ def table(bench: Bench, works: list[Workload], found: dict[str, dict[str, Any]])
             batch = f"{trl['pace']:.2f} ({trl['micro_batch']:.0f})"
             theirs = [batch, f"{trl['seconds']:,.0f}", f"{trl['peak'] / 1e6:,.0f}"]
             ratios = [f"{trl[key] / ours[key]:.1f}" for key in ("seconds", "peak")]
+            evaluation = f"evaluation {trl['eval_pace']:.2f} pairs/s, " if trl["eval_pace"] else ""
             notes.append(
                 f"- {work.name}, TRL: scaled from {trl['sample']:.0f} pairs; start-up "
                 f"{trl['startup']:.1f} s, reference {trl['precompute_pace']:.2f} pairs/s"
-                f"{' (not counted: kept)' if work.is_warm else ''}, evaluation "
-                f"{number(trl['eval_pace'])} pairs/s, saving {trl['saving']:.1f} s"
+                f"{' (not counted: kept)' if work.is_warm else ''}, {evaluation}"
+                f"saving {trl['saving']:.1f} s"
             )
         phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in ours["phases"].items())
         notes.append(f"- {work.name}, smoldpo ({ours['dtype']}): {phases}")
@@ -651,42 +654,31 @@ def parse_arguments() -> argparse.Namespace:
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
-    add(
-        "--data", metavar="FILE", help="pairs; default: shared hh_helpful_train.jsonl, else builtin"
-    )
-    add(
-        "--eval-data",
-        metavar="FILE",
-        help="held-out pairs; default: hh_helpful_dev.jsonl beside them",
-    )
-    add("--model", default="builtin", help="what smoldpo's --model takes (builtin)")
+    add("--data", metavar="FILE", help="pairs (../shared/data/hh_helpful_train.jsonl or builtin)")
+    add("--eval-data", metavar="FILE", help="held-out pairs (hh_helpful_dev.jsonl beside them)")
+    add("--model", default="builtin", help="as smoldpo's --model takes it (builtin)")
     add("--workloads", type=lambda text: text.upper().split(","), default=["W1", "W2", "W3"])
-    add("--pairs", type=int, default=1000, help="pairs of W1 and W3 (1000)")
-    add("--eval-pairs", type=int, default=200, help="evaluated pairs of W1 and W3 (200)")
-    add("--epochs", type=int, default=3, help="epochs of W1 and W3 (3)")
-    add("--full-pairs", type=int, default=240, help="pairs of W2 (240)")
-    add("--trl-pairs", type=int, default=96, help="pairs that TRL is measured on (96)")
-    add("--trl-batch-sizes", type=numbers, default=[1, 2, 4], help="probed for the best (1,2,4)")
-    add("--skip-trl", action="store_true", help="smoldpo alone")
-    add("--batch-size", type=int, default=8, help="pairs an optimizer step (8)")
-    add("--max-length", type=int, default=512, help="tokens of prompt and completion (512)")
-    add("--threads", type=int, default=os.cpu_count(), help="of each run (all cores)")
+    for name, default, what in (
+        ("--pairs", 1000, "pairs of W1 and W3"),
+        ("--eval-pairs", 200, "evaluated pairs of W1 and W3"),
+        ("--epochs", 3, "epochs of W1 and W3"),
+        ("--full-pairs", 240, "pairs of W2"),
+        ("--trl-pairs", 96, "pairs that TRL is measured on"),
+        ("--batch-size", 8, "pairs an optimizer step"),
+        ("--max-length", 512, "tokens of prompt and completion"),
+        ("--threads", os.cpu_count(), "threads of each run"),
+        ("--rounds", 1, "rounds, of which medians are taken"),
+    ):
+        add(name, type=int, default=default, metavar="N", help=f"{what} ({default})")
+    sizes = {"type": numbers, "metavar": "N,N"}
+    add(
+        "--trl-batch-sizes", **sizes, default=[1, 2, 4], help="of which TRL's best is taken (1,2,4)"
+    )
+    add("--skip-trl", action="store_true", help="measure smoldpo alone")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--rounds", type=int, default=1, help="medians are over these (1)")
-    add(
-        "--growth",
-        type=numbers,
-        metavar="N,N,N",
-        help="also: run time and memory over N pairs each",
-    )
-    add("--growth-model", metavar="FOLDER", help="model of --growth; default: a tiny random one")
-    add(
-        "--output",
-        nargs="?",
-        const="",
-        metavar="FILE",
-        help="write it too (benchmarks/results/...)",
-    )
+    add("--growth", **sizes, help="also run time and peak memory over N synthetic pairs each")
+    add("--growth-model", metavar="FOLDER", help="model of --growth (a tiny random one)")
+    add("--output", nargs="?", const="", metavar="FILE", help="write it too (benchmarks/results/)")
     add("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     add("--spec", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -698,6 +690,8 @@ def parse_arguments() -> argparse.Namespace:
         arguments.eval_data = str(beside)
     if "W3" in arguments.workloads and "W1" not in arguments.workloads:
         parser.error("W3 finds what W1 kept: give --workloads W1,W3")
+    if unknown := set(arguments.workloads) - {"W1", "W2", "W3"}:
+        parser.error(f"--workloads: {', '.join(unknown)} is none of W1, W2, W3")
     if unknown := [size for size in arguments.trl_batch_sizes if arguments.batch_size % size]:
         parser.error(f"--trl-batch-sizes: {unknown} do not divide --batch-size")
     return arguments
@@ -711,13 +705,11 @@ def begin(arguments: argparse.Namespace, folder: Path) -> Bench:
     spec |= {"folder": str(folder), "device": arguments.device, "eval": arguments.eval_pairs}
     spec["train"] = max(arguments.pairs, arguments.full_pairs)
     bench.facts = bench.child("prepare", spec).report | {"load": load}
-    usage = bench.run([sys.executable, "-m", "smoldpo", "train", "--help"]).output
-    bench.facts["has_cache_option"] = "--cache " in usage
-    for side in ("train", "eval"):
-        if len(bench.facts["tokens"][side]) < spec[side]:
-            sys.exit(
-                f"{arguments.data}: has {len(bench.facts['tokens'][side])} {side} pairs that fit"
-            )
+    there = {side: len(tokens) for side, tokens in bench.facts["tokens"].items()}
+    for name, side in (("pairs", "train"), ("full_pairs", "train"), ("eval_pairs", "eval")):
+        if getattr(arguments, name) > there[side]:
+            say(f"{name}: {there[side]}, because {arguments.data} has no more that fit")
+            setattr(arguments, name, there[side])
     return bench
 
 
@@ -726,6 +718,8 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(CHILDREN[arguments.child](arguments.spec)))
         return
+    # An exception, so that no child and no folder is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     with tempfile.TemporaryDirectory(prefix="bench-dpo-") as folder:
         bench = begin(arguments, Path(folder))
         works = workloads(arguments)

@@ -16,9 +16,17 @@ import torch
 from transformers import PreTrainedModel
 
 from smoldpo.engine.base import LossFunction, join
+from smoldpo.engine.identity import pair_key
 from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.memory import free_memory
-from smoldpo.engine.packing import PackedBatch, by_length, cut_by_tokens, pack
+from smoldpo.engine.packing import (
+    PackedBatch,
+    by_length,
+    common_beginning,
+    cut_by_tokens,
+    pack,
+    shares,
+)
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.reference_store import ReferenceStore
 from smoldpo.engine.scorer import FILL, MAX_TOKENS, Scorer, in_order
@@ -59,6 +67,7 @@ class FastEngine:
         self._states = trunk_store or MemoryStore(KEEP_SHARE * free_memory(self.device))
         self._reference_logps = reference_store or ReferenceStore()
         self._prepared: set[TokenizedPair] = set()
+        self._shared: tuple[int, ...] = ()
         self._updates = 0
 
     def trainable_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
@@ -75,14 +84,18 @@ class FastEngine:
 
         Must see every pair before the first update: afterwards the policy is no longer the reference.
         """
+        if not self._prepared:
+            self._shared = common_beginning(pairs)
         todo = [pair for pair in dict.fromkeys(pairs) if pair not in self._prepared]
         self._prepared.update(todo)
-        unscored = [pair for pair in todo if pair not in self._reference_logps]
+        unscored = [pair for pair in todo if self._key(pair) not in self._reference_logps]
         if unscored and self._updates and self._reference is None:
             raise RuntimeError(
                 "the reference is gone: prepare() must see every pair before training"
             )
-        without_states = [pair for pair in todo if self._policy.trunk and pair not in self._states]
+        without_states = []
+        if self._policy.trunk is not None:
+            without_states = [pair for pair in todo if self._key(pair) not in self._states]
         computing = set(without_states)
         only_unscored = [pair for pair in unscored if pair not in computing]
         advance(len(pairs) - len(without_states) - len(only_unscored))
@@ -94,9 +107,9 @@ class FastEngine:
         self._reference_logps.commit()
 
     def _prepare_stream(self, pairs: Sequence[TokenizedPair]) -> None:
-        batch = pack(pairs, self.device, FILL)
+        batch = self._pack(pairs)
         states = self._states_of(pairs, batch)
-        if all(pair in self._reference_logps for pair in pairs):
+        if all(self._key(pair) in self._reference_logps for pair in pairs):
             return
         if self._reference is None:
             logps = self._policy.logps(batch, states)
@@ -105,21 +118,36 @@ class FastEngine:
         for pair, chosen, rejected in zip(
             pairs, logps.chosen.tolist(), logps.rejected.tolist(), strict=True
         ):
-            self._reference_logps.put(pair, chosen, rejected)
+            self._reference_logps.put(self._key(pair), chosen, rejected)
 
     def _states_of(self, pairs: Sequence[TokenizedPair], batch: PackedBatch) -> torch.Tensor | None:
         """Trunk states of the stream, [T, D]: as they were kept, or computed and then kept."""
         if self._policy.trunk is None:
             return None
-        kept = [self._states.get(pair) for pair in pairs]
+        kept = [self._states.get(self._key(pair)) for pair in pairs]
         if all(states is not None for states in kept):
-            states = torch.cat([states for states in kept if states is not None]).to(self.device)
-            filling = batch.input_ids.shape[1] - len(states)
-            return torch.nn.functional.pad(states, (0, 0, 0, filling))
+            return self._laid_out(kept, batch)
         states = self._policy.trunk_states(batch)
         for pair, segment in zip(pairs, batch.segments, strict=True):
-            self._states.put(pair, states[segment.start : segment.start + segment.length])
+            whole = [states[tokens.start : tokens.stop] for tokens in segment.tokens if tokens]
+            self._states.put(self._key(pair), torch.cat(whole))
         return states
+
+    def _laid_out(self, kept: Sequence[torch.Tensor], batch: PackedBatch) -> torch.Tensor:
+        """Each pair's states [n, D] in the stream's order, [T, D]; zeros in what fills it up."""
+        tokens = batch.input_ids.shape[1]
+        states = torch.zeros(tokens, kept[0].shape[1], dtype=kept[0].dtype, device=self.device)
+        for own, segment in zip(kept, batch.segments, strict=True):
+            own = own.to(self.device)
+            states[: segment.shared] = own[: segment.shared]
+            states[segment.start : segment.start + segment.length] = own[segment.shared :]
+        return states
+
+    def _pack(self, pairs: Sequence[TokenizedPair]) -> PackedBatch:
+        return pack(pairs, self.device, FILL, self._shared)
+
+    def _key(self, pair: TokenizedPair) -> str:
+        return pair_key(pair, len(self._shared) if shares(pair, self._shared) else 0)
 
     def reference_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
@@ -128,7 +156,7 @@ class FastEngine:
         return self._kept_reference(pairs, torch.device("cpu"))
 
     def _kept_reference(self, pairs: Sequence[TokenizedPair], device: torch.device) -> PairLogps:
-        sides = [self._reference_logps[pair] for pair in pairs]
+        sides = [self._reference_logps[self._key(pair)] for pair in pairs]
         wide = torch.promote_types(self._policy.head.dtype, torch.float32)
         # Through float64, which holds every float32 exactly, and which some devices do not have.
         both = torch.tensor(sides, dtype=torch.float64).to(wide).to(device)
@@ -141,7 +169,7 @@ class FastEngine:
         return in_order(
             pairs,
             self.max_tokens,
-            self.device,
+            self._pack,
             lambda some, batch: self._policy.logps(batch, self._states_of(some, batch)),
             advance,
         )
@@ -154,7 +182,7 @@ class FastEngine:
         with self._masters.collecting():
             for indices in cut_by_tokens(pairs, self.max_tokens):
                 some = [pairs[index] for index in indices]
-                batch = pack(some, self.device, FILL)
+                batch = self._pack(some)
                 policy = self._policy.logps(batch, self._states_of(some, batch))
                 reference = self._kept_reference(some, self.device)
                 each = loss(policy, reference)

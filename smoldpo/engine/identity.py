@@ -16,9 +16,9 @@ CODE = 1
 
 
 @functools.lru_cache(maxsize=1 << 17)
-def pair_key(pair: TokenizedPair) -> str:
-    """SHA-256 (hex, its first half) of a pair's token ids."""
-    ids = json.dumps([pair.prompt_ids, pair.chosen_ids, pair.rejected_ids])
+def pair_key(pair: TokenizedPair, shared: int) -> str:
+    """SHA-256 (hex, its first half) of a pair's token ids, `shared` of which are computed for many pairs."""
+    ids = json.dumps([pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, shared])
     return hashlib.sha256(ids.encode()).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""Pairs as token streams, without padding and with each prompt only once.
+"""Pairs as token streams, without padding and with what several share only once.
 
 A pair with prompt P, chosen C and rejected R becomes one segment P C R of the stream:
 
@@ -9,10 +9,16 @@ A pair with prompt P, chosen C and rejected R becomes one segment P C R of the s
 Causal attention makes this exact: P's states depend on P alone, so computing them once for both sides
 gives the same numbers; C and R each see just what they would see alone behind P. Pairs follow one another
 in the stream and do not see each other, so nothing is padded.
+
+For the same reason the beginning that most prompts have in common, a chat template's system message, stands
+once at the head of the stream, and each pair that begins with it goes on from there:
+
+    S | P' C R | P' C R | ...      P = S P', and P', C and R see S
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,19 +29,32 @@ from smoldpo.models.attention import STEP
 from smoldpo.models.masks import shared_prefix_mask
 from smoldpo.types import PairLogps, TokenizedPair
 
+WORTH_SHARING = 8
+"""A common beginning of fewer tokens is left to each pair."""
+
 
 @dataclass(frozen=True)
 class Segment:
-    """Where one pair lies in the stream: its first token, and the tokens of P, C and R."""
+    """Where one pair lies in the stream: its first own token, and the tokens of P, C and R.
+
+    `shared` of P's tokens are not its own: they stand at the head of the stream.
+    """
 
     start: int
     prompt: int
     chosen: int
     rejected: int
+    shared: int = 0
 
     @property
     def length(self) -> int:
-        return self.prompt + self.chosen + self.rejected
+        """Tokens that are the pair's own."""
+        return self.prompt + self.chosen + self.rejected - self.shared
+
+    @property
+    def tokens(self) -> list[range]:
+        """Where all tokens of P C R stand in the stream, in their order."""
+        return [range(self.shared), range(self.start, self.start + self.length)]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -55,8 +74,12 @@ class Slot:
         return self.segment.prompt
 
     @property
+    def shared(self) -> int:
+        return self.segment.shared
+
+    @property
     def length(self) -> int:
-        return _up_to(self.segment.length, STEP)
+        return _up_to(sum(self.segment.shape), STEP)
 
     def bias(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
         """[n, n] to be added to scores: -inf where a query must not look; made once for all layers.
@@ -65,7 +88,7 @@ class Slot:
         """
         key = (window, like.dtype, like.device)
         if key not in self._masks:
-            real = self.segment.length
+            real = sum(self.segment.shape)
             visible = torch.zeros(self.length, self.length, dtype=torch.bool)
             visible[:real, :real] = shared_prefix_mask(*self.segment.shape, window=window)
             visible[real:, 0] = True
@@ -76,25 +99,38 @@ class Slot:
 
 @dataclass(frozen=True)
 class Layout:
-    """All slots, and the way there and back."""
+    """All slots, and the way there and back. What pairs share has a slot of its own, the first."""
 
     slots: tuple[Slot, ...]
     spread: (
         torch.Tensor
-    )  # [S] the token for each row of the slots; a pair's first where a slot is filled up
-    gather: torch.Tensor  # [tokens of all pairs] the row of the slots for each of them
+    )  # [S] the token for each row of the slots; a slot's first where it is filled up
+    gather: torch.Tensor  # [tokens] the row of the slots that is each token's own
+    copies: (
+        torch.Tensor
+    )  # [pairs that share, tokens shared] the rows of the slots that hold what is shared
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], device: torch.device | str) -> Layout:
+    def of(cls, segments: Sequence[Segment], device: torch.device | str = "cpu") -> Layout:
         """Slots one after another, in the order of the segments."""
-        slots, spread, gather = [], [], []
-        for segment in segments:
+        shared = max((segment.shared for segment in segments), default=0)
+        head = [Segment(0, shared, 0, 0)] if shared else []
+        slots, copies = [], []
+        spread: list[int] = []
+        gather: list[int] = []
+        for segment in [*head, *segments]:
             slot = Slot(len(spread), segment)
-            gather += range(slot.start, slot.start + segment.length)
-            spread += range(segment.start, segment.start + segment.length)
-            spread += [segment.start] * (slot.length - segment.length)
+            before, own = segment.tokens
+            gather += range(slot.start + len(before), slot.start + len(before) + len(own))
+            spread += [*before, *own]
+            spread += [spread[slot.start]] * (slot.start + slot.length - len(spread))
             slots.append(slot)
-        return cls(tuple(slots), *(torch.tensor(part, device=device) for part in (spread, gather)))
+            if before:
+                copies.append([*range(slot.start, slot.start + len(before))])
+        parts = (
+            torch.tensor(part, device=device, dtype=torch.long) for part in (spread, gather, copies)
+        )
+        return cls(tuple(slots), *parts)
 
 
 @dataclass(frozen=True)
@@ -123,14 +159,17 @@ class PackedBatch:
 
     def __str__(self) -> str:
         """The attention mask, drawn: a row a query, a column a key, # where it looks."""
-        rows = []
-        for segment in self.segments:
-            visible = shared_prefix_mask(*segment.shape)
-            rows += [
-                " " * segment.start + "".join("#" if seen else "." for seen in row)
-                for row in visible
-            ]
-        return "\n".join(rows)
+        drawn = []
+        for slot in self.layout.slots:
+            visible = shared_prefix_mask(*slot.segment.shape)
+            before, own = slot.segment.tokens
+            columns = [*before, *own]
+            for query in range(len(before), len(columns)):
+                row = [" "] * (columns[-1] + 1)
+                for key, column in enumerate(columns):
+                    row[column] = "#" if visible[query, key] else "."
+                drawn.append("".join(row))
+        return "\n".join(drawn)
 
 
 def pair_length(pair: TokenizedPair) -> int:
@@ -139,42 +178,78 @@ def pair_length(pair: TokenizedPair) -> int:
 
 
 def pack(
-    pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu", multiple_of: int = 1
+    pairs: Sequence[TokenizedPair],
+    device: torch.device | str = "cpu",
+    multiple_of: int = 1,
+    shared: tuple[int, ...] = (),
 ) -> PackedBatch:
     """Lay pairs one after another into one stream, filled up to a multiple of so many tokens.
 
     What fills up belongs to no pair: it sees nothing, is seen by nothing, and nothing of it is read.
+
+    Args:
+        shared: tokens with which most prompts begin; they stand once at the head of the stream.
     """
-    ids: list[int] = []
-    positions: list[int] = []
+    share = [shares(pair, shared) for pair in pairs]
+    ids: list[int] = list(shared) if any(share) else []
+    positions: list[int] = list(range(len(ids)))
     rows: list[int] = []
     predictors: list[int] = []
     targets: list[int] = []
     sides: list[int] = []
     segments = []
     for number, pair in enumerate(pairs):
+        begun = len(shared) if share[number] else 0
         start, prompt = len(ids), len(pair.prompt_ids)
+        segment = Segment(start, prompt, len(pair.chosen_ids), len(pair.rejected_ids), begun)
         last_of_prompt = len(rows)
-        rows += range(start + prompt - 1, start + pair_length(pair))
-        ids += pair.prompt_ids
-        positions += range(prompt)
+        rows += range(start + prompt - begun - 1, start + segment.length)
+        ids += pair.prompt_ids[begun:]
+        positions += range(begun, prompt)
+        first = last_of_prompt + 1
         for side, completion in ((0, pair.chosen_ids), (1, pair.rejected_ids)):
-            first = last_of_prompt + 1 + len(ids) - start - prompt
             ids += completion
             positions += range(prompt, prompt + len(completion))
             predictors += [last_of_prompt, *range(first, first + len(completion) - 1)]
+            first += len(completion)
             targets += completion
             sides += [side * len(pairs) + number] * len(completion)
-        segments.append(Segment(start, prompt, len(pair.chosen_ids), len(pair.rejected_ids)))
+        segments.append(segment)
     filling = _up_to(len(ids), multiple_of) - len(ids)
-    ids += [0] * filling
-    positions += [0] * filling
     return PackedBatch(
         tuple(segments),
         Layout.of(segments, device),
-        *(torch.tensor([part], device=device) for part in (ids, positions)),
+        *(torch.tensor([part + [0] * filling], device=device) for part in (ids, positions)),
         *(torch.tensor(part, device=device) for part in (rows, predictors, targets, sides)),
     )
+
+
+def shares(pair: TokenizedPair, shared: tuple[int, ...]) -> bool:
+    """Whether the pair's prompt begins with these tokens and goes on."""
+    return bool(shared) and len(pair.prompt_ids) > len(shared) == _common(pair.prompt_ids, shared)
+
+
+def _common(some: tuple[int, ...], other: tuple[int, ...]) -> int:
+    length = min(len(some), len(other))
+    return next((i for i in range(length) if some[i] != other[i]), length)
+
+
+def common_beginning(pairs: Sequence[TokenizedPair]) -> tuple[int, ...]:
+    """The longest run of tokens with which more than half of all prompts begin, and go on.
+
+    Empty where it has less than WORTH_SHARING tokens. It is a property of the whole data and not of a
+    stream, so that what is computed for a pair does not depend on the pairs beside it.
+    """
+    begun: list[int] = []
+    left = [pair.prompt_ids for pair in pairs]
+    while True:
+        depth = len(begun)
+        following = Counter(ids[depth] for ids in left if len(ids) > depth + 1)
+        token, count = following.most_common(1)[0] if following else (0, 0)
+        if 2 * count <= len(pairs) or count < 2:
+            return tuple(begun) if len(begun) >= WORTH_SHARING else ()
+        begun.append(token)
+        left = [ids for ids in left if len(ids) > depth + 1 and ids[depth] == token]
 
 
 def _up_to(number: int, multiple_of: int) -> int:

@@ -16,16 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from smoldpo.engine.identity import pair_key
 from smoldpo.files import write_json, write_text
-from smoldpo.types import TokenizedPair
 
 Sides = tuple[float, float]
 """log π_ref of chosen and rejected, in nats."""
 
 
 class ReferenceStore:
-    """Log-probabilities by pair. Without a folder they are kept for this process alone."""
+    """Log-probabilities by pair_key. Without a folder they are kept for this process alone."""
 
     def __init__(
         self,
@@ -37,15 +35,15 @@ class ReferenceStore:
         self._logps: dict[str, Sides] = self._read()
         self._changed = False
 
-    def __contains__(self, pair: TokenizedPair) -> bool:
-        return pair_key(pair) in self._logps
+    def __contains__(self, key: str) -> bool:
+        return key in self._logps
 
-    def __getitem__(self, pair: TokenizedPair) -> Sides:
-        return self._logps[pair_key(pair)]
+    def __getitem__(self, key: str) -> Sides:
+        return self._logps[key]
 
-    def put(self, pair: TokenizedPair, chosen: float, rejected: float) -> None:
+    def put(self, key: str, chosen: float, rejected: float) -> None:
         """Remember a pair's log-probabilities."""
-        self._logps[pair_key(pair)] = (chosen, rejected)
+        self._logps[key] = (chosen, rejected)
         self._changed = True
 
     def commit(self) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from smoldpo.engine.head import completion_logps
 from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.memory import keep_freed_memory
-from smoldpo.engine.packing import PackedBatch, by_length, pack
+from smoldpo.engine.packing import PackedBatch, by_length, common_beginning, pack
 from smoldpo.engine.trunk import cut
 from smoldpo.models.attention import shared_prefix
 from smoldpo.models.lean import make_lean
@@ -81,15 +81,20 @@ def score(
 ) -> PairLogps:
     """Log-probabilities of pairs under one model that does not train, on the CPU, in their order."""
     scorer = Scorer(model, 0, kernels)
+    shared = common_beginning(pairs)
     return in_order(
-        pairs, MAX_TOKENS, model.device, lambda _, batch: scorer.logps(batch, None), advance
+        pairs,
+        MAX_TOKENS,
+        lambda some: pack(some, model.device, FILL, shared),
+        lambda _, batch: scorer.logps(batch, None),
+        advance,
     )
 
 
 def in_order(
     pairs: Sequence[TokenizedPair],
     max_tokens: int,
-    device: torch.device,
+    packed: Callable[[Sequence[TokenizedPair]], PackedBatch],
     logps_of: Callable[[Sequence[TokenizedPair], PackedBatch], PairLogps],
     advance: Advance,
 ) -> PairLogps:
@@ -97,7 +102,7 @@ def in_order(
     chosen, rejected = [torch.empty(0)] * len(pairs), [torch.empty(0)] * len(pairs)
     for indices in by_length(pairs, max_tokens):
         some = [pairs[index] for index in indices]
-        logps = logps_of(some, pack(some, device, FILL))
+        logps = logps_of(some, packed(some))
         for index, ours, theirs in zip(
             indices, logps.chosen.cpu(), logps.rejected.cpu(), strict=True
         ):

@@ -25,9 +25,7 @@ from typing import Any, Protocol
 
 import torch
 
-from smoldpo.engine.identity import pair_key
 from smoldpo.files import write_json
-from smoldpo.types import TokenizedPair
 
 SHARD_BYTES = 256 << 20
 """A shard is closed, and safe from a crash, at this size."""
@@ -36,18 +34,18 @@ LEFTOVER_SECONDS = 24 * 3600
 
 
 class TrunkStore(Protocol):
-    """States of pairs at the freeze boundary, [n, D] each."""
+    """States of pairs at the freeze boundary, [n, D] each, by pair_key (engine/identity.py)."""
 
     folder: Path | None
     """Where they lie on disk, if they do."""
 
-    def __contains__(self, pair: TokenizedPair) -> bool: ...
+    def __contains__(self, key: str) -> bool: ...
 
-    def get(self, pair: TokenizedPair) -> torch.Tensor | None:
+    def get(self, key: str) -> torch.Tensor | None:
         """The pair's states, or None where they are not kept (or no longer readable)."""
         ...
 
-    def put(self, pair: TokenizedPair, states: torch.Tensor) -> None:
+    def put(self, key: str, states: torch.Tensor) -> None:
         """Keep the pair's states, where there is room."""
         ...
 
@@ -61,13 +59,13 @@ class NoStore:
 
     folder = None
 
-    def __contains__(self, pair: TokenizedPair) -> bool:
+    def __contains__(self, key: str) -> bool:
         return False
 
-    def get(self, pair: TokenizedPair) -> torch.Tensor | None:
+    def get(self, key: str) -> torch.Tensor | None:
         return None
 
-    def put(self, pair: TokenizedPair, states: torch.Tensor) -> None:
+    def put(self, key: str, states: torch.Tensor) -> None:
         pass
 
     def commit(self) -> None:
@@ -81,19 +79,19 @@ class MemoryStore:
 
     def __init__(self, room: float):
         self._room = room
-        self._states: dict[TokenizedPair, torch.Tensor] = {}
+        self._states: dict[str, torch.Tensor] = {}
 
-    def __contains__(self, pair: TokenizedPair) -> bool:
-        return pair in self._states
+    def __contains__(self, key: str) -> bool:
+        return key in self._states
 
-    def get(self, pair: TokenizedPair) -> torch.Tensor | None:
-        return self._states.get(pair)
+    def get(self, key: str) -> torch.Tensor | None:
+        return self._states.get(key)
 
-    def put(self, pair: TokenizedPair, states: torch.Tensor) -> None:
+    def put(self, key: str, states: torch.Tensor) -> None:
         size = states.numel() * states.element_size()
-        if pair not in self._states and size <= self._room:
+        if key not in self._states and size <= self._room:
             # A copy, so that one pair does not keep the whole stream alive.
-            self._states[pair] = states.clone()
+            self._states[key] = states.clone()
             self._room -= size
 
     def commit(self) -> None:
@@ -133,11 +131,10 @@ class DiskStore:
         if self._files:
             os.utime(folder)  # the least recently used goes first when room is needed
 
-    def __contains__(self, pair: TokenizedPair) -> bool:
-        return pair_key(pair) in self._index
+    def __contains__(self, key: str) -> bool:
+        return key in self._index
 
-    def get(self, pair: TokenizedPair) -> torch.Tensor | None:
-        key = pair_key(pair)
+    def get(self, key: str) -> torch.Tensor | None:
         found = self._index.get(key)
         if found is None:
             return None
@@ -147,13 +144,12 @@ class DiskStore:
         if os.preadv(file, [raw], offset) != len(raw) or _checksum(raw) != checksum:
             del self._index[key]
             self._warn(
-                f"trunk store: the states of pair {pair.id} in {self.folder} are damaged; computed anew"
+                f"trunk store: in {self.folder} the states of a pair are damaged; they are computed anew"
             )
             return None
         return states
 
-    def put(self, pair: TokenizedPair, states: torch.Tensor) -> None:
-        key = pair_key(pair)
+    def put(self, key: str, states: torch.Tensor) -> None:
         raw = memoryview(states.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1))
         if key in self._index or len(raw) > self._room:
             return

@@ -14,7 +14,7 @@ hundreds of kilobytes each, so there must be few shapes.
 
 In the last layer only the rows from each prompt's last token on are read by anyone, so no others are queries.
 
-Dimensions: T tokens of the stream, S tokens of all slots, n of one slot, m queries; H query heads, K key/value
+Dimensions: T tokens of the stream, S rows of all slots, n of one slot, m queries; H query heads, K key/value
 heads, G = H / K, d of one head.
 """
 
@@ -40,8 +40,11 @@ class SlotLike(Protocol):
     """What attention needs to know of a pair's slot."""
 
     start: int
-    prompt: int
 
+    @property
+    def prompt(self) -> int: ...
+    @property
+    def shared(self) -> int: ...
     @property
     def length(self) -> int: ...
     def bias(self, window: int | None, like: torch.Tensor) -> torch.Tensor: ...
@@ -54,7 +57,10 @@ class LayoutLike(Protocol):
     spread: (
         torch.Tensor
     )  # [S] the token for each row of the slots; some token where a slot is filled up
-    gather: torch.Tensor  # [tokens of all pairs] the row of the slots for each of them
+    gather: torch.Tensor  # [tokens] the row of the slots that is each token's own
+    copies: (
+        torch.Tensor
+    )  # [pairs that share, tokens shared] the rows of the slots that hold what is shared
 
 
 def shared_prefix_attention(
@@ -115,12 +121,13 @@ def _gathered(states: torch.Tensor, layout: LayoutLike, tokens: int) -> torch.Te
 def _blocks(slot: SlotLike, read: bool) -> Iterator[tuple[slice, slice]]:
     """Queries of a slot, and the keys among which all that they see lie; all multiples of STEP.
 
-    A prompt's tokens do not see the answers, so a long prompt has a block of its own.
+    What a pair shares with others is computed in its own slot. A prompt's tokens do not see the answers, so
+    a long prompt has a block of its own.
     """
-    first = (slot.prompt - 1) // STEP * STEP if read else 0
+    first = (slot.prompt - 1 if read else slot.shared) // STEP * STEP
     inside = slot.prompt // STEP * STEP
-    if not read and inside >= 2 * STEP:
-        yield slice(0, inside), slice(0, inside)
+    if not read and inside - first >= 2 * STEP:
+        yield slice(first, inside), slice(0, inside)
         first = inside
     yield slice(first, slot.length), slice(0, slot.length)
 
@@ -241,11 +248,16 @@ class _SharedPrefix(torch.autograd.Function):
                 torch.bmm(d_scores, keys).mul_(scaling).view(len(query), -1, query.shape[2])
             )
             d_key[:, here] = torch.bmm(d_scores.transpose(1, 2), scaled)
-        taken = (
-            _gathered(states.transpose(0, 1), layout, grad.shape[1]).transpose(1, 2)
+        taken = [
+            _gathered(states.transpose(0, 1), layout, grad.shape[1])
             for states in (d_query, d_key, d_value)
-        )
-        return *taken, None, None, None, None, None
+        ]
+        if len(layout.copies):
+            # Every pair that goes on from what is shared adds to the gradient of its keys and values.
+            for whole, states in zip(taken[1:], (d_key, d_value), strict=True):
+                copies = states.transpose(0, 1)[layout.copies]  # [pairs, tokens, K, d]
+                whole[0, : copies.shape[1]] += copies.sum(0)
+        return *(whole.transpose(1, 2) for whole in taken), None, None, None, None, None
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)

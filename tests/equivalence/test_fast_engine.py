@@ -18,7 +18,7 @@ from smoldpo.engine.build import choose_engine
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.head import completion_logps
 from smoldpo.engine.kernels import Kernels
-from smoldpo.engine.packing import by_length, pack, pair_length
+from smoldpo.engine.packing import by_length, common_beginning, pack, pair_length, shares
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.scorer import score
@@ -81,7 +81,7 @@ def exact_norm(self, states):
     return self.weight * states * scale
 
 
-def engines(model, reference=None, max_tokens=40, **settings):
+def engines(model, reference=None, max_tokens=40, pairs=PAIRS, **settings):
     """Both engines on copies of one model, moved a little so that policy and reference differ."""
     plain = PlainEngine(
         copy.deepcopy(model),
@@ -93,7 +93,7 @@ def engines(model, reference=None, max_tokens=40, **settings):
     policy = copy.deepcopy(model)
     masters = MasterWeights(policy, torch.float64)
     fast = FastEngine(policy, masters, reference, max_tokens, **settings)
-    fast.prepare(PAIRS)
+    fast.prepare(pairs)
     with torch.no_grad():
         for engine in (plain, fast):
             for _, parameter in engine.trainable_parameters():
@@ -181,7 +181,7 @@ def test_every_cache_mode(mode, frozen, tmp_path):
         "disk": lambda: disk_store(tmp_path),
     }[mode]()
     plain, fast = engines(model, trunk_store=store)
-    assert (PAIRS[0] in store) == (mode != "off")
+    assert (fast._key(PAIRS[0]) in store) == (mode != "off")
     assert_equal(plain, fast)
 
 
@@ -200,7 +200,7 @@ def test_without_room_to_keep_states():
     freeze(model, 2)
     plain, fast = engines(model, trunk_store=MemoryStore(room=0))
     assert_equal(plain, fast)
-    assert PAIRS[0] not in fast._states
+    assert fast._key(PAIRS[0]) not in fast._states
 
 
 def test_scoring_and_evaluation_agree():
@@ -211,6 +211,38 @@ def test_scoring_and_evaluation_agree():
     for found in (fast.policy_logps(PAIRS), score(plain.policy, PAIRS, Kernels())):
         torch.testing.assert_close(found.chosen, expected.chosen, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(found.rejected, expected.rejected, rtol=1e-10, atol=1e-12)
+
+
+SYSTEM = tuple(range(50, 61))
+SHARING = [
+    TokenizedPair("goes on", (*SYSTEM, 5, 6, 7), (8, 9, 2), (10, 2)),
+    TokenizedPair("long", (*SYSTEM, *range(10, 50)), (61, 62, 63, 64, 2), tuple(range(70, 85))),
+    TokenizedPair("one more", (*SYSTEM, 5), (2,), (11,)),
+    TokenizedPair("is it", SYSTEM, (8, 2), (9, 9, 2)),
+    TokenizedPair("differs", (*SYSTEM[:5], 1, 2, 3), (8, 2), (9, 2)),
+    TokenizedPair("goes on too", (*SYSTEM, 20, 21), (2, 2), (2,)),
+]
+
+
+def test_what_most_prompts_begin_with():
+    assert common_beginning(SHARING) == SYSTEM
+    assert [shares(pair, SYSTEM) for pair in SHARING] == [True, True, True, False, False, True]
+    assert common_beginning(PAIRS) == ()
+    assert common_beginning(SHARING[:1]) == ()
+    assert common_beginning([]) == ()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("frozen, max_tokens", [(0, 10_000), (2, 60), (4, 10_000), (2, 1)])
+def test_a_beginning_in_common_is_computed_once(family, frozen, max_tokens):
+    model = build(family)
+    freeze(model, frozen)
+    plain, fast = engines(model, max_tokens=max_tokens, pairs=SHARING)
+    assert fast._shared == SYSTEM
+    assert fast._pack(SHARING).input_ids[0, : len(SYSTEM)].tolist() == list(SYSTEM)
+    assert_equal(plain, fast, SHARING)
+    expected, found = plain.policy_logps(SHARING), fast.policy_logps(SHARING)
+    torch.testing.assert_close(found.chosen, expected.chosen, rtol=1e-10, atol=1e-12)
 
 
 tokens = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9).map(tuple)
@@ -313,6 +345,31 @@ def test_the_mask_drawn():
         "     ##.",
         "     #.#",
     ]
+
+
+def test_the_mask_drawn_where_pairs_share_a_beginning():
+    pairs = [TokenizedPair("a", (1, 2, 3), (4,), (5,)), TokenizedPair("b", (1, 2, 6), (7,), (8, 9))]
+    assert str(pack(pairs, shared=(1, 2))).splitlines() == [
+        "#.",
+        "##",
+        "###..",
+        "####.",
+        "###.#",
+        "##   #...",
+        "##   ##..",
+        "##   #.#.",
+        "##   #.##",
+    ]
+
+
+def test_packing_with_a_beginning_in_common_written_out():
+    pairs = [TokenizedPair("a", (1, 2, 3), (4,), (5,)), TokenizedPair("b", (6,), (7,), (8, 9))]
+    batch = pack(pairs, multiple_of=10, shared=(1, 2))
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 3, 0, 1, 1, 2, 0]]
+    assert batch.rows.tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert batch.rows[batch.predictors].tolist() == [2, 2, 5, 5, 7]
+    assert batch.layout.spread[batch.layout.gather].tolist() == list(range(9))
 
 
 def test_packing_written_out():
