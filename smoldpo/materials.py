@@ -15,6 +15,7 @@ from smoldpo.data.load import TrainingData, load_mixture
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.base import Engine
 from smoldpo.engine.build import EngineSettings, build_fast, build_plain, choose_engine
+from smoldpo.engine.memory import give_back_freed_memory, let_go_of_file_pages
 from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
 from smoldpo.errors import ModelError
 from smoldpo.export import model_bytes
@@ -55,8 +56,11 @@ class Models:
         Raises:
             ModelError: what is there now is not what was loaded at the start.
         """
+        give_back_freed_memory()
         model = load_model(self.source, master_dtype(self.dtype))
-        if weights_sha256(model) != self.hashes["policy_start"]:
+        digest = weights_sha256(model)
+        let_go_of_file_pages(model.parameters())
+        if digest != self.hashes["policy_start"]:
             raise ModelError(
                 f"{self.source.name}: has changed on disk since this run began, so its frozen "
                 "weights cannot be saved together with the trained ones; put it back and run again"
@@ -134,6 +138,8 @@ def load_models(config: TrainConfig) -> Models:
     progress.say(describe_parameters(policy))
     hashes = {"policy_start": weights_sha256(policy)}
     hashes["reference"] = weights_sha256(reference) if reference else hashes["policy_start"]
+    for model in (policy, reference):
+        let_go_of_file_pages(model.parameters() if model is not None else ())
     size, most = model_bytes(policy), positions(policy)
     choice = choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
     progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))

@@ -13,6 +13,7 @@ import torch
 from smoldpo import cache, progress
 from smoldpo.config import TrainConfig, to_yaml
 from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.engine.memory import give_back_freed_memory
 from smoldpo.engine.precision import master_dtype
 from smoldpo.evaluation.metrics import PairScore, accuracies, reward_metrics
 from smoldpo.evaluation.scoring import pair_scores
@@ -127,6 +128,7 @@ class _Run:
         pairs = self.data.train + self.data.eval
         with self._phase("trunk and reference", len(pairs)) as advance:
             self.engine.prepare(pairs, advance)
+        give_back_freed_memory()
         for entry in cache.trim(self.config.cache_limit * 1e9, self.models.kept_in):
             progress.say(
                 f"cache: over its limit, so {entry.folder} was removed ({entry.bytes:,} bytes)"

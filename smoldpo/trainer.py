@@ -124,6 +124,7 @@ def train(
             )
         watch(1, note=f"loss {row['loss']:.4f}  accuracy {row['rewards/accuracies']:.2f}")
         after_step(step + 1)
+    optimizer.zero_grad(set_to_none=True)
     return schedule.total_steps
 
 

@@ -1,17 +1,27 @@
-"""How much memory is free, and keeping freed memory for the next tensor of its size."""
+"""How much memory is free, and what becomes of memory that is not needed now.
+
+While batches come and go, freed memory is kept for the next tensor of its size; between phases it is given
+back; and pages of a weights file that were read once are let go. Only on Linux: elsewhere the functions
+that give back do nothing, and say so by returning False.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names and numbers for mallopt(3)."""
 KEEP = 1 << 30
+MADV_PAGEOUT = 21
+"""Linux's number: reclaim these pages now. What a file holds is read from it again when next needed."""
+PAGE = 4096
 
 
 def free_memory(device: torch.device) -> int:
@@ -31,10 +41,48 @@ def keep_freed_memory() -> bool:
     Tensors of a few megabytes come and go by the thousand. By default glibc gives each back to the kernel
     and asks for zeroed pages again, which costs more than many an operation on them.
     """
+    mallopt = _from_libc("mallopt")
+    return mallopt is not None and all(
+        mallopt(what, KEEP) for what in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD)
+    )
+
+
+def give_back_freed_memory() -> bool:
+    """Return to the system what was freed and kept; called between phases of a run."""
+    malloc_trim = _from_libc("malloc_trim")
+    return malloc_trim is not None and bool(malloc_trim(ctypes.c_size_t(0)))
+
+
+def let_go_of_file_pages(tensors: Iterable[torch.Tensor]) -> bool:
+    """Let go of the pages of those tensors that are mapped from a file; their values stay what they are.
+
+    A weights file is mapped into memory, so hashing or converting it makes all of it resident.
+    """
+    madvise = _from_libc("madvise")
+    if madvise is None:
+        return False
+    mapped = _mapped_files()
+    for tensor in tensors:
+        start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+        if any(low <= start and start + size <= high for low, high in mapped):
+            first = -(-start // PAGE) * PAGE
+            length = (start + size) // PAGE * PAGE - first
+            if length > 0:
+                madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), MADV_PAGEOUT)
+    return True
+
+
+def _mapped_files() -> list[tuple[int, int]]:
+    """Address ranges of this process that are mapped from weights files."""
+    ranges = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(".safetensors"):
+            low, high = line.split(maxsplit=1)[0].split("-")
+            ranges.append((int(low, 16), int(high, 16)))
+    return ranges
+
+
+def _from_libc(name: str) -> Any:
     if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # another C library
-        return False
-    return all(mallopt(what, KEEP) for what in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
+        return None
+    return getattr(ctypes.CDLL(None), name, None)  # another C library may not have it

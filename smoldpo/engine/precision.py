@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from smoldpo.engine.memory import let_go_of_file_pages
 from smoldpo.errors import UsageError
 
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -71,7 +72,10 @@ def pick_device(name: str) -> str:
 def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Bring every parameter to `dtype`, in place; buffers (rotary frequencies) stay as they are."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        before = parameter.data
+        parameter.data = before.to(dtype)
+        if parameter.data is not before:
+            let_go_of_file_pages([before])
 
 
 class MasterWeights:
