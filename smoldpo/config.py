@@ -167,6 +167,11 @@ class TrainConfig(BaseModel):
     max_tokens: PositiveInt = Field(
         4096, description="tokens that go through the fast engine at once; fewer take less memory"
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="compile what lies between matrix products; auto: on CUDA, and on a CPU for runs long "
+        "enough to save more than compiling takes",
+    )
     cache: Literal["auto", "off", "memory", "disk"] = Field(
         "auto",
         description="where the frozen layers' output and the reference's log-probabilities are kept: disk "

@@ -15,8 +15,10 @@ from smoldpo.data.load import TrainingData, load_mixture
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.base import Engine
 from smoldpo.engine.build import EngineSettings, build_fast, build_plain, choose_engine
+from smoldpo.engine.compiling import CompileChoice, set_up_compiling
 from smoldpo.engine.memory import give_back_freed_memory, let_go_of_file_pages
 from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
+from smoldpo.engine.work import Parameters
 from smoldpo.errors import ModelError
 from smoldpo.export import model_bytes
 from smoldpo.models.freeze import freeze, summarize
@@ -29,6 +31,7 @@ from smoldpo.models.load import (
     require_same_tokens,
     weights_sha256,
 )
+from smoldpo.trainer import Schedule
 from smoldpo.types import TokenizedPair
 
 
@@ -120,8 +123,16 @@ def _say_account(account: dict[str, Any]) -> None:
                 progress.say(f"  {action}: {rules}")
 
 
-def load_models(config: TrainConfig) -> Models:
-    """Load policy and reference, freeze, and build the engine, saying what was chosen."""
+CHARACTERS_TO_A_TOKEN = 4.0
+"""For forecasts before tokenising."""
+
+
+def load_models(config: TrainConfig, data: TrainingData) -> Models:
+    """Load policy and reference, freeze, and build the engine, saying what was chosen.
+
+    Args:
+        data: tells how long the run will be, and so whether compiling is worth it.
+    """
     device = pick_device(config.device)
     dtype, why = compute_dtype(config.dtype, device)
     progress.say(f"precision: {why}; {device}, {torch.get_num_threads()} threads")
@@ -143,6 +154,13 @@ def load_models(config: TrainConfig) -> Models:
     size, most = model_bytes(policy), positions(policy)
     choice = choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
     progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))
+    compiling = CompileChoice(False, "the plain engine compiles nothing")
+    if choice.name == "fast":
+        operations = _operations(config, policy, data)
+        with progress.spinner("compiling"):
+            compiling = set_up_compiling(config.compile, operations, dtype, device)
+    if compiling.compiled or config.compile == "on":
+        progress.say(f"compile: {'on' if compiling.compiled else 'off'}, {compiling.why}")
     settings = EngineSettings(
         compute_dtype=dtype,
         train_batch_size=config.per_device_train_batch_size,
@@ -150,6 +168,7 @@ def load_models(config: TrainConfig) -> Models:
         max_tokens=config.max_tokens,
         cache=config.cache,
         cache_limit=config.cache_limit * 1e9,
+        compiled=compiling.compiled,
     )
     kept_in: set[Path] = set()
     if choice.name == "fast":
@@ -171,6 +190,17 @@ def load_models(config: TrainConfig) -> Models:
         positions=most,
         kept_in=kept_in,
     )
+
+
+def _operations(config: TrainConfig, policy: PreTrainedModel, data: TrainingData) -> float:
+    """What the run needs at the least, estimated from the texts' lengths."""
+    pairs = data.train + data.eval
+    prompts = sum(len(str(pair.prompt)) for pair in pairs) / CHARACTERS_TO_A_TOKEN
+    answers = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs) / CHARACTERS_TO_A_TOKEN
+    parameters = Parameters.of(policy)
+    schedule = Schedule.of(config, max(1, len(data.train)))
+    epochs = schedule.total_steps / schedule.steps_per_epoch
+    return parameters.once(prompts, answers) + epochs * parameters.epoch(prompts, answers)
 
 
 def describe_parameters(model: PreTrainedModel) -> str:

@@ -47,7 +47,7 @@ def run_training(config: TrainConfig) -> RunResult:
     """
     folder = choose_folder(config)
     data = load_data(config)
-    models = load_models(config)
+    models = load_models(config, data)
     tokenized = tokenize(config, models, data)
     question = _question(config, models)
     saves = Schedule.of(config, len(tokenized.train)).total_steps // (config.save_steps or 10**12)

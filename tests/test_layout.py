@@ -60,6 +60,7 @@ def test_transformers_has_few_doors(path):
         "engine/plain.py",
         "engine/fast.py",
         "engine/scorer.py",
+        "engine/work.py",
         "engine/trunk.py",
         "engine/build.py",
         "evaluation/evaluate.py",

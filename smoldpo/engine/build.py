@@ -47,6 +47,7 @@ class EngineSettings:
     max_tokens: int
     cache: str
     cache_limit: float
+    compiled: bool
 
 
 def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
@@ -121,6 +122,7 @@ def _trunk_store(
         policy.device,
         config=_shape(policy),
         attention=kernels.fused_attention,
+        compiled=settings.compiled,
     )
     folder = cache.entry_folder("trunk", key)
     about = about | {"what": f"states behind layer {at - 1}"}
@@ -144,6 +146,7 @@ def _reference_store(
         model.device,
         config=_shape(model),
         kernels=asdict(kernels),
+        compiled=settings.compiled,
     )
     about = about | {"what": "log-probabilities"}
     return ReferenceStore(cache.entry_folder("reference", key), about, progress.say)

@@ -40,7 +40,7 @@ def choose_kernels(dtype: torch.dtype, device: str) -> Kernels:
         return torch.randn(*shape, generator=generator).to(dtype)
 
     query, key, value = random(1, 9, 256, 64), random(1, 3, 256, 64), random(1, 3, 256, 64)
-    layout = Layout.of([Segment(0, 128, 64, 64)])
+    layout = Layout.of([Segment(0, 128, 64, 64)], torch.zeros(256, dtype=torch.long))
     states, head = random(256, 576), random(8192, 576)
     targets = torch.zeros(256, dtype=torch.long)
     return Kernels(

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from smoldpo.models.attention import STEP
+from smoldpo.models.flex import FILLING, SHARED
 from smoldpo.models.masks import shared_prefix_mask
 from smoldpo.types import PairLogps, TokenizedPair
 
@@ -98,21 +99,46 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """For each token [T]: whose it is, which part, and where it stands; see models/flex.py."""
+
+    pair: torch.Tensor
+    part: torch.Tensor
+    position: torch.Tensor
+    goes_on: torch.Tensor
+    masks: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], position: torch.Tensor) -> Stream:
+        """From where the pairs lie, and each token's position [T]."""
+        pair = torch.full_like(position, FILLING)
+        part, goes_on = torch.zeros_like(position), torch.zeros_like(position, dtype=torch.bool)
+        for number, segment in enumerate(segments):
+            end = segment.start + segment.length
+            pair[: segment.shared] = SHARED
+            pair[segment.start : end] = number
+            goes_on[segment.start : end] = segment.shared > 0
+            part[end - segment.rejected - segment.chosen : end] = 1
+            part[end - segment.rejected : end] = 2
+        return cls(pair, part, position, goes_on)
+
+
+@dataclass(frozen=True)
 class Layout:
     """All slots, and the way there and back. What pairs share has a slot of its own, the first."""
 
     slots: tuple[Slot, ...]
-    spread: (
-        torch.Tensor
-    )  # [S] the token for each row of the slots; a slot's first where it is filled up
+    spread: torch.Tensor
+    """[S] the token for each row of the slots; a slot's first where it is filled up."""
     gather: torch.Tensor  # [tokens] the row of the slots that is each token's own
-    copies: (
-        torch.Tensor
-    )  # [pairs that share, tokens shared] the rows of the slots that hold what is shared
+    copies: torch.Tensor
+    """[pairs that share, tokens shared] the rows of the slots that hold what is shared."""
+    stream: Stream
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], device: torch.device | str = "cpu") -> Layout:
-        """Slots one after another, in the order of the segments."""
+    def of(cls, segments: Sequence[Segment], position: torch.Tensor) -> Layout:
+        """Slots one after another, in the order of the segments; `position` of each token [T]."""
+        device = position.device
         shared = max((segment.shared for segment in segments), default=0)
         head = [Segment(0, shared, 0, 0)] if shared else []
         slots, copies = [], []
@@ -130,7 +156,7 @@ class Layout:
         parts = (
             torch.tensor(part, device=device, dtype=torch.long) for part in (spread, gather, copies)
         )
-        return cls(tuple(slots), *parts)
+        return cls(tuple(slots), *parts, Stream.of(segments, position))
 
 
 @dataclass(frozen=True)
@@ -141,14 +167,12 @@ class PackedBatch:
     layout: Layout
     input_ids: torch.Tensor  # [1, T]
     position_ids: torch.Tensor  # [1, T]
-    rows: (
-        torch.Tensor
-    )  # [M] stream positions whose final states are read: each P's last token, C, R
+    rows: torch.Tensor
+    """[M] stream positions whose final states are read: each P's last token, C, R."""
     predictors: torch.Tensor  # [N] which of `rows` predicts; the last of P predicts c0 and r0 both
     targets: torch.Tensor  # [N] the tokens they are to predict
-    sides: (
-        torch.Tensor
-    )  # [N] row of the result: b for the chosen side of pair b, B + b for its rejected
+    sides: torch.Tensor
+    """[N] row of the result: b for the chosen side of pair b, B + b for its rejected."""
 
     def logps(self, token_logps: torch.Tensor) -> PairLogps:
         """Sum token log-probabilities [N] over each completion: two tensors of [B]."""
@@ -215,11 +239,15 @@ def pack(
             targets += completion
             sides += [side * len(pairs) + number] * len(completion)
         segments.append(segment)
-    filling = _up_to(len(ids), multiple_of) - len(ids)
+    filling = [0] * (_up_to(len(ids), multiple_of) - len(ids))
+    input_ids, position_ids = (
+        torch.tensor([part + filling], device=device) for part in (ids, positions)
+    )
     return PackedBatch(
         tuple(segments),
-        Layout.of(segments, device),
-        *(torch.tensor([part + [0] * filling], device=device) for part in (ids, positions)),
+        Layout.of(segments, position_ids[0]),
+        input_ids,
+        position_ids,
         *(torch.tensor(part, device=device) for part in (rows, predictors, targets, sides)),
     )
 

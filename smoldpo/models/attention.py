@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from smoldpo.models.flex import StreamLike, stream_attention
 from smoldpo.models.lean import lean_rotary
 
 NAME = "smoldpo_shared_prefix"
@@ -54,13 +55,12 @@ class LayoutLike(Protocol):
     """Where the tokens of the stream lie in the slots."""
 
     slots: Sequence[SlotLike]
-    spread: (
-        torch.Tensor
-    )  # [S] the token for each row of the slots; some token where a slot is filled up
+    spread: torch.Tensor
+    """[S] the token for each row of the slots; some token where a slot is filled up."""
     gather: torch.Tensor  # [tokens] the row of the slots that is each token's own
-    copies: (
-        torch.Tensor
-    )  # [pairs that share, tokens shared] the rows of the slots that hold what is shared
+    copies: torch.Tensor
+    """[pairs that share, tokens shared] the rows of the slots that hold what is shared."""
+    stream: StreamLike
 
 
 def shared_prefix_attention(
@@ -86,6 +86,8 @@ def shared_prefix_attention(
     """
     assert dropout == 0.0 and query.shape[0] == 1
     read = module.layer_idx == last_layer
+    if query.is_cuda:
+        return stream_attention(query, key, value, scaling, layout.stream, sliding_window), None
     call = (query, key, value, scaling, layout, sliding_window, read)
     return pair_attention(*call, fused), None
 
@@ -142,7 +144,7 @@ def _weights(folded: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor) -> to
     """Softmax over the keys that each scaled query [K, G m, d] sees: [K, G m, n]; float32 inside."""
     scores = torch.matmul(folded, keys.transpose(1, 2))
     groups = scores.shape[1] // len(bias)
-    return torch.softmax(scores.unflatten(1, (groups, -1)) + bias, dim=-1).flatten(1, 2)
+    return torch.softmax(scores.unflatten(1, (groups, -1)).add_(bias), dim=-1).flatten(1, 2)
 
 
 def _by_products(
@@ -233,21 +235,18 @@ class _SharedPrefix(torch.autograd.Function):
         slope.index_copy_(0, layout.gather, grad[0, : len(layout.gather)])
         slope = slope.transpose(0, 1)
         d_query, d_key, d_value = (torch.empty_like(states) for states in (query, key, value))
+        scaled_query = query * scaling
         for slot in layout.slots:
             here = slice(slot.start, slot.start + slot.length)
             keys, values = key[:, here], value[:, here]
-            scaled, d_output = (
-                _folded(query[:, here], groups) * scaling,
-                _folded(slope[:, here], groups),
-            )
+            scaled, d_output = (_folded(rows[:, here], groups) for rows in (scaled_query, slope))
             weights = _weights(scaled, keys, slot.bias(window, query))
             d_value[:, here] = torch.bmm(weights.transpose(1, 2), d_output)
             d_weights = torch.bmm(d_output, values.transpose(1, 2))
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            d_query[:, here] = (
-                torch.bmm(d_scores, keys).mul_(scaling).view(len(query), -1, query.shape[2])
-            )
+            d_query[:, here] = torch.bmm(d_scores, keys).view(len(query), -1, query.shape[2])
             d_key[:, here] = torch.bmm(d_scores.transpose(1, 2), scaled)
+        d_query *= scaling
         taken = [
             _gathered(states.transpose(0, 1), layout, grad.shape[1])
             for states in (d_query, d_key, d_value)

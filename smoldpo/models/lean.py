@@ -25,8 +25,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from smoldpo.models.regions import gated_product, gated_slopes, normed, normed_slopes, rotated
 
 ROWS = 512
 """Rows of a forward product on a CPU: enough to keep it busy, few enough to stay in its cache."""
@@ -85,8 +86,6 @@ def _column_sums(values: torch.Tensor) -> torch.Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """With n = x r:  dx = r (w g - n mean(w g n)),  dw = sum over rows of g n."""
-
     @staticmethod
     def forward(
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, epsilon: float
@@ -95,12 +94,7 @@ class _RMSNorm(torch.autograd.Function):
         wide = torch.promote_types(states.dtype, torch.float32)
         result, scale = torch.empty_like(flat), flat.new_empty(len(flat), 1, dtype=wide)
         for rows in row_blocks(flat):
-            block = flat[rows].to(wide)
-            norm = torch.linalg.vector_norm(block, dim=-1, keepdim=True)
-            scale[rows] = norm.square_().div_(flat.shape[-1]).add_(epsilon).rsqrt_()
-            # Rounded before the weight is applied, as transformers does.
-            result[rows] = block * scale[rows]
-            result[rows] *= weight
+            result[rows], scale[rows] = normed(flat[rows], weight, epsilon)
         ctx.save_for_backward(flat, weight, scale)
         return result.view_as(states)
 
@@ -108,43 +102,39 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, scale = ctx.saved_tensors
         flat = grad.flatten(0, -2)
-        result = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
-        d_weight = scale.new_zeros(len(weight)) if ctx.needs_input_grad[1] else None
+        result, d_weight = torch.empty_like(flat), scale.new_zeros(len(weight))
         for rows in row_blocks(flat):
-            normed = states[rows].to(scale.dtype) * scale[rows]
-            slope = flat[rows].to(scale.dtype)
-            if d_weight is not None:
-                d_weight += (slope * normed).sum(0)
-            if result is not None:
-                slope = slope * weight
-                shared = torch.linalg.vecdot(slope, normed)[:, None].div_(-states.shape[-1])
-                result[rows] = slope.addcmul_(normed, shared).mul_(scale[rows])
-        return (
-            None if result is None else result.view_as(grad),
-            None if d_weight is None else d_weight.to(weight.dtype),
-            None,
-        )
+            result[rows], part = normed_slopes(states[rows], scale[rows], weight, flat[rows])
+            d_weight += part
+        wanted = ctx.needs_input_grad[1]
+        return result.view_as(grad), d_weight.to(weight.dtype) if wanted else None, None
 
 
 class _GatedMLP(torch.autograd.Function):
-    """With s = silu(a), a = x Gᵀ, u = x Uᵀ:  y = (s u) Dᵀ.
+    """With a = x Gᵀ, u = x Uᵀ:  y = (silu(a) u) Dᵀ.
 
     Block by block, so that what is F wide stays in the cache between the steps.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, states: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+        ctx: Any,
+        states: torch.Tensor,
+        gate: torch.Tensor,
+        up: torch.Tensor,
+        down: torch.Tensor,
+        keeps: bool,
     ) -> torch.Tensor:
         flat = states.flatten(0, -2)
-        keeps = any(ctx.needs_input_grad)
         result = torch.empty_like(flat)
-        gated, raised = (flat.new_empty(len(flat) if keeps else ROWS, len(gate)) for _ in range(2))
-        for rows in row_blocks(flat):
+        blocks = row_blocks(flat)
+        width = len(flat) if keeps else blocks[0].stop
+        gated, raised = (flat.new_empty(width, len(gate)) for _ in range(2))
+        for rows in blocks:
             kept = rows if keeps else slice(0, rows.stop - rows.start)
             block_product(flat[rows], gate, gated[kept])
             block_product(flat[rows], up, raised[kept])
-            block_product(F.silu(gated[kept]).mul_(raised[kept]), down, result[rows])
+            block_product(gated_product(gated[kept], raised[kept]), down, result[rows])
         if keeps:
             ctx.save_for_backward(flat, gated, raised, gate, up, down)
         return result.view_as(states)
@@ -156,12 +146,9 @@ class _GatedMLP(torch.autograd.Function):
         product, d_gated, d_raised = (torch.empty_like(gated) for _ in range(3))
         d_states = torch.empty_like(flat)
         for rows in row_blocks(flat):
-            d_product = flat[rows] @ down
-            silu = F.silu(gated[rows])
-            torch.mul(silu, raised[rows], out=product[rows])
-            torch.mul(silu, d_product, out=d_raised[rows])
-            d_silu = d_product.mul_(raised[rows])
-            d_gated[rows] = torch.ops.aten.silu_backward(d_silu, gated[rows])
+            product[rows], d_raised[rows], d_gated[rows] = gated_slopes(
+                gated[rows], raised[rows], flat[rows] @ down
+            )
             torch.mm(d_gated[rows], gate, out=d_states[rows])
             d_states[rows].addmm_(d_raised[rows], up)
         return (
@@ -169,33 +156,24 @@ class _GatedMLP(torch.autograd.Function):
             d_gated.T @ states if ctx.needs_input_grad[1] else None,
             d_raised.T @ states if ctx.needs_input_grad[2] else None,
             flat.T @ product if ctx.needs_input_grad[3] else None,
+            None,
         )
 
 
 class _Rotary(torch.autograd.Function):
-    """For halves x1, x2:  (x1 cos - x2 sin, x2 cos + x1 sin); cos and sin are the same for both halves."""
+    """Backward is the rotation by the opposite angles; cos and sin are the same for both halves."""
 
     @staticmethod
     def forward(
         ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(states, cos, sin, 1)
+        return rotated(states, cos, sin, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotated(grad, cos, sin, -1), None, None
-
-
-def _rotated(
-    states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int
-) -> torch.Tensor:
-    half = states.shape[-1] // 2
-    result = states * cos
-    result[..., :half].addcmul_(states[..., half:], sin[..., half:], value=-direction)
-    result[..., half:].addcmul_(states[..., :half], sin[..., :half], value=direction)
-    return result
+        return rotated(grad, cos, sin, -1), None, None
 
 
 def rotary(
@@ -220,7 +198,11 @@ def _norm_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
 
 def _mlp_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
     return _GatedMLP.apply(
-        states, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+        states,
+        self.gate_proj.weight,
+        self.up_proj.weight,
+        self.down_proj.weight,
+        torch.is_grad_enabled(),
     )
 
 

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smoldpo.engine.build import choose_engine
+from smoldpo.engine.compiling import set_up_compiling
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.head import completion_logps
 from smoldpo.engine.kernels import Kernels
@@ -25,7 +26,10 @@ from smoldpo.engine.scorer import score
 from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore
 from smoldpo.errors import UsageError
 from smoldpo.losses import sigmoid_loss
+from smoldpo.models.attention import pair_attention
+from smoldpo.models.flex import stream_attention
 from smoldpo.models.freeze import freeze
+from smoldpo.models.regions import switch_regions
 from smoldpo.types import TokenizedPair
 
 VOCABULARY = 97
@@ -193,6 +197,49 @@ def test_every_kernel(attention, head, family, frozen):
     model = build(family)
     freeze(model, frozen)
     assert_equal(*engines(model, kernels=Kernels(attention, head)))
+
+
+@pytest.mark.parametrize("pairs", ["PAIRS", "SHARING"])
+@pytest.mark.parametrize("window", [None, 4])
+def test_flex_attention_sees_what_the_slots_see(pairs, window):
+    """FlexAttention has no backward on a CPU; its forward holds the rule that CUDA uses."""
+    some = globals()[pairs]
+    batch = pack(some, multiple_of=128, shared=common_beginning(some))
+    tokens = batch.input_ids.shape[1]
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, h, tokens, 16).double() for h in (4, 2, 2))
+    expected = pair_attention(query, key, value, 0.3, batch.layout, window, False, True)
+    found = stream_attention(query, key, value, 0.3, batch.layout.stream, window)
+    real = batch.layout.gather
+    assert len(real) < tokens
+    torch.testing.assert_close(
+        found[0, : len(real)], expected[0, : len(real)], rtol=1e-10, atol=1e-12
+    )
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_compiled_regions(frozen):
+    """Compiled, the engine still equals the plain one; shapes are dynamic, so nothing is compiled twice."""
+    model = build("llama")
+    freeze(model, frozen)
+    choice = set_up_compiling("on", 0.0, torch.float64, "cpu")
+    if not choice.compiled:
+        pytest.skip(choice.why)
+    try:
+        assert_equal(*engines(model, max_tokens=60, pairs=SHARING), SHARING)
+        assert_equal(*engines(model, max_tokens=30))
+    finally:
+        switch_regions(False)
+
+
+def test_compiling_is_for_long_runs_and_needs_a_compiler(monkeypatch):
+    short = set_up_compiling("auto", 1e9, torch.float32, "cpu")
+    assert not short.compiled and "compiling takes" in short.why
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert "no C++ compiler" in set_up_compiling("on", 0.0, torch.float32, "cpu").why
+    assert "no C++ compiler" in set_up_compiling("auto", 1e20, torch.float32, "cpu").why
 
 
 def test_without_room_to_keep_states():
