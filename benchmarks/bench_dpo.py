@@ -362,11 +362,7 @@ def run_smoldpo(bench: Bench, work: Workload) -> dict[str, Any]:
     else:
         options["eval-fraction"] = 0
     finished, rows, environment = train(bench, folder, options)
-    errors = (bench.folder / "stderr").read_text(errors="replace")
-    said = re.findall(r"^([a-z ]+): (\d+) s$", errors, re.MULTILINE)
-    phases = {name: float(took) for name, took in said}
-    if work.eval_pairs:
-        phases = json.loads((folder / "evaluation.json").read_text())["seconds"]
+    phases = json.loads((folder / "timings.json").read_text())
     split = json.loads((folder / "data.json").read_text())["split"]
     if (split["train_pairs"], split["eval_pairs"]) != (work.pairs, work.eval_pairs):
         sys.exit(f"{work.name}: smoldpo took other pairs than it was given: {split}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ def entry_folder(kind: str, key: str) -> Path:
     """Where an entry lies."""
     assert kind in KINDS
     return cache_folder() / kind / key
+
+
+def unusable() -> str | None:
+    """Why nothing can be kept on disk, or None."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder} cannot be written ({error.strerror})"
 
 
 def entries() -> list[Entry]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ class Models:
     """The engine with policy and reference in it, the tokenizer, and where they came from."""
 
     engine: Engine
-    engine_name: str
     source: ModelSource
     reference_source: ModelSource
     tokenizer: PreTrainedTokenizerBase
@@ -52,6 +51,8 @@ class Models:
     positions: int | None
     kept_in: set[Path]
     """Folders of the cache that this run uses."""
+    decided: dict[str, Any]
+    """How it computes, for environment.json."""
 
     def trained(self) -> PreTrainedModel:
         """The policy as it is now, in full precision: what is frozen comes from where it was loaded.
@@ -171,14 +172,15 @@ def load_models(config: TrainConfig, data: TrainingData) -> Models:
         compiled=compiling.compiled,
     )
     kept_in: set[Path] = set()
+    kernels: dict[str, bool] = {}
     if choice.name == "fast":
         about = {"model": config.model, "reference": config.reference or "the policy's start"}
         engine, kept_in = build_fast(policy, reference, settings, hashes["reference"], about)
+        kernels = asdict(engine.kernels)
     else:
         engine = build_plain(policy, reference, settings)
     return Models(
         engine=engine,
-        engine_name=choice.name,
         source=source,
         reference_source=reference_source,
         tokenizer=tokenizer,
@@ -189,6 +191,7 @@ def load_models(config: TrainConfig, data: TrainingData) -> Models:
         frozen_layers=frozen_layers,
         positions=most,
         kept_in=kept_in,
+        decided={"engine": choice.name, "kernels": kernels, "compiled": compiling.compiled},
     )
 
 

@@ -86,7 +86,7 @@ def _write_start(
         str(models.dtype).removeprefix("torch."),
         models.hashes,
     )
-    write_json(folder / "environment.json", machine | {"engine": models.engine_name})
+    write_json(folder / "environment.json", machine | models.decided)
     write_json(folder / "data.json", tokenized.account)
 
 
@@ -121,6 +121,7 @@ class _Run:
         write_text(self.folder / "model" / "README.md", card)
         self.metrics.close()
         sample = self._sample()
+        write_json(self.folder / "timings.json", self.seconds)
         starts_equal = self.config.reference is None
         return RunResult(self.folder, self.steps, starts_equal, evaluation, sample)
 
@@ -193,7 +194,6 @@ class _Run:
             "n": len(after),
             "before": {"accuracy": accuracies(before)},
             "after": {"accuracy": accuracies(after)},
-            "seconds": self.seconds,
             "pairs": [
                 {"id": new.id, "before": old.as_row(), "after": new.as_row()}
                 for old, new in zip(before, after, strict=True)

@@ -1,6 +1,6 @@
 """The run folder: where a run writes, and what stands in it.
 
-config.yaml  environment.json  data.json  metrics.jsonl  evaluation.json  samples.jsonl
+config.yaml  environment.json  data.json  metrics.jsonl  evaluation.json  samples.jsonl  timings.json
 checkpoints/step-N/  model/  README.md
 """
 
@@ -27,6 +27,7 @@ CONTENTS = (
     "metrics.jsonl",
     "evaluation.json",
     "samples.jsonl",
+    "timings.json",
     "README.md",
     "checkpoints",
     "model",

@@ -41,7 +41,7 @@ def train(cli, tiny_folder, pairs_file, tmp_path):
             "train", "--model", model, "--data", pairs_file, "--output-dir", name,
             "--per-device-train-batch-size", 4, "--learning-rate", "1e-2", "--num-train-epochs", 2,
             "--dtype", dtype, "--freeze-layers", frozen, "--max-tokens", 500,
-            "--sample-prompt", "none", *more,
+            "--sample-prompt", "none", "--device", "cpu", "--compile", "off", *more,
         )  # fmt: skip
         assert result.code == 0, result.err
         return result.err, outcome(tmp_path / name)
@@ -190,6 +190,16 @@ def test_the_cache_may_be_removed_between_runs(train, cli, trunk_calls):
     cold = len(trunk_calls)
     assert train("second", "--cache", "disk")[1] == expected
     assert len(trunk_calls) == 2 * cold
+
+
+def test_a_cache_that_cannot_be_written_is_refused_or_done_without(
+    train, cli, tiny_folder, pairs_file
+):
+    cache.cache_folder().write_text("a file where a folder should be")
+    result = cli("train", "--model", tiny_folder, "--data", pairs_file, "--cache", "disk")
+    assert result.code == 2 and str(cache.cache_folder()) in result.err
+    found = train("auto", "--cache", "auto")[1]
+    assert found == train("off", "--cache", "off")[1]
 
 
 def test_list_and_clear_after_a_run(train, cli):

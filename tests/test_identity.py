@@ -26,6 +26,7 @@ class Run:
         self.kernels = Kernels()
         self.frozen = 2
         self.dtype = torch.float32
+        self.compiled = False
         self.batch, self.max_tokens, self.about = 4, 4096, {"model": "tiny"}
 
     @property
@@ -37,7 +38,13 @@ class Run:
         monkeypatch.setattr(build, "choose_kernels", lambda *_: self.kernels)
         freeze(self.policy, self.frozen)
         settings = EngineSettings(
-            self.dtype, self.batch, self.batch, self.max_tokens, "disk", cache_limit=1e9
+            compute_dtype=self.dtype,
+            train_batch_size=self.batch,
+            eval_batch_size=self.batch,
+            max_tokens=self.max_tokens,
+            cache="disk",
+            cache_limit=1e9,
+            compiled=self.compiled,
         )
         sha256 = weights_sha256(self.policy)
         _, folders = build_fast(self.policy, None, settings, sha256, self.about)
@@ -78,14 +85,15 @@ BOTH, TRUNK, REFERENCE = (True, True), (True, False), (False, True)
         (lambda run, _: setattr(run, "dtype", torch.bfloat16), BOTH),
         (lambda run, _: setattr(run, "kernels", Kernels(fused_attention=False)), BOTH),
         (lambda run, _: setattr(run, "kernels", Kernels(fused_head=False)), REFERENCE),
+        (lambda run, _: setattr(run, "compiled", True), BOTH),
         (lambda run, _: setattr(run, "frozen", 3), TRUNK),
         (lambda _, patch: patch.setattr(identity, "CODE", identity.CODE + 1), BOTH),
         (lambda _, patch: patch.setattr(torch, "__version__", "0.1"), BOTH),
         (lambda _, patch: patch.setattr(identity, "_processor", lambda _: "another"), BOTH),
     ],
     ids=["a trunk weight", "a norm of the trunk", "an embedding", "a weight of the top",
-         "the final norm", "epsilon", "rope", "dtype", "attention", "head", "frozen layers", "code",
-         "torch", "processor"],
+         "the final norm", "epsilon", "rope", "dtype", "attention", "head", "compiled", "frozen layers",
+         "code", "torch", "processor"],
 )  # fmt: skip
 def test_a_run_looks_elsewhere_when_something_changes(build_run, monkeypatch, change, changed):
     before = build_run().keys(monkeypatch)

@@ -186,8 +186,10 @@ def test_an_mlp_of_another_kind_is_left_alone():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("width, inside", [(576, 192), (576, 1536), (1536, 576)])
-def test_rows_are_as_if_each_were_alone(dtype, width, inside):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_are_as_if_each_were_alone(dtype, width, inside, threads):
     """In SmolLM2-135M's shapes: whatever stands beside a row, before or behind it, no bit changes."""
+    torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(1000, width, generator=generator).to(dtype)
     weight = torch.randn(inside, width, generator=generator).to(dtype)

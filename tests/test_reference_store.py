@@ -137,6 +137,16 @@ def test_two_writers_merge(opened, said):
     assert read(opened()) == KEPT and read(one) == KEPT and said == []
 
 
+def test_a_writer_stays_with_its_own_numbers(opened):
+    """The first loss is ln 2 only against the numbers that this very process has computed."""
+    one, other = opened(), opened()
+    one.put("one", -1.0, -2.0)
+    other.put("one", *KEPT["one"])
+    one.commit()
+    other.commit()
+    assert other["one"] == KEPT["one"] and read(opened()) == {"one": KEPT["one"]}
+
+
 def test_no_folder_means_memory_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = ReferenceStore()

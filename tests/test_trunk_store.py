@@ -275,7 +275,7 @@ def test_two_stores_write_into_one_folder(opened, said):
 
 @pytest.mark.parametrize("kind", [DiskStore, MemoryStore])
 def test_what_does_not_fit_is_not_kept(opened, folder, said, kind):
-    room = SIZE["first"] + SIZE["second"]
+    room = SIZE["second"] + SIZE["third"]  # and more than "first" and "second"
     store = opened(room=room) if kind is DiskStore else MemoryStore(room)
     for key in ("first", "third", "second"):
         store.put(key, states_of(key))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from smoldpo.engine.reference_store import ReferenceStore
 from smoldpo.engine.trunk import boundary, unsupported
 from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore, TrunkStore
 from smoldpo.errors import UsageError
-from smoldpo.files import cache_folder, free_bytes
+from smoldpo.files import free_bytes
 from smoldpo.models.load import tensors_sha256
 
 DISK_SHARE = 0.5
@@ -90,16 +90,28 @@ def build_fast(
         reference: None where the reference is the policy as it is now.
         reference_sha256: of the reference's weights as loaded; for a policy that is its own reference, its.
         about: names of model and reference, for those who look into the cache.
+
+    Raises:
+        UsageError: the cache is asked to be on disk, and nothing can be written there.
     """
     dtype = settings.compute_dtype
     masters = MasterWeights(policy, dtype)
     if reference is not None:
         cast(reference.requires_grad_(False), dtype)
+    if settings.cache in ("auto", "disk") and (reason := cache.unusable()) is not None:
+        if settings.cache == "disk":
+            raise UsageError(f"cache disk: {reason}; say --cache memory, or set XDG_CACHE_HOME")
+        settings = replace(settings, cache="memory")
     kernels = choose_kernels(dtype, policy.device.type)
     about = about | {"dtype": str(dtype).removeprefix("torch."), "kernels": str(kernels)}
     states = _trunk_store(policy, settings, kernels, about)
     logps = _reference_store(reference or policy, reference_sha256, settings, kernels, about)
     engine = FastEngine(policy, masters, reference, settings.max_tokens, kernels, states, logps)
+    if len(states) or len(logps):
+        progress.say(
+            f"cache: trunk states of {len(states):,} pairs and reference log-probabilities of "
+            f"{len(logps):,} are there from earlier runs"
+        )
     folders = {store.folder for store in (states, logps) if isinstance(store.folder, Path)}
     return engine, folders
 
@@ -110,8 +122,7 @@ def _trunk_store(
     at = boundary(policy)
     if settings.cache == "off" or at == 0:
         return NoStore()
-    room = min(settings.cache_limit, DISK_SHARE * free_bytes(cache_folder()))
-    if settings.cache == "memory" or room <= 0:
+    if settings.cache == "memory":
         return MemoryStore(KEEP_SHARE * free_memory(policy.device))
     base = policy.model
     named = [(name, p) for name, p in base.layers[:at].named_parameters()]
@@ -125,6 +136,7 @@ def _trunk_store(
         compiled=settings.compiled,
     )
     folder = cache.entry_folder("trunk", key)
+    room = min(settings.cache_limit, DISK_SHARE * free_bytes(folder))
     about = about | {"what": f"states behind layer {at - 1}"}
     return DiskStore(
         folder, policy.config.hidden_size, settings.compute_dtype, room, about, progress.say

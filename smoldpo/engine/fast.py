@@ -58,14 +58,16 @@ class FastEngine:
         trunk_store: TrunkStore | None = None,
         reference_store: ReferenceStore | None = None,
     ):
-        kernels = kernels or Kernels()
+        self.kernels = kernels or Kernels()
         self.device = policy.device
         self.max_tokens = max_tokens
         self._masters = masters
-        self._policy = Scorer(policy, boundary(policy), kernels)
-        self._reference = None if reference is None else Scorer(reference, 0, kernels)
-        self._states = trunk_store or MemoryStore(KEEP_SHARE * free_memory(self.device))
-        self._reference_logps = reference_store or ReferenceStore()
+        self._policy = Scorer(policy, boundary(policy), self.kernels)
+        self._reference = None if reference is None else Scorer(reference, 0, self.kernels)
+        if trunk_store is None:
+            trunk_store = MemoryStore(KEEP_SHARE * free_memory(self.device))
+        self._states = trunk_store
+        self._reference_logps = ReferenceStore() if reference_store is None else reference_store
         self._prepared: set[TokenizedPair] = set()
         self._shared: tuple[int, ...] = ()
         self._updates = 0

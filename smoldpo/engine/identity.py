@@ -25,7 +25,8 @@ def pair_key(pair: TokenizedPair, shared: int) -> str:
 def results_key(weights: str, dtype: torch.dtype, device: torch.device, **more: Any) -> str:
     """SHA-256 (hex, its first half) over all that log-probabilities or states depend on but the tokens.
 
-    Kernels differ between torch's versions and between processors, so both are part of it.
+    Kernels differ between torch's versions and between processors, and share a product out between threads
+    in ways that may round otherwise, so all of these are part of it.
     """
     parts = {
         "code": CODE,
@@ -33,6 +34,7 @@ def results_key(weights: str, dtype: torch.dtype, device: torch.device, **more: 
         "dtype": str(dtype),
         "device": _processor(device),
         "torch": torch.__version__,
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
     }
     return hashlib.sha256(json.dumps(parts | more, sort_keys=True).encode()).hexdigest()[:32]
 

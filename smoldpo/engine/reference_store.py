@@ -38,6 +38,9 @@ class ReferenceStore:
     def __contains__(self, key: str) -> bool:
         return key in self._logps
 
+    def __len__(self) -> int:
+        return len(self._logps)
+
     def __getitem__(self, key: str) -> Sides:
         return self._logps[key]
 

@@ -41,6 +41,10 @@ class TrunkStore(Protocol):
 
     def __contains__(self, key: str) -> bool: ...
 
+    def __len__(self) -> int:
+        """How many pairs' states are kept."""
+        ...
+
     def get(self, key: str) -> torch.Tensor | None:
         """The pair's states, or None where they are not kept (or no longer readable)."""
         ...
@@ -61,6 +65,9 @@ class NoStore:
 
     def __contains__(self, key: str) -> bool:
         return False
+
+    def __len__(self) -> int:
+        return 0
 
     def get(self, key: str) -> torch.Tensor | None:
         return None
@@ -83,6 +90,9 @@ class MemoryStore:
 
     def __contains__(self, key: str) -> bool:
         return key in self._states
+
+    def __len__(self) -> int:
+        return len(self._states)
 
     def get(self, key: str) -> torch.Tensor | None:
         return self._states.get(key)
@@ -134,6 +144,9 @@ class DiskStore:
     def __contains__(self, key: str) -> bool:
         return key in self._index
 
+    def __len__(self) -> int:
+        return len(self._index)
+
     def get(self, key: str) -> torch.Tensor | None:
         found = self._index.get(key)
         if found is None:
@@ -153,15 +166,12 @@ class DiskStore:
         raw = memoryview(states.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1))
         if key in self._index or len(raw) > self._room:
             return
-        if self._shard is None:
-            self._start_shard()
-        shard = self._shard
-        assert shard is not None
         checksum = _checksum(raw)
-        offset = shard.size
         try:
+            shard = self._shard or self._start_shard()
+            offset = shard.size
             os.pwrite(shard.file, raw, offset)
-        except OSError as error:  # no space: what is not kept is computed each time
+        except OSError as error:  # no space, say: what is not kept is computed each time
             self._room = 0
             self._warn(f"trunk store: {error.strerror}; the other pairs are not kept")
             return
@@ -178,13 +188,14 @@ class DiskStore:
             os.fsync(shard.file)
             write_json(shard.path.with_suffix(".json"), {"pairs": shard.pairs})
 
-    def _start_shard(self) -> None:
+    def _start_shard(self) -> _Shard:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "about.json").exists():
             write_json(self.folder / "about.json", self._about)
         path = self.folder / f"{uuid.uuid4().hex[:12]}.states"
         self._shard = _Shard(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
         self._files.append(self._shard.file)
+        return self._shard
 
     def _open_shard(self, index: Path) -> None:
         states = index.with_suffix(".states")
