@@ -8,6 +8,7 @@ Each <key> is one entry. When all entries together exceed the limit, the ones us
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -59,10 +60,19 @@ def entries() -> list[Entry]:
     for kind in KINDS:
         for folder in (cache_folder() / kind).glob("*"):
             if folder.is_dir() and not folder.is_symlink():
-                files = [path.stat() for path in folder.iterdir() if path.is_file()]
-                size = sum(file.st_size for file in files)
-                found.append(Entry(kind, folder, size, folder.stat().st_mtime, _about(folder)))
+                with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                    used = folder.stat().st_mtime
+                    found.append(Entry(kind, folder, size_of(folder), used, _about(folder)))
     return sorted(found, key=lambda entry: -entry.used)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in an entry's folder; 0 where there is none."""
+    size = 0
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -75,9 +85,11 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def clear(kept: list[Entry]) -> int:
     """Remove entries; returns the bytes that this frees."""
+    freed = 0
     for entry in kept:
-        shutil.rmtree(entry.folder)
-    return sum(entry.bytes for entry in kept)
+        shutil.rmtree(entry.folder, ignore_errors=True)  # another process may be at it too
+        freed += entry.bytes - size_of(entry.folder)
+    return freed
 
 
 def trim(limit: float, keep: set[Path]) -> list[Entry]:

@@ -42,10 +42,14 @@ def clear(
     ] = None,
 ) -> None:
     """Remove what is kept; runs compute it anew. Unpacked models stay."""
-    from smoldpo.cache import clear, entries
+    from smoldpo import cache
     from smoldpo.errors import UsageError
 
-    kept = entries()
+    kept = cache.entries()
+    if "" in (keys or []):
+        raise UsageError(
+            "a key is empty; give keys from smoldpo cache list, or none to remove everything"
+        )
     for key in keys or []:
         if not any(entry.folder.name.startswith(key) for entry in kept):
             raise UsageError(f"{key}: no such key; smoldpo cache list shows them")
@@ -54,5 +58,5 @@ def clear(
         for entry in kept
         if not keys or any(entry.folder.name.startswith(key) for key in keys)
     ]
-    freed = clear(chosen)
+    freed = cache.clear(chosen)
     print(f"removed {len(chosen)} of {len(kept)}, {freed:,} bytes")

@@ -165,7 +165,7 @@ class TrainConfig(BaseModel):
     )
 
     max_tokens: PositiveInt = Field(
-        4096, description="tokens that go through the fast engine at once; fewer take less memory"
+        3840, description="tokens that go through the fast engine at once; fewer take less memory"
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -87,6 +88,16 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Where unpacked models are kept: $XDG_CACHE_HOME/smoldpo, or ~/.cache/smoldpo."""
+    """Where unpacked models and what runs keep lie: $XDG_CACHE_HOME/smoldpo, or ~/.cache/smoldpo."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "smoldpo"
+
+
+def processor_name() -> str:
+    """The processor, as the system names it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

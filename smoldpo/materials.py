@@ -168,7 +168,7 @@ def load_models(config: TrainConfig, data: TrainingData) -> Models:
         eval_batch_size=config.per_device_eval_batch_size,
         max_tokens=config.max_tokens,
         cache=config.cache,
-        cache_limit=config.cache_limit * 1e9,
+        cache_bytes=config.cache_limit * 1e9,
         compiled=compiling.compiled,
     )
     kept_in: set[Path] = set()

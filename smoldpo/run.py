@@ -130,7 +130,8 @@ class _Run:
         with self._phase("trunk and reference", len(pairs)) as advance:
             self.engine.prepare(pairs, advance)
         give_back_freed_memory()
-        for entry in cache.trim(self.config.cache_limit * 1e9, self.models.kept_in):
+        kept_in = self.models.kept_in
+        for entry in cache.trim(self.config.cache_limit * 1e9, kept_in) if kept_in else ():
             progress.say(
                 f"cache: over its limit, so {entry.folder} was removed ({entry.bytes:,} bytes)"
             )

@@ -19,6 +19,7 @@ from typing import Any
 from smoldpo import __version__
 from smoldpo.config import TrainConfig
 from smoldpo.errors import UsageError
+from smoldpo.files import processor_name
 
 CONTENTS = (
     "config.yaml",
@@ -113,7 +114,7 @@ def environment(threads: int, device: str, dtype: str, hashes: dict[str, str]) -
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": threads,
         "device": device,
@@ -122,12 +123,3 @@ def environment(threads: int, device: str, dtype: str, hashes: dict[str, str]) -
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "sha256": hashes,
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

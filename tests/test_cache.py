@@ -113,13 +113,12 @@ def test_another_beta_finds_everything(train, trunk_calls):
     assert found == train("third", "--cache", "off", "--beta", 0.5)[1]
 
 
-def test_another_depth_finds_the_reference_and_changes_no_bit(train):
+def test_another_depth_is_kept_apart_and_changes_no_bit(train):
     train("two", "--cache", "disk", frozen=2)
     for frozen in (1, 4, 0):
         _, found = train(f"kept-{frozen}", "--cache", "disk", frozen=frozen)
-        assert len(kept("reference")) == 1
         assert found == train(f"off-{frozen}", "--cache", "off", frozen=frozen)[1]
-    assert len(kept("trunk")) == 3
+    assert len(kept("trunk")) == 3 and len(kept("reference")) == 4
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +170,7 @@ def damage_reference():
 @pytest.mark.parametrize(
     "damage, warning",
     [
-        (damage_states, "states of a pair are damaged"),
+        (damage_states, ".states is damaged"),
         (damage_index, "cannot be read"),
         (damage_reference, "is damaged"),
     ],
@@ -326,3 +325,40 @@ def test_a_limit_too_small_for_all_pairs_changes_no_bit(train):
     assert 0.5 * limit < states.stat().st_size <= limit
     assert found == train("off", "--cache", "off")[1]
     assert found == train("again", "--cache", "disk", "--cache-limit", limit / 1e9)[1]
+
+
+def test_trimming_what_another_run_trims_at_the_same_time(train, monkeypatch):
+    old = keep("trunk", "old", 50_000_000, 100)
+    remove = shutil.rmtree
+
+    def too_late(path, *more, **options):
+        if path == old:
+            remove(path)
+        remove(path, *more, **options)
+
+    monkeypatch.setattr(cache.shutil, "rmtree", too_late)
+    train("one", "--cache", "disk", "--cache-limit", 0.001)
+    assert not old.exists()
+
+
+def test_what_was_damaged_is_computed_anew_once(train):
+    train("first", "--cache", "disk")
+    [path] = cache.cache_folder().rglob("*.states")
+    raw = bytearray(path.read_bytes())
+    for offset, _, _ in json.loads(path.with_suffix(".json").read_text())["pairs"].values():
+        raw[offset] ^= 1
+    path.write_bytes(raw)
+    assert ".states is damaged" in train("second", "--cache", "disk")[0]
+    assert ".states is damaged" not in train("third", "--cache", "disk")[0]
+
+
+def test_the_limit_holds_over_runs(train):
+    for name in ("one", "two"):
+        train(name, "--cache", "disk", "--cache-limit", 0.0001)
+        files = [path for path in cache.cache_folder().rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) <= 120_000
+
+
+def test_an_empty_key_clears_nothing(cli):
+    keep("trunk", "aa", 1000, 1)
+    assert cli("cache", "clear", "").code == 2 and len(cache.entries()) == 1

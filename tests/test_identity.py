@@ -43,7 +43,7 @@ class Run:
             eval_batch_size=self.batch,
             max_tokens=self.max_tokens,
             cache="disk",
-            cache_limit=1e9,
+            cache_bytes=1e9,
             compiled=self.compiled,
         )
         sha256 = weights_sha256(self.policy)
@@ -69,7 +69,7 @@ def set_config(run, **values):
         setattr(run.policy.config, name, value)
 
 
-BOTH, TRUNK, REFERENCE = (True, True), (True, False), (False, True)
+BOTH, REFERENCE = (True, True), (False, True)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ BOTH, TRUNK, REFERENCE = (True, True), (True, False), (False, True)
         (lambda run, _: setattr(run, "kernels", Kernels(fused_attention=False)), BOTH),
         (lambda run, _: setattr(run, "kernels", Kernels(fused_head=False)), REFERENCE),
         (lambda run, _: setattr(run, "compiled", True), BOTH),
-        (lambda run, _: setattr(run, "frozen", 3), TRUNK),
-        (lambda _, patch: patch.setattr(identity, "CODE", identity.CODE + 1), BOTH),
+        (lambda run, _: setattr(run, "frozen", 3), BOTH),
+        (lambda _, patch: patch.setattr(identity, "code_sha256", lambda: "another"), BOTH),
         (lambda _, patch: patch.setattr(torch, "__version__", "0.1"), BOTH),
         (lambda _, patch: patch.setattr(identity, "_processor", lambda _: "another"), BOTH),
     ],
@@ -138,12 +138,15 @@ def test_the_key_of_results_changes_with_each_part(other):
 @pytest.mark.parametrize(
     "owner, name, value",
     [
-        (identity, "CODE", -1),
+        (identity, "code_sha256", lambda: "another"),
         (torch, "__version__", "0.1"),
+        (identity, "version", lambda _: "0.1"),
+        (identity, "processor_name", lambda: "another"),
+        (torch, "get_num_threads", lambda: 77),
         (torch.backends.cpu, "get_cpu_capability", lambda: "another"),
         (torch.cpu, "_is_amx_tile_supported", lambda: "perhaps"),
     ],
-    ids=["code", "torch", "instructions", "amx"],
+    ids=["code", "torch", "transformers", "processor", "threads", "instructions", "amx"],
 )
 def test_the_key_of_results_changes_with_code_and_machine(monkeypatch, owner, name, value):
     before = results_key(**SAME)

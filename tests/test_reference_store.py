@@ -163,3 +163,11 @@ def test_a_folder_that_cannot_be_written_is_no_error(opened, folder, said):
     store.commit()
     assert len(said) == 1 and "nothing is kept there" in said[0]
     assert store["one"] == KEPT["one"]
+
+
+def test_a_cache_that_may_only_be_read_is_read(opened, written, said, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(1, os.strerror(1))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert "one" in opened() and not said

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -331,6 +332,68 @@ def test_no_file_stays_open(opened, shard):
     before = open_files()
     store = opened()
     store.put("another", states_of("first"))
-    assert open_files() == before + 2
+    store.get("first")
+    assert open_files() == before + 1
     del store
     assert open_files() == before
+
+
+def test_a_folder_that_is_cleared_before_the_commit_loses_nothing_else(opened, folder, said):
+    store = opened()
+    store.put("first", states_of("first"))
+    shutil.rmtree(folder)
+    store.commit()
+    assert said and store.get("first") is None
+
+
+def test_a_disk_that_is_full_only_at_the_commit(opened, said, monkeypatch):
+    store = opened()
+    store.put("first", states_of("first"))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    store.commit()
+    assert said and "first" not in opened()
+
+
+def test_a_write_that_falls_short_is_not_kept(opened, said, monkeypatch):
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, raw, at: write(file, raw[:8], at))
+    store = opened()
+    store.put("first", states_of("first"))
+    assert "first" not in store and said
+
+
+@pytest.mark.parametrize("entry", ["0, -1", "-8, 3", "0, 1e15", "1e999, 3"])
+def test_an_index_with_impossible_numbers_is_left_aside(opened, shard, said, entry):
+    shard[1].write_text('{"pairs": {"first": [' + entry + ', "x"]}}')
+    assert opened().get("first") is None and said
+
+
+def test_a_disk_that_cannot_be_read_is_as_a_damaged_one(opened, shard, said, monkeypatch):
+    store = opened()
+
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", broken)
+    assert store.get("first") is None and said
+
+
+def test_a_cache_that_may_only_be_read_is_read(opened, shard, said, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert same_bits(opened().get("first"), states_of("first")) and not said
+
+
+def test_a_half_written_index_is_swept_after_a_day(opened, shard, folder):
+    young, old = folder / ".a.json.123", folder / ".b.json.123"
+    for path in (young, old):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    opened()
+    assert young.exists() and not old.exists()

@@ -39,14 +39,14 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine can be told besides its models; see the settings of the same names in config.py."""
+    """What an engine can be told besides its models; see the settings in config.py."""
 
     compute_dtype: torch.dtype
     train_batch_size: int
     eval_batch_size: int
     max_tokens: int
     cache: str
-    cache_limit: float
+    cache_bytes: float
     compiled: bool
 
 
@@ -101,11 +101,13 @@ def build_fast(
     if settings.cache in ("auto", "disk") and (reason := cache.unusable()) is not None:
         if settings.cache == "disk":
             raise UsageError(f"cache disk: {reason}; say --cache memory, or set XDG_CACHE_HOME")
+        progress.say(f"cache: {reason}, so states are kept in memory, for this run alone")
         settings = replace(settings, cache="memory")
     kernels = choose_kernels(dtype, policy.device.type)
     about = about | {"dtype": str(dtype).removeprefix("torch."), "kernels": str(kernels)}
     states = _trunk_store(policy, settings, kernels, about)
-    logps = _reference_store(reference or policy, reference_sha256, settings, kernels, about)
+    at = boundary(policy) if reference is None else 0
+    logps = _reference_store(reference or policy, at, reference_sha256, settings, kernels, about)
     engine = FastEngine(policy, masters, reference, settings.max_tokens, kernels, states, logps)
     if len(states) or len(logps):
         progress.say(
@@ -136,7 +138,7 @@ def _trunk_store(
         compiled=settings.compiled,
     )
     folder = cache.entry_folder("trunk", key)
-    room = min(settings.cache_limit, DISK_SHARE * free_bytes(folder))
+    room = min(settings.cache_bytes - cache.size_of(folder), DISK_SHARE * free_bytes(folder))
     about = about | {"what": f"states behind layer {at - 1}"}
     return DiskStore(
         folder, policy.config.hidden_size, settings.compute_dtype, room, about, progress.say
@@ -145,6 +147,7 @@ def _trunk_store(
 
 def _reference_store(
     model: PreTrainedModel,
+    at: int,
     sha256: str,
     settings: EngineSettings,
     kernels: Kernels,
@@ -157,6 +160,7 @@ def _reference_store(
         settings.compute_dtype,
         model.device,
         config=_shape(model),
+        boundary=at,  # products below it have other numbers of rows
         kernels=asdict(kernels),
         compiled=settings.compiled,
     )

@@ -81,8 +81,10 @@ def _compile_now(dtype: torch.dtype, device: str) -> None:
     """Call each region once, on sizes that stand for any."""
     rows, width = 24, 64
     states, grad = (torch.ones(rows, width, dtype=dtype, device=device) for _ in range(2))
-    _, scale = regions.normed(states, states[0], 1e-5)
-    regions.normed_slopes(states, scale, states[0], grad)
+    for trains in (False, True):  # a parameter, as in a run: torch.compile tells them apart
+        weight = torch.nn.Parameter(states[0].clone(), requires_grad=trains)
+        _, scale = regions.normed(states, weight, 1e-5)
+        regions.normed_slopes(states, scale, weight, grad)
     regions.gated_product(states, grad)
     regions.gated_slopes(states, grad, states)
     heads = torch.ones(1, rows, 3, width, dtype=dtype, device=device).transpose(1, 2)

@@ -34,6 +34,8 @@ from smoldpo.engine.trunk import boundary
 from smoldpo.engine.trunk_store import MemoryStore, TrunkStore
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
+TRAIN_SHARE = 2 / 3
+"""Streams that are kept for a backward pass have this share of max_tokens: a step of eight usual pairs."""
 KEEP_SHARE = 0.5
 """Trunk states may take this share of the memory that is free at the start; the rest is recomputed."""
 
@@ -68,7 +70,7 @@ class FastEngine:
             trunk_store = MemoryStore(KEEP_SHARE * free_memory(self.device))
         self._states = trunk_store
         self._reference_logps = ReferenceStore() if reference_store is None else reference_store
-        self._prepared: set[TokenizedPair] = set()
+        self._prepared: set[str] = set()
         self._shared: tuple[int, ...] = ()
         self._updates = 0
 
@@ -88,8 +90,8 @@ class FastEngine:
         """
         if not self._prepared:
             self._shared = common_beginning(pairs)
-        todo = [pair for pair in dict.fromkeys(pairs) if pair not in self._prepared]
-        self._prepared.update(todo)
+        keyed = {self._key(pair): pair for pair in pairs}
+        todo = [pair for key, pair in keyed.items() if key not in self._prepared]
         unscored = [pair for pair in todo if self._key(pair) not in self._reference_logps]
         if unscored and self._updates and self._reference is None:
             raise RuntimeError(
@@ -107,6 +109,7 @@ class FastEngine:
                 advance(len(indices))
         self._states.commit()
         self._reference_logps.commit()
+        self._prepared.update(keyed)
 
     def _prepare_stream(self, pairs: Sequence[TokenizedPair]) -> None:
         batch = self._pack(pairs)
@@ -138,12 +141,11 @@ class FastEngine:
     def _laid_out(self, kept: Sequence[torch.Tensor], batch: PackedBatch) -> torch.Tensor:
         """Each pair's states [n, D] in the stream's order, [T, D]; zeros in what fills it up."""
         tokens = batch.input_ids.shape[1]
-        states = torch.zeros(tokens, kept[0].shape[1], dtype=kept[0].dtype, device=self.device)
+        states = kept[0].new_zeros(tokens, kept[0].shape[1])
         for own, segment in zip(kept, batch.segments, strict=True):
-            own = own.to(self.device)
             states[: segment.shared] = own[: segment.shared]
             states[segment.start : segment.start + segment.length] = own[segment.shared :]
-        return states
+        return states.to(self.device)
 
     def _pack(self, pairs: Sequence[TokenizedPair]) -> PackedBatch:
         return pack(pairs, self.device, FILL, self._shared)
@@ -168,13 +170,15 @@ class FastEngine:
     def policy_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
-        return in_order(
+        found = in_order(
             pairs,
             self.max_tokens,
             self._pack,
             lambda some, batch: self._policy.logps(batch, self._states_of(some, batch)),
             advance,
         )
+        self._states.commit()  # what was damaged and computed anew
+        return found
 
     def accumulate_gradients(
         self, pairs: Sequence[TokenizedPair], loss: LossFunction, advance: Advance = no_progress
@@ -182,7 +186,7 @@ class FastEngine:
         self.prepare(pairs)
         losses, policies, references = [], [], []
         with self._masters.collecting():
-            for indices in cut_by_tokens(pairs, self.max_tokens):
+            for indices in cut_by_tokens(pairs, int(TRAIN_SHARE * self.max_tokens)):
                 some = [pairs[index] for index in indices]
                 batch = self._pack(some)
                 policy = self._policy.logps(batch, self._states_of(some, batch))

@@ -56,8 +56,9 @@ def completion_logps(
 def _expectation(
     states: torch.Tensor, weight: torch.Tensor, fused: bool, wanted: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """pᵀW of each row ([N, D], if wanted) and logsumexp of its logits ([N], float32 or wider)."""
+    """pᵀW of each row ([N, D], if wanted) and logsumexp of its logits ([N]), in float32 or wider."""
     if fused and states.device.type == "cpu" and _fused_kernel is not None:
+        # Both come at once, wanted or not.
         return _expectation_of_words(states, weight)
     parts = [_expectation_of_chunk(chunk, weight, wanted) for chunk in states.split(CHUNK)]
     means = torch.cat([mean for mean, _ in parts]) if wanted else None
@@ -79,7 +80,7 @@ def _expectation_of_words(
         mean.mul_((total - whole).exp_()[:, None])
         mean.addcmul_(found, (part - whole).exp_()[:, None])
         total = whole
-    return mean.to(states.dtype), total
+    return mean, total
 
 
 def _expectation_of_chunk(
@@ -106,18 +107,22 @@ class _Head(torch.autograd.Function):
     ) -> torch.Tensor:
         chosen = weight[targets]  # [N, D]
         mean, total = _expectation(states, weight, fused, wanted=ctx.needs_input_grad[0])
-        saved = [chosen - mean] if ctx.needs_input_grad[0] else []
-        if ctx.needs_input_grad[1]:
-            saved += [states, weight, targets, total]
-        ctx.save_for_backward(*saved)
         wide = total.dtype
-        return torch.linalg.vecdot(states.to(wide), chosen.to(wide)) - total
+        logps = torch.linalg.vecdot(states.to(wide), chosen.to(wide)) - total
+        saved = []
+        if mean is not None:
+            saved = [(chosen.to(wide) - mean).to(states.dtype)]
+        if ctx.needs_input_grad[1]:
+            saved += [states, weight, targets, total, logps]
+        ctx.save_for_backward(*saved)
+        ctx.has_direction = mean is not None
+        return logps
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = list(ctx.saved_tensors)
         d_states = d_weight = None
-        if ctx.needs_input_grad[0]:
+        if ctx.has_direction:
             direction = saved.pop(0)
             d_states = direction * grad[:, None].to(direction.dtype)
         if ctx.needs_input_grad[1]:
@@ -130,15 +135,23 @@ def _weight_gradient(
     weight: torch.Tensor,
     targets: torch.Tensor,
     total: torch.Tensor,
+    logps: torch.Tensor,
     grad: torch.Tensor,
 ) -> torch.Tensor:
-    """Sum over rows of grad (e_y - p) hᵀ: [V, D]."""
+    """Sum over rows of grad (e_y - p) hᵀ: [V, D].
+
+    The target's own share, 1 - p(y), comes from its log-probability: logits formed anew in a narrow dtype
+    are too coarse for it where p(y) is near 1.
+    """
     d_weight = torch.empty_like(weight)
-    for words in torch.arange(len(weight)).split(WORDS):
-        span = slice(int(words[0]), int(words[-1]) + 1)
-        logits = (states @ weight[span].T).to(total.dtype)
-        probs = logits.sub_(total[:, None]).exp_().mul_(grad[:, None]).to(weight.dtype)
-        torch.mm(probs.T, states, out=d_weight[span])
     wide = total.dtype
-    towards = (states.to(wide) * grad[:, None]).to(weight.dtype)
+    for start in range(0, len(weight), WORDS):
+        words = slice(start, min(start + WORDS, len(weight)))
+        logits = (states @ weight[words].T).to(wide)
+        probs = logits.sub_(total[:, None]).exp_().mul_(grad[:, None])
+        rows = ((targets >= words.start) & (targets < words.stop)).nonzero().squeeze(1)
+        probs[rows, targets[rows] - words.start] = 0
+        torch.mm(probs.to(weight.dtype).T, states, out=d_weight[words])
+    share = grad * -torch.expm1(logps)
+    towards = (states.to(wide) * share[:, None]).to(weight.dtype)
     return d_weight.neg_().index_add_(0, targets, towards)

@@ -5,14 +5,28 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from smoldpo.files import processor_name
 from smoldpo.types import TokenizedPair
 
-CODE = 1
-"""Raised whenever the engine's forward pass changes in a way that may change a bit of its results."""
+SOURCES = (
+    *(f"models/{name}.py" for name in ("attention", "flex", "lean", "masks", "regions")),
+    *(f"engine/{name}.py" for name in ("head", "packing", "scorer", "trunk")),
+)
+"""The files of the forward pass: an edit to one of them may change a bit of its results."""
+
+
+@functools.cache
+def code_sha256() -> str:
+    """SHA-256 (hex) of the forward pass's own code."""
+    package = Path(__file__).parent.parent
+    return hashlib.sha256(b"".join((package / name).read_bytes() for name in SOURCES)).hexdigest()
 
 
 @functools.lru_cache(maxsize=1 << 17)
@@ -25,15 +39,16 @@ def pair_key(pair: TokenizedPair, shared: int) -> str:
 def results_key(weights: str, dtype: torch.dtype, device: torch.device, **more: Any) -> str:
     """SHA-256 (hex, its first half) over all that log-probabilities or states depend on but the tokens.
 
-    Kernels differ between torch's versions and between processors, and share a product out between threads
-    in ways that may round otherwise, so all of these are part of it.
+    Kernels differ between versions of torch and transformers and between processors, and share a product
+    out between threads in ways that may round otherwise, so all of these are part of it.
     """
     parts = {
-        "code": CODE,
+        "code": code_sha256(),
         "weights": weights,
         "dtype": str(dtype),
         "device": _processor(device),
         "torch": torch.__version__,
+        "transformers": version("transformers"),
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
     }
     return hashlib.sha256(json.dumps(parts | more, sort_keys=True).encode()).hexdigest()[:32]
@@ -43,5 +58,6 @@ def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        return f"cpu {torch.backends.cpu.get_cpu_capability()} amx={torch.cpu._is_amx_tile_supported()}"
-    return device.type
+        amx = torch.cpu._is_amx_tile_supported()
+        return f"{processor_name()} {torch.backends.cpu.get_cpu_capability()} amx={amx}"
+    return f"{device.type} {processor_name()} {platform.mac_ver()[0]}"

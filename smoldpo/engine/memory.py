@@ -7,7 +7,9 @@ that give back do nothing, and say so by returning False.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import os
 import sys
 from collections.abc import Iterable
@@ -21,7 +23,6 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEEP = 1 << 30
 MADV_PAGEOUT = 21
 """Linux's number: reclaim these pages now. What a file holds is read from it again when next needed."""
-PAGE = 4096
 
 
 def free_memory(device: torch.device) -> int:
@@ -42,9 +43,11 @@ def keep_freed_memory() -> bool:
     and asks for zeroed pages again, which costs more than many an operation on them.
     """
     mallopt = _from_libc("mallopt")
-    return mallopt is not None and all(
-        mallopt(what, KEEP) for what in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD)
-    )
+    if mallopt is None:
+        return False
+    # Before glibc 2.35 the first is refused above 32 MB.
+    mapped = mallopt(M_MMAP_THRESHOLD, KEEP) or mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    return bool(mallopt(M_TRIM_THRESHOLD, KEEP) and mapped)
 
 
 def give_back_freed_memory() -> bool:
@@ -65,20 +68,22 @@ def let_go_of_file_pages(tensors: Iterable[torch.Tensor]) -> bool:
     for tensor in tensors:
         start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
         if any(low <= start and start + size <= high for low, high in mapped):
-            first = -(-start // PAGE) * PAGE
-            length = (start + size) // PAGE * PAGE - first
+            first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
             if length > 0:
                 madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), MADV_PAGEOUT)
     return True
 
 
 def _mapped_files() -> list[tuple[int, int]]:
-    """Address ranges of this process that are mapped from weights files."""
+    """Address ranges of this process that are mapped from files."""
     ranges = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(".safetensors"):
-            low, high = line.split(maxsplit=1)[0].split("-")
-            ranges.append((int(low, 16), int(high, 16)))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+            addresses, _, _, _, inode = line.split()[:5]
+            if inode != "0":
+                low, high = addresses.split("-")
+                ranges.append((int(low, 16), int(high, 16)))
     return ranges
 
 

@@ -18,6 +18,7 @@ once at the head of the stream, and each pair that begins with it goes on from t
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,7 @@ class Stream:
     @classmethod
     def of(cls, segments: Sequence[Segment], position: torch.Tensor) -> Stream:
         """From where the pairs lie, and each token's position [T]."""
+        device, position = position.device, position.cpu()
         pair = torch.full_like(position, FILLING)
         part, goes_on = torch.zeros_like(position), torch.zeros_like(position, dtype=torch.bool)
         for number, segment in enumerate(segments):
@@ -120,7 +122,7 @@ class Stream:
             goes_on[segment.start : end] = segment.shared > 0
             part[end - segment.rejected - segment.chosen : end] = 1
             part[end - segment.rejected : end] = 2
-        return cls(pair, part, position, goes_on)
+        return cls(*(each.to(device) for each in (pair, part, position, goes_on)))
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,14 @@ class Layout:
     gather: torch.Tensor  # [tokens] the row of the slots that is each token's own
     copies: torch.Tensor
     """[pairs that share, tokens shared] the rows of the slots that hold what is shared."""
-    stream: Stream
+    segments: tuple[Segment, ...]
+    position: torch.Tensor
+    """[T] of each token."""
+
+    @functools.cached_property
+    def stream(self) -> Stream:
+        """What FlexAttention asks for; built where it is asked for."""
+        return Stream.of(self.segments, self.position)
 
     @classmethod
     def of(cls, segments: Sequence[Segment], position: torch.Tensor) -> Layout:
@@ -156,7 +165,7 @@ class Layout:
         parts = (
             torch.tensor(part, device=device, dtype=torch.long) for part in (spread, gather, copies)
         )
-        return cls(tuple(slots), *parts, Stream.of(segments, position))
+        return cls(tuple(slots), *parts, tuple(segments), position)
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,9 @@ def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Bring every parameter to `dtype`, in place; buffers (rotary frequencies) stay as they are."""
     for parameter in model.parameters():
         before = parameter.data
-        parameter.data = before.to(dtype)
-        if parameter.data is not before:
+        after = before.to(dtype)
+        if after is not before:
+            parameter.data = after
             let_go_of_file_pages([before])
 
 

@@ -9,6 +9,7 @@ file is written by rename and checked when read; one that does not fit is left a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -73,7 +74,8 @@ class ReferenceStore:
             body = json.dumps(kept["logps"])
             if hashlib.sha256(body.encode()).hexdigest() != kept["sha256"]:
                 raise ValueError("its checksum does not fit")
-            os.utime(self.folder)
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                os.utime(self.folder)
             return {key: (float(c), float(r)) for key, (c, r) in kept["logps"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._warn(f"reference store: {path} is damaged ({error}); its pairs are computed anew")

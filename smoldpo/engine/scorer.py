@@ -17,10 +17,10 @@ from smoldpo.engine.memory import keep_freed_memory
 from smoldpo.engine.packing import PackedBatch, by_length, common_beginning, pack
 from smoldpo.engine.trunk import cut
 from smoldpo.models.attention import shared_prefix
-from smoldpo.models.lean import make_lean
+from smoldpo.models.lean import TRUNK_ROWS, make_lean
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
-MAX_TOKENS = 4096
+MAX_TOKENS = 3840
 """Tokens of a stream: enough to keep matrix products busy, little enough for a laptop's memory."""
 FILL = 128
 """Streams are filled up to a multiple of this, for few shapes of products (models/attention.py says why)."""
@@ -32,6 +32,8 @@ class Scorer:
     def __init__(self, model: PreTrainedModel, at: int, kernels: Kernels):
         keep_freed_memory()
         make_lean(model.model)
+        for layer in model.model.layers[:at]:
+            make_lean(layer, TRUNK_ROWS)
         self.model = model
         self.kernels = kernels
         self.trunk, self.top = cut(model, at)
@@ -42,27 +44,29 @@ class Scorer:
         """What the frozen layers give for the stream: [T, D]."""
         if self.trunk is None:
             raise ValueError("this model has no trunk")
-        return self._run(self.trunk, batch, input_ids=batch.input_ids)
+        return self._run(self.trunk, batch, self._embedded(batch)).to(self.head.dtype)
 
     def logps(self, batch: PackedBatch, states: torch.Tensor | None) -> PairLogps:
         """Log-probabilities of each pair's sides, [B] each, from trunk states [T, D] or from tokens."""
-        start = (
-            {"input_ids": batch.input_ids} if states is None else {"inputs_embeds": states[None]}
-        )
+        if states is None:
+            states = self._embedded(batch)
         if len(self.top.layers):
             self.top.layers[-1].mlp.rows = batch.rows
-        top = self._run(self.top, batch, **start)
+        top = self._run(self.top, batch, states)
         read = self.model.model.norm(top[batch.rows])[batch.predictors]
         return batch.logps(
             completion_logps(read, self.head, batch.targets, self.kernels.fused_head)
         )
 
-    def _run(
-        self, part: PreTrainedModel, batch: PackedBatch, **start: torch.Tensor
-    ) -> torch.Tensor:
+    def _embedded(self, batch: PackedBatch) -> torch.Tensor:
+        return self.model.model.embed_tokens(batch.input_ids)[0]
+
+    def _run(self, part: PreTrainedModel, batch: PackedBatch, states: torch.Tensor) -> torch.Tensor:
+        """What some layers make of [T, D]; from layer to layer in float32 at least, products in theirs."""
+        wide = torch.promote_types(states.dtype, torch.float32)
         with shared_prefix(part):
             states = part(
-                **start,
+                inputs_embeds=states[None].to(wide),
                 position_ids=batch.position_ids,
                 layout=batch.layout,
                 last_layer=self.model.config.num_hidden_layers - 1,

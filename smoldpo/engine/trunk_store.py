@@ -8,18 +8,22 @@ Three stores with one face: nothing kept, kept in memory, kept on disk under the
 
 <key> is a SHA-256 over everything that a state depends on besides its pair's tokens (engine/identity.py), so
 a stale store is never even looked at. A .json is written by rename after its .states is whole, so what a
-crash leaves has none and is swept. Each read is checked against the pair's checksum; what fails is
-computed anew. Nothing is mapped into memory: a read fills a fresh tensor, so memory does not grow with pairs.
+crash leaves has none and is swept. The first read of a pair in a process is checked against its checksum;
+what fails is computed anew. Nothing is mapped into memory: a read fills a fresh tensor, so memory does not
+grow with pairs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,17 +133,17 @@ class DiskStore:
     ):
         self.folder, self._width, self._dtype = folder, width, dtype
         self._room, self._about, self._warn = room, about, warn
-        self._index: dict[
-            str, tuple[int, int, int, str]
-        ] = {}  # pair key: file, offset, tokens, checksum
-        self._files: list[int] = []
+        self._index: dict[str, _Place] = {}
+        self._checked: set[str] = set()
+        self._unreadable: set[Path] = set()
         self._shard: _Shard | None = None
         self._sweep()
-        for index in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
-            if index.name != "about.json":
-                self._open_shard(index)
-        if self._files:
-            os.utime(folder)  # the least recently used goes first when room is needed
+        found = [path for path in folder.glob("*.json") if path.name != "about.json"]
+        for index in sorted(found, key=_age):
+            self._read_index(index)
+        if self._index:
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                os.utime(folder)  # the least recently used goes first when room is needed
 
     def __contains__(self, key: str) -> bool:
         return key in self._index
@@ -148,45 +152,53 @@ class DiskStore:
         return len(self._index)
 
     def get(self, key: str) -> torch.Tensor | None:
-        found = self._index.get(key)
-        if found is None:
+        place = self._index.get(key)
+        if place is None:
             return None
-        file, offset, tokens, checksum = found
-        states = torch.empty(tokens, self._width, dtype=self._dtype)
+        states = torch.empty(place.tokens, self._width, dtype=self._dtype)
         raw = memoryview(states.view(torch.uint8).numpy().reshape(-1))
-        if os.preadv(file, [raw], offset) != len(raw) or _checksum(raw) != checksum:
-            del self._index[key]
-            self._warn(
-                f"trunk store: in {self.folder} the states of a pair are damaged; they are computed anew"
-            )
-            return None
-        return states
+        if _read(place, raw) and (key in self._checked or _checksum(raw) == place.checksum):
+            self._checked.add(key)
+            return states
+        del self._index[key]
+        if place.file not in self._unreadable:
+            self._unreadable.add(place.file)
+            self._warn(f"trunk store: {place.file} is damaged; what it holds is computed anew")
+        return None
 
     def put(self, key: str, states: torch.Tensor) -> None:
-        raw = memoryview(states.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1))
-        if key in self._index or len(raw) > self._room:
+        if key in self._index or states.numel() * states.element_size() > self._room:
             return
-        checksum = _checksum(raw)
+        raw = memoryview(states.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1))
         try:
             shard = self._shard or self._start_shard()
-            offset = shard.size
-            os.pwrite(shard.file, raw, offset)
+            if os.pwrite(shard.file, raw, shard.size) != len(raw):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:  # no space, say: what is not kept is computed each time
             self._room = 0
             self._warn(f"trunk store: {error.strerror}; the other pairs are not kept")
             return
+        place = _Place(shard.path, shard.size, len(states), _checksum(raw))
         self._room -= len(raw)
         shard.size += len(raw)
-        shard.pairs[key] = [offset, len(states), checksum]
-        self._index[key] = (shard.file, offset, len(states), checksum)
+        shard.pairs[key] = [place.offset, place.tokens, place.checksum]
+        self._index[key] = place
         if shard.size >= SHARD_BYTES:
             self.commit()
 
     def commit(self) -> None:
         shard, self._shard = self._shard, None
-        if shard is not None and shard.pairs:
+        if shard is None:
+            return
+        try:
             os.fsync(shard.file)
             write_json(shard.path.with_suffix(".json"), {"pairs": shard.pairs})
+        except (
+            OSError
+        ) as error:  # this run may still read what it wrote; later ones compute it anew
+            self._warn(f"trunk store: {self.folder}: {error.strerror}; nothing is kept there")
+        finally:
+            os.close(shard.file)
 
     def _start_shard(self) -> _Shard:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -194,32 +206,46 @@ class DiskStore:
             write_json(self.folder / "about.json", self._about)
         path = self.folder / f"{uuid.uuid4().hex[:12]}.states"
         self._shard = _Shard(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
-        self._files.append(self._shard.file)
         return self._shard
 
-    def _open_shard(self, index: Path) -> None:
+    def _read_index(self, index: Path) -> None:
         states = index.with_suffix(".states")
         try:
             pairs = json.loads(index.read_text(encoding="utf-8"))["pairs"]
-            entries = {str(k): (int(o), int(n), str(c)) for k, (o, n, c) in pairs.items()}
-            file = os.open(states, os.O_RDONLY)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            places = {
+                str(k): _Place(states, int(o), int(n), str(c)) for k, (o, n, c) in pairs.items()
+            }
+            row = self._width * self._dtype.itemsize
+            size = states.stat().st_size
+            if any(p.offset < 0 or p.tokens < 1 or p.tokens * row > size for p in places.values()):
+                raise ValueError("it speaks of what its file cannot hold")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             self._warn(f"trunk store: {index} cannot be read; its pairs are computed anew")
             return
-        self._files.append(file)
-        for key, (offset, tokens, checksum) in entries.items():
-            self._index[key] = (file, offset, tokens, checksum)
+        self._index |= places
 
     def _sweep(self) -> None:
-        now = time.time()
-        for states in self.folder.glob("*.states"):
-            left = not states.with_suffix(".json").exists()
-            if left and now - states.stat().st_mtime > LEFTOVER_SECONDS:
-                states.unlink(missing_ok=True)
+        """Remove what crashes left: shards without a .json, and halves of a .json."""
+        for path in [*self.folder.glob("*.states"), *self.folder.glob(".*")]:
+            with contextlib.suppress(OSError):  # another process may be at it too
+                left = path.name.startswith(".") or not path.with_suffix(".json").exists()
+                if left and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                    path.unlink()
 
     def __del__(self) -> None:
-        for file in getattr(self, "_files", []):
-            os.close(file)
+        shard = getattr(self, "_shard", None)
+        if shard is not None:
+            os.close(shard.file)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a pair's states lie: file, first byte, how many tokens; and their checksum."""
+
+    file: Path
+    offset: int
+    tokens: int
+    checksum: str
 
 
 class _Shard:
@@ -227,6 +253,21 @@ class _Shard:
         self.path, self.file = path, file
         self.size = 0
         self.pairs: dict[str, list[Any]] = {}
+
+
+def _read(place: _Place, raw: memoryview) -> bool:
+    """Fill `raw` from the file; whether all of it was there."""
+    try:
+        with place.file.open("rb", buffering=0) as file:
+            return os.preadv(file.fileno(), [raw], place.offset) == len(raw)
+    except OSError:
+        return False
+
+
+def _age(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _checksum(raw: memoryview) -> str:

@@ -12,7 +12,7 @@ from smoldpo import progress
 from smoldpo.data.load import LoadedPairs, load_pairs
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.build import choose_engine
-from smoldpo.engine.kernels import choose_kernels
+from smoldpo.engine.kernels import Kernels, choose_kernels
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import cast, compute_dtype, master_dtype, pick_device
 from smoldpo.engine.scorer import score
@@ -93,13 +93,14 @@ def evaluate_model(model: str, data: str, options: EvaluateOptions) -> Evaluatio
     with progress.bar("tokenising", len(pairs)) as advance:
         tokenized = reader.tokenize_all(pairs, advance)
     require_room(tokenized, positions(policy))
-    policy_logps = _logps("policy", policy, tokenized, dtype, options)
+    kernels = choose_kernels(dtype, device)  # once, so that equal models give equal numbers
+    policy_logps = _logps("policy", policy, tokenized, dtype, options, kernels)
     reference_logps = None
     if reference_source is not None:
         del policy  # one model in memory at a time
         with progress.spinner(f"loading {options.reference}"):
             reference = load_model(reference_source, master_dtype(dtype), device)
-        reference_logps = _logps("reference", reference, tokenized, dtype, options)
+        reference_logps = _logps("reference", reference, tokenized, dtype, options, kernels)
     scores = pair_scores(tokenized, policy_logps, reference_logps)
     return Evaluation(scores, loaded, dict(reader.notes))
 
@@ -110,12 +111,13 @@ def _logps(
     pairs: list[TokenizedPair],
     dtype: torch.dtype,
     options: EvaluateOptions,
+    kernels: Kernels,
 ) -> PairLogps:
     choice = choose_engine(options.engine, model)
     with progress.bar(title, len(pairs)) as advance:
         if choice.name == "fast":
             cast(model.requires_grad_(False), dtype)
-            return score(model, pairs, choose_kernels(dtype, model.device.type), advance)
+            return score(model, pairs, kernels, advance)
         engine = PlainEngine(
             model,
             None,

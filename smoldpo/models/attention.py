@@ -6,7 +6,8 @@ and the layout of the stream travels to it as a keyword argument of the model's 
     CPU     pair by pair: forward by torch's fused kernel, or by matrix products where those are faster on
             this machine; backward by matrix products, from weights formed anew
     CUDA    one FlexAttention call over the stream, whose block mask skips what no query sees (flex.py)
-    else    pair by pair, masked matrix products with autograd's backward
+    else    pair by pair, masked matrix products with autograd's backward; on CUDA too in float64, which
+            FlexAttention's kernel does not keep, and where that kernel cannot be compiled
 
 Pair by pair means: each pair is laid into a slot whose length is a multiple of STEP, filled up with rows
 that no query sees. Libraries compile a kernel for every shape they meet, which takes milliseconds and
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from smoldpo.models.flex import StreamLike, stream_attention
+from smoldpo.models.flex import StreamLike, flex_is_usable, stream_attention
 from smoldpo.models.lean import lean_rotary
 
 NAME = "smoldpo_shared_prefix"
@@ -60,7 +61,9 @@ class LayoutLike(Protocol):
     gather: torch.Tensor  # [tokens] the row of the slots that is each token's own
     copies: torch.Tensor
     """[pairs that share, tokens shared] the rows of the slots that hold what is shared."""
-    stream: StreamLike
+
+    @property
+    def stream(self) -> StreamLike: ...
 
 
 def shared_prefix_attention(
@@ -86,7 +89,7 @@ def shared_prefix_attention(
     """
     assert dropout == 0.0 and query.shape[0] == 1
     read = module.layer_idx == last_layer
-    if query.is_cuda:
+    if query.is_cuda and flex_is_usable(query.dtype):
         return stream_attention(query, key, value, scaling, layout.stream, sliding_window), None
     call = (query, key, value, scaling, layout, sliding_window, read)
     return pair_attention(*call, fused), None
@@ -158,16 +161,18 @@ def _by_products(
 ) -> torch.Tensor:
     """Attention over slots [H, S, d] by matrix products: [S, H, d]."""
     groups = len(query) // len(key)
-    output = query.new_zeros(query.shape[1], len(query), query.shape[2])
+    parts = []
     for slot in layout.slots:
         bias = slot.bias(window, query)
-        for rows, keys in _blocks(slot, read):
+        blocks = list(_blocks(slot, read))
+        parts.append(query.new_zeros(blocks[0][0].start, len(query), query.shape[2]))
+        for rows, keys in blocks:
             here, there = _moved(rows, slot.start), _moved(keys, slot.start)
             folded = _folded(query[:, here], groups) * scaling
             weights = _weights(folded, key[:, there], bias[rows, keys])
             found = torch.matmul(weights, value[:, there])
-            output[here] = found.reshape(len(query), -1, query.shape[2]).transpose(0, 1)
-    return output
+            parts.append(found.reshape(len(query), -1, query.shape[2]).transpose(0, 1))
+    return torch.cat(parts)
 
 
 def _by_fused_kernel(

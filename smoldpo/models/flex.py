@@ -2,7 +2,8 @@
 
 FlexAttention (PyTorch) compiles the rule below into its kernel and skips the blocks of 128 x 128 in which no
 query sees any key: other pairs' blocks, that is, and what lies after a query. On a CPU it has no backward, so
-there the other forms of models/attention.py are used, and the tests hold this rule against them.
+there the other forms of models/attention.py are used, and the tests hold this rule against them. On a
+GPU itself it has not been run yet.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from smoldpo import progress
 
 SHARED, FILLING = -1, -2
 """Instead of a pair's number: tokens that many pairs share, and tokens that fill the stream up."""
@@ -68,6 +71,26 @@ def stream_attention(
         enable_gqa=query.shape[1] > key.shape[1],
     )
     return found.transpose(1, 2)
+
+
+@functools.cache
+def flex_is_usable(dtype: torch.dtype) -> bool:
+    """Whether FlexAttention's kernel can be compiled here for CUDA, forward and backward; tried once.
+
+    Its kernel adds up in float32, so it is not for float64.
+    """
+    if dtype == torch.float64:
+        return False
+    probe = torch.zeros(1, 1, 128, 64, dtype=dtype, device="cuda", requires_grad=True)
+    try:
+        _compiled()(probe, probe, probe).sum().backward()
+    except Exception as error:  # compilers fail in ways of their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        progress.say(
+            f"attention: FlexAttention cannot be compiled ({reason}); matrix products instead"
+        )
+        return False
+    return True
 
 
 @functools.cache

@@ -4,14 +4,14 @@ transformers wires the layers; what it calls inside them is swapped, on the engi
 
     RMSNorm            y = w x r,  r = (mean(x²) + ε)^-1/2     keeps x and r, not five tensors of x's size
     gated MLP          y = (silu(x Gᵀ) (x Uᵀ)) Dᵀ              keeps x, xGᵀ, xUᵀ; the product is formed anew
-    linear layers      y = x Wᵀ + b                            in blocks of ROWS rows, see below
+    linear layers      y = x Wᵀ + b                            in blocks of rows, see below
     rotary embedding   y = x cos + rot(x) sin                  its backward is the opposite rotation
 
 Why blocks of rows: a CPU's matrix product may add in another order for another number of rows (oneDNN on
 AMX does), so a pair's log-probabilities would depend on what else is in the stream, in bfloat16 by whole
-nats. Every forward product here has ROWS rows, the last block padded, so a row's result depends on that
-row alone, to the last bit. That is why the first loss is ln 2 exactly, and why stored trunk states equal
-recomputed ones. Backward products run over all rows at once: they are not compared across streams.
+nats. Every forward product here has the same number of rows, the last block padded, so a row's result
+depends on that row alone, to the last bit. That is why the first loss is ln 2 exactly, and why stored trunk
+states equal recomputed ones. Backward products are not filled up: they are not compared across streams.
 
 Dimensions: T rows, D model width, F width inside the MLP.
 """
@@ -30,42 +30,46 @@ from torch import nn
 from smoldpo.models.regions import gated_product, gated_slopes, normed, normed_slopes, rotated
 
 ROWS = 512
-"""Rows of a forward product on a CPU: enough to keep it busy, few enough to stay in its cache."""
+"""Rows of a forward product on a CPU, and of what is done between products to stay in its cache."""
+
+TRUNK_ROWS = 1920
+"""The same below the freeze boundary, where streams are long: the fastest size for SmolLM2-135M on AMX."""
 
 
-def row_blocks(states: torch.Tensor) -> list[slice]:
-    """Blocks of ROWS rows of a [T, ...] tensor; on other devices than a CPU all rows at once."""
+def row_blocks(states: torch.Tensor, rows: int) -> list[slice]:
+    """Blocks of so many rows of a [T, ...] tensor; on other devices than a CPU all rows at once."""
     total = len(states)
-    size = ROWS if states.device.type == "cpu" else total
+    size = rows if states.device.type == "cpu" else total
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def block_product(block: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) -> None:
-    """result [n, F] = block [n, D] times weightᵀ, with each row as if it were alone (n at most ROWS)."""
-    rows = len(block)
-    if rows == ROWS or block.device.type != "cpu":
+def block_product(
+    block: torch.Tensor, weight: torch.Tensor, result: torch.Tensor, rows: int
+) -> None:
+    """result [n, F] = block [n, D] times weightᵀ, filled up to `rows`: each row as if it were alone."""
+    if len(block) == rows or block.device.type != "cpu":
         torch.mm(block, weight.T, out=result)
         return
-    padded = block.new_zeros(ROWS, block.shape[1])
-    padded[:rows] = block
-    result.copy_(torch.mm(padded, weight.T)[:rows])
+    padded = block.new_zeros(rows, block.shape[1])
+    padded[: len(block)] = block
+    result.copy_(torch.mm(padded, weight.T)[: len(block)])
 
 
-def rows_product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def rows_product(states: torch.Tensor, weight: torch.Tensor, rows: int = ROWS) -> torch.Tensor:
     """states [T, D] times weightᵀ [D, F], block by block: [T, F]."""
     result = states.new_empty(len(states), len(weight))
-    for rows in row_blocks(states):
-        block_product(states[rows], weight, result[rows])
+    for block in row_blocks(states, rows):
+        block_product(states[block], weight, result[block], rows)
     return result
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rows: int
     ) -> torch.Tensor:
         ctx.save_for_backward(states, weight)
-        result = rows_product(states.flatten(0, -2), weight)
+        result = rows_product(states.flatten(0, -2), weight, rows)
         if bias is not None:
             result += bias
         return result.view(*states.shape[:-1], -1)
@@ -77,7 +81,7 @@ class _Linear(torch.autograd.Function):
         d_states = (flat @ weight).view_as(states) if ctx.needs_input_grad[0] else None
         d_weight = flat.T @ states.flatten(0, -2) if ctx.needs_input_grad[1] else None
         d_bias = _column_sums(flat) if ctx.needs_input_grad[2] else None
-        return d_states, d_weight, d_bias
+        return d_states, d_weight, d_bias, None
 
 
 def _column_sums(values: torch.Tensor) -> torch.Tensor:
@@ -92,22 +96,23 @@ class _RMSNorm(torch.autograd.Function):
     ) -> torch.Tensor:
         flat = states.flatten(0, -2)
         wide = torch.promote_types(states.dtype, torch.float32)
-        result, scale = torch.empty_like(flat), flat.new_empty(len(flat), 1, dtype=wide)
-        for rows in row_blocks(flat):
+        result = torch.empty_like(flat, dtype=weight.dtype)
+        scale = flat.new_empty(len(flat), 1, dtype=wide)
+        for rows in row_blocks(flat, ROWS):
             result[rows], scale[rows] = normed(flat[rows], weight, epsilon)
         ctx.save_for_backward(flat, weight, scale)
-        return result.view_as(states)
+        return result.view(states.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, scale = ctx.saved_tensors
         flat = grad.flatten(0, -2)
-        result, d_weight = torch.empty_like(flat), scale.new_zeros(len(weight))
-        for rows in row_blocks(flat):
+        result, d_weight = torch.empty_like(states), scale.new_zeros(len(weight))
+        for rows in row_blocks(flat, ROWS):
             result[rows], part = normed_slopes(states[rows], scale[rows], weight, flat[rows])
             d_weight += part
         wanted = ctx.needs_input_grad[1]
-        return result.view_as(grad), d_weight.to(weight.dtype) if wanted else None, None
+        return result.view(grad.shape), d_weight.to(weight.dtype) if wanted else None, None
 
 
 class _GatedMLP(torch.autograd.Function):
@@ -124,17 +129,18 @@ class _GatedMLP(torch.autograd.Function):
         up: torch.Tensor,
         down: torch.Tensor,
         keeps: bool,
+        size: int,
     ) -> torch.Tensor:
         flat = states.flatten(0, -2)
         result = torch.empty_like(flat)
-        blocks = row_blocks(flat)
+        blocks = row_blocks(flat, size)
         width = len(flat) if keeps else blocks[0].stop
         gated, raised = (flat.new_empty(width, len(gate)) for _ in range(2))
         for rows in blocks:
             kept = rows if keeps else slice(0, rows.stop - rows.start)
-            block_product(flat[rows], gate, gated[kept])
-            block_product(flat[rows], up, raised[kept])
-            block_product(gated_product(gated[kept], raised[kept]), down, result[rows])
+            block_product(flat[rows], gate, gated[kept], size)
+            block_product(flat[rows], up, raised[kept], size)
+            block_product(gated_product(gated[kept], raised[kept]), down, result[rows], size)
         if keeps:
             ctx.save_for_backward(flat, gated, raised, gate, up, down)
         return result.view_as(states)
@@ -145,7 +151,7 @@ class _GatedMLP(torch.autograd.Function):
         flat = grad.flatten(0, -2)
         product, d_gated, d_raised = (torch.empty_like(gated) for _ in range(3))
         d_states = torch.empty_like(flat)
-        for rows in row_blocks(flat):
+        for rows in row_blocks(flat, ROWS):
             product[rows], d_raised[rows], d_gated[rows] = gated_slopes(
                 gated[rows], raised[rows], flat[rows] @ down
             )
@@ -156,6 +162,7 @@ class _GatedMLP(torch.autograd.Function):
             d_gated.T @ states if ctx.needs_input_grad[1] else None,
             d_raised.T @ states if ctx.needs_input_grad[2] else None,
             flat.T @ product if ctx.needs_input_grad[3] else None,
+            None,
             None,
         )
 
@@ -184,12 +191,12 @@ def rotary(
     unsqueeze_dim: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """transformers' `apply_rotary_pos_emb`: both rotated by their positions' angles."""
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    cos, sin = (part.unsqueeze(unsqueeze_dim).to(query.dtype) for part in (cos, sin))
     return _Rotary.apply(query, cos, sin), _Rotary.apply(key, cos, sin)
 
 
 def _linear_forward(self: nn.Linear, states: torch.Tensor) -> torch.Tensor:
-    return _Linear.apply(states, self.weight, self.bias)
+    return _Linear.apply(states, self.weight, self.bias, self.smoldpo_rows)
 
 
 def _norm_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
@@ -203,12 +210,18 @@ def _mlp_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
         self.up_proj.weight,
         self.down_proj.weight,
         torch.is_grad_enabled(),
+        self.smoldpo_rows,
     )
 
 
-def make_lean(base: nn.Module) -> None:
-    """Swap the parts of a base model (Llama's shape) for the ones above, in place."""
+def make_lean(base: nn.Module, rows: int = ROWS) -> None:
+    """Swap the parts of a base model or layer (Llama's shape) for the ones above, in place.
+
+    Args:
+        rows: of a forward product; whatever must agree with one another must have the same.
+    """
     for module in base.modules():
+        module.smoldpo_rows = rows
         if isinstance(module, nn.Linear):
             module.forward = types.MethodType(_linear_forward, module)
         elif type(module).__name__.endswith("RMSNorm"):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 
 class Region:
-    """A function, plain or compiled; shapes are dynamic, so that it is compiled once for each dtype."""
+    """A function, plain or compiled; shapes are dynamic, so that it is not compiled for each."""
 
     def __init__(self, function: Callable[..., Any]):
         self.plain = function
@@ -46,7 +46,7 @@ def normed(
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     scale = norm.square().div(states.shape[-1]).add(epsilon).rsqrt()
     # Rounded before the weight is applied, as transformers does.
-    return (wide * scale).to(states.dtype) * weight, scale
+    return (wide * scale).to(weight.dtype) * weight, scale
 
 
 @Region
