@@ -596,7 +596,8 @@ def header(bench: Bench) -> list[str]:
     facts, arguments = bench.facts, bench.arguments
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     names = ("smoldpo", "torch", "transformers", "trl")
-    command = shlex.join(["python", "benchmarks/bench_dpo.py", *sys.argv[1:]])
+    shown = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "benchmarks/bench_dpo.py", *shown])
     lines = [
         f"# DPO: smoldpo and TRL, {time.strftime('%Y-%m-%d')}\n",
         f"- machine: {processor()[0]}, {os.cpu_count()} cores, {memory:.0f} GB; "
