@@ -21,6 +21,7 @@ Dimensions: N scored positions, D model width, V words.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,21 +54,17 @@ def completion_logps(
     return found[: len(found) - filling]
 
 
-def _expectation(
-    states: torch.Tensor, weight: torch.Tensor, fused: bool, wanted: bool
-) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """pᵀW of each row ([N, D], if wanted) and logsumexp of its logits ([N]), in float32 or wider."""
-    if fused and states.device.type == "cpu" and _fused_kernel is not None:
-        # Both come at once, wanted or not.
-        return _expectation_of_words(states, weight)
-    parts = [_expectation_of_chunk(chunk, weight, wanted) for chunk in states.split(CHUNK)]
-    means = torch.cat([mean for mean, _ in parts]) if wanted else None
-    return means, torch.cat([total for _, total in parts])
+@dataclass(frozen=True)
+class _Scored:
+    """What a pass over all words gives for each row, in float32 or wider."""
+
+    logps: torch.Tensor  # [N] log p(target)
+    total: torch.Tensor  # [N] logsumexp of the logits
+    mean: torch.Tensor | None  # [N, D] pᵀW, where it is wanted
 
 
-def _expectation_of_words(
-    states: torch.Tensor, weight: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_fused_kernel(states: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor) -> _Scored:
+    """In slices of words, with logits in float32 throughout; `chosen` [N, D] is W_y."""
     query, mean, total = states[None, None], None, None
     for words in weight.split(WORDS):
         key = words[None, None]
@@ -80,24 +77,44 @@ def _expectation_of_words(
         mean.mul_((total - whole).exp_()[:, None])
         mean.addcmul_(found, (part - whole).exp_()[:, None])
         total = whole
-    return mean, total
+    logits = torch.linalg.vecdot(states.to(total.dtype), chosen.to(total.dtype))
+    return _Scored(logits - total, total, mean)
 
 
-def _expectation_of_chunk(
-    states: torch.Tensor, weight: torch.Tensor, wanted: bool
-) -> tuple[torch.Tensor | None, torch.Tensor]:
+def _by_products(
+    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, wanted: bool
+) -> _Scored:
+    """In chunks of rows; logits are rounded to the dtype of the product, for all words alike."""
+    rows = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
+    parts = [_chunk(some, weight, their, wanted) for some, their in rows]
+    return _Scored(
+        torch.cat([part.logps for part in parts]),
+        torch.cat([part.total for part in parts]),
+        torch.cat([part.mean for part in parts]) if wanted else None,
+    )
+
+
+def _chunk(
+    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, wanted: bool
+) -> _Scored:
     rows = len(states)
     if rows < CHUNK and states.device.type == "cpu":
         # The same shape for every chunk, so that a row's result depends on that row alone (models/lean.py).
-        states = torch.cat([states, states.new_zeros(CHUNK - rows, states.shape[1])])
-    logits = states @ weight.T
+        states = F.pad(states, (0, 0, 0, CHUNK - rows))
+    logits = (states @ weight.T)[:rows]
     wide = torch.promote_types(logits.dtype, torch.float32)
     probs = torch.softmax(logits, dim=-1, dtype=wide)
-    # log p of the likeliest word is near 0, so this loses nothing: logit - log p is the same for each.
+    # logit - log p is the same for every word; log p of the likeliest is near 0, so this loses nothing.
     best, where = probs.max(-1)
     total = logits.gather(1, where[:, None]).squeeze(1).to(wide) - best.log()
-    mean = (probs.to(weight.dtype) @ weight)[:rows] if wanted else None
-    return mean, total[:rows]
+    logps = logits.gather(1, targets[:, None]).squeeze(1).to(wide) - total
+    mean = None
+    if wanted:
+        narrow = probs.to(weight.dtype)
+        if states.device.type == "cpu":
+            narrow = F.pad(narrow, (0, 0, 0, len(states) - rows))
+        mean = (narrow @ weight)[:rows].to(wide)
+    return _Scored(logps, total, mean)
 
 
 class _Head(torch.autograd.Function):
@@ -106,17 +123,18 @@ class _Head(torch.autograd.Function):
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, fused: bool
     ) -> torch.Tensor:
         chosen = weight[targets]  # [N, D]
-        mean, total = _expectation(states, weight, fused, wanted=ctx.needs_input_grad[0])
-        wide = total.dtype
-        logps = torch.linalg.vecdot(states.to(wide), chosen.to(wide)) - total
+        if fused and states.device.type == "cpu" and _fused_kernel is not None:
+            scored = _by_fused_kernel(states, weight, chosen)  # the mean comes along, wanted or not
+        else:
+            scored = _by_products(states, weight, targets, wanted=ctx.needs_input_grad[0])
         saved = []
-        if mean is not None:
-            saved = [(chosen.to(wide) - mean).to(states.dtype)]
+        if scored.mean is not None:
+            saved = [(chosen.to(scored.mean.dtype) - scored.mean).to(states.dtype)]
         if ctx.needs_input_grad[1]:
-            saved += [states, weight, targets, total, logps]
+            saved += [states, weight, targets, scored.total, scored.logps]
         ctx.save_for_backward(*saved)
-        ctx.has_direction = mean is not None
-        return logps
+        ctx.has_direction = scored.mean is not None
+        return scored.logps
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
