@@ -1,7 +1,7 @@
 """What a layer computes between its matrix products: pure functions, each of which may be compiled.
 
-Eager, each line is a pass over memory. torch.compile makes one pass of each function, which saves about a
-twentieth of a run's time on a CPU and takes some twenty seconds to do. So whether it is done is a matter of
+Eager, each line is a pass over memory. torch.compile makes one pass of each function, which saves 5 to
+15% of the time on a CPU and takes some twenty seconds to do. So whether it is done is a matter of
 the run's length (engine/compiling.py), and the results differ by rounding alone.
 
 Every function takes and returns [rows, width] tensors; `wide` is float32, or float64 for float64.
