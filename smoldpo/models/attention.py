@@ -22,7 +22,8 @@ heads, G = H / K, d of one head.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -66,6 +67,20 @@ class LayoutLike(Protocol):
     def stream(self) -> StreamLike: ...
 
 
+@dataclass(frozen=True)
+class _How:
+    """What one call of attention is told besides queries, keys and values."""
+
+    scaling: float
+    layout: LayoutLike
+    window: int | None
+    read: bool
+
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+"""Queries [H, m, d], keys and values [K, n, d], bias [m, n] and scaling to [H, m, d]."""
+
+
 def shared_prefix_attention(
     module: nn.Module,
     query: torch.Tensor,  # [1, H, T, d]
@@ -106,10 +121,11 @@ def pair_attention(
     fused: bool,
 ) -> torch.Tensor:
     """Attention pair by pair, [1, T, H, d]; with `read`, right only for rows that are read at the end."""
+    how = _How(scaling, layout, window, read)
     if query.device.type == "cpu":
-        return _SharedPrefix.apply(query, key, value, scaling, layout, window, read, fused)
+        return _SharedPrefix.apply(query, key, value, how, _fused if fused else _products)
     slots = (_spread(states, layout) for states in (query, key, value))
-    return _gathered(_by_products(*slots, scaling, layout, window, read), layout, query.shape[2])
+    return _gathered(_by_blocks(*slots, how, _products), layout, query.shape[2])
 
 
 def _spread(states: torch.Tensor, layout: LayoutLike) -> torch.Tensor:
@@ -150,56 +166,44 @@ def _weights(folded: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor) -> to
     return torch.softmax(scores.unflatten(1, (groups, -1)).add_(bias), dim=-1).flatten(1, 2)
 
 
-def _by_products(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float,
-    layout: LayoutLike,
-    window: int | None,
-    read: bool,
+def _products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """Attention over slots [H, S, d] by matrix products: [S, H, d]."""
-    groups = len(query) // len(key)
+    """Attention of one block by matrix products: queries [H, m, d], keys [K, n, d] to [H, m, d]."""
+    weights = _weights(_folded(query, len(query) // len(key)) * scaling, key, bias)
+    return torch.matmul(weights, value).reshape(query.shape)
+
+
+def _fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """The same by torch's fused kernel, without a backward."""
+    return F.scaled_dot_product_attention(
+        query[None],
+        key[None],
+        value[None],
+        attn_mask=bias,
+        scale=scaling,
+        enable_gqa=len(key) < len(query),
+    )[0]
+
+
+def _by_blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: _How, attend: Attend
+) -> torch.Tensor:
+    """Attention over slots [H, S, d], block by block: [S, H, d], zeros where nothing is asked."""
     parts = []
-    for slot in layout.slots:
-        bias = slot.bias(window, query)
-        blocks = list(_blocks(slot, read))
+    for slot in how.layout.slots:
+        bias = slot.bias(how.window, query)
+        blocks = list(_blocks(slot, how.read))
         parts.append(query.new_zeros(blocks[0][0].start, len(query), query.shape[2]))
         for rows, keys in blocks:
             here, there = _moved(rows, slot.start), _moved(keys, slot.start)
-            folded = _folded(query[:, here], groups) * scaling
-            weights = _weights(folded, key[:, there], bias[rows, keys])
-            found = torch.matmul(weights, value[:, there])
-            parts.append(found.reshape(len(query), -1, query.shape[2]).transpose(0, 1))
-    return torch.cat(parts)
-
-
-def _by_fused_kernel(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float,
-    layout: LayoutLike,
-    window: int | None,
-    read: bool,
-) -> torch.Tensor:
-    """The same by torch's fused kernel, without a backward."""
-    output = query.new_zeros(query.shape[1], len(query), query.shape[2])
-    for slot in layout.slots:
-        bias = slot.bias(window, query)
-        for rows, keys in _blocks(slot, read):
-            here, there = _moved(rows, slot.start), _moved(keys, slot.start)
-            found = F.scaled_dot_product_attention(
-                query[None, :, here],
-                key[None, :, there],
-                value[None, :, there],
-                attn_mask=bias[rows, keys],
-                scale=scaling,
-                enable_gqa=len(key) < len(query),
+            found = attend(
+                query[:, here], key[:, there], value[:, there], bias[rows, keys], how.scaling
             )
-            output[here] = found[0].transpose(0, 1)
-    return output
+            parts.append(found.transpose(0, 1))
+    return torch.cat(parts)
 
 
 def _moved(rows: slice, start: int) -> slice:
@@ -215,17 +219,13 @@ class _SharedPrefix(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scaling: float,
-        layout: LayoutLike,
-        window: int | None,
-        read: bool,
-        fused: bool,
+        how: _How,
+        attend: Attend,
     ) -> torch.Tensor:
         ctx.save_for_backward(query, key, value)
-        ctx.call = scaling, layout, window
-        slots = (_spread(states, layout) for states in (query, key, value))
-        way = _by_fused_kernel if fused else _by_products
-        return _gathered(way(*slots, scaling, layout, window, read), layout, query.shape[2])
+        ctx.how = how
+        slots = (_spread(states, how.layout) for states in (query, key, value))
+        return _gathered(_by_blocks(*slots, how, attend), how.layout, query.shape[2])
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -233,7 +233,7 @@ class _SharedPrefix(torch.autograd.Function):
 
         Over whole slots, so that there is one shape to a slot's length; dO is zero in rows not read.
         """
-        scaling, layout, window = ctx.call
+        scaling, layout, window = ctx.how.scaling, ctx.how.layout, ctx.how.window
         query, key, value = (_spread(states, layout) for states in ctx.saved_tensors)
         groups = len(query) // len(key)
         slope = grad.new_zeros(query.shape[1], len(query), query.shape[2])  # [S, H, d]
@@ -261,7 +261,7 @@ class _SharedPrefix(torch.autograd.Function):
             for whole, states in zip(taken[1:], (d_key, d_value), strict=True):
                 copies = states.transpose(0, 1)[layout.copies]  # [pairs, tokens, K, d]
                 whole[0, : copies.shape[1]] += copies.sum(0)
-        return *(whole.transpose(1, 2) for whole in taken), None, None, None, None, None
+        return *(whole.transpose(1, 2) for whole in taken), None, None
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)
