@@ -362,7 +362,8 @@ def run_smoldpo(bench: Bench, work: Workload) -> dict[str, Any]:
     else:
         options["eval-fraction"] = 0
     finished, rows, environment = train(bench, folder, options)
-    phases = json.loads((folder / "timings.json").read_text())
+    timings = json.loads((folder / "timings.json").read_text())
+    phases = {title: row["seconds"] for title, row in timings.items()}
     split = json.loads((folder / "data.json").read_text())["split"]
     if (split["train_pairs"], split["eval_pairs"]) != (work.pairs, work.eval_pairs):
         sys.exit(f"{work.name}: smoldpo took other pairs than it was given: {split}")
@@ -388,7 +389,7 @@ def train(
 ) -> tuple[Finished, list[dict[str, Any]], dict[str, Any]]:
     """`smoldpo train` with these options: the process, its optimizer steps, its environment."""
     options |= {"device": bench.arguments.device, "sample-prompt": "none", "output-dir": folder}
-    options["cache"] = "disk"
+    options |= {"cache": "disk", "generate-prompts": 0}  # TRL answers no prompts
     shutil.rmtree(folder, ignore_errors=True)
     settings = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     finished = bench.run([sys.executable, "-m", "smoldpo", "train", *settings])

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from smoldpo import __version__
 from smoldpo.cli_cache import app as cache_app
-from smoldpo.cli_data import Columns, Format, parse_columns
 from smoldpo.cli_data import app as data_app
-from smoldpo.cli_support import verb
+from smoldpo.cli_evaluate import evaluate, report, show
+from smoldpo.cli_support import fail_gates, verb
 
 app = typer.Typer(
     name="smoldpo",
@@ -27,6 +26,10 @@ app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+
+app.command()(evaluate)
+app.command()(show)
+app.command()(report)
 
 SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 SETTINGS_HELP = "[CONFIG.yaml] [--key value ...]"
@@ -76,7 +79,9 @@ def train(settings: Settings = None) -> None:
 
     from smoldpo.summary import print_result
 
-    print_result(run_training(config))
+    result = run_training(config)
+    print_result(result)
+    fail_gates(result.failed_gates)
 
 
 @config_app.command("show", context_settings=SETTINGS)
@@ -99,72 +104,6 @@ def config_schema() -> None:
     from smoldpo.config import TrainConfig
 
     print(json.dumps(TrainConfig.model_json_schema(), indent=2))
-
-
-@app.command()
-@verb
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="builtin, a folder, a run, a .gguf file, or a hub id.")
-    ],
-    data: Annotated[str, typer.Argument(help="Preference pairs, as train reads them.")],
-    reference: Annotated[
-        str | None, typer.Option(help="Reference model; adds the implicit-reward accuracy.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    rows: Annotated[
-        Path | None, typer.Option(help="Write one row a pair to this .jsonl file.")
-    ] = None,
-    subset: Annotated[str | None, typer.Option(help="Subset of a hub dataset.")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split to evaluate on; by default test, else the only one.")
-    ] = None,
-    max_samples: Annotated[int | None, typer.Option(min=1, help="The first N pairs only.")] = None,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and completion.")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pairs at once.")] = 8,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float64, or auto (the faster of the first two).")
-    ] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, fast or plain.")] = "auto",
-    format: Format = None,
-    columns: Columns = None,
-) -> None:
-    """Measure preference accuracy of a model on pairs."""
-    _one_of("dtype", dtype, ("auto", "float32", "bfloat16", "float64"))
-    _one_of("device", device, ("auto", "cpu", "cuda", "mps"))
-    _one_of("engine", engine, ("auto", "fast", "plain"))
-    if rows is not None and not rows.absolute().parent.is_dir():
-        raise _usage(f"--rows {rows}: its folder does not exist")
-    from smoldpo.progress import spinner
-
-    with spinner("starting"):
-        from smoldpo.evaluation.evaluate import EvaluateOptions, evaluate_model
-
-    options = EvaluateOptions(
-        reference=reference,
-        subset=subset,
-        split=split,
-        max_samples=max_samples,
-        max_length=max_length,
-        batch_size=batch_size,
-        dtype=dtype,
-        device=device,
-        engine=engine,
-        format=format,
-        columns=parse_columns(columns),
-    )
-    found = evaluate_model(model, data, options)
-    if rows is not None:
-        from smoldpo.files import write_jsonl
-
-        write_jsonl(rows, [score.as_row() for score in found.scores])
-    if as_json:
-        print(json.dumps(found.summary(), indent=2))
-    else:
-        from smoldpo.summary import print_evaluation
-
-        print_evaluation(found.summary())
 
 
 @app.command()
@@ -211,12 +150,3 @@ def _usage(message: str) -> Exception:
     from smoldpo.errors import UsageError
 
     return UsageError(message)
-
-
-def _one_of(option: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        from smoldpo.errors import nearest
-
-        raise _usage(
-            f"--{option} is {value!r}{nearest(value, known)}; give one of {', '.join(known)}"
-        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smoldpo.cli_support import verb
+from smoldpo.cli_support import names, verb, writable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,12 +64,12 @@ def check(
     ] = None,
 ) -> None:
     """Say what is wrong with which row, and what the set is like."""
-    _writable("--html", html)
-    _writable("--write", write, ".jsonl")
+    writable("--html", html)
+    writable("--write", write, ".jsonl")
     from smoldpo.data.check import CheckOptions, check_data
     from smoldpo.data.cleaning import choose_rules
 
-    off_names, on_names = _names(off), _names(on)
+    off_names, on_names = names(off), names(on)
     choose_rules(off_names, on_names, near_identical=near_identical)
     from smoldpo.progress import spinner
 
@@ -207,10 +207,6 @@ def _stdout() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
-def _names(given: list[str] | None) -> list[str]:
-    return [name.strip() for names in given or () for name in names.split(",") if name.strip()]
-
-
 def parse_columns(given: str | None) -> dict[str, str] | None:
     """prompt=question,chosen=better as a mapping."""
     if given is None:
@@ -226,17 +222,3 @@ def _mappings(given: str) -> Iterator[tuple[str, str]]:
 
             raise UsageError(f"--columns {part!r}: write name=column, such as prompt=question")
         yield name, column
-
-
-def _writable(option: str, path: Path | None, suffix: str | None = None) -> None:
-    """Refuse early what could not be written in the end."""
-    from smoldpo.errors import UsageError
-
-    if path is None:
-        return
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{option} {path}: its folder does not exist")
-    if path.is_dir():
-        raise UsageError(f"{option} {path}: is a folder; give a file")
-    if suffix is not None and path.suffix != suffix:
-        raise UsageError(f"{option} {path}: the name must end with {suffix}")

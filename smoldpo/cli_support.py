@@ -6,12 +6,13 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 
-from smoldpo.errors import SmoldpoError
+from smoldpo.errors import SmoldpoError, UsageError, nearest
 from smoldpo.files import NO_SPACE
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -43,6 +44,45 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
             _fail("error: out of memory; try a smaller --max-tokens or --max-length", 1)
 
     return run
+
+
+def fail_gates(sentences: Sequence[str]) -> None:
+    """End with 1 where a figure is lower than --fail-under allows; what was found is already printed."""
+    if sentences:
+        _fail("\n".join(f"fail_under: {sentence}" for sentence in sentences), 1)
+
+
+def one_of(option: str, value: Any, known: tuple[str, ...]) -> None:
+    """Refuse a value that an option does not know.
+
+    Raises:
+        UsageError: naming the values that there are.
+    """
+    if value not in known:
+        raise UsageError(
+            f"--{option} is {value!r}{nearest(value, known)}; give one of {', '.join(known)}"
+        )
+
+
+def names(given: list[str] | None) -> list[str]:
+    """An option that may be repeated or comma-separated, as one list."""
+    return [name.strip() for text in given or () for name in text.split(",") if name.strip()]
+
+
+def writable(option: str, path: Path | None, suffix: str | None = None) -> None:
+    """Refuse early what could not be written in the end.
+
+    Raises:
+        UsageError: no such folder, a folder in place of a file, or another suffix.
+    """
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{option} {path}: its folder does not exist")
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: is a folder; give a file")
+    if suffix is not None and path.suffix != suffix:
+        raise UsageError(f"{option} {path}: the name must end with {suffix}")
 
 
 def _fail(message: str, code: int) -> None:

@@ -149,7 +149,29 @@ class TrainConfig(BaseModel):
         "Give me one tip for sleeping better.",
         description="a prompt that reference and policy both answer at the end; none: skip",
     )
-    max_new_tokens: PositiveInt = Field(96, description="length limit of that answer, in tokens")
+    generate_prompts: Annotated[int, Field(ge=0)] = Field(
+        8,
+        description="held-out prompts that reference and policy both answer at the end, for samples, "
+        "drift (KL) and judges; 0: none",
+    )
+    temperature: float = Field(
+        1.0,
+        ge=0,
+        description="of those answers; 1 draws from the model's own distribution, which the KL estimate "
+        "needs; 0: the likeliest token each time",
+    )
+    max_new_tokens: PositiveInt = Field(128, description="length limit of an answer, in tokens")
+    judges: Names = Field(
+        ["length"],
+        description="who compares the answers of policy and reference: length, reward:MODEL, "
+        "implicit:MODEL[,REFERENCE], or the URL of an OpenAI-compatible endpoint "
+        "(docs/evaluation.md); several, comma-separated",
+    )
+    fail_under: Names = Field(
+        [],
+        description="exit with 1 when a figure is lower: reward=0.55, change/reward=0.02, balanced=0.5, "
+        "win_rate=0.5 (docs/evaluation.md)",
+    )
 
     # Machine
     dtype: Dtype = Field(
@@ -215,6 +237,7 @@ def cross_checks(config: TrainConfig) -> list[str]:
     problems = []
     if config.eval_steps and config.eval_data is None and config.eval_fraction == 0:
         problems.append("eval_steps needs held-out pairs: set eval_data, or eval_fraction above 0")
+    problems += _answer_checks(config)
     weights, sources = config.data_weights, config.data
     if weights and len(weights) != len(sources):
         problems.append(
@@ -227,6 +250,20 @@ def cross_checks(config: TrainConfig) -> list[str]:
         for item in config.columns
         if not all(map(str.strip, item.partition("=")))
     ]
+    return problems
+
+
+def _answer_checks(config: TrainConfig) -> list[str]:
+    problems = []
+    held_out = config.eval_data is not None or config.eval_fraction > 0
+    if config.fail_under and not held_out:
+        problems.append("fail_under needs held-out pairs: set eval_data, or eval_fraction above 0")
+    asks = any(gate.split("=")[0].strip() == "win_rate" for gate in config.fail_under)
+    if asks and not (config.judges and config.generate_prompts):
+        problems.append("fail_under win_rate needs a judge, and generate_prompts above 0")
+    default = TrainConfig.model_fields["judges"].default
+    if config.judges not in ([], default) and not config.generate_prompts:
+        problems.append("judges need answers to judge: set generate_prompts above 0")
     return problems
 
 

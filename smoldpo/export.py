@@ -83,6 +83,8 @@ def model_card(
         lines += [
             f"## Preference accuracy on {evaluation['n']} held-out pairs",
             "",
+            evaluation["headline"],
+            "",
             "| accuracy by | before | after |",
             "| --- | --- | --- |",
             *(

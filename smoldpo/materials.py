@@ -32,7 +32,7 @@ from smoldpo.models.load import (
     weights_sha256,
 )
 from smoldpo.trainer import Schedule
-from smoldpo.types import TokenizedPair
+from smoldpo.types import PreferencePair, TokenizedPair
 
 
 @dataclass
@@ -53,6 +53,10 @@ class Models:
     """Folders of the cache that this run uses."""
     decided: dict[str, Any]
     """How it computes, for environment.json."""
+
+    def reference(self) -> PreTrainedModel:
+        """The reference, loaded anew in full precision."""
+        return load_model(self.reference_source, master_dtype(self.dtype), self.device)
 
     def trained(self) -> PreTrainedModel:
         """The policy as it is now, in full precision: what is frozen comes from where it was loaded.
@@ -82,6 +86,8 @@ class TokenizedData:
 
     train: list[TokenizedPair]
     eval: list[TokenizedPair]
+    eval_pairs: list[PreferencePair]
+    """The texts of `eval`, in its order."""
     account: dict[str, Any] = field(default_factory=dict)
 
 
@@ -244,4 +250,4 @@ def tokenize(config: TrainConfig, models: Models, data: TrainingData) -> Tokeniz
     if notes:
         happened = ", ".join(f"{count} {note.replace('_', ' ')}" for note, count in notes.items())
         progress.say(f"tokens: {happened} (of {len(lengths):,} pairs)")
-    return TokenizedData(train_pairs, eval_pairs, account)
+    return TokenizedData(train_pairs, eval_pairs, data.eval, account)

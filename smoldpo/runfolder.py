@@ -1,11 +1,12 @@
 """The run folder: where a run writes, and what stands in it.
 
 config.yaml  environment.json  data.json  metrics.jsonl  evaluation.json  samples.jsonl  timings.json
-checkpoints/step-N/  model/  README.md
+checkpoints/step-N/  model/  README.md  report.html
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -18,7 +19,7 @@ from typing import Any
 
 from smoldpo import __version__
 from smoldpo.config import TrainConfig
-from smoldpo.errors import UsageError
+from smoldpo.errors import SmoldpoError, UsageError
 from smoldpo.files import processor_name
 
 CONTENTS = (
@@ -29,6 +30,7 @@ CONTENTS = (
     "evaluation.json",
     "samples.jsonl",
     "timings.json",
+    "report.html",
     "README.md",
     "checkpoints",
     "model",
@@ -92,6 +94,29 @@ def make_folder(folder: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """evaluation.json of a finished run.
+
+    Raises:
+        UsageError: no run, or one without an evaluation.
+        SmoldpoError: the file is damaged.
+    """
+    if not _holds_run(folder):
+        raise UsageError(f"{folder}: holds no run; give a run folder, such as runs/mine")
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        raise UsageError(
+            f"{folder}: holds no evaluation.json: the run is not finished, or had no held-out pairs"
+        )
+    try:
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+        if "headline" not in evaluation:
+            raise ValueError("it is of an older smoldpo, or not smoldpo's")
+    except (OSError, ValueError, TypeError) as error:
+        raise SmoldpoError(f"{path}: cannot be read: {error}") from None
+    return evaluation
 
 
 def _holds_run(folder: Path) -> bool:

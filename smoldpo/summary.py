@@ -2,57 +2,135 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from smoldpo.cache import Entry
+from smoldpo.evaluation.headline import explanations
 from smoldpo.evaluation.metrics import METRICS
-from smoldpo.run import RunResult
+from smoldpo.evaluation.statistics import p_text
 
-TIES = "A tie counts one half: before training, policy and reference are equal."
+if TYPE_CHECKING:
+    from smoldpo.run import RunResult
 
 
 def print_result(result: RunResult) -> None:
-    """The table of accuracy before and after, a sample from both models, and where the run is."""
-    console = Console(highlight=False)
+    """What a run found: the answer, the table, a sample from both models, and where the run is."""
+    console = _console()
     if result.evaluation is not None:
-        console.print(_before_after(result.evaluation))
-        if result.starts_equal:
-            console.print(TIES, style="dim")
+        print_comparison(result.evaluation, console)
     if result.sample is not None:
-        console.print(f"\n[bold]Prompt:[/bold] {_safe(result.sample['prompt'])}")
+        console.print()
+        console.print(f"[bold]Prompt:[/bold] {_safe(result.sample['prompt'])}")
         for who in ("reference", "policy"):
             console.print(f"[bold]{who.capitalize()}:[/bold] {_safe(result.sample[who])}")
-    console.print(f"\nRun folder: {_safe(str(result.folder))}", soft_wrap=True)
+    console.print()
+    console.print(f"Run folder: {_safe(str(result.folder))}", soft_wrap=True)
+    if result.report is not None:
+        console.print(f"Report:     {_safe(str(result.report))}", soft_wrap=True)
+
+
+def print_comparison(evaluation: dict[str, Any], console: Console | None = None) -> None:
+    """The answer in one sentence, the table of before and after, what both rest on, and any alarm."""
+    console = console or _console()
+    console.print(f"[bold]{_safe(evaluation['headline'])}[/bold]")
+    console.print()
+    console.print(_before_after(evaluation))
+    for line in explanations(evaluation):
+        console.print(_safe(line), style="dim")
+    if evaluation["generation"]:
+        console.print(_safe(_answers_line(evaluation)), style="dim")
+    if evaluation["drift"]["alarm"]:
+        console.print()
+        console.print(f"[bold red]Alarm:[/bold red] {_safe(evaluation['drift']['alarm'])}")
+        console.print("What helps:")
+        for advice in evaluation["drift"]["advice"]:
+            console.print(f"  - {_safe(advice)}")
 
 
 def _before_after(evaluation: dict[str, Any]) -> Table:
-    table = Table(title=f"Preference accuracy on {evaluation['n']:,} held-out pairs")
+    names = evaluation["names"]
+    table = Table(
+        title=f"Preference accuracy on {evaluation['n']:,} pairs, with {evaluation['level']:.0%} intervals"
+    )
     table.add_column("chosen preferred by")
-    for column in ("before", "after", "change"):
-        table.add_column(column, justify="right")
-    for name, title in METRICS.items():
-        before = evaluation["before"]["accuracy"][name]
-        after = evaluation["after"]["accuracy"][name]
-        change = f"{100 * (after - before):+.1f} points"
-        table.add_row(title, f"{before:.1%}", f"{after:.1%}", change)
+    for column in (names["before"], names["after"], "change", "p"):
+        table.add_column(_safe(column), justify="right")
+    for name, row in evaluation["accuracy"].items():
+        table.add_row(
+            METRICS[name],
+            _share(row["before"]),
+            _share(row["after"]),
+            _points(row["change"]),
+            p_text(row["p_corrected"]).removeprefix("p = ").removeprefix("p "),
+        )
     return table
 
 
+def _share(estimate: dict[str, float | None]) -> str:
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return _safe(f"{value:.1%}{interval}")
+
+
+def _points(estimate: dict[str, float | None]) -> str:
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    interval = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return _safe(f"{100 * (value or 0):+.1f}{interval}")
+
+
+def _answers_line(evaluation: dict[str, Any]) -> str:
+    """Answers of both models, in one line."""
+    generation = evaluation["generation"]
+    before, after = generation["reference"], generation["policy"]
+    said = (
+        f"Answers to {generation['prompts']} prompts: {after['tokens']:.0f} tokens on average "
+        f"(reference {before['tokens']:.0f}), {after['ended']:.0%} ended by themselves "
+        f"({before['ended']:.0%})"
+    )
+    kl = generation["kl_per_token"]
+    said += f"; KL to the reference {kl['value']:.3f} nats a token" if kl else ""
+    for judge in evaluation["judges"]:
+        rate = judge["win_rate"]["value"]
+        said += f"; judge {judge['judge']}: policy wins {rate:.0%}" if rate is not None else ""
+    return said + "."
+
+
 def print_evaluation(summary: dict[str, Any]) -> None:
-    """The accuracies of one model."""
+    """One model's accuracies, or two models compared."""
+    if "headline" in summary:
+        print_comparison(summary)
+    else:
+        _print_one(summary)
+    for rule, count in summary["dropped"].items():
+        print(f"dropped: {count} {rule}")
+
+
+def _print_one(summary: dict[str, Any]) -> None:
     table = Table(title=f"Preference accuracy on {summary['n']:,} pairs")
     table.add_column("chosen preferred by")
     table.add_column("accuracy", justify="right")
+    table.add_column(f"{summary['level']:.0%} interval", justify="right")
     for name, title in METRICS.items():
-        value = summary["accuracy"][name]
-        table.add_row(title, f"{value:.1%}" if value is not None else "needs --reference")
-    Console(highlight=False).print(table)
-    for rule, count in summary["dropped"].items():
-        print(f"dropped: {count} {rule}")
+        estimate = summary["intervals"][name]
+        if estimate is None:
+            table.add_row(title, "needs --reference", "")
+            continue
+        low, high = estimate["low"], estimate["high"]
+        interval = "every pair ties" if low is None else f"{low:.1%} to {high:.1%}"
+        table.add_row(title, f"{estimate['value']:.1%}", interval)
+    console = _console()
+    console.print(table)
+    longer = summary["baselines"]["longer"]
+    console.print(
+        f"Picking the longer answer (in tokens) would be right in {longer:.1%}.", style="dim"
+    )
+    if summary.get("generation"):
+        console.print(_safe(_answers_line(summary)), style="dim")
 
 
 def print_cache(kept: list[Entry], folder: str) -> None:
@@ -75,6 +153,11 @@ def print_cache(kept: list[Entry], folder: str) -> None:
         )
     Console(highlight=False).print(table)
     print(f"{sum(entry.bytes for entry in kept) / 1e6:,.1f} MB in all")
+
+
+def _console() -> Console:
+    """Standard output; where it is no terminal, as wide as a table needs to be read."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 def _safe(text: str) -> str:

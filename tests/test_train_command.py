@@ -26,6 +26,8 @@ QUICK = [
     "float32",
     "--max-new-tokens",
     "4",
+    "--generate-prompts",
+    "3",
 ]
 
 

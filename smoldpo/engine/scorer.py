@@ -48,15 +48,17 @@ class Scorer:
 
     def logps(self, batch: PackedBatch, states: torch.Tensor | None) -> PairLogps:
         """Log-probabilities of each pair's sides, [B] each, from trunk states [T, D] or from tokens."""
+        return batch.logps(self.token_logps(batch, states))
+
+    def token_logps(self, batch: PackedBatch, states: torch.Tensor | None) -> torch.Tensor:
+        """Log-probability of each completion token, [N], in the order of `batch.targets`."""
         if states is None:
             states = self._embedded(batch)
         if len(self.top.layers):
             self.top.layers[-1].mlp.rows = batch.rows
         top = self._run(self.top, batch, states)
         read = self.model.model.norm(top[batch.rows])[batch.predictors]
-        return batch.logps(
-            completion_logps(read, self.head, batch.targets, self.kernels.fused_head)
-        )
+        return completion_logps(read, self.head, batch.targets, self.kernels.fused_head)
 
     def _embedded(self, batch: PackedBatch) -> torch.Tensor:
         return self.model.model.embed_tokens(batch.input_ids)[0]

@@ -9,10 +9,14 @@ A tie counts one half. Means are over pairs, never over batches.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from smoldpo.types import PreferencePair
 
 METRICS = {
     "logp": "log-probability (sum)",
@@ -55,6 +59,34 @@ class PairScore:
                 self.rejected_logp - self.reference_rejected_logp
             )
         return margins
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What is known of a pair besides its log-probabilities, for slices and for what belongs together."""
+
+    prompt: str
+    """Equal exactly for pairs of the same prompt."""
+    source: str = ""
+    category: str = ""
+
+    @classmethod
+    def of(cls, pair: PreferencePair) -> PairFacts:
+        """The facts of one pair; its prompt as a hash."""
+        text = json.dumps(pair.prompt, ensure_ascii=True, sort_keys=True)
+        return cls(hashlib.sha256(text.encode()).hexdigest()[:12], pair.source, pair.category)
+
+
+def wins(scores: Sequence[PairScore], metric: str) -> list[float]:
+    """For each pair 1 where chosen is preferred, 0 where rejected is, one half for a tie.
+
+    Raises:
+        ValueError: a pair has no reference, and the metric is the implicit reward.
+    """
+    margins = [score.margins[metric] for score in scores]
+    if any(margin is None for margin in margins):
+        raise ValueError(f"{metric} needs a reference")
+    return [_wins(margin) for margin in margins if margin is not None]
 
 
 def accuracies(scores: Sequence[PairScore]) -> dict[str, float | None]:

@@ -1,0 +1,326 @@
+"""Two models put side by side: their answers to the same prompts, where they differ word by word, judges.
+
+load both -> both answer, with the same random numbers -> both score, token by token,
+the answers (log π - log π_ref: samples.jsonl, KL) and the pairs worth reading (evaluation.json)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from smoldpo import progress
+from smoldpo.engine.kernels import Kernels
+from smoldpo.engine.precision import cast
+from smoldpo.engine.tokens import Sides, token_logps
+from smoldpo.errors import SmoldpoError
+from smoldpo.evaluation.answers import measures
+from smoldpo.evaluation.judges import Judge, compare_all, win_rate
+from smoldpo.evaluation.metrics import PairScore
+from smoldpo.evaluation.notable import notable
+from smoldpo.evaluation.statistics import mean_interval
+from smoldpo.models.generate import Answer, generate_answers
+from smoldpo.types import PreferencePair, Prompt, TokenizedPair
+
+SAMPLE = "sample_prompt"
+"""The id of the sample prompt's row in samples.jsonl."""
+AT_ONCE = 16
+"""Prompts answered side by side."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt to be answered, as text and as tokens."""
+
+    id: str
+    prompt: Prompt
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A pair worth reading, and its margins log π(chosen) - log π(rejected) in nats."""
+
+    kind: str
+    pair: PreferencePair
+    tokenized: TokenizedPair
+    before: float
+    after: float
+
+
+@dataclass
+class SideBySide:
+    """What came of it: rows of samples.jsonl, and parts of evaluation.json."""
+
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    generation: dict[str, Any] | None = None
+    judges: list[dict[str, Any]] = field(default_factory=list)
+    notable: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def in_evaluation(self) -> dict[str, Any]:
+        """Its parts of evaluation.json."""
+        return {"generation": self.generation, "judges": self.judges, "notable": self.notable}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the answers are drawn."""
+
+    max_new_tokens: int
+    temperature: float
+    seed: int
+
+
+def choose_questions(
+    pairs: Sequence[PreferencePair],
+    tokenized: Sequence[TokenizedPair],
+    count: int,
+    room: int | None,
+    max_new_tokens: int,
+) -> list[Question]:
+    """Up to `count` distinct prompts, evenly over the pairs, that leave room for their answers."""
+    distinct: dict[tuple[int, ...], Question] = {}
+    for pair, tokens in zip(pairs, tokenized, strict=True):
+        fits = room is None or len(tokens.prompt_ids) + max_new_tokens <= room
+        if fits and tokens.prompt_ids not in distinct:
+            distinct[tokens.prompt_ids] = Question(pair.id, pair.prompt, tokens.prompt_ids)
+    found = list(distinct.values())
+    count = min(count, len(found))
+    return [found[number * len(found) // count] for number in range(count)]
+
+
+def readings(
+    pairs: Sequence[PreferencePair],
+    tokenized: Sequence[TokenizedPair],
+    before: Sequence[PairScore],
+    after: Sequence[PairScore],
+) -> list[Reading]:
+    """The pairs worth reading, by how their log-probabilities moved."""
+    return [
+        Reading(
+            kind,
+            pairs[index],
+            tokenized[index],
+            before[index].margins["logp"] or 0.0,
+            after[index].margins["logp"] or 0.0,
+        )
+        for kind, indices in notable(before, after).items()
+        for index in indices
+    ]
+
+
+class Comparison:
+    """Reference and policy, loaded to answer and to be compared token by token.
+
+    Args:
+        load: gives the models in full precision, reference first; each is cast to `dtype`.
+        sample: a prompt that both answer greedily; it is in no measure.
+    """
+
+    def __init__(
+        self,
+        load: tuple[Callable[[], PreTrainedModel], Callable[[], PreTrainedModel]],
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: torch.dtype,
+        kernels: Kernels,
+        settings: Settings,
+        questions: Sequence[Question],
+        sample: Question | None,
+        readings: Sequence[Reading],
+    ):
+        self._load, self._tokenizer = load, tokenizer
+        self._dtype, self._kernels, self._settings = dtype, kernels, settings
+        self._questions, self._sample, self._readings = list(questions), sample, readings
+        self._asked = self._questions + ([sample] if sample else [])
+
+    @property
+    def units(self) -> int:
+        """How far `run` advances."""
+        return 2 * (2 * len(self._asked) + len(self._readings))
+
+    def run(self, judges: Sequence[Judge], advance: Callable[[int], None]) -> SideBySide:
+        """Load, answer, score, and let the judges compare."""
+        if not (self._asked or self._readings):
+            return SideBySide()
+        answers, sides = [], []
+        models = []
+        for load in self._load:
+            models.append(load())
+            cast(models[-1].requires_grad_(False), self._dtype)
+            answers.append(self._answers(models[-1], advance))
+        pairs = self._scored_pairs(*answers)
+        for model in models:
+            sides.append(token_logps(model, pairs, self._kernels, advance))
+        del model, models
+        ratios = [_ratios(*both) for both in zip(*sides, strict=True)]
+        said = ratios[: len(self._asked)]
+        texts = self._readable(pairs, ratios)
+        measured = [side[: len(self._questions)] for side in answers]  # without the sample
+        return SideBySide(
+            samples=[
+                self._sample_row(question, *(side[i] for side in answers), *texts[i])
+                for i, question in enumerate(self._asked)
+            ],
+            generation=self._measured(measured, said),
+            judges=self._judged(judges, *measured),
+            notable=self._notable(texts[len(self._asked) :]),
+        )
+
+    def _answers(self, model: PreTrainedModel, advance: Callable[[int], None]) -> list[Answer]:
+        def ask(questions: Sequence[Question], temperature: float) -> list[Answer]:
+            return generate_answers(
+                model,
+                self._tokenizer,
+                [question.ids for question in questions],
+                max_new_tokens=self._settings.max_new_tokens,
+                temperature=temperature,
+                seed=self._settings.seed,
+                batch_size=AT_ONCE,
+                advance=advance,
+            )
+
+        answers = ask(self._questions, self._settings.temperature) if self._questions else []
+        return answers + (ask([self._sample], 0.0) if self._sample else [])
+
+    def _scored_pairs(
+        self, reference: Sequence[Answer], policy: Sequence[Answer]
+    ) -> list[TokenizedPair]:
+        """Both answers to each prompt as a pair (the policy's as chosen), then the pairs worth reading."""
+        answered = [
+            TokenizedPair(question.id, question.ids, ours.ids, theirs.ids)
+            for question, theirs, ours in zip(self._asked, reference, policy, strict=True)
+        ]
+        return answered + [reading.tokenized for reading in self._readings]
+
+    def _readable(
+        self, pairs: Sequence[TokenizedPair], ratios: Sequence[Sides]
+    ) -> list[list[list[list[Any]]]]:
+        """For each pair and side, [text, log ratio] of each token."""
+        return [
+            [
+                _with_texts(self._tokenizer, ids, values)
+                for ids, values in zip((pair.chosen_ids, pair.rejected_ids), both, strict=True)
+            ]
+            for pair, both in zip(pairs, ratios, strict=True)
+        ]
+
+    def _sample_row(
+        self,
+        question: Question,
+        reference: Answer,
+        policy: Answer,
+        policy_tokens: list[Any],
+        reference_tokens: list[Any],
+    ) -> dict[str, Any]:
+        return {
+            "id": question.id,
+            "prompt": question.prompt,
+            "reference": reference.text,
+            "policy": policy.text,
+            "reference_ended": reference.ended,
+            "policy_ended": policy.ended,
+            "reference_tokens": reference_tokens,
+            "policy_tokens": policy_tokens,
+        }
+
+    def _measured(
+        self, answers: Sequence[Sequence[Answer]], ratios: Sequence[Sides]
+    ) -> dict[str, Any] | None:
+        if not self._questions:
+            return None
+        reference, policy = map(measures, answers)
+        return {
+            "prompts": len(self._questions),
+            "temperature": self._settings.temperature,
+            "max_new_tokens": self._settings.max_new_tokens,
+            "reference": reference,
+            "policy": policy,
+            "kl_per_token": self._kl([ours for ours, _ in ratios[: len(self._questions)]]),
+        }
+
+    def _kl(self, ratios: Sequence[Sequence[float]]) -> dict[str, float | None] | None:
+        """KL(π || π_ref) per token: the mean of log π - log π_ref over tokens that π itself drew.
+
+        Only answers drawn at temperature 1 come from π; for others there is no estimate.
+        """
+        if self._settings.temperature != 1:
+            return None
+        sums, tokens = [math.fsum(row) for row in ratios], [len(row) for row in ratios]
+        groups = [question.id for question in self._questions]
+        low, high = mean_interval(sums, groups, self._settings.seed, tokens) or (None, None)
+        return {"value": math.fsum(sums) / sum(tokens), "low": low, "high": high}
+
+    def _judged(
+        self, judges: Sequence[Judge], reference: Sequence[Answer], policy: Sequence[Answer]
+    ) -> list[dict[str, Any]]:
+        found = []
+        prompts = [question.prompt for question in self._questions]
+        for judge in judges if prompts else ():
+            with progress.bar(f"judge {judge.name}", len(prompts)) as advance:
+                ours, theirs = ([a.text for a in side] for side in (policy, reference))
+                found.append({"judge": judge.name} | _asked(judge, prompts, ours, theirs, advance))
+        return found
+
+    def _notable(self, texts: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list[dict[str, Any]]] = {"changed": [], "best": [], "worst": []}
+        for reading, (chosen, rejected) in zip(self._readings, texts, strict=True):
+            found[reading.kind].append(
+                {
+                    "id": reading.pair.id,
+                    "prompt": reading.pair.prompt,
+                    "chosen": reading.pair.chosen,
+                    "rejected": reading.pair.rejected,
+                    "margin_before": reading.before,
+                    "margin_after": reading.after,
+                    "chosen_tokens": chosen,
+                    "rejected_tokens": rejected,
+                }
+            )
+        return found
+
+
+def _asked(
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    advance: Callable[[int], None],
+) -> dict[str, Any]:
+    """The judge's figures; where it fails, `error` says why: a run does not end on a judge out of reach."""
+    try:
+        return win_rate(compare_all(judge, prompts, ours, theirs, advance))
+    except SmoldpoError as error:
+        progress.say(f"judge {judge.name}: {error}; its win rate is missing")
+        return win_rate([]) | {"error": str(error)}
+
+
+def _ratios(reference: Sides, policy: Sides) -> Sides:
+    """log π - log π_ref of each token of both sides."""
+    return tuple(
+        [ours - theirs for ours, theirs in zip(new, old, strict=True)]
+        for new, old in zip(policy, reference, strict=True)
+    )
+
+
+def _with_texts(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], values: Sequence[float]
+) -> list[list[Any]]:
+    """[text, value] of each token; tokens that are parts of one character are joined, their values added."""
+    found: list[list[Any]] = []
+    waiting: list[int] = []
+    total = 0.0
+    for token, value in zip(ids, values, strict=True):
+        waiting.append(token)
+        total += value
+        text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
+        if "\ufffd" not in text or len(waiting) >= 4:
+            found.append([text, round(total, 4)])
+            waiting, total = [], 0.0
+    if waiting:
+        found.append([tokenizer.decode(waiting), round(total, 4)])
+    return found

@@ -1,0 +1,194 @@
+"""How sure a difference is: intervals, exact tests, and their words. No torch here.
+
+A pair's score is 1 (chosen preferred), 0, or one half (a tie). Pairs of one prompt are not independent: a
+model that understands a prompt is right about several of its pairs. So prompts, not pairs, are what the
+bootstrap draws and what the test of a change flips, and an interval of a share counts as many pairs as
+would tell the same if they were independent. Where every prompt has one pair, all of this is the textbook's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+"""Confidence of every interval."""
+RESAMPLES = 4999
+"""Draws of a bootstrap."""
+SIGNIFICANT = 1 - LEVEL
+
+
+def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927, eq. 1).
+
+    Args:
+        successes: may be fractional: ties count one half, which widens the interval if anything.
+        n: pairs, or how many independent ones they are worth (`effective_size`).
+
+    Raises:
+        ValueError: n is not positive, or successes lie outside 0..n.
+    """
+    if not (n > 0 and 0 <= successes <= n):
+        raise ValueError(f"{successes} successes of {n}")
+    z = stats.norm.ppf((1 + level) / 2)
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    reach = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
+
+
+def effective_size(scores: Sequence[float], groups: Sequence[str]) -> float:
+    """How many independent scores tell as much about the mean as these, at most their number.
+
+    n divided by the design effect (Kish 1965): the variance of the mean by groups over the variance that
+    independent scores of this mean would have.
+    """
+    values, n = np.asarray(scores, float), len(scores)
+    mean = values.mean()
+    independent = mean * (1 - mean) * n
+    by_group = _sums(values - mean, groups)
+    if len(by_group) == 1:
+        return 1.0
+    if len(by_group) == n or independent == 0:
+        return float(n)
+    clustered = (by_group**2).sum() * len(by_group) / (len(by_group) - 1)
+    return n / max(1.0, clustered / independent)
+
+
+def sign_test(improved: int, worsened: int) -> float:
+    """p of so uneven a split if either side were as likely: two-sided, exact; McNemar's test.
+
+    McNemar 1947; for 0/1 scores before and after, improved and worsened are the discordant pairs.
+    """
+    discordant = improved + worsened
+    return float(stats.binomtest(improved, discordant).pvalue) if discordant else 1.0
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Whether scores changed: how many pairs improved and worsened, and p under no change."""
+
+    improved: int
+    worsened: int
+    p: float
+    name: str
+
+
+def paired_test(
+    before: Sequence[float], after: Sequence[float], groups: Sequence[str]
+) -> PairedTest:
+    """Exact test of no change: for each prompt, before and after might as well be swapped.
+
+    The summed difference of each prompt's pairs gets a sign at random (Fisher 1935); p is the probability
+    of a total at least as far from zero as the one seen, over all ways, two-sided. With one pair to a
+    prompt, all differences are of one size, and this is McNemar's exact test (`sign_test`).
+
+    Args:
+        before, after: 0, ½ or 1 for each pair.
+        groups: of each pair, its prompt.
+    """
+    difference = np.asarray(after, float) - np.asarray(before, float)
+    halves = np.rint(2 * _sums(difference, groups)).astype(int)  # whole numbers: a tie is one half
+    sizes, counts = np.unique(np.abs(halves[halves != 0]), return_counts=True)
+    p = _sign_flip_p(sizes, counts, abs(int(halves.sum())))
+    name = "exact McNemar test" if len(sizes) < 2 else "exact sign-flip test by prompt"
+    return PairedTest(int((difference > 0).sum()), int((difference < 0).sum()), p, name)
+
+
+def _sign_flip_p(sizes: np.ndarray, counts: np.ndarray, seen: int) -> float:
+    """P(|sum of ±size| >= seen), each sign as likely, with `counts` terms of each size."""
+    likely = np.ones(1)  # of the sums -reach .. reach, in steps of 1
+    for size, count in zip(sizes, counts, strict=True):
+        stretched = np.zeros(2 * size * count + 1)
+        stretched[:: 2 * size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        likely = np.convolve(likely, stretched)
+    reach = len(likely) // 2
+    return min(1.0, float(likely[np.abs(np.arange(-reach, reach + 1)) >= seen].sum()))
+
+
+def mean_interval(
+    values: Sequence[float],
+    groups: Sequence[str],
+    seed: int,
+    weights: Sequence[float] | None = None,
+    level: float = LEVEL,
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of a mean, drawing whole groups (prompts); None for fewer than two.
+
+    Args:
+        values: of each pair. With `weights`, the mean is sum(values) / sum(weights): a mean per token,
+            say, of sums over tokens and their counts.
+
+    Source: Efron 1979; Field and Welsh 2007 for drawing whole clusters.
+    """
+    sizes = np.ones(len(values)) if weights is None else np.asarray(weights, float)
+    sums, counts = _sums(np.asarray(values, float), groups), _sums(sizes, groups)
+    if len(sums) < 2:
+        return None
+    found = stats.bootstrap(
+        (sums, counts),
+        lambda s, n, axis: s.sum(axis) / n.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=500,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _sums(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Sum of the values of each group, groups in the order of their names."""
+    _, where = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    return np.bincount(where, weights=values)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for how many comparisons were made (Holm 1979), in their own order."""
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+WORDS = (
+    (0.001, "very unlikely to be chance"),
+    (0.01, "unlikely to be chance"),
+    (SIGNIFICANT, "probably not chance"),
+    (0.2, "it may well be chance"),
+    (math.inf, "it looks like chance"),
+)
+
+
+def in_words(p: float) -> str:
+    """What a (corrected) p-value says, for people."""
+    return next(words for bound, words in WORDS if p < bound)
+
+
+def how_often(p: float) -> str:
+    """The p-value as a frequency: what it is a probability of, said in full."""
+    if p > 0.5:
+        return "if nothing had changed, a difference this large would be the rule"
+    times = 1 / max(p, 1e-9)
+    rounded = round(times) if times < 10 else round(times, 1 - math.ceil(math.log10(times)) + 1)
+    least = "less than " if p < 1e-9 else "about "
+    return (
+        f"if nothing had changed, a difference this large would come up {least}once in "
+        f"{rounded:,.0f} such evaluations"
+    )
+
+
+def p_text(p: float) -> str:
+    """p for people: two digits, never a bare zero."""
+    if p < 0.0001:
+        return "p < 0.0001"
+    return f"p = {p:.2g}" if p < 0.095 else f"p = {p:.2f}"
