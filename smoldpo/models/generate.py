@@ -1,11 +1,37 @@
-"""Answers from a model: greedy or sampled, at once or as a stream of text."""
+"""Answers from a model: one, greedy or sampled, as a stream of text; or many, to be compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+)
+
+from smoldpo.errors import UsageError
+from smoldpo.models.load import positions
+from smoldpo.types import Advance, no_progress
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one prompt."""
+
+    ids: tuple[int, ...]
+    """Its tokens, the end-of-turn token included where it came."""
+    text: str
+    """Without control tokens, and without white space around it."""
+    ended: bool
+    """Whether the end-of-turn token came before `max_new_tokens` were used up."""
 
 
 @torch.no_grad()
@@ -20,21 +46,167 @@ def generate_answer(
 ) -> str:
     """The model's answer to one tokenised prompt, without the end-of-turn token.
 
+    Sampled as the model's own generation settings say (top-k, repetition penalty, ...), which suits those
+    who talk to it; `generate_answers` samples from the model's own distribution.
+
     Args:
         temperature: 0 takes the likeliest token each time; above 0 samples.
         write: given each new piece of text as it comes.
     """
     ids = torch.tensor([list(prompt_ids)], device=model.device)
+    ends = end_ids(model, tokenizer)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     output = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
         streamer=_Writer(tokenizer, write) if write else None,
         **({"do_sample": False} | sampling),
     )
-    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    return _text(tokenizer, output[0, ids.shape[1] :].tolist())
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int,
+    advance: Advance = no_progress,
+) -> list[Answer]:
+    """An answer to each tokenised prompt, in the prompts' order.
+
+    At temperature 1 the tokens follow the model's own distribution, softmax of its logits: nothing in its
+    generation settings (top-k, top-p, penalties, beams, ...) applies. An answer depends on model, prompt
+    and seed alone, not on the prompts beside it, but for the rounding of products of other shapes. So equal
+    prompts get equal answers, and two models answer a prompt with the same random numbers.
+
+    Args:
+        temperature: 0 takes the likeliest token each time; above 0 samples from
+            softmax(logits / temperature).
+        batch_size: prompts that are answered side by side, those of like length together.
+
+    Raises:
+        UsageError: a prompt leaves no room for its answer among the model's positions.
+    """
+    _require_room(model, prompts, max_new_tokens)
+    answers: dict[int, Answer] = {}
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    for start in range(0, len(order), batch_size):
+        some = order[start : start + batch_size]
+        batch = [prompts[index] for index in some]
+        new = _new_tokens(model, tokenizer, batch, max_new_tokens, temperature, seed)
+        answers |= zip(some, new, strict=True)
+        advance(len(some))
+    return [answers[index] for index in range(len(prompts))]
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends an answer: those the model's settings name, and the tokenizer's own."""
+    found: set[int] = set()
+    for settings in (model.generation_config, model.config.get_text_config(), tokenizer):
+        ids = getattr(settings, "eos_token_id", None)
+        found |= set(ids if isinstance(ids, list | tuple) else [ids])
+    return sorted(found - {None})
+
+
+@torch.no_grad()
+def _new_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[Answer]:
+    """Answers to prompts that are padded on the left to one length, so that all go on at its end."""
+    ends = end_ids(model, tokenizer)
+    longest = max(map(len, prompts))
+    padded = [[0] * (longest - len(ids)) + list(ids) for ids in prompts]
+    seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+    noise = [_Gumbel(temperature, [_generator(seed, ids) for ids in prompts])]
+    with _own_distribution(model):
+        output = model.generate(
+            input_ids=torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(seen, device=model.device),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else 0,
+            do_sample=False,
+            logits_processor=LogitsProcessorList(noise if temperature > 0 else []),
+        )
+    return [_answer(tokenizer, row, ends) for row in output[:, longest:].tolist()]
+
+
+def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: list[int]) -> Answer:
+    """What was said up to the first end of turn; what fills a row up behind it is not the model's."""
+    end = next((place for place, token in enumerate(ids) if token in ends), None)
+    said = ids if end is None else ids[: end + 1]
+    return Answer(tuple(said), _text(tokenizer, said), ended=end is not None)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+class _Gumbel(LogitsProcessor):
+    """Sampling as an argmax: of logits / T + g with g ~ Gumbel(0, 1), each for itself, it follows
+    softmax(logits / T) exactly (Maddison, Tarlow and Minka 2014, A* Sampling, section 2).
+
+    Each row draws from a generator of its own, as many numbers at each step: so the prompts beside it
+    change nothing, and another model that answers the prompt meets the same numbers.
+    """
+
+    def __init__(self, temperature: float, generators: list[torch.Generator]):
+        self._temperature, self._generators = temperature, generators
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [B, V] to scores whose largest is the token sampled."""
+        # float64: in float32 the likeliest draws would come in steps, and rare tokens not at all.
+        uniform = torch.stack(
+            [
+                torch.rand(scores.shape[1], generator=generator, dtype=torch.float64)
+                for generator in self._generators
+            ]
+        )
+        return scores / self._temperature - (-uniform.log()).log().to(scores)
+
+
+def _generator(seed: int, prompt: Sequence[int]) -> torch.Generator:
+    """Random numbers for one prompt under one seed; on the CPU, so that every device has the same."""
+    digest = hashlib.sha256(repr((seed, list(prompt))).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+@contextlib.contextmanager
+def _own_distribution(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block the model has no generation settings.
+
+    Settings passed to `generate` only lie on top of the model's own, so each that may change a
+    distribution would have to be known by name; none is left instead.
+    """
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def _require_room(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    longest, there = max(map(len, prompts), default=0), positions(model)
+    if there is not None and longest + max_new_tokens > there:
+        raise UsageError(
+            f"the longest prompt has {longest:,} tokens, and the model {there:,} positions: too few for an "
+            f"answer of {max_new_tokens:,} tokens; leave the prompt out, or lower --max-new-tokens"
+        )
 
 
 class _Writer(TextStreamer):
