@@ -90,6 +90,11 @@ def choose_questions(
         if fits and tokens.prompt_ids not in distinct:
             distinct[tokens.prompt_ids] = Question(pair.id, pair.prompt, tokens.prompt_ids)
     found = list(distinct.values())
+    if count and not found:
+        progress.say(
+            f"no held-out prompt leaves room for {max_new_tokens:,} tokens in the model's "
+            f"{room:,} positions: none is answered"
+        )
     count = min(count, len(found))
     return [found[number * len(found) // count] for number in range(count)]
 

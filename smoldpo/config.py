@@ -225,7 +225,7 @@ SECTIONS = {
     "Data": ("data", "max_length"),
     "Loss": ("loss_type", "label_smoothing"),
     "Training": ("learning_rate", "seed"),
-    "Evaluation": ("per_device_eval_batch_size", "max_new_tokens"),
+    "Evaluation": ("per_device_eval_batch_size", "fail_under"),
     "Machine": ("dtype", "cache_limit"),
     "Output": ("output_dir", "logging_steps"),
 }
@@ -261,6 +261,11 @@ def _answer_checks(config: TrainConfig) -> list[str]:
     asks = any(gate.split("=")[0].strip() == "win_rate" for gate in config.fail_under)
     if asks and not (config.judges and config.generate_prompts):
         problems.append("fail_under win_rate needs a judge, and generate_prompts above 0")
+    if any("://" in judge and ("@" in judge or "?" in judge) for judge in config.judges):
+        problems.append(
+            "judges: a URL with a name, password or query would be written to config.yaml; give the key in "
+            "the environment variable SMOLDPO_JUDGE_API_KEY"
+        )
     default = TrainConfig.model_fields["judges"].default
     if config.judges not in ([], default) and not config.generate_prompts:
         problems.append("judges need answers to judge: set generate_prompts above 0")

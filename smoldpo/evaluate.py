@@ -115,7 +115,7 @@ def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) 
     side_by_side = SideBySide()
     if options.generate_prompts:
         side_by_side = scoring.side_by_side(pairs, scores, judges)
-        analysis |= side_by_side.in_evaluation()
+    analysis |= side_by_side.in_evaluation()
     failed = failures(analysis, gates)
     return Evaluation(scores, facts, loaded, scoring.notes, analysis, side_by_side, failed)
 

@@ -129,7 +129,7 @@ def _print_one(summary: dict[str, Any]) -> None:
     console.print(
         f"Picking the longer answer (in tokens) would be right in {longer:.1%}.", style="dim"
     )
-    if summary.get("generation"):
+    if summary["generation"]:
         console.print(_safe(_answers_line(summary)), style="dim")
 
 

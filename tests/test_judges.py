@@ -435,6 +435,22 @@ def test_our_own_key_goes_before_openais(endpoint, monkeypatch):
     assert endpoint.requests[0]["headers"]["Authorization"] == "Bearer own"
 
 
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("https://judge.example/v1", True),
+        ("http://judge.example/v1", False),
+        ("http://[::1]:8/v1", True),
+    ],
+)
+def test_openais_key_does_not_leave_the_machine_unencrypted(monkeypatch, url, sent):
+    monkeypatch.delenv("SMOLDPO_JUDGE_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-verysecret")
+    assert (parse_judge(url)._authorization is not None) == sent
+    monkeypatch.setenv("SMOLDPO_JUDGE_API_KEY", "own")  # set for this very purpose
+    assert parse_judge(url)._authorization == "Bearer own"
+
+
 def test_a_key_that_no_header_can_hold_is_not_shown_either(endpoint, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very\nsecret")
     with pytest.raises(UsageError, match="OPENAI_API_KEY: holds characters") as caught:

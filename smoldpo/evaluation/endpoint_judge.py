@@ -12,6 +12,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
@@ -28,6 +29,7 @@ LONGEST_WAIT = 60.0
 LARGEST = 4 * 2**20
 """Bytes of a reply that are read."""
 KEYS = ("SMOLDPO_JUDGE_API_KEY", "OPENAI_API_KEY")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 INSTRUCTIONS = """\
 You compare two answers, A and B, to the last message of a user. The better answer does what the user asks, \
@@ -60,8 +62,9 @@ class JudgeError(SmoldpoError):
 class EndpointJudge:
     """A model that is asked over HTTP, at temperature 0.
 
-    Its key comes from SMOLDPO_JUDGE_API_KEY or OPENAI_API_KEY; a name and password in the URL are sent
-    instead of it where there are any. Neither is ever part of a name or a message.
+    Its key comes from SMOLDPO_JUDGE_API_KEY, or OPENAI_API_KEY where the way there is encrypted or does not
+    leave the machine: that variable is set for another purpose on many a machine. A name and password in
+    the URL are sent instead of it where there are any. Neither is ever part of a name or a message.
     """
 
     def __init__(self, url: str):
@@ -83,7 +86,9 @@ class EndpointJudge:
         self._url = urlunsplit((parts.scheme, host, path + "/chat/completions", parts.query, ""))
         self._model = unquote(parts.fragment)
         self.name = f"{shown}#{self._model}" if self._model else shown
-        self._authorization, self._secrets = _credentials(parts.username, parts.password)
+        private = parts.scheme == "https" or parts.hostname in LOOPBACK
+        variables = KEYS if private else KEYS[:1]
+        self._authorization, self._secrets = _credentials(parts.username, parts.password, variables)
         if parts.query:  # some services take a key there
             self._secrets += [parts.query, *filter(None, dict(parse_qsl(parts.query)).values())]
 
@@ -182,13 +187,15 @@ def _retry_after(error: urllib.error.HTTPError) -> float:
     return float(asked) if re.fullmatch("[0-9]{1,6}", asked) else 0.0
 
 
-def _credentials(user: str | None, password: str | None) -> tuple[str | None, list[str]]:
+def _credentials(
+    user: str | None, password: str | None, variables: Sequence[str]
+) -> tuple[str | None, list[str]]:
     """The Authorization header, and every text that must not be seen."""
     if user is not None:
         user, password = unquote(user), unquote(password or "")
         basic = base64.b64encode(f"{user}:{password}".encode()).decode()
         return f"Basic {basic}", [basic, *filter(None, (password, user))]
-    for variable in KEYS:
+    for variable in variables:
         key = os.environ.get(variable, "").strip()
         if not key:
             continue
