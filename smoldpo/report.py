@@ -15,7 +15,7 @@ import yaml
 from smoldpo import report_plots
 from smoldpo.data.cleaning import RULES
 from smoldpo.errors import SmoldpoError, UsageError
-from smoldpo.evaluation.record import Evaluation, Group
+from smoldpo.evaluation.record import SAMPLE_PROMPT, Evaluation, Group, Sample
 from smoldpo.files import write_text
 from smoldpo.pages import render
 from smoldpo.plots import NAMES
@@ -74,7 +74,7 @@ def _one(run: RunFiles) -> str:
         plots=_evaluation_plots(evaluation) if evaluation else {},
         length_groups=_length_groups(evaluation),
         slices=_slices(evaluation),
-        samples=[shown_sample(sample, colouring) for sample in run.samples[:MOST_SAMPLES]],
+        samples=[shown_sample(sample, colouring) for sample in _samples(run)],
         notable=_notable(evaluation, colouring),
         colouring=colouring,
         sources=_sources(run.data),
@@ -93,6 +93,12 @@ def _all_tokens(run: RunFiles) -> list[Any]:
     return found
 
 
+def _samples(run: RunFiles) -> list[Sample]:
+    """Those that the page shows: the sample prompt, then the first of the others."""
+    in_order = sorted(run.samples, key=lambda sample: sample.id != SAMPLE_PROMPT)
+    return in_order[:MOST_SAMPLES]
+
+
 def _column_names(evaluation: Evaluation | None) -> dict[str, str]:
     """Titles of the two columns; of a run, as the words they are."""
     if evaluation is None or evaluation.kind == "run":
@@ -108,7 +114,16 @@ def _model(run: RunFiles) -> str:
 def _evaluation_plots(evaluation: Evaluation) -> dict[str, Plot]:
     plots = {"accuracies": report_plots.accuracies(evaluation)}
     if evaluation.margins:
-        plots["margins"] = report_plots.margin_histogram(evaluation.margins, evaluation.names)
+        plots["margins"] = report_plots.margin_histogram(
+            "Margins of implicit rewards", "margin, β × nats", evaluation.margins, evaluation.names
+        )
+    if evaluation.logp_margins:
+        plots["logp_margins"] = report_plots.margin_histogram(
+            "Margins of log-probabilities",
+            "log π(chosen) − log π(rejected), nats",
+            evaluation.logp_margins,
+            evaluation.names,
+        )
     if evaluation.by_length_difference:
         bins = evaluation.by_length_difference
         plots["by_length"] = report_plots.by_length_difference(bins)
@@ -149,8 +164,8 @@ def _notable(evaluation: Evaluation | None, colouring: Colouring) -> list[dict[s
         return []
     lists = {
         "Changed sides": evaluation.notable.changed,
-        "Best after training": evaluation.notable.best,
-        "Worst after training": evaluation.notable.worst,
+        "Improved most": evaluation.notable.best,
+        "Worsened most": evaluation.notable.worst,
     }
     return [
         {
@@ -235,6 +250,7 @@ def _row(index: int, run: RunFiles, label: str) -> dict[str, Any]:
         "files": run,
         "label": label,
         "evaluation": run.evaluation,
+        "accuracy": run.evaluation and run.evaluation.accuracy.get("reward"),
         "why_not": run.absent.get("evaluation.json", ""),
         "colour": NAMES[colour],
         "dash": {"-": "none", "--": "6 3", ":": "1.5 3", "-.": "6 3 1.5 3"}[style],
@@ -245,12 +261,8 @@ def _row(index: int, run: RunFiles, label: str) -> dict[str, Any]:
 def _best(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Of the runs that were judged, the one with the highest accuracy by implicit reward."""
 
-    def after(row: dict[str, Any]) -> float:
-        return row["evaluation"].accuracy["reward"].after.value
-
-    judged = [r for r in rows if r["evaluation"] and r["evaluation"].accuracy.get("reward")]
-    judged = [row for row in judged if after(row) is not None]
-    return max(judged, key=after, default=None)
+    judged = [row for row in rows if row["accuracy"] and row["accuracy"].after.value is not None]
+    return max(judged, key=lambda row: row["accuracy"].after.value, default=None)
 
 
 def _differences(runs: Sequence[RunFiles]) -> dict[str, list[str]]:

@@ -147,7 +147,7 @@ def _thinned(steps: Any, values: Any) -> tuple[Any, Any]:
 
 def in_order(evaluation: Evaluation) -> dict[str, Accuracy]:
     """The accuracies, that of the headline first."""
-    first = ("reward", *evaluation.accuracy)
+    first = (evaluation.metric, *evaluation.accuracy)
     found = {name: evaluation.accuracy.get(name) for name in first}
     return {name: accuracy for name, accuracy in found.items() if accuracy}
 
@@ -187,9 +187,8 @@ def _dot(axes: Any, part: Any, height: float, colour: str) -> None:
     axes.plot(100 * part.value, height, "o", color=colour, markersize=7)
 
 
-def margin_histogram(margins: Margins, names: Any) -> Plot:
-    """The implicit reward's margins before and after."""
-    title = "Implicit-reward margins"
+def margin_histogram(title: str, unit: str, margins: Margins, names: Any) -> Plot:
+    """How pairs' margins are spread before and after."""
     note = f"Grey: {names.before}. Blue: {names.after}. Right of 0 the chosen answer is preferred."
     flat = sum(count > 0 for count in margins.before.counts) <= 1
     if flat:
@@ -204,10 +203,24 @@ def margin_histogram(margins: Margins, names: Any) -> Plot:
         else:
             axes.stairs(before.counts, before.edges, color=GREY, linewidth=1.8)
             axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_xlabel("margin, β × nats")
+        axes.set_xlim(*_filled_range(margins))
+        axes.set_xlabel(unit)
         axes.set_ylabel("pairs")
 
     return Plot(title, svg(draw, title), note)
+
+
+def _filled_range(margins: Margins) -> tuple[float, float]:
+    """From the first bin that holds something to the last, and 0."""
+    filled = [
+        edge
+        for part in (margins.before, margins.after)
+        for index, count in enumerate(part.counts)
+        if count
+        for edge in part.edges[index : index + 2]
+    ] or [-1.0, 1.0]
+    low, high = min(0.0, *filled), max(0.0, *filled)
+    return low - 0.03 * (high - low), high + 0.03 * (high - low)
 
 
 def _middle_of_mass(histogram: Any) -> float:
@@ -220,8 +233,16 @@ def _middle_of_mass(histogram: Any) -> float:
 def by_length_difference(bins: Sequence[LengthBin]) -> Plot:
     """Accuracy from much shorter to much longer chosen answers."""
     title = "Accuracy by length difference"
+    note = "Points: after, in bins of equally many pairs. Dashed: a coin."
+    befores = [100 * part.before for part in bins if part.before is not None]
+    flat = set(befores) <= {50.0}
+    if not flat:
+        note += " Grey: before."
 
     def draw(axes: Any) -> None:
+        if not flat:
+            places = [at for at, part in enumerate(bins) if part.before is not None]
+            axes.plot(places, befores, "o", color=GREY, markersize=5)
         for place, part in enumerate(bins):
             _with_interval(axes, place, part.value, part.low_ci, part.high_ci)
         edges = [part.low for part in bins] + [bins[-1].high]
@@ -234,7 +255,7 @@ def by_length_difference(bins: Sequence[LengthBin]) -> Plot:
         _share_axis(axes)
         axes.set_xlabel("chosen minus rejected, tokens")
 
-    return Plot(title, svg(draw, title), "After training, implicit reward. Dashed: a coin.")
+    return Plot(title, svg(draw, title), note)
 
 
 def calibration(bins: Sequence[CalibrationBin]) -> Plot:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from smoldpo.evaluation.record import Sample, TokenRatio
+from smoldpo.evaluation.record import SAMPLE_PROMPT, Sample, TokenRatio
 
 MOST_CHARACTERS = 1500
 MOST_TOKENS = 350
@@ -127,6 +127,8 @@ class ShownSample:
     """A prompt with both models' answers."""
 
     prompt: Dialogue
+    greedy: bool
+    """Whether each answer's tokens are the likeliest ones, not drawn."""
     sides: list[tuple[str, Answer, bool | None]]
     """Who answered, what, and whether it ended by itself."""
 
@@ -141,4 +143,4 @@ def shown_sample(sample: Sample, colouring: Colouring) -> ShownSample:
         ),
         ("Policy", colouring.answer(sample.policy, sample.policy_tokens), sample.policy_ended),
     ]
-    return ShownSample(dialogue(sample.prompt), sides)
+    return ShownSample(dialogue(sample.prompt), sample.id == SAMPLE_PROMPT, sides)

@@ -47,7 +47,7 @@ def evaluation(rng: Any, n: int = 509, after: float = 0.612) -> dict[str, Any]:
     before = {"logp": 0.533, "logp_per_token": 0.497, "reward": 0.5}
     later = {"logp": 0.5461, "logp_per_token": 0.5285, "reward": after}
     return {
-        "n": n, "beta": 0.1, "prompts": n - 11, "kind": "run",
+        "n": n, "beta": 0.1, "prompts": n - 11, "kind": "run", "metric": "reward",
         "names": {"before": "before", "after": "after"},
         "headline": headline, "verdict": "change", "level": 0.95, "comparisons": 3,
         "correction": "Holm",
@@ -66,6 +66,7 @@ def evaluation(rng: Any, n: int = 509, after: float = 0.612) -> dict[str, Any]:
             "perplexity_chosen": {"before": 8.12, "after": 8.61}, "alarm": None, "advice": [],
         },
         "margins": _margins(rng, n),
+        "logp_margins": _margins(rng, n, before=-0.2, reach=60),
         "generation": {
             "prompts": 16, "temperature": 1.0, "max_new_tokens": 96,
             "reference": _answers(60.2), "policy": _answers(71.9),
@@ -115,7 +116,7 @@ def _length_bins(rng: Any, n: int) -> list[dict[str, Any]]:
     bins = []
     for low, high in itertools.pairwise(edges):
         part = wilson(float(np.clip(rng.normal(0.61, 0.06), 0, 1)), n // 10)
-        bins.append({"low": low, "high": high, "n": n // 10, "value": part["value"],
+        bins.append({"low": low, "high": high, "n": n // 10, "before": 0.5, "value": part["value"],
                      "low_ci": part["low"], "high_ci": part["high"]})  # fmt: skip
     return bins
 
@@ -139,10 +140,13 @@ def _drift(before: float, after: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _margins(rng: Any, n: int) -> dict[str, Any]:
-    edges = np.linspace(-1.5, 2.5, 41)
-    before = np.histogram(np.zeros(n), edges)[0]
-    after = np.histogram(rng.normal(0.35, 0.55, n).clip(-1.5, 2.5), edges)[0]
+def _margins(rng: Any, n: int, before: float | None = None, reach: float = 2) -> dict[str, Any]:
+    """Without `before` all pairs tie at first, as an untrained policy's implicit rewards do."""
+    edges = np.linspace(-reach, reach, 42)
+    noise = rng.normal(0, 0.25, n)
+    first = np.zeros(n) if before is None else (before + noise) * reach
+    before = np.histogram(first.clip(-reach, reach), edges)[0]
+    after = np.histogram((0.15 + noise * 1.1).clip(-1, 1) * reach, edges)[0]
     both = {"before": before, "after": after}
     return {k: {"edges": edges.tolist(), "counts": v.tolist()} for k, v in both.items()}
 
@@ -186,6 +190,7 @@ def samples(rng: Any, count: int = 4) -> list[dict[str, Any]]:
             "reference_tokens": tokens_of(reference, rng, -0.1),
             "policy_tokens": tokens_of(policy, rng, 0.15),
         })  # fmt: skip
+    found[-1] |= {"id": "sample_prompt", "prompt": "Give me one tip for sleeping better."}
     return found
 
 

@@ -108,7 +108,7 @@ def test_a_whole_run_is_one_small_page_in_order(run):
     order = ["accuracy", "drift", "curves", "margins", "calibration", "data", "samples", "pairs"]
     places = [text.index(f'<section id="{name}">') for name in [*order, "cost", "again"]]
     assert places == sorted(places)
-    assert text.count("<svg") == 10
+    assert text.count("<svg") == 11
     assert "3 comparisons were made" in text and "Holm" in text
     assert "smoldpo train --data &#39;my pairs.jsonl&#39;" in text
     assert "35" in page.text and "both answers are the same" in text
@@ -121,12 +121,12 @@ def test_a_long_run_with_long_texts_stays_small(run):
     long = "word " * 20_000
     sample = runfiles.samples(rng, 1)[0]
     sample |= {"policy": long, "policy_tokens": runfiles.tokens_of(long, rng), "prompt": long}
-    write_lines(run / "samples.jsonl", [sample] * 100)
+    write_lines(run / "samples.jsonl", [sample] * 15)
     text, page = page_of(run)
     assert len(text.encode()) < 2_000_000
     assert f"{len(long) - MOST_CHARACTERS:,} more characters" in page.text
     assert f"{20_001 - MOST_TOKENS:,} tokens more" in page.text
-    assert "the first 12 of 100" in page.text
+    assert "the first 12 of 15" in page.text
 
 
 def test_the_alarm_is_a_box_with_advice(run):
@@ -213,10 +213,33 @@ def test_least_that_an_evaluation_can_hold(run):
     }
     logp = found["accuracy"]["logp"] | {"p": None, "p_corrected": None}
     logp["before"] = {"value": 0.5, "low": None, "high": None}
+    one = {"n": 1, "before": 0.0, "after": {"value": 1.0, "low": 0.2, "high": 1.0}}
+    none = {"n": 0, "before": None, "after": None}
+    groups = {"chosen_longer": one, "chosen_shorter": none, "equal": none, "balanced": None}
+    least |= {"metric": "logp", "by_length": {"metric": "logp"} | groups, "calibration": None}
+    least |= {
+        "margins": None,
+        "judges": [
+            {
+                "judge": "a",
+                "n": 0,
+                "wins": 0,
+                "losses": 0,
+                "ties": 0,
+                "win_rate": {"value": None, "low": None, "high": None},
+                "failed": 8,
+                "error": "away",
+            }
+        ],
+    }
+    least |= {"generation": found["generation"] | {"kl_per_token": None}}
     least["accuracy"] = {"logp": logp, "reward": None}
     (run / "evaluation.json").write_text(json.dumps(least))
     _, page = page_of(run)
     assert "No evidence of change" in page.text and "1 comparison was made" in page.text
+    assert (
+        "away" in page.text and "equally long" in page.text and "length-balanced" not in page.text
+    )
     page_of(run, run)
 
 

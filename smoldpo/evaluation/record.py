@@ -42,7 +42,7 @@ class Group(BaseModel):
     name: str = ""
     n: int
     before: Number = None
-    after: Interval
+    after: Interval | None
 
 
 class Balanced(BaseModel):
@@ -59,7 +59,8 @@ class ByLength(BaseModel):
     chosen_shorter: Group
     chosen_longer: Group
     equal: Group
-    balanced: Balanced
+    balanced: Balanced | None
+    """None where all pairs are of one kind."""
 
 
 class LengthBin(BaseModel):
@@ -68,6 +69,7 @@ class LengthBin(BaseModel):
     low: float
     high: float
     n: int
+    before: Number = None
     value: Number
     low_ci: Number = None
     high_ci: Number = None
@@ -128,7 +130,7 @@ class Histogram(BaseModel):
 
 
 class Margins(BaseModel):
-    """Implicit-reward margins, in β times nats."""
+    """How the pairs' margins are spread, before and after."""
 
     before: Histogram
     after: Histogram
@@ -169,10 +171,15 @@ class Judgement(BaseModel):
     p: Number = None
     disagreement: Number = None
     failed: int = 0
+    error: str | None = None
+    """Why there is no win rate, where there is none."""
 
 
 class NotablePair(BaseModel):
-    """A pair worth looking at, with what the policy made of every token."""
+    """A pair worth looking at, with what the policy made of every token.
+
+    Margins are log π(chosen) - log π(rejected), in nats.
+    """
 
     id: str
     prompt: str | list[dict]
@@ -208,6 +215,8 @@ class Evaluation(BaseModel):
     beta: Number = None
     prompts: int | None = None
     kind: str = "run"
+    metric: str = "reward"
+    """The accuracy that the headline is about."""
     names: Names = Names()
     headline: str
     verdict: Literal["change", "no evidence", "worse"]
@@ -223,10 +232,17 @@ class Evaluation(BaseModel):
     calibration: Calibration | None = None
     drift: Drift | None = None
     margins: Margins | None = None
+    """Of implicit rewards, in β times nats."""
+    logp_margins: Margins | None = None
+    """log π(chosen) - log π(rejected), in nats."""
     generation: Generation | None = None
     judges: list[Judgement] = []
     notable: Notable = Notable()
     pairs: list[PairRow] = []
+
+
+SAMPLE_PROMPT = "sample_prompt"
+"""The id of the one sample that was not drawn from the held-out pairs, nor at random."""
 
 
 class Sample(BaseModel):
