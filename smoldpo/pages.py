@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from pathlib import Path
@@ -45,7 +44,7 @@ def _without_secrets(text: str) -> str:
 
 
 def _missing(value: float | None) -> bool:
-    return value is None or not math.isfinite(value)
+    return value is None or not -1e300 < value < 1e300  # nan and infinity are not
 
 
 def _minus(text: str) -> str:

@@ -21,7 +21,7 @@ from smoldpo.pages import render
 from smoldpo.plots import NAMES
 from smoldpo.report_plots import METRIC_WORDS, Plot
 from smoldpo.report_texts import Colouring, dialogue, shown_sample
-from smoldpo.runfiles import RunFiles, read_run
+from smoldpo.runfiles import Data, Environment, Reading, RunFiles, Touch, read_run
 
 __all__ = ["RunFiles", "html_report", "read_run", "write_report"]
 
@@ -79,7 +79,8 @@ def _one(run: RunFiles) -> str:
         colouring=colouring,
         sources=_sources(run.data),
         last=run.steps[-1],
-        command=_command(run),
+        command=shlex.join(run.environment.command),
+        machine=_machine(run.environment),
     )
 
 
@@ -188,22 +189,20 @@ def _notable(evaluation: Evaluation | None, colouring: Colouring) -> list[dict[s
     ]
 
 
-def _sources(data: dict[str, Any]) -> list[dict[str, Any]]:
+def _sources(data: Data) -> list[dict[str, Any]]:
     """What was read, source by source, each with what its rules did."""
-    accounts = data.get("sources") or [data]
-    found = []
-    for account in accounts:
-        for use in ("train", "eval"):
-            read = account.get(use)
-            if isinstance(read, dict):
-                found.append(read | {"use": use, "rules": _rules(read)})
-    return found
+    return [
+        {"read": read, "use": use, "rules": _rules(read)}
+        for account in data.sources or [data]
+        for use, read in (("to train on", account.train), ("held out", account.eval))
+        if read is not None
+    ]
 
 
-def _rules(read: dict[str, Any]) -> list[dict[str, Any]]:
-    examples: dict[str, dict[str, Any]] = {}
-    for item in read.get("touched") or []:
-        examples.setdefault(item["rule"], item)
+def _rules(read: Reading) -> list[dict[str, Any]]:
+    examples: dict[str, Touch] = {}
+    for item in read.touched:
+        examples.setdefault(item.rule, item)
     return [
         {
             "action": action,
@@ -213,12 +212,18 @@ def _rules(read: dict[str, Any]) -> list[dict[str, Any]]:
             "example": examples.get(name),
         }
         for action in ("dropped", "mended", "warned")
-        for name, rows in (read.get(action) or {}).items()
+        for name, rows in getattr(read, action).items()
     ]
 
 
-def _command(run: RunFiles) -> str:
-    return shlex.join(map(str, run.environment.get("command") or ["smoldpo", "train"]))
+MACHINE = (
+    "platform", "processor", "cores", "threads", "device", "dtype", "engine", "compiled", "started"
+)  # fmt: skip
+
+
+def _machine(environment: Environment) -> dict[str, str]:
+    known = environment.model_dump()
+    return {name: str(known[name]) for name in MACHINE if known.get(name) is not None}
 
 
 def _several(runs: Sequence[RunFiles]) -> str:

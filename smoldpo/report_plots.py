@@ -11,7 +11,7 @@ import numpy as np
 
 from smoldpo.evaluation.record import Accuracy, CalibrationBin, Evaluation, LengthBin, Margins
 from smoldpo.plots import AMBER, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, svg
-from smoldpo.runfiles import RunFiles
+from smoldpo.runfiles import Row, RunFiles
 
 RUN_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
 MOST_POINTS = 400
@@ -116,10 +116,10 @@ def _finish_panel(axes: Any, panel: Panel) -> None:
     axes.locator_params(nbins=5)
 
 
-def _series(rows: Sequence[dict[str, Any]], column: str, scale: float) -> tuple[Any, Any]:
-    """Steps and values of a column; what is no number, such as the text "nan", is left out."""
-    found = [(row["step"], float(row[column])) for row in rows if column in row]
-    found = [(step, value) for step, value in found if math.isfinite(value)]
+def _series(rows: Sequence[Row], column: str, scale: float) -> tuple[Any, Any]:
+    """Steps and values of a column; what is no finite number is left out."""
+    found = [(row["step"], row.get(column)) for row in rows]
+    found = [(step, value) for step, value in found if value is not None and math.isfinite(value)]
     table = np.array(found, float).reshape(-1, 2)
     return table[:, 0], table[:, 1] * scale
 

@@ -33,6 +33,73 @@ def _bare_seconds(value: Any) -> Any:
 Phases = dict[str, Annotated[Phase, BeforeValidator(_bare_seconds)]]
 
 
+class Touch(BaseModel):
+    """A row that a rule touched."""
+
+    row: int
+    rule: str
+    detail: str = ""
+    before: str = ""
+
+
+class Reading(BaseModel):
+    """data.json's account of one source; `touched` holds the rows that a rule dropped or mended."""
+
+    source: str
+    format: str
+    rows_read: int
+    rows_kept: int
+    dropped: dict[str, int] = {}
+    mended: dict[str, int] = {}
+    warned: dict[str, int] = {}
+    touched: list[Touch] = []
+
+
+class Account(BaseModel):
+    """What was read to train on, and what to be judged by, where that was read apart."""
+
+    train: Reading | None = None
+    eval: Reading | None = None
+
+
+class Split(BaseModel):
+    how: str
+    train_pairs: int
+    eval_pairs: int
+    train_pairs_dropped_for_eval_prompt: int = 0
+    train_pairs_left_by_weight: int = 0
+
+
+class Tokens(BaseModel):
+    max_length: int
+    longest: int
+    mean: float
+    notes: dict[str, int] = {}
+
+
+class Data(Account):
+    """data.json: one source's account, or several under `sources`."""
+
+    sources: list[Account] = []
+    split: Split | None = None
+    tokens: Tokens | None = None
+
+
+class Environment(BaseModel, extra="allow"):
+    """environment.json, as far as it has a shape."""
+
+    smoldpo: str = "?"
+    python: str = "?"
+    libraries: dict[str, str] = {}
+    command: list[str] = ["smoldpo", "train"]
+    started: str = ""
+    sha256: dict[str, str] = {}
+
+
+Row = dict[str, float | None]
+"""A row of metrics.jsonl; a number that is not finite is read back from its text."""
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """What stands in a run folder.
@@ -47,10 +114,10 @@ class RunFiles:
     folder: Path
     config: dict[str, Any]
     config_text: str
-    environment: dict[str, Any]
-    data: dict[str, Any]
-    steps: list[dict[str, Any]]
-    checks: list[dict[str, Any]]
+    environment: Environment
+    data: Data
+    steps: list[Row]
+    checks: list[Row]
     evaluation: Evaluation | None
     samples: list[Sample]
     timings: dict[str, Phase]
@@ -82,7 +149,7 @@ def read_run(folder: Path | str) -> RunFiles:
     folder = Path(folder)
     _require_run(folder)
     config_text = _text(folder, "config.yaml")
-    rows = _rows(folder, "metrics.jsonl")
+    rows = _metrics(folder)
     steps = [row for row in rows if "loss" in row]
     if not steps:
         raise SmoldpoError(
@@ -96,8 +163,12 @@ def read_run(folder: Path | str) -> RunFiles:
         folder=folder,
         config=config,
         config_text=config_text,
-        environment=_object(folder, "environment.json"),
-        data=_object(folder, "data.json") if there["data.json"] else {},
+        environment=_checked(
+            folder, "environment.json", Environment, _object(folder, "environment.json")
+        ),
+        data=_checked(folder, "data.json", Data, _object(folder, "data.json"))
+        if there["data.json"]
+        else Data(),
         steps=steps,
         checks=[row for row in rows if "eval_loss" in row],
         evaluation=_evaluation(folder, absent) if there["evaluation.json"] else None,
@@ -124,6 +195,14 @@ def _require_run(folder: Path) -> None:
         raise SmoldpoError(
             f"{folder}: this run is unfinished: metrics.jsonl is missing; train again with --overwrite"
         )
+
+
+def _metrics(folder: Path) -> list[Row]:
+    rows = _checked(folder, "metrics.jsonl", list[Row], _rows(folder, "metrics.jsonl"))
+    for number, row in enumerate(rows, 1):
+        if row.get("step") is None:
+            raise _damaged(folder, "metrics.jsonl", "no step", number)
+    return rows
 
 
 def _absent(folder: Path, config: dict[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -285,6 +286,51 @@ def test_what_is_no_run_or_damaged_is_named(run, break_it, says, kind):
     with pytest.raises(kind) as error:
         read_run(run)
     assert says in str(error.value) and str(run) in str(error.value)
+
+
+def places(value, path=()):
+    """Where a value can be broken: every key, and the first items of every list."""
+    if path:
+        yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:3])
+    for key, item in inner:
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
+        else:
+            yield (*path, key)
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_whatever_is_broken_gives_a_page_or_a_named_error(tmp_path, monkeypatch, seed):
+    """One value somewhere is missing or of another kind."""
+    chance = random.Random(seed)
+    if seed > 10:  # drawing takes most of the time
+        monkeypatch.setattr("smoldpo.report_plots.svg", lambda *arguments: "")
+    folder = write_run(tmp_path / "run")
+    name = chance.choice(["environment.json", "data.json", "evaluation.json", "timings.json",
+                          "metrics.jsonl", "samples.jsonl"])  # fmt: skip
+    text = (folder / name).read_text()
+    value = (
+        [json.loads(line) for line in text.splitlines()] if name[-1] == "l" else json.loads(text)
+    )
+    *way, last = chance.choice(list(places(value)))
+    inner = value
+    for key in way:
+        inner = inner[key]
+    new = chance.choice(["missing", None, "x", [], {}, -1, 10**400, float("nan"), [1, 2], {"a": 1}])
+    if new == "missing":
+        del inner[last]
+    else:
+        inner[last] = new
+    if name[-1] == "l":
+        write_lines(folder / name, value)
+    else:
+        (folder / name).write_text(json.dumps(value))
+    try:
+        page_of(folder)
+        page_of(folder, folder)
+    except SmoldpoError as error:
+        assert name in str(error) and str(folder) in str(error)
 
 
 def test_a_last_line_that_was_cut_off_does_not_count(run):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 Number = float | None
 TokenRatio = tuple[str, Number]
@@ -127,6 +127,12 @@ class Drift(BaseModel):
 class Histogram(BaseModel):
     edges: list[float]
     counts: list[float]
+
+    @model_validator(mode="after")
+    def _edges_around_counts(self) -> Histogram:
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError("a histogram has one edge more than counts")
+        return self
 
 
 class Margins(BaseModel):
