@@ -5,8 +5,6 @@ The page runs no script and asks for nothing: plots are SVG inside it, every tex
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,11 @@ from rich.table import Table
 from smoldpo.data.check import CheckReport
 from smoldpo.data.cleaning import RULES, Touched
 from smoldpo.data.measure import SIDES
+from smoldpo.pages import render
+from smoldpo.plots import BLUE, GREY, INK, ORANGE, svg
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
 WORST = 5
 """Rows of each rule that the page shows."""
-INK = "#010203"
-"""Drawn in this colour, plots take on the page's own: it is replaced by currentColor."""
 
 
 def print_report(report: CheckReport, console: Console) -> None:
@@ -107,11 +104,6 @@ def facts(report: CheckReport) -> list[str]:
 
 def html_report(report: CheckReport) -> str:
     """The page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     rules = [
         {
             "name": rule,
@@ -122,7 +114,8 @@ def html_report(report: CheckReport) -> str:
         }
         for rule, action, rows, _ in report.by_rule()
     ]
-    return environment.get_template("data_check.html").render(
+    return render(
+        "data_check.html",
         report=report,
         numbers=report.statistics,
         rules=rules,
@@ -134,43 +127,18 @@ def html_report(report: CheckReport) -> str:
 
 
 def _plots(report: CheckReport) -> list[dict[str, str]]:
-    unit = report.statistics["unit"]
+    drawn = {
+        f"Lengths in {report.statistics['unit']}": _draw_lengths,
+        "Is the chosen answer the longer one?": _draw_difference,
+        "What each max_length would cut": _draw_truncation,
+    }
     return [
-        {"title": f"Lengths in {unit}", "svg": _svg(_draw_lengths, report)},
-        {"title": "Is the chosen answer the longer one?", "svg": _svg(_draw_difference, report)},
-        {"title": "What each max_length would cut", "svg": _svg(_draw_truncation, report)},
+        {"title": title, "svg": svg(lambda axes, draw=draw: draw(axes, report), title)}
+        for title, draw in drawn.items()
     ]
 
 
-def _svg(draw: Any, report: CheckReport) -> str:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    style = {
-        "svg.fonttype": "none",  # texts stay texts: small, and readable aloud
-        "svg.hashsalt": "smoldpo",
-        "font.size": 11,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-        **dict.fromkeys(
-            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
-        ),
-    }
-    with rc_context(style):
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
-        draw(axes, report)
-        written = io.StringIO()
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(written, format="svg", metadata=metadata)
-    text = written.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
-
-
-COLOURS = {"prompt": "#8a8f98", "chosen": "#0072b2", "rejected": "#d55e00"}
+COLOURS = {"prompt": GREY, "chosen": BLUE, "rejected": ORANGE}
 
 
 def _draw_lengths(axes: Any, report: CheckReport) -> None:
@@ -178,7 +146,7 @@ def _draw_lengths(axes: Any, report: CheckReport) -> None:
     for number, side in enumerate(SIDES):
         values = report.lengths[:, number].clip(max=edges[-1])
         axes.hist(values, edges, histtype="step", linewidth=1.8, color=COLOURS[side], label=side)
-    axes.set_xlabel(f"{report.statistics['unit']} (the longest are counted in the last bar)")
+    axes.set_xlabel(f"{report.statistics['unit']} (last bar: this or longer)")
     axes.set_ylabel("pairs")
     axes.legend()
 
@@ -186,7 +154,7 @@ def _draw_lengths(axes: Any, report: CheckReport) -> None:
 def _draw_difference(axes: Any, report: CheckReport) -> None:
     difference = report.lengths[:, 1] - report.lengths[:, 2]
     reach = max(1, np.percentile(abs(difference), 99))
-    axes.hist(difference.clip(-reach, reach), np.linspace(-reach, reach, 42), color="#4c78a8")
+    axes.hist(difference.clip(-reach, reach), np.linspace(-reach, reach, 42), color=BLUE)
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_xlabel(f"chosen minus rejected, {report.statistics['unit']}")
     axes.set_ylabel("pairs")
@@ -196,7 +164,7 @@ def _draw_truncation(axes: Any, report: CheckReport) -> None:
     needed = np.sort(report.lengths[:, 0] + report.lengths[:, 1:].max(axis=1))
     share = 100 * (1 - np.arange(1, len(needed) + 1) / len(needed))
     limit = report.options.max_length
-    axes.step(needed, share, where="post", color="#4c78a8", linewidth=1.8)
+    axes.step(needed, share, where="post", color=BLUE, linewidth=1.8)
     axes.axvline(limit, color=INK, linewidth=1, linestyle="--", label=f"max_length {limit}")
     axes.set_xlim(0, max(1.15 * limit, np.percentile(needed, 99.5)))
     axes.set_ylim(0, 100)

@@ -1,0 +1,96 @@
+"""HTML pages from templates: everything escaped, numbers written in one way."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+TEMPLATES = Path(__file__).parent / "templates"
+NONE = "–"
+"""Stands where there is no number."""
+
+
+def render(template: str, **values: Any) -> str:
+    """The page, as text that can be written as UTF-8 whatever the values hold."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "signed": signed,
+        "number": number,
+        "count": count,
+        "p_value": p_value,
+        "duration": duration,
+    }
+    text = environment.get_template(template).render(**values)
+    return _without_secrets(re.sub("[\ud800-\udfff]", "\ufffd", text))
+
+
+def _without_secrets(text: str) -> str:
+    """Commands, configurations and file names can hold tokens; a page is made to be passed on."""
+    token = os.environ.get("HF_TOKEN")
+    text = text.replace(token, "***") if token else text
+    return re.sub(r"://[^/@\s<>]+@", "://***@", re.sub(r"hf_[A-Za-z0-9]{20,}", "***", text))
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or not -1e300 < value < 1e300  # nan and infinity are not
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.612 as 61.2%."""
+    return NONE if _missing(value) else f"{value:.{digits}%}"
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares, 0.112, as +11.2."""
+    return NONE if _missing(value) else _minus(f"{100 * value:+.1f}")
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """With its sign, and a true minus."""
+    return NONE if _missing(value) else _minus(f"{value:+,.{digits}f}")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """With a true minus, and commas between thousands."""
+    return NONE if _missing(value) else _minus(f"{value:,.{digits}f}")
+
+
+def count(value: float | None) -> str:
+    """A whole number, with commas between thousands."""
+    return NONE if _missing(value) else f"{value:,.0f}"
+
+
+def p_value(value: float | None) -> str:
+    """As people print it: two digits that count, and no zero."""
+    if _missing(value):
+        return NONE
+    if value < 0.0001:
+        return "< 0.0001"
+    return f"{value:.4f}" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """4.2 s, 3 min 20 s, 2 h 5 min."""
+    if _missing(seconds):
+        return NONE
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
