@@ -129,11 +129,13 @@ Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/mine.", sh
 @verb
 def show(run: Run, as_json: Json = False) -> None:
     """Print what a finished run found: the answer, the table, and what they rest on."""
-    from smoldpo.runfolder import read_evaluation
+    from smoldpo.runfiles import read_run
 
-    evaluation = read_evaluation(run)
+    files = read_run(run)
+    if files.evaluation is None:
+        raise _usage(f"{run}: {files.absent['evaluation.json']}")
+    evaluation = files.evaluation.model_dump(exclude={"pairs"})
     if as_json:
-        evaluation.pop("pairs", None)
         print(json.dumps(evaluation, indent=2))
         return
     from smoldpo.summary import print_comparison

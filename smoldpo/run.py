@@ -20,6 +20,7 @@ from smoldpo.files import require_space, write_json, write_text
 from smoldpo.materials import Models, TokenizedData, load_data, load_models, tokenize
 from smoldpo.phases import Phases
 from smoldpo.proof import Proof, question_of
+from smoldpo.report import read_run, write_report
 from smoldpo.runfolder import choose_folder, environment, make_folder
 from smoldpo.tracking import MetricsFile
 from smoldpo.trainer import Schedule, loss_function, train
@@ -34,7 +35,7 @@ class RunResult:
     steps: int
     evaluation: dict[str, Any] | None
     sample: dict[str, Any] | None
-    report: Path | None = None
+    report: Path
     failed_gates: list[str] = field(default_factory=list)
     """What `fail_under` asked for and the run does not have, in words."""
 
@@ -119,7 +120,10 @@ class _Run:
         self.metrics.close()
         sample = self.proof.write_side_by_side(self.folder, evaluation, before, after, self.phases)
         write_json(self.folder / "timings.json", self.phases.rows)
-        return RunResult(self.folder, self.steps, evaluation, sample)
+        report = self.folder / "report.html"
+        with progress.spinner("drawing the report"):
+            write_report([read_run(self.folder)], report)
+        return RunResult(self.folder, self.steps, evaluation, sample, report)
 
     def _prepare(self) -> None:
         pairs = self.data.train + self.data.eval

@@ -6,7 +6,6 @@ checkpoints/step-N/  model/  README.md  report.html
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -19,7 +18,7 @@ from typing import Any
 
 from smoldpo import __version__
 from smoldpo.config import TrainConfig
-from smoldpo.errors import SmoldpoError, UsageError
+from smoldpo.errors import UsageError
 from smoldpo.files import processor_name
 
 CONTENTS = (
@@ -94,29 +93,6 @@ def make_folder(folder: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """evaluation.json of a finished run.
-
-    Raises:
-        UsageError: no run, or one without an evaluation.
-        SmoldpoError: the file is damaged.
-    """
-    if not _holds_run(folder):
-        raise UsageError(f"{folder}: holds no run; give a run folder, such as runs/mine")
-    path = folder / "evaluation.json"
-    if not path.is_file():
-        raise UsageError(
-            f"{folder}: holds no evaluation.json: the run is not finished, or had no held-out pairs"
-        )
-    try:
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-        if "headline" not in evaluation:
-            raise ValueError("it is of an older smoldpo, or not smoldpo's")
-    except (OSError, ValueError, TypeError) as error:
-        raise SmoldpoError(f"{path}: cannot be read: {error}") from None
-    return evaluation
 
 
 def _holds_run(folder: Path) -> bool:

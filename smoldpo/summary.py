@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from smoldpo.cache import Entry
-from smoldpo.evaluation.headline import explanations
 from smoldpo.evaluation.metrics import METRICS
 from smoldpo.evaluation.statistics import p_text
 
@@ -30,8 +29,7 @@ def print_result(result: RunResult) -> None:
             console.print(f"[bold]{who.capitalize()}:[/bold] {_safe(result.sample[who])}")
     console.print()
     console.print(f"Run folder: {_safe(str(result.folder))}", soft_wrap=True)
-    if result.report is not None:
-        console.print(f"Report:     {_safe(str(result.report))}", soft_wrap=True)
+    console.print(f"Report:     {_safe(str(result.report))}", soft_wrap=True)
 
 
 def print_comparison(evaluation: dict[str, Any], console: Console | None = None) -> None:
@@ -40,7 +38,8 @@ def print_comparison(evaluation: dict[str, Any], console: Console | None = None)
     console.print(f"[bold]{_safe(evaluation['headline'])}[/bold]")
     console.print()
     console.print(_before_after(evaluation))
-    for line in explanations(evaluation):
+    lines = [_corrected(evaluation), *evaluation["explanations"]]
+    for line in lines:
         console.print(_safe(line), style="dim")
     if evaluation["generation"]:
         console.print(_safe(_answers_line(evaluation)), style="dim")
@@ -69,6 +68,12 @@ def _before_after(evaluation: dict[str, Any]) -> Table:
             p_text(row["p_corrected"]).removeprefix("p = ").removeprefix("p "),
         )
     return table
+
+
+def _corrected(evaluation: dict[str, Any]) -> str:
+    count = evaluation["comparisons"]
+    made = "1 comparison was" if count == 1 else f"{count} comparisons were"
+    return f"{made} made; p is corrected for that ({evaluation['correction']})."
 
 
 def _share(estimate: dict[str, float | None]) -> str:

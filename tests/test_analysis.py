@@ -65,7 +65,6 @@ def test_comparisons_are_counted_and_corrected():
     raw = sorted(row["p"] for row in found["accuracy"].values())
     corrected = sorted(row["p_corrected"] for row in found["accuracy"].values())
     assert corrected[0] == pytest.approx(min(1, 3 * raw[0]))
-    assert any("3 comparisons were made" in line for line in explanations(found))
     without = [
         [score(s.chosen_logp, s.rejected_logp, id=s.id) for s in scores]
         for scores in synthetic()[:2]

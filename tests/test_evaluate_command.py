@@ -118,7 +118,7 @@ def test_show_json_and_its_errors(run, cli, tmp_path, tiny_folder):
     assert damaged.code == 1 and "evaluation.json" in damaged.err
     (folder / "evaluation.json").unlink()
     unfinished = cli("show", folder)
-    assert unfinished.code == 2 and "not finished" in unfinished.err
+    assert unfinished.code == 2 and "did not reach its end" in unfinished.err
 
 
 def test_two_models_on_the_same_pairs(run, cli, tiny_folder, pairs_file):

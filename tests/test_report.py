@@ -84,7 +84,7 @@ def judged(folder: Path) -> dict:
 def test_figures_are_those_of_the_evaluation(run):
     found = judged(run)
     text, page = page_of(run)
-    assert found["headline"] in text
+    assert found["headline"] in text and found["explanations"][0] in text
     shown = {value for _, value in page.figures}
     for row in found["accuracy"].values():
         assert {row["before"]["value"], row["after"]["value"], row["change"]["value"]} <= shown
@@ -158,6 +158,7 @@ def plant(folder: Path) -> None:
     """Hostile text in every place that people or files can fill."""
     found = judged(folder)
     found["headline"] = found["correction"] = HOSTILE
+    found["explanations"] = [HOSTILE]
     found["drift"] |= {"alarm": HOSTILE, "advice": [HOSTILE]}
     found["slices"]["category"][0]["name"] = HOSTILE
     found["judges"][0]["judge"] = found["accuracy"]["logp"]["words"] = HOSTILE

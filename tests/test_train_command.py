@@ -66,7 +66,7 @@ def test_a_run_from_start_to_end(trained, tiny_folder):
     result, run = trained
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "environment.json", "data.json", "metrics.jsonl", "evaluation.json",
-        "samples.jsonl", "timings.json", "README.md", "checkpoints", "model",
+        "samples.jsonl", "timings.json", "README.md", "report.html", "checkpoints", "model",
     }  # fmt: skip
     evaluation = json.loads((run / "evaluation.json").read_text())
     for title in ("log-probability (sum)", "log-probability per token", "implicit reward"):

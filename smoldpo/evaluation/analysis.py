@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from smoldpo.evaluation.drift import drift
-from smoldpo.evaluation.headline import headline, verdict
+from smoldpo.evaluation.headline import explanations, headline, verdict
 from smoldpo.evaluation.metrics import METRICS, PairFacts, PairScore, accuracies, wins
 from smoldpo.evaluation.slices import (
     Sliced,
@@ -82,6 +82,7 @@ def analyse(
     }
     found["verdict"] = verdict(accuracy[metric])
     found["headline"] = headline(found)
+    found["explanations"] = explanations(found)
     return found
 
 

@@ -45,14 +45,12 @@ def headline(evaluation: dict[str, Any]) -> str:
 
 
 def explanations(evaluation: dict[str, Any]) -> list[str]:
-    """What the sentence rests on: the test, the correction, what could be seen at all, baselines."""
+    """What the sentence rests on: the test, what could be seen at all, what length alone would give."""
     metric = evaluation["metric"]
     accuracy = evaluation["accuracy"][metric]
     lines = [
         f"{_first_up(how_often(accuracy['p_corrected']))} ({accuracy['test']}: "
         f"{accuracy['improved']:,} pairs improved, {accuracy['worsened']:,} worsened).",
-        f"{evaluation['comparisons']} comparisons were made; p-values are corrected for that "
-        f"({evaluation['correction']}).",
     ]
     change = accuracy["change"]
     if evaluation["verdict"] == "no evidence" and change["low"] is not None:

@@ -225,6 +225,7 @@ class Evaluation(BaseModel):
     """The accuracy that the headline is about."""
     names: Names = Names()
     headline: str
+    explanations: list[str] = []
     verdict: Literal["change", "no evidence", "worse"]
     level: float = 0.95
     comparisons: int
