@@ -49,7 +49,8 @@ def evaluation(rng: Any, n: int = 509, after: float = 0.612) -> dict[str, Any]:
     return {
         "n": n, "beta": 0.1, "prompts": n - 11, "kind": "run", "metric": "reward",
         "names": {"before": "before", "after": "after"},
-        "headline": headline, "explanations": ["What it rests on, in a sentence."], "verdict": "change", "level": 0.95, "comparisons": 3,
+        "headline": headline, "explanations": ["What it rests on, in a sentence."],
+        "verdict": "change", "level": 0.95, "comparisons": 3,
         "correction": "Holm",
         "before": {"accuracy": before}, "after": {"accuracy": later},
         "accuracy": {name: _accuracy(name, before[name], later[name], n) for name in METRICS},
