@@ -156,14 +156,14 @@ def report(
 ) -> None:
     """Write the report of one run or several as one page that opens anywhere."""
     writable("--out", out, ".html")
-    from smoldpo.progress import say, spinner
+    from smoldpo.progress import spinner
 
     with spinner("drawing"):
         from smoldpo.report import read_run, write_report
 
         path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
         write_report([read_run(run) for run in runs], path)
-    say(f"report: {path}")
+    print(path)
 
 
 def _usage(message: str) -> Any:

@@ -93,7 +93,7 @@ def _draw_panel(axes: Any, panel: Panel, run: RunFiles) -> None:
         axes.plot(at, held_out, "o", color=colour, markersize=5, markeredgecolor=INK, clip_on=False)
     _finish_panel(axes, panel)
     if len(panel.columns) > 1:
-        axes.legend(loc="best", ncols=2)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
 
 
 def _draw_overlaid(axes: Any, panel: Panel, runs: Sequence[RunFiles]) -> None:

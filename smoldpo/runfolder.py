@@ -34,7 +34,7 @@ CONTENTS = (
     "checkpoints",
     "model",
 )
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy")
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "scipy")
 
 
 def choose_folder(config: TrainConfig) -> Path:
