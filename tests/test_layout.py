@@ -11,11 +11,22 @@ PACKAGE = ROOT / "smoldpo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"types", "losses", "errors", "files", "progress", "reach", "cache", "__init__"},
+    {"interrupts", "checkpoint", "rng", "early_stopping"},
     {"config"},
     {"data", "models"},
     {"engine"},
-    {"optim", "tracking", "trainer", "evaluation", "export", "runfolder"},
-    {"materials", "run", "chat", "summary"},
+    {"optim", "tracking", "state", "trainer", "evaluation", "export", "runfolder"},
+    {
+        "materials",
+        "fingerprint",
+        "keeper",
+        "not_finite",
+        "run",
+        "resume",
+        "chat",
+        "summary",
+        "compare_runs",
+    },
     {"cli", "cli_cache", "cli_data", "cli_support", "__main__"},
 ]
 """Each part may import from its own level and those above it in this list."""
