@@ -79,6 +79,26 @@ def train(settings: Settings = None) -> None:
     print_result(run_training(config))
 
 
+@app.command()
+@verb
+def resume(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    extend: Annotated[
+        float | None, typer.Option(metavar="EPOCHS", help="Add so many epochs to the run.")
+    ] = None,
+) -> None:
+    """Go on with an interrupted run, exactly as if it had not been interrupted."""
+    from smoldpo.progress import spinner
+
+    with spinner("starting"):
+        from smoldpo.resume import check_epochs, resume_training
+
+    from smoldpo.summary import print_result
+
+    check_epochs(extend)
+    print_result(resume_training(run, extend))
+
+
 @config_app.command("show", context_settings=SETTINGS)
 @verb
 def config_show(settings: Settings = None) -> None:

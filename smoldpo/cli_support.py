@@ -13,6 +13,7 @@ import typer
 
 from smoldpo.errors import SmoldpoError
 from smoldpo.files import NO_SPACE
+from smoldpo.interrupts import InterruptedRunError
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -24,6 +25,8 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
+        except InterruptedRunError as stop:
+            _fail(str(stop), stop.exit_code)
         except SmoldpoError as error:
             _fail(f"error: {error}", error.exit_code)
         except KeyboardInterrupt:

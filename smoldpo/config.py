@@ -145,6 +145,22 @@ class TrainConfig(BaseModel):
     eval_steps: _optional(PositiveInt) = Field(
         None, description="evaluate every N steps too, not only before and after"
     )
+    early_stopping_patience: _optional(PositiveInt) = Field(
+        None,
+        description="stop after N evaluations (eval_steps) in a row without a better metric_for_best_model",
+    )
+    metric_for_best_model: Literal[
+        "eval_loss",
+        "eval_rewards/accuracies",
+        "eval_rewards/margins",
+        "eval_accuracy/logp",
+        "eval_accuracy/logp_per_token",
+    ] = Field(
+        "eval_loss", description="what says which evaluation is the best; of losses the lowest is"
+    )
+    load_best_model_at_end: bool = Field(
+        False, description="save the policy of the best evaluation (eval_steps), not the last one"
+    )
     sample_prompt: _optional(Annotated[str, Field(min_length=1)]) = Field(
         "Give me one tip for sleeping better.",
         description="a prompt that reference and policy both answer at the end; none: skip",
@@ -187,7 +203,15 @@ class TrainConfig(BaseModel):
     )
     overwrite: bool = Field(False, description="replace the run that output_dir holds")
     save_steps: _optional(PositiveInt) = Field(
-        None, description="save a checkpoint every N steps; the final model is always saved"
+        None,
+        description="save a checkpoint (for smoldpo resume) every N steps, and at the end; the final model "
+        "is always saved",
+    )
+    save_minutes: _optional(Annotated[float, Field(gt=0)]) = Field(
+        10.0, description="save a checkpoint every N minutes, too; none: do not"
+    )
+    keep_checkpoints: PositiveInt = Field(
+        2, description="keep the newest N checkpoints; and the best one, where one is asked for"
     )
     logging_steps: PositiveInt = Field(1, description="write metrics every N steps")
 
@@ -215,6 +239,9 @@ def cross_checks(config: TrainConfig) -> list[str]:
     problems = []
     if config.eval_steps and config.eval_data is None and config.eval_fraction == 0:
         problems.append("eval_steps needs held-out pairs: set eval_data, or eval_fraction above 0")
+    for name in ("early_stopping_patience", "load_best_model_at_end"):
+        if getattr(config, name) and not config.eval_steps:
+            problems.append(f"{name} needs evaluations during training: set eval_steps")
     weights, sources = config.data_weights, config.data
     if weights and len(weights) != len(sources):
         problems.append(

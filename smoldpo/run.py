@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +12,30 @@ from typing import Any
 import torch
 
 from smoldpo import cache, progress
+from smoldpo.checkpoint import Checkpoint
 from smoldpo.config import TrainConfig, to_yaml
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.engine.memory import give_back_freed_memory
+from smoldpo.engine.out_of_memory import with_less_at_once
 from smoldpo.engine.precision import master_dtype
+from smoldpo.errors import SmoldpoError
 from smoldpo.evaluation.metrics import PairScore, accuracies, reward_metrics
 from smoldpo.evaluation.scoring import pair_scores
 from smoldpo.export import model_card, save_model
-from smoldpo.files import require_space, write_json, write_jsonl, write_text
+from smoldpo.files import write_json, write_jsonl, write_text
+from smoldpo.fingerprint import fingerprint, mark_finished, write_beginning
+from smoldpo.interrupts import InterruptedRunError, Interruption
+from smoldpo.keeper import Keeper, require_disk
 from smoldpo.materials import Models, TokenizedData, load_data, load_models, tokenize
 from smoldpo.models.generate import generate_answer
 from smoldpo.models.load import load_model
+from smoldpo.not_finite import keep_not_finite
+from smoldpo.rng import seed_everything
 from smoldpo.runfolder import choose_folder, environment, make_folder
+from smoldpo.state import TrainingState
 from smoldpo.tracking import MetricsFile
-from smoldpo.trainer import Schedule, loss_function, train
-from smoldpo.types import PairLogps
+from smoldpo.trainer import NotFiniteError, Schedule, loss_function, train
+from smoldpo.types import PairLogps, TokenizedPair, no_progress
 
 
 @dataclass
@@ -39,29 +49,40 @@ class RunResult:
     sample: dict[str, str] | None
 
 
+@dataclass
+class Loaded:
+    """Everything that a run works with, and the fingerprint of it (fingerprint.py)."""
+
+    models: Models
+    data: TokenizedData
+    question: list[int] | None
+    fingerprint: dict[str, Any]
+
+
 def run_training(config: TrainConfig) -> RunResult:
     """Do everything that `smoldpo train` does.
 
     Raises:
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
+        InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
     """
-    folder = choose_folder(config)
+    with Interruption() as interruption:
+        folder = choose_folder(config)
+        loaded = load_everything(config)
+        require_disk(folder, config, loaded.models, loaded.data)
+        make_folder(folder)
+        _write_start(folder, config, loaded.models, loaded.data)
+        write_beginning(folder, loaded.fingerprint)
+        return Run(folder, config, loaded, interruption).go()
+
+
+def load_everything(config: TrainConfig, computing: dict[str, Any] | None = None) -> Loaded:
+    """Data, models and tokens; `computing` is that of a fingerprint, for a run that goes on."""
     data = load_data(config)
-    models = load_models(config, data)
+    models = load_models(config, data, computing["kernels"] if computing else None)
     tokenized = tokenize(config, models, data)
     question = _question(config, models)
-    saves = Schedule.of(config, len(tokenized.train)).total_steps // (config.save_steps or 10**12)
-    require_space(folder, (saves + 1) * models.bytes, "the model and its checkpoints")
-    make_folder(folder)
-    _write_start(folder, config, models, tokenized)
-    run = _Run(folder, config, models, tokenized, question)
-    try:
-        return run.go()
-    except KeyboardInterrupt:
-        progress.say(
-            f"interrupted after {run.steps} steps; metrics and checkpoints stay in {folder}"
-        )
-        raise
+    return Loaded(models, tokenized, question, fingerprint(config, models, data, tokenized))
 
 
 def _question(config: TrainConfig, models: Models) -> list[int] | None:
@@ -90,29 +111,62 @@ def _write_start(
     write_json(folder / "data.json", tokenized.account)
 
 
-class _Run:
-    """The part of a run after everything is loaded: before, train, save, after."""
+class Run:
+    """The part of a run after everything is loaded: before, train, save, after.
+
+    Args:
+        checkpoint: where the run goes on; None at its beginning.
+        exact: whether it must go on to the last bit, being on the machine where it began.
+    """
 
     def __init__(
         self,
         folder: Path,
         config: TrainConfig,
-        models: Models,
-        data: TokenizedData,
-        question: list[int] | None,
+        loaded: Loaded,
+        interruption: Interruption,
+        checkpoint: Checkpoint | None = None,
+        exact: bool = True,
     ):
-        self.folder, self.config, self.models, self.data = folder, config, models, data
-        self.question = question
+        self.folder, self.config = folder, config
+        self.models, self.data, self.question = loaded.models, loaded.data, loaded.question
+        self.interruption, self.checkpoint, self.exact = interruption, checkpoint, exact
         self.steps = 0
         self.seconds: dict[str, float] = {}
         self.metrics = MetricsFile(folder / "metrics.jsonl")
-        self.engine = models.engine
+        self.engine = self.models.engine
+        self.state = TrainingState(self.engine, config)
+        self.keeper = Keeper(folder / "checkpoints", config, self.state, self.metrics)
         self.reference_logps: PairLogps | None = None
+        self.total = Schedule.of(config, len(self.data.train)).total_steps
 
     def go(self) -> RunResult:
+        with self.interruption.deferred():
+            try:
+                return self._go()
+            except InterruptedRunError as stop:
+                raise self._stopped(stop) from None
+            except NotFiniteError as error:
+                raise keep_not_finite(self.folder, error, self.models.tokenizer) from None
+
+    def _stopped(self, stop: InterruptedRunError) -> InterruptedRunError:
+        """Save where the run is, and say how to go on."""
+        step = self.checkpoint.step if self.checkpoint else self.state.step
+        if not self.checkpoint:  # else the policy still is at its start, and that checkpoint stands
+            self.keeper.save()
+        return InterruptedRunError(
+            stop.number,
+            f"interrupted after {step} steps; everything stays in {self.folder}; "
+            f"go on with: smoldpo resume {shlex.quote(str(self.folder))}",
+        )
+
+    def _go(self) -> RunResult:
+        seed_everything(self.config.seed)
         self._prepare()
         before = self._evaluate_before() if self.data.eval else None
+        self._restore()
         self._train()
+        self._take_best()
         self._save("model")  # before anything else can go wrong
         after = self._evaluate("evaluating after") if self.data.eval else None
         evaluation = self._write_evaluation(before, after)
@@ -122,32 +176,54 @@ class _Run:
         self.metrics.close()
         sample = self._sample()
         write_json(self.folder / "timings.json", self.seconds)
+        mark_finished(self.folder, self.total)
         starts_equal = self.config.reference is None
         return RunResult(self.folder, self.steps, starts_equal, evaluation, sample)
 
     def _prepare(self) -> None:
         pairs = self.data.train + self.data.eval
         with self._phase("trunk and reference", len(pairs)) as advance:
-            self.engine.prepare(pairs, advance)
+            self._sparing(lambda: self.engine.prepare(pairs, advance), pairs, "the first pass")
         give_back_freed_memory()
         kept_in = self.models.kept_in
         for entry in cache.trim(self.config.cache_limit * 1e9, kept_in) if kept_in else ():
             progress.say(
                 f"cache: over its limit, so {entry.folder} was removed ({entry.bytes:,} bytes)"
             )
+        self._check_reference(pairs)
+
+    def _check_reference(self, pairs: list[TokenizedPair]) -> None:
+        """The reference of a run that goes on is the one that it began with, to the last bit."""
+        digest = self.engine.reference_sha256(pairs)
+        self.keeper.more["reference_sha256"] = digest
+        then = self.checkpoint.state.get("reference_sha256") if self.checkpoint else digest
+        if self.exact and then not in (digest, None):
+            raise SmoldpoError(
+                "the reference's log-probabilities are not those that the run began with, though model, "
+                "data and machine are; try smoldpo cache clear, and report it if that does not help"
+            )
+
+    def _sparing(self, work: Any, pairs: list[TokenizedPair], what: str) -> Any:
+        return with_less_at_once(work, self.engine, pairs, what)
 
     def _evaluate_before(self) -> list[PairScore]:
         pairs = self.data.eval
         with self._phase("evaluating before", len(pairs)) as advance:
-            self.reference_logps = self.engine.reference_logps(pairs, advance)
+            self.reference_logps = self._sparing(
+                lambda: self.engine.reference_logps(pairs, advance), pairs, "evaluation"
+            )
         if self.config.reference is None:
             # The policy still is the reference: its log-probabilities are these.
             return self._scored(self.reference_logps)
         return self._evaluate("evaluating the policy before")
 
     def _evaluate(self, title: str) -> list[PairScore]:
-        with self._phase(title, len(self.data.eval)) as advance:
-            return self._scored(self.engine.policy_logps(self.data.eval, advance))
+        pairs = self.data.eval
+        with self._phase(title, len(pairs)) as advance:
+            policy = self._sparing(
+                lambda: self.engine.policy_logps(pairs, advance), pairs, "evaluation"
+            )
+        return self._scored(policy)
 
     def _scored(self, policy: PairLogps) -> list[PairScore]:
         reference = self.reference_logps
@@ -156,12 +232,22 @@ class _Run:
         row = {"eval_loss": loss_function(self.config)(policy, reference).double().mean().item()}
         row |= {f"eval_{k}": v for k, v in reward_metrics(scores, self.config.beta).items()}
         row |= {f"eval_accuracy/{k}": v for k, v in accuracies(scores).items()}
-        self.metrics.log({"step": self.steps} | row)
+        if not (self.checkpoint and self.checkpoint.state["metrics_rows"]):
+            # Of a run that goes on, the evaluation before is in the file already.
+            self.metrics.log({"step": self.steps} | row)
+        self.latest = row
         return scores
 
+    def _restore(self) -> None:
+        """A run that goes on: the policy leaves its start, now that the reference is known."""
+        if self.checkpoint is not None:
+            self.state.restore(self.checkpoint)
+            self.steps, self.checkpoint = self.state.step, None
+
     def _train(self) -> None:
-        total = Schedule.of(self.config, len(self.data.train)).total_steps
-        with self._phase("training", total) as advance:
+        if self.steps and self._evaluate_if_due():
+            return
+        with self._phase("training", self.total - self.steps) as advance:
             train(
                 self.engine,
                 self.data.train,
@@ -170,16 +256,46 @@ class _Run:
                 starts_at_reference=self.config.reference is None,
                 after_step=self._after_step,
                 watch=advance,
+                state=self.state,
+                advance=self.interruption.checking(no_progress),
             )
 
-    def _after_step(self, steps: int) -> None:
+    def _after_step(self, steps: int) -> bool:
         self.steps = steps
-        config = self.config
-        last = steps == Schedule.of(config, len(self.data.train)).total_steps
-        if config.eval_steps and steps % config.eval_steps == 0 and self.data.eval and not last:
+        enough = self._evaluate_if_due()
+        self.keeper.after_step(last=enough or steps == self.total)
+        self.interruption.check()
+        return enough
+
+    def _evaluate_if_due(self) -> bool:
+        """Evaluate every eval_steps, and follow the best; whether the run is to stop early."""
+        config, state, steps = self.config, self.state, self.steps
+        if not (config.eval_steps and self.data.eval):
+            return False
+        last = steps == self.total  # after which the evaluation of every run comes
+        due = config.load_best_model_at_end if last else steps % config.eval_steps == 0
+        if due and state.evaluated != steps:
             self._evaluate(f"evaluating at step {steps}")
-        if config.save_steps and steps % config.save_steps == 0:
-            self._save(f"checkpoints/step-{steps}")
+            state.evaluated = steps
+            if state.best.update(steps, self.latest) and config.load_best_model_at_end:
+                self.keeper.save()
+        enough = not last and state.best.exhausted(config.early_stopping_patience)
+        if enough:
+            progress.say(
+                f"stopped early: {state.best.since} evaluations without a better {state.best.metric} than "
+                f"{state.best.value:.4g} after step {state.best.step}"
+            )
+        return enough
+
+    def _take_best(self) -> None:
+        """If asked, the policy goes back to its best evaluation; there is nothing more to save then."""
+        state = self.state
+        if self.config.load_best_model_at_end and state.best.step not in (None, state.step):
+            self.keeper.save()
+            self.steps = self.keeper.take_back_best()
+            progress.say(
+                f"best: the policy of step {self.steps}, {state.best.metric} {state.best.value:.4g}"
+            )
 
     def _save(self, name: str) -> None:
         card = model_card(self.config, None, len(self.data.train), self.steps)
@@ -225,19 +341,21 @@ class _Run:
         return answers
 
     def _phase(self, title: str, total: int) -> _Phase:
-        return _Phase(title, total, self.seconds)
+        return _Phase(title, total, self.seconds, self.interruption)
 
 
 class _Phase:
-    """A progress bar whose time is kept under its title."""
+    """A progress bar whose time is kept under its title; each advance is where a signal may stop the run."""
 
-    def __init__(self, title: str, total: int, seconds: dict[str, float]):
-        self._title, self._seconds = title, seconds
+    def __init__(
+        self, title: str, total: int, seconds: dict[str, float], interruption: Interruption
+    ):
+        self._title, self._seconds, self._interruption = title, seconds, interruption
         self._bar = progress.bar(title, total)
 
     def __enter__(self) -> Any:
         self._start = time.perf_counter()
-        return self._bar.__enter__()
+        return self._interruption.checking(self._bar.__enter__())
 
     def __exit__(self, *error: Any) -> None:
         self._bar.__exit__(*error)

@@ -1,7 +1,7 @@
 """The run folder: where a run writes, and what stands in it.
 
 config.yaml  environment.json  data.json  metrics.jsonl  evaluation.json  samples.jsonl  timings.json
-checkpoints/step-N/  model/  README.md
+checkpoints/step-N/  resume.json  not_finite.json  model/  README.md
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ CONTENTS = (
     "timings.json",
     "README.md",
     "checkpoints",
+    "resume.json",
+    "not_finite.json",
     "model",
 )
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy")

@@ -61,6 +61,10 @@ class TrunkStore(Protocol):
         """Make what was put so far last."""
         ...
 
+    def disk_bytes(self, tokens: int) -> int:
+        """Bytes on disk that so many more tokens' states will take."""
+        ...
+
 
 class NoStore:
     """Keeps nothing: the trunk runs each time."""
@@ -81,6 +85,9 @@ class NoStore:
 
     def commit(self) -> None:
         pass
+
+    def disk_bytes(self, tokens: int) -> int:
+        return 0
 
 
 class MemoryStore:
@@ -110,6 +117,9 @@ class MemoryStore:
 
     def commit(self) -> None:
         pass
+
+    def disk_bytes(self, tokens: int) -> int:
+        return 0
 
 
 class DiskStore:
@@ -185,6 +195,9 @@ class DiskStore:
         self._index[key] = place
         if shard.size >= SHARD_BYTES:
             self.commit()
+
+    def disk_bytes(self, tokens: int) -> int:
+        return int(min(self._room, tokens * self._width * self._dtype.itemsize))
 
     def commit(self) -> None:
         shard, self._shard = self._shard, None
