@@ -58,6 +58,31 @@ class Workplace:
         return self.folder / name
 
 
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory, tiny_tokenizer, tiny_config) -> Path:
+    """The tiny model with other random weights."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("other-model")
+    torch.manual_seed(1)
+    LlamaForCausalLM(tiny_config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wide_model(tmp_path_factory, tiny_tokenizer, tiny_config) -> Path:
+    """A model whose gradients alone need more memory than everything before the first step."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = tiny_config.to_dict() | {"hidden_size": 512, "intermediate_size": 2048, "head_dim": 128}
+    folder = tmp_path_factory.mktemp("wide-model")
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def place(tmp_path, tiny_folder, write_rows) -> Workplace:
     return Workplace(tmp_path, tiny_folder, write_rows(rows(40)))

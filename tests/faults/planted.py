@@ -81,7 +81,7 @@ def slow_steps(seconds: float) -> None:
 
 def signal_in(place: str, number: int, then: int = 0) -> None:
     """Send itself a signal in the middle of: a step, an evaluation, the first pass, or a save."""
-    from smoldpo import checkpoint, trainer
+    from smoldpo import checkpoint, materials, trainer
     from smoldpo.engine.fast import FastEngine
 
     def strike(module: Any, name: str, when: int = 1) -> None:
@@ -103,7 +103,7 @@ def signal_in(place: str, number: int, then: int = 0) -> None:
             "step": (FastEngine, "accumulate_gradients", 5),
             "optimizer": (trainer, "learning_rate", 5),
             "evaluation": (FastEngine, "policy_logps", 2),
-            "first evaluation": (FastEngine, "policy_logps", 1),
+            "loading": (materials, "load_tokenizer", 1),
             "pass": (FastEngine, "_prepare_stream", 3),
             "save": (checkpoint, "save_file", 4),
         }[place]
@@ -214,3 +214,42 @@ def kill_in_step(step: int, noisy: bool = False) -> None:
 
     trainer.with_less_at_once = noted
     FastEngine.accumulate_gradients = killed
+
+
+def kill_after_step(step: int) -> None:
+    """SIGKILL itself when that step is finished and logged, whichever the engine."""
+    from smoldpo import run
+
+    after = run.Run._after_step
+
+    def killed(self: Any, steps: int) -> Any:
+        if steps == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return after(self, steps)
+
+    run.Run._after_step = killed
+
+
+def disk_fills_after_saves(saves: int) -> None:
+    """After so many checkpoints no file may grow larger than half of a checkpoint's (RLIMIT_FSIZE)."""
+    from smoldpo import keeper
+
+    original, done = keeper.save_checkpoint, 0
+
+    def limited(folder: Any, checkpoint: Any) -> Any:
+        nonlocal done
+        if done == saves:
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (checkpoint.bytes // 2, hard))
+        done += 1
+        return original(folder, checkpoint)
+
+    keeper.save_checkpoint = limited
+
+
+def small_disk(free: int) -> None:
+    """A disk with so many bytes free."""
+    import shutil
+
+    usage = shutil.disk_usage
+    shutil.disk_usage = lambda path: usage(path)._replace(free=free)
