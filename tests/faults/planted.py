@@ -253,3 +253,10 @@ def small_disk(free: int) -> None:
 
     usage = shutil.disk_usage
     shutil.disk_usage = lambda path: usage(path)._replace(free=free)
+
+
+def other_threads() -> None:
+    """A shell that says another number of threads."""
+    import torch
+
+    torch.set_num_threads(2)

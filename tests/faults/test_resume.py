@@ -184,3 +184,28 @@ def test_a_finished_run_says_so_and_can_be_extended(place, whole):
     assert json.loads((whole / "resume.json").read_text())["finished"] == {"total_steps": 16}
     assert "num_train_epochs: 4.0" in (whole / "config.yaml").read_text()
     assert place.run("resume", "whole")[0] == 2
+
+
+def test_elsewhere_and_with_other_threads(place, whole, tmp_path):
+    """Relative names mean what they meant, and as many threads compute as did."""
+    place.pairs = "pairs.jsonl"
+    code, _ = place.run(*place.training("run"), plant=planted.kill_in_step, planted_with=(6,))
+    assert code == -signal.SIGKILL
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    place.ok("resume", place / "run", folder=elsewhere, plant=planted.other_threads)
+    assert differences(whole, place / "run") == []
+
+
+def test_early_stopping_and_the_best_policy_come_out_the_same(place):
+    words = ["--eval-steps", 2, "--load-best-model-at-end", "--early-stopping-patience", 2]
+    words += ["--metric-for-best-model", "eval_accuracy/logp"]
+    place.ok(*place.training("whole", *words))
+    for step in (3, 5, 7):
+        name = f"run-{step}"
+        code, _ = place.run(
+            *place.training(name, *words), plant=planted.kill_after_step, planted_with=(step,)
+        )
+        if code != 0:
+            place.ok("resume", name)
+        assert differences(place / "whole", place / name) == []
