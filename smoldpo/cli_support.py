@@ -14,6 +14,7 @@ import typer
 from smoldpo.errors import SmoldpoError
 from smoldpo.files import NO_SPACE
 from smoldpo.interrupts import InterruptedRunError
+from smoldpo.redact import redact
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -49,5 +50,5 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _fail(message: str, code: int) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print(redact(message), file=sys.stderr, flush=True)
     raise typer.Exit(code) from None

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from smoldpo.errors import ConfigError, UsageError, nearest
+from smoldpo.redact import holds_secret
 
 
 def _split_commas(value: Any) -> Any:
@@ -266,6 +267,12 @@ def build_config(settings: dict[str, Any], *, extra_problems: Sequence[str] = ()
     """
     problems = list(extra_problems)
     known = TrainConfig.model_fields
+    secret = [key for key, value in settings.items() if key in known and holds_secret(value)]
+    problems += [
+        f"{key} holds a token or password, which would stand in the run's files; log in with "
+        "huggingface-cli login, or set HF_TOKEN"
+        for key in secret
+    ]
     for key in settings:
         if key not in known:
             problems.append(f"unknown key {key!r}{nearest(str(key), known)}")
@@ -293,7 +300,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
         UsageError: no such file, not YAML, or not `key: value` lines.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            # A few lines of them stand for gigabytes.
+            raise UsageError(f"{path}: uses YAML aliases (*name); write the values out")
+        settings = yaml.safe_load(text)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -20,6 +20,7 @@ from smoldpo import __version__
 from smoldpo.config import TrainConfig
 from smoldpo.errors import UsageError
 from smoldpo.files import processor_name
+from smoldpo.redact import redact
 
 CONTENTS = (
     "config.yaml",
@@ -121,7 +122,7 @@ def environment(threads: int, device: str, dtype: str, hashes: dict[str, str]) -
         "threads": threads,
         "device": device,
         "dtype": dtype,
-        "command": ["smoldpo", *sys.argv[1:]],
+        "command": ["smoldpo", *map(redact, sys.argv[1:])],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "sha256": hashes,
     }

@@ -10,7 +10,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "smoldpo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
-    {"types", "losses", "errors", "files", "progress", "reach", "cache", "__init__"},
+    {"types", "losses", "errors", "files", "progress", "reach", "redact", "cache", "__init__"},
     {"interrupts", "checkpoint", "rng", "early_stopping"},
     {"config"},
     {"data", "models"},
