@@ -42,6 +42,11 @@ class Child:
         return text
 
     @property
+    def peak_bytes(self) -> int:
+        """The most memory that it held; of one that was not killed."""
+        return int(self.log.with_suffix(".peak").read_text())
+
+    @property
     def running(self) -> bool:
         return self.process.exitcode is None
 
@@ -119,7 +124,11 @@ def _run(
     for number, limit in limits.items():
         resource.setrlimit(number, (limit, resource.getrlimit(number)[1]))
     sys.argv = ["smoldpo", *words]
-    cli.main()
+    try:
+        cli.main()
+    finally:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        log.with_suffix(".peak").write_text(str(peak))
 
 
 def prepare_server() -> None:
