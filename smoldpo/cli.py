@@ -99,6 +99,35 @@ def resume(
     print_result(resume_training(run, extend))
 
 
+@app.command()
+@verb
+def doctor(
+    prove_resume: Annotated[
+        bool,
+        typer.Option(
+            "--prove-resume",
+            help="Train a small model whole, and killed and resumed, and compare bit for bit.",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Look at the machine, versions, precision, compiler, disk and cache; or prove that resumes are exact."""
+    from smoldpo.progress import say, spinner
+
+    if prove_resume:
+        from smoldpo.prove_resume import prove_resume as prove
+
+        found = prove(say)
+        print(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
+        raise typer.Exit(0 if found.proven else 1)
+    with spinner("looking"):
+        from smoldpo.doctor import as_text, examine
+
+        report = examine()
+    print(json.dumps(report, indent=2) if as_json else as_text(report))
+    raise typer.Exit(1 if report["problems"] else 0)
+
+
 @config_app.command("show", context_settings=SETTINGS)
 @verb
 def config_show(settings: Settings = None) -> None:

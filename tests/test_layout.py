@@ -16,17 +16,8 @@ LEVELS = [
     {"data", "models"},
     {"engine"},
     {"optim", "tracking", "state", "trainer", "evaluation", "export", "runfolder"},
-    {
-        "materials",
-        "fingerprint",
-        "keeper",
-        "not_finite",
-        "run",
-        "resume",
-        "chat",
-        "summary",
-        "compare_runs",
-    },
+    {"materials", "fingerprint", "keeper", "not_finite", "run", "resume", "chat", "summary"},
+    {"compare_runs", "prove_resume", "doctor"},
     {"cli", "cli_cache", "cli_data", "cli_support", "__main__"},
 ]
 """Each part may import from its own level and those above it in this list."""

@@ -251,6 +251,26 @@ class DiskStore:
             os.close(shard.file)
 
 
+def damage(folder: Path) -> list[str]:
+    """What is wrong with an entry's files, in words: everything in it is read."""
+    found = []
+    for index in folder.glob("*.json"):
+        if index.name == "about.json":
+            continue
+        states = index.with_suffix(".states")
+        try:
+            raw = memoryview(states.read_bytes())
+            places = sorted(json.loads(index.read_text(encoding="utf-8"))["pairs"].values())
+            following = places[1][0] - places[0][0] if len(places) > 1 else len(raw)
+            row = following // places[0][1]  # bytes of a token's state
+            for start, tokens, checksum in places:
+                if _checksum(raw[start : start + tokens * row]) != checksum:
+                    raise ValueError("its checksum does not fit")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+            found.append(f"trunk store: {states} is damaged ({error})")
+    return found
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a pair's states lie: file, first byte, how many tokens; and their checksum."""

@@ -3,6 +3,7 @@
 import torch
 
 import smoldpo.cli
+import smoldpo.doctor
 import smoldpo.resume
 import smoldpo.run
 import smoldpo.summary  # noqa: F401
