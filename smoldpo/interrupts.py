@@ -14,13 +14,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from smoldpo.errors import SmoldpoError
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class InterruptedRunError(SmoldpoError):
-    """The run was told to stop; its exit code is 128 + the signal's number."""
+class InterruptedRunError(KeyboardInterrupt):
+    """The run was told to stop; its exit code is 128 + the signal's number.
+
+    A KeyboardInterrupt, so that what catches every Exception does not take it for a failure of its own.
+    """
 
     def __init__(self, number: int, text: str = "interrupted; what was finished stays where it is"):
         super().__init__(text)

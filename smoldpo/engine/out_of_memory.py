@@ -14,8 +14,13 @@ from smoldpo.engine.memory import give_back_freed_memory
 from smoldpo.errors import SmoldpoError
 from smoldpo.types import TokenizedPair
 
-CPU_WORDS = ("not enough memory", "can't allocate memory", "could not create a memory")
-"""What torch and oneDNN say on a CPU, in a plain RuntimeError."""
+WORDS = (
+    "not enough memory",
+    "can't allocate memory",
+    "could not create a memory",
+    "out of memory",
+)
+"""What torch and oneDNN say on a CPU, and torch on MPS, in a plain RuntimeError."""
 T = TypeVar("T")
 
 
@@ -23,7 +28,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the machine, or the GPU, had no memory left."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in CPU_WORDS)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS)
 
 
 def with_less_at_once(

@@ -81,7 +81,9 @@ def slow_steps(seconds: float) -> None:
 
 def signal_in(place: str, number: int, then: int = 0) -> None:
     """Send itself a signal in the middle of: a step, an evaluation, the first pass, or a save."""
-    from smoldpo import checkpoint, materials, trainer
+    from transformers import AutoModelForCausalLM
+
+    from smoldpo import checkpoint, trainer
     from smoldpo.engine.fast import FastEngine
 
     def strike(module: Any, name: str, when: int = 1) -> None:
@@ -103,7 +105,7 @@ def signal_in(place: str, number: int, then: int = 0) -> None:
             "step": (FastEngine, "accumulate_gradients", 5),
             "optimizer": (trainer, "learning_rate", 5),
             "evaluation": (FastEngine, "policy_logps", 2),
-            "loading": (materials, "load_tokenizer", 1),
+            "loading": (AutoModelForCausalLM, "from_pretrained", 1),
             "pass": (FastEngine, "_prepare_stream", 3),
             "save": (checkpoint, "save_file", 4),
         }[place]
