@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--frozen", type=int, nargs="+", default=[25, 0])
+    parser.add_argument("--frozen", type=int, nargs="+", default=[25])
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
     print(f"{processor_name()}, SmolLM2-135M-Instruct, {options.pairs} of the built-in pairs\n")

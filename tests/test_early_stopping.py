@@ -62,10 +62,10 @@ def test_patience_ends_the_run(train):
 
 
 def test_the_best_policy_is_what_model_holds(train):
-    words = ["--eval-steps", 2, "--load-best-model-at-end"]
+    words = ["--eval-steps", 2, "--load-best-model-at-end", "--save-steps", 4]
     result, run = train("run", *words)
     assert result.code == 0 and "best: the policy of step 2" in result.err
-    assert saved_steps(run / "checkpoints") == [2, 16]
+    assert saved_steps(run / "checkpoints") == [2, 12, 16], "the best one, and the newest two"
     best = load_file(run / "checkpoints" / "step-2" / "weights.safetensors")
     last = load_file(run / "checkpoints" / "step-16" / "weights.safetensors")
     saved = load_file(run / "model" / "model.safetensors")

@@ -217,10 +217,12 @@ def test_the_reference_stays_what_it_was(place, tmp_path, other_model):
 
 @pytest.mark.parametrize("cache", ["off", "memory", "cleared"])
 @pytest.mark.parametrize("engine", ["fast", "plain"])
-def test_exact_whatever_is_kept_between_runs(place, cache, engine):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_exact_whatever_is_kept_between_runs(place, cache, engine, dtype):
     if engine == "plain" and cache != "off":
         pytest.skip("the plain engine keeps nothing")
     words = ["--engine", engine, "--cache", "disk" if cache == "cleared" else cache]
+    words += ["--dtype", dtype]
     place.ok(*place.training("whole", *words))
     code, _ = place.run(
         *place.training("run", *words), plant=planted.kill_after_step, planted_with=(7,)
