@@ -4,7 +4,7 @@ PIP_ARGS ?=
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint faults bench clean
 
 demo: .venv/.installed  ## tune SmolLM2-135M on the built-in preference pairs, with proof
 	$(BIN)/smoldpo train $(ARGS)
@@ -15,6 +15,9 @@ test: .venv/.installed-test lint  ## the whole suite
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+faults: .venv/.installed-test  ## the fault suite in its long form, with 30 kills
+	SMOLDPO_FAULTS=long $(BIN)/python -m pytest tests/faults $(ARGS)
 
 bench: .venv/.installed-test  ## smoldpo against TRL; make bench ARGS="--help" says what can be set
 	$(BIN)/python benchmarks/bench_dpo.py $(ARGS)

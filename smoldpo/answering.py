@@ -25,7 +25,7 @@ from smoldpo.evaluation.metrics import PairScore
 from smoldpo.evaluation.notable import notable
 from smoldpo.evaluation.statistics import mean_interval
 from smoldpo.models.generate import Answer, generate_answers
-from smoldpo.types import PreferencePair, Prompt, TokenizedPair
+from smoldpo.types import Advance, PreferencePair, Prompt, TokenizedPair
 
 SAMPLE = "sample_prompt"
 """The id of the sample prompt's row in samples.jsonl."""
@@ -176,7 +176,7 @@ class Comparison:
                 for i, question in enumerate(self._asked)
             ],
             generation=self._measured(measured, said),
-            judges=self._judged(judges, *measured),
+            judges=self._judged(judges, *measured, lambda: advance(0)),
             notable=self._notable(texts[len(self._asked) :]),
         )
 
@@ -265,14 +265,23 @@ class Comparison:
         return {"value": math.fsum(sums) / sum(tokens), "low": low, "high": high}
 
     def _judged(
-        self, judges: Sequence[Judge], reference: Sequence[Answer], policy: Sequence[Answer]
+        self,
+        judges: Sequence[Judge],
+        reference: Sequence[Answer],
+        policy: Sequence[Answer],
+        check: Callable[[], None],
     ) -> list[dict[str, Any]]:
         found = []
         prompts = [question.prompt for question in self._questions]
         for judge in judges if prompts else ():
             with progress.bar(f"judge {judge.name}", len(prompts)) as advance:
+
+                def judged(units: int, advance: Advance = advance) -> None:
+                    advance(units)
+                    check()  # a slow judge is no reason not to stop
+
                 ours, theirs = ([a.text for a in side] for side in (policy, reference))
-                found.append({"judge": judge.name} | _asked(judge, prompts, ours, theirs, advance))
+                found.append({"judge": judge.name} | _asked(judge, prompts, ours, theirs, judged))
         return found
 
     def _notable(self, texts: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -82,6 +83,57 @@ def train(settings: Settings = None) -> None:
     result = run_training(config)
     print_result(result)
     fail_gates(result.failed_gates)
+
+
+@app.command()
+@verb
+def resume(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    extend: Annotated[
+        float | None, typer.Option(metavar="EPOCHS", help="Add so many epochs to the run.")
+    ] = None,
+) -> None:
+    """Go on with an interrupted run, exactly as if it had not been interrupted."""
+    from smoldpo.progress import spinner
+
+    with spinner("starting"):
+        from smoldpo.resume import check_epochs, resume_training
+
+    from smoldpo.summary import print_result
+
+    check_epochs(extend)
+    result = resume_training(run, extend)
+    print_result(result)
+    fail_gates(result.failed_gates)
+
+
+@app.command()
+@verb
+def doctor(
+    prove_resume: Annotated[
+        bool,
+        typer.Option(
+            "--prove-resume",
+            help="Train a small model whole, and killed and resumed, and compare bit for bit.",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Look at the machine, versions, precision, compiler, disk and cache; or prove that resumes are exact."""
+    from smoldpo.progress import say, spinner
+
+    if prove_resume:
+        from smoldpo.prove_resume import prove_resume as prove
+
+        found = prove(say)
+        print(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
+        raise typer.Exit(0 if found.proven else 1)
+    with spinner("looking"):
+        from smoldpo.doctor import as_text, examine
+
+        report = examine()
+    print(json.dumps(report, indent=2) if as_json else as_text(report))
+    raise typer.Exit(1 if report["problems"] else 0)
 
 
 @config_app.command("show", context_settings=SETTINGS)

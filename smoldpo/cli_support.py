@@ -14,6 +14,8 @@ import typer
 
 from smoldpo.errors import SmoldpoError, UsageError, nearest
 from smoldpo.files import NO_SPACE
+from smoldpo.interrupts import InterruptedRunError
+from smoldpo.redact import redact
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -25,6 +27,8 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
+        except InterruptedRunError as stop:
+            _fail(str(stop), stop.exit_code)
         except SmoldpoError as error:
             _fail(f"error: {error}", error.exit_code)
         except KeyboardInterrupt:
@@ -86,5 +90,5 @@ def writable(option: str, path: Path | None, suffix: str | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print(redact(message), file=sys.stderr, flush=True)
     raise typer.Exit(code) from None

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from smoldpo.errors import ConfigError, UsageError, nearest
+from smoldpo.redact import holds_secret
 
 
 def _split_commas(value: Any) -> Any:
@@ -145,6 +146,22 @@ class TrainConfig(BaseModel):
     eval_steps: _optional(PositiveInt) = Field(
         None, description="evaluate every N steps too, not only before and after"
     )
+    early_stopping_patience: _optional(PositiveInt) = Field(
+        None,
+        description="stop after N evaluations (eval_steps) in a row without a better metric_for_best_model",
+    )
+    metric_for_best_model: Literal[
+        "eval_loss",
+        "eval_rewards/accuracies",
+        "eval_rewards/margins",
+        "eval_accuracy/logp",
+        "eval_accuracy/logp_per_token",
+    ] = Field(
+        "eval_loss", description="what says which evaluation is the best; of losses the lowest is"
+    )
+    load_best_model_at_end: bool = Field(
+        False, description="save the policy of the best evaluation (eval_steps), not the last one"
+    )
     sample_prompt: _optional(Annotated[str, Field(min_length=1)]) = Field(
         "Give me one tip for sleeping better.",
         description="a prompt that reference and policy both answer at the end; none: skip",
@@ -209,7 +226,15 @@ class TrainConfig(BaseModel):
     )
     overwrite: bool = Field(False, description="replace the run that output_dir holds")
     save_steps: _optional(PositiveInt) = Field(
-        None, description="save a checkpoint every N steps; the final model is always saved"
+        None,
+        description="save a checkpoint (for smoldpo resume) every N steps, and at the end; the final model "
+        "is always saved",
+    )
+    save_minutes: _optional(Annotated[float, Field(gt=0)]) = Field(
+        10.0, description="save a checkpoint every N minutes, too; none: do not"
+    )
+    keep_checkpoints: PositiveInt = Field(
+        2, description="keep the newest N checkpoints; and the best one, where one is asked for"
     )
     logging_steps: PositiveInt = Field(1, description="write metrics every N steps")
 
@@ -238,6 +263,9 @@ def cross_checks(config: TrainConfig) -> list[str]:
     if config.eval_steps and config.eval_data is None and config.eval_fraction == 0:
         problems.append("eval_steps needs held-out pairs: set eval_data, or eval_fraction above 0")
     problems += _answer_checks(config)
+    for name in ("early_stopping_patience", "load_best_model_at_end"):
+        if getattr(config, name) and not config.eval_steps:
+            problems.append(f"{name} needs evaluations during training: set eval_steps")
     weights, sources = config.data_weights, config.data
     if weights and len(weights) != len(sources):
         problems.append(
@@ -281,6 +309,12 @@ def build_config(settings: dict[str, Any], *, extra_problems: Sequence[str] = ()
     """
     problems = list(extra_problems)
     known = TrainConfig.model_fields
+    secret = [key for key, value in settings.items() if key in known and holds_secret(value)]
+    problems += [
+        f"{key} holds a token or password, which would stand in the run's files; log in with "
+        "huggingface-cli login, or set HF_TOKEN"
+        for key in secret
+    ]
     for key in settings:
         if key not in known:
             problems.append(f"unknown key {key!r}{nearest(str(key), known)}")
@@ -308,7 +342,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
         UsageError: no such file, not YAML, or not `key: value` lines.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            # A few lines of them stand for gigabytes.
+            raise UsageError(f"{path}: uses YAML aliases (*name); write the values out")
+        settings = yaml.safe_load(text)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo import __version__
 from smoldpo.config import TrainConfig
-from smoldpo.errors import SmoldpoError
 from smoldpo.evaluation.metrics import METRICS
-from smoldpo.files import NO_SPACE, staged_folder, write_text
+from smoldpo.files import not_saved, staged_folder, write_text
 from smoldpo.models.quiet import quiet
 
 CARD_BASE = {"builtin": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -40,20 +37,7 @@ def save_model(
             tokenizer.save_pretrained(staging)
             write_text(staging / "README.md", card)
     except (OSError, SafetensorError) as error:
-        raise _save_error(folder, model, error) from None
-
-
-def _save_error(folder: Path, model: PreTrainedModel, error: Exception) -> SmoldpoError:
-    full = getattr(error, "errno", None) in NO_SPACE or any(
-        word in str(error) for word in ("No space left", "File too large", "quota")
-    )
-    if not full:
-        return SmoldpoError(f"{folder}: the model cannot be saved: {error}")
-    return SmoldpoError(
-        f"{folder}: the disk is full, so the model was not saved; {model_bytes(model):,} bytes needed, "
-        f"{shutil.disk_usage(folder.parent).free:,} free ({errno.errorcode[errno.ENOSPC]}); what was saved "
-        "before is untouched"
-    )
+        raise not_saved(folder, "the model", model_bytes(model), error) from None
 
 
 def model_card(

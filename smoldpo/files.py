@@ -44,9 +44,37 @@ def write_text(path: Path, text: str) -> None:
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         staging.write_text(text, encoding="utf-8")
+        sync(staging)
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk itself before going on (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether an error of writing means that there is no room; safetensors says so in words alone."""
+    return getattr(error, "errno", None) in NO_SPACE or any(
+        word in str(error) for word in ("No space left", "File too large", "quota")
+    )
+
+
+def not_saved(path: Path, what: str, needed: int, error: Exception) -> SmoldpoError:
+    """The error of a save that failed: for a full disk with the bytes needed and free."""
+    if not disk_is_full(error):
+        return SmoldpoError(f"{path}: {what} cannot be saved: {error}")
+    return SmoldpoError(
+        f"{path}: the disk is full, so {what} was not saved; {needed:,} bytes needed, "
+        f"{free_bytes(path.parent):,} free ({errno.errorcode[errno.ENOSPC]}); what was saved before is "
+        "untouched"
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,8 +14,15 @@ from smoldpo.config import TrainConfig
 from smoldpo.data.load import TrainingData, load_mixture
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.base import Engine
-from smoldpo.engine.build import EngineSettings, build_fast, build_plain, choose_engine
+from smoldpo.engine.build import (
+    EngineSettings,
+    build_fast,
+    build_plain,
+    choose_engine,
+    configuration_sha256,
+)
 from smoldpo.engine.compiling import CompileChoice, set_up_compiling
+from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.memory import give_back_freed_memory, let_go_of_file_pages
 from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
 from smoldpo.engine.work import Parameters
@@ -49,6 +56,8 @@ class Models:
     hashes: dict[str, str]
     frozen_layers: int
     positions: int | None
+    configuration_sha256: str
+    """Of the models' configurations."""
     kept_in: set[Path]
     """Folders of the cache that this run uses."""
     decided: dict[str, Any]
@@ -134,11 +143,14 @@ CHARACTERS_TO_A_TOKEN = 4.0
 """For forecasts before tokenising."""
 
 
-def load_models(config: TrainConfig, data: TrainingData) -> Models:
+def load_models(
+    config: TrainConfig, data: TrainingData, kernels: dict[str, bool] | None = None
+) -> Models:
     """Load policy and reference, freeze, and build the engine, saying what was chosen.
 
     Args:
         data: tells how long the run will be, and so whether compiling is worth it.
+        kernels: as an interrupted run had them; by default whichever are faster.
     """
     device = pick_device(config.device)
     dtype, why = compute_dtype(config.dtype, device)
@@ -156,6 +168,7 @@ def load_models(config: TrainConfig, data: TrainingData) -> Models:
     progress.say(describe_parameters(policy))
     hashes = {"policy_start": weights_sha256(policy)}
     hashes["reference"] = weights_sha256(reference) if reference else hashes["policy_start"]
+    configuration = configuration_sha256(policy, reference or policy)
     for model in (policy, reference):
         let_go_of_file_pages(model.parameters() if model is not None else ())
     size, most = model_bytes(policy), positions(policy)
@@ -176,13 +189,14 @@ def load_models(config: TrainConfig, data: TrainingData) -> Models:
         cache=config.cache,
         cache_bytes=config.cache_limit * 1e9,
         compiled=compiling.compiled,
+        kernels=Kernels(**kernels) if kernels else None,
     )
     kept_in: set[Path] = set()
-    kernels: dict[str, bool] = {}
+    used: dict[str, bool] = {}
     if choice.name == "fast":
         about = {"model": config.model, "reference": config.reference or "the policy's start"}
         engine, kept_in = build_fast(policy, reference, settings, hashes["reference"], about)
-        kernels = asdict(engine.kernels)
+        used = asdict(engine.kernels)
     else:
         engine = build_plain(policy, reference, settings)
     return Models(
@@ -196,8 +210,9 @@ def load_models(config: TrainConfig, data: TrainingData) -> Models:
         hashes=hashes,
         frozen_layers=frozen_layers,
         positions=most,
+        configuration_sha256=configuration,
         kept_in=kept_in,
-        decided={"engine": choice.name, "kernels": kernels, "compiled": compiling.compiled},
+        decided={"engine": choice.name, "kernels": used, "compiled": compiling.compiled},
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
+
+from smoldpo.redact import redact
 
 TEMPLATES = Path(__file__).parent / "templates"
 NONE = "–"
@@ -33,14 +34,8 @@ def render(template: str, **values: Any) -> str:
         "duration": duration,
     }
     text = environment.get_template(template).render(**values)
-    return _without_secrets(re.sub("[\ud800-\udfff]", "\ufffd", text))
-
-
-def _without_secrets(text: str) -> str:
-    """Commands, configurations and file names can hold tokens; a page is made to be passed on."""
-    token = os.environ.get("HF_TOKEN")
-    text = text.replace(token, "***") if token else text
-    return re.sub(r"://[^/@\s<>]+@", "://***@", re.sub(r"hf_[A-Za-z0-9]{20,}", "***", text))
+    # Commands, configurations and file names can hold tokens; a page is made to be passed on.
+    return redact(re.sub("[\ud800-\udfff]", "\ufffd", text))
 
 
 def _missing(value: float | None) -> bool:

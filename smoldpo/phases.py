@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from smoldpo import progress
@@ -21,9 +21,13 @@ class Phases:
     Each row has `seconds`, `units` of work of what `unit` names, and `peak_mb`: the most memory that the
     process had resident (10^6 bytes) from its start to the end of the phase, so the phase that needed it is
     the one where it grew. It is None where the system does not tell.
+
+    Args:
+        checking: wraps each bar's advance; a signal may stop the run wherever work advances.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, checking: Callable[[Advance], Advance]):
+        self._checking = checking
         self.rows: dict[str, dict[str, Any]] = {}
 
     @contextlib.contextmanager
@@ -32,7 +36,7 @@ class Phases:
         start = time.perf_counter()
         try:
             with progress.bar(title, units) as advance:
-                yield advance
+                yield self._checking(advance)
         finally:
             took = time.perf_counter() - start
             self.rows[title] = {

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from smoldpo.redact import redact
 from smoldpo.types import Advance
 
 QUIET_SECONDS = 15.0
@@ -37,7 +38,7 @@ def console() -> Console:
 
 def say(message: str) -> None:
     """One line for a person, on standard error."""
-    console().print(message, markup=False)
+    console().print(redact(message), markup=False)
 
 
 @contextlib.contextmanager

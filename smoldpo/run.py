@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from smoldpo import cache, progress
+from smoldpo.checkpoint import Checkpoint
 from smoldpo.config import TrainConfig, to_yaml
 from smoldpo.engine.memory import give_back_freed_memory
+from smoldpo.engine.out_of_memory import with_less_at_once
+from smoldpo.errors import SmoldpoError
 from smoldpo.evaluation.gate import failures, parse_gates
 from smoldpo.evaluation.judges import parse_judge
 from smoldpo.evaluation.metrics import PairScore, accuracies, reward_metrics
 from smoldpo.evaluation.scoring import pair_scores
 from smoldpo.export import model_card, save_model
-from smoldpo.files import require_space, write_json, write_text
+from smoldpo.files import write_json, write_text
+from smoldpo.fingerprint import fingerprint, mark_finished, write_beginning
+from smoldpo.interrupts import InterruptedRunError, Interruption
+from smoldpo.keeper import Keeper, require_disk
 from smoldpo.materials import Models, TokenizedData, load_data, load_models, tokenize
+from smoldpo.not_finite import keep_not_finite
 from smoldpo.phases import Phases
 from smoldpo.proof import Proof, question_of
 from smoldpo.report import read_run, write_report
+from smoldpo.rng import seed_everything
 from smoldpo.runfolder import choose_folder, environment, make_folder
+from smoldpo.state import TrainingState
 from smoldpo.tracking import MetricsFile
-from smoldpo.trainer import Schedule, loss_function, train
-from smoldpo.types import PairLogps
+from smoldpo.trainer import NotFiniteError, Schedule, loss_function, train
+from smoldpo.types import PairLogps, TokenizedPair, no_progress
 
 
 @dataclass
@@ -36,8 +46,19 @@ class RunResult:
     evaluation: dict[str, Any] | None
     sample: dict[str, Any] | None
     report: Path
-    failed_gates: list[str] = field(default_factory=list)
+    failed_gates: list[str]
     """What `fail_under` asked for and the run does not have, in words."""
+
+
+@dataclass
+class Loaded:
+    """Everything that a run works with, and the fingerprint of it (fingerprint.py)."""
+
+    models: Models
+    data: TokenizedData
+    proof: Proof
+    gates: dict[str, float]
+    fingerprint: dict[str, Any]
 
 
 def run_training(config: TrainConfig) -> RunResult:
@@ -45,28 +66,28 @@ def run_training(config: TrainConfig) -> RunResult:
 
     Raises:
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
+        InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
     """
-    folder = choose_folder(config)
+    with Interruption() as interruption:
+        folder = choose_folder(config)
+        loaded = load_everything(config)
+        require_disk(folder, config, loaded.models, loaded.data)
+        make_folder(folder)
+        _write_start(folder, config, loaded.models, loaded.data)
+        write_beginning(folder, loaded.fingerprint)
+        return Run(folder, config, loaded, interruption).go()
+
+
+def load_everything(config: TrainConfig, computing: dict[str, Any] | None = None) -> Loaded:
+    """Data, models and tokens; `computing` is that of a fingerprint, for a run that goes on."""
     judges = [parse_judge(spec) for spec in config.judges]
     gates = parse_gates(config.fail_under)
     data = load_data(config)
-    models = load_models(config, data)
+    models = load_models(config, data, computing["kernels"] if computing else None)
     tokenized = tokenize(config, models, data)
-    sample = question_of(config, models)
-    saves = Schedule.of(config, len(tokenized.train)).total_steps // (config.save_steps or 10**12)
-    require_space(folder, (saves + 1) * models.bytes, "the model and its checkpoints")
-    make_folder(folder)
-    _write_start(folder, config, models, tokenized)
-    run = _Run(folder, config, models, tokenized, Proof(config, models, tokenized, sample, judges))
-    try:
-        result = run.go()
-    except KeyboardInterrupt:
-        progress.say(
-            f"interrupted after {run.steps} steps; metrics and checkpoints stay in {folder}"
-        )
-        raise
-    result.failed_gates = failures(result.evaluation, gates) if result.evaluation else []
-    return result
+    proof = Proof(config, models, tokenized, question_of(config, models), judges)
+    known = fingerprint(config, models, data, tokenized)
+    return Loaded(models, tokenized, proof, gates, known)
 
 
 def _write_start(
@@ -88,29 +109,63 @@ def _write_start(
     write_json(folder / "data.json", tokenized.account)
 
 
-class _Run:
-    """The part of a run after everything is loaded: before, train, save, after."""
+class Run:
+    """The part of a run after everything is loaded: before, train, save, after.
+
+    Args:
+        checkpoint: where the run goes on; None at its beginning.
+        exact: whether it must go on to the last bit, being on the machine where it began.
+    """
 
     def __init__(
         self,
         folder: Path,
         config: TrainConfig,
-        models: Models,
-        data: TokenizedData,
-        proof: Proof,
+        loaded: Loaded,
+        interruption: Interruption,
+        checkpoint: Checkpoint | None = None,
+        exact: bool = True,
     ):
-        self.folder, self.config, self.models, self.data = folder, config, models, data
-        self.proof = proof
+        self.folder, self.config = folder, config
+        self.models, self.data, self.proof = loaded.models, loaded.data, loaded.proof
+        self.gates = loaded.gates
+        self.interruption, self.checkpoint, self.exact = interruption, checkpoint, exact
         self.steps = 0
-        self.phases = Phases()
+        self.phases = Phases(interruption.checking)
         self.metrics = MetricsFile(folder / "metrics.jsonl")
-        self.engine = models.engine
+        self.engine = self.models.engine
+        self.state = TrainingState(self.engine, config)
+        self.keeper = Keeper(folder / "checkpoints", config, self.state, self.metrics)
         self.reference_logps: PairLogps | None = None
+        self.total = Schedule.of(config, len(self.data.train)).total_steps
 
     def go(self) -> RunResult:
+        with self.interruption.deferred():
+            try:
+                return self._go()
+            except InterruptedRunError as stop:
+                raise self._stopped(stop) from None
+            except NotFiniteError as error:
+                raise keep_not_finite(self.folder, error, self.models.tokenizer) from None
+
+    def _stopped(self, stop: InterruptedRunError) -> InterruptedRunError:
+        """Save where the run is, and say how to go on."""
+        step = self.checkpoint.step if self.checkpoint else self.state.step
+        if not self.checkpoint:  # else the policy still is at its start, and that checkpoint stands
+            self.keeper.save()
+        return InterruptedRunError(
+            stop.number,
+            f"interrupted after {step} steps; everything stays in {self.folder}; "
+            f"go on with: smoldpo resume {shlex.quote(str(self.folder))}",
+        )
+
+    def _go(self) -> RunResult:
+        seed_everything(self.config.seed)
         self._prepare()
         before = self._evaluate_before() if self.data.eval else None
+        self._restore()
         self._train()
+        self._take_best()
         self._save("model")  # before anything else can go wrong
         after = self._evaluate("evaluating after") if self.data.eval else None
         evaluation = self.proof.write_analysis(self.folder, before, after)
@@ -120,34 +175,61 @@ class _Run:
         self.metrics.close()
         sample = self.proof.write_side_by_side(self.folder, evaluation, before, after, self.phases)
         write_json(self.folder / "timings.json", self.phases.rows)
-        report = self.folder / "report.html"
+        report = self._report()
+        mark_finished(self.folder, self.total)
+        failed = failures(evaluation, self.gates) if evaluation else []
+        return RunResult(self.folder, self.steps, evaluation, sample, report, failed)
+
+    def _report(self) -> Path:
+        path = self.folder / "report.html"
         with progress.spinner("drawing the report"):
-            write_report([read_run(self.folder)], report)
-        return RunResult(self.folder, self.steps, evaluation, sample, report)
+            write_report([read_run(self.folder)], path)
+        return path
 
     def _prepare(self) -> None:
         pairs = self.data.train + self.data.eval
         with self.phases.phase("trunk and reference", len(pairs)) as advance:
-            self.engine.prepare(pairs, advance)
+            self._sparing(lambda: self.engine.prepare(pairs, advance), pairs, "the first pass")
         give_back_freed_memory()
         kept_in = self.models.kept_in
         for entry in cache.trim(self.config.cache_limit * 1e9, kept_in) if kept_in else ():
             progress.say(
                 f"cache: over its limit, so {entry.folder} was removed ({entry.bytes:,} bytes)"
             )
+        self._check_reference(pairs)
+
+    def _check_reference(self, pairs: list[TokenizedPair]) -> None:
+        """The reference of a run that goes on is the one that it began with, to the last bit."""
+        digest = self.engine.reference_sha256(pairs)
+        self.keeper.more["reference_sha256"] = digest
+        then = self.checkpoint.state.get("reference_sha256") if self.checkpoint else digest
+        if self.exact and then not in (digest, None):
+            raise SmoldpoError(
+                "the reference's log-probabilities are not those that the run began with, though model, "
+                "data and machine are; try smoldpo cache clear, and report it if that does not help"
+            )
+
+    def _sparing(self, work: Any, pairs: list[TokenizedPair], what: str) -> Any:
+        return with_less_at_once(work, self.engine, pairs, what)
 
     def _evaluate_before(self) -> list[PairScore]:
         pairs = self.data.eval
         with self.phases.phase("evaluating before", len(pairs)) as advance:
-            self.reference_logps = self.engine.reference_logps(pairs, advance)
+            self.reference_logps = self._sparing(
+                lambda: self.engine.reference_logps(pairs, advance), pairs, "evaluation"
+            )
         if self.config.reference is None:
             # The policy still is the reference: its log-probabilities are these.
             return self._scored(self.reference_logps)
         return self._evaluate("evaluating the policy before")
 
     def _evaluate(self, title: str) -> list[PairScore]:
-        with self.phases.phase(title, len(self.data.eval)) as advance:
-            return self._scored(self.engine.policy_logps(self.data.eval, advance))
+        pairs = self.data.eval
+        with self.phases.phase(title, len(pairs)) as advance:
+            policy = self._sparing(
+                lambda: self.engine.policy_logps(pairs, advance), pairs, "evaluation"
+            )
+        return self._scored(policy)
 
     def _scored(self, policy: PairLogps) -> list[PairScore]:
         reference = self.reference_logps
@@ -156,12 +238,22 @@ class _Run:
         row = {"eval_loss": loss_function(self.config)(policy, reference).double().mean().item()}
         row |= {f"eval_{k}": v for k, v in reward_metrics(scores, self.config.beta).items()}
         row |= {f"eval_accuracy/{k}": v for k, v in accuracies(scores).items()}
-        self.metrics.log({"step": self.steps} | row)
+        if not (self.checkpoint and self.checkpoint.state["metrics_rows"]):
+            # Of a run that goes on, the evaluation before is in the file already.
+            self.metrics.log({"step": self.steps} | row)
+        self.latest = row
         return scores
 
+    def _restore(self) -> None:
+        """A run that goes on: the policy leaves its start, now that the reference is known."""
+        if self.checkpoint is not None:
+            self.state.restore(self.checkpoint)
+            self.steps, self.checkpoint = self.state.step, None
+
     def _train(self) -> None:
-        total = Schedule.of(self.config, len(self.data.train)).total_steps
-        with self.phases.phase("training", total, "steps") as advance:
+        if self.steps and self._evaluate_if_due():
+            return
+        with self.phases.phase("training", self.total - self.steps, "steps") as advance:
             train(
                 self.engine,
                 self.data.train,
@@ -170,16 +262,46 @@ class _Run:
                 starts_at_reference=self.config.reference is None,
                 after_step=self._after_step,
                 watch=advance,
+                state=self.state,
+                advance=self.interruption.checking(no_progress),
             )
 
-    def _after_step(self, steps: int) -> None:
+    def _after_step(self, steps: int) -> bool:
         self.steps = steps
-        config = self.config
-        last = steps == Schedule.of(config, len(self.data.train)).total_steps
-        if config.eval_steps and steps % config.eval_steps == 0 and self.data.eval and not last:
+        enough = self._evaluate_if_due()
+        self.keeper.after_step(last=enough or steps == self.total)
+        self.interruption.check()
+        return enough
+
+    def _evaluate_if_due(self) -> bool:
+        """Evaluate every eval_steps, and follow the best; whether the run is to stop early."""
+        config, state, steps = self.config, self.state, self.steps
+        if not (config.eval_steps and self.data.eval):
+            return False
+        last = steps == self.total  # after which the evaluation of every run comes
+        due = config.load_best_model_at_end if last else steps % config.eval_steps == 0
+        if due and state.evaluated != steps:
             self._evaluate(f"evaluating at step {steps}")
-        if config.save_steps and steps % config.save_steps == 0:
-            self._save(f"checkpoints/step-{steps}")
+            state.evaluated = steps
+            if state.best.update(steps, self.latest) and config.load_best_model_at_end:
+                self.keeper.save()
+        enough = not last and state.best.exhausted(config.early_stopping_patience)
+        if enough:
+            progress.say(
+                f"stopped early: {state.best.since} evaluations without a better {state.best.metric} than "
+                f"{state.best.value:.4g} after step {state.best.step}"
+            )
+        return enough
+
+    def _take_best(self) -> None:
+        """If asked, the policy goes back to its best evaluation; there is nothing more to save then."""
+        state = self.state
+        if self.config.load_best_model_at_end and state.best.step not in (None, state.step):
+            self.keeper.save()
+            self.steps = self.keeper.take_back_best()
+            progress.say(
+                f"best: the policy of step {self.steps}, {state.best.metric} {state.best.value:.4g}"
+            )
 
     def _save(self, name: str) -> None:
         card = model_card(self.config, None, len(self.data.train), self.steps)

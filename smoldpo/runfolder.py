@@ -1,7 +1,7 @@
 """The run folder: where a run writes, and what stands in it.
 
 config.yaml  environment.json  data.json  metrics.jsonl  evaluation.json  samples.jsonl  timings.json
-checkpoints/step-N/  model/  README.md  report.html
+checkpoints/step-N/  resume.json  not_finite.json  model/  README.md  report.html
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from smoldpo import __version__
 from smoldpo.config import TrainConfig
 from smoldpo.errors import UsageError
 from smoldpo.files import processor_name
+from smoldpo.redact import redact
 
 CONTENTS = (
     "config.yaml",
@@ -32,6 +33,8 @@ CONTENTS = (
     "report.html",
     "README.md",
     "checkpoints",
+    "resume.json",
+    "not_finite.json",
     "model",
 )
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "scipy")
@@ -120,7 +123,7 @@ def environment(threads: int, device: str, dtype: str, hashes: dict[str, str]) -
         "threads": threads,
         "device": device,
         "dtype": dtype,
-        "command": ["smoldpo", *sys.argv[1:]],
+        "command": ["smoldpo", *map(redact, sys.argv[1:])],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "sha256": hashes,
     }

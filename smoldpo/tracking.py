@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
+
+from smoldpo.files import write_text
 
 
 class MetricsFile:
     """Appends one JSON object a line. A number that is not finite is written as text, never lost."""
 
     def __init__(self, path: Path):
+        self.rows = len(_rows(path))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, row: dict[str, Any]) -> None:
@@ -19,9 +23,28 @@ class MetricsFile:
         plain = {key: _plain(value) for key, value in row.items()}
         self._file.write(json.dumps(plain, allow_nan=False) + "\n")
         self._file.flush()
+        self.rows += 1
+
+    def sync(self) -> int:
+        """Bring what was logged to the disk itself; returns the number of rows in the file."""
+        os.fsync(self._file.fileno())
+        return self.rows
 
     def close(self) -> None:
         self._file.close()
+
+
+def cut_back(path: Path, rows: int) -> None:
+    """Leave the first `rows` rows of a metrics file; a kill leaves the old file or the new one."""
+    kept = _rows(path)[:rows]
+    write_text(path, "".join(row + "\n" for row in kept))
+
+
+def _rows(path: Path) -> list[str]:
+    """Whole lines; what a kill left of one is none."""
+    if not path.exists():
+        return []
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
 def _plain(value: Any) -> Any:

@@ -12,20 +12,33 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from smoldpo.config import TrainConfig
 from smoldpo.engine.base import Engine, LossFunction
+from smoldpo.engine.out_of_memory import with_less_at_once
 from smoldpo.errors import SmoldpoError
 from smoldpo.losses import LOSSES, implicit_rewards
-from smoldpo.optim import learning_rate, make_optimizer
+from smoldpo.optim import learning_rate
+from smoldpo.state import TrainingState
 from smoldpo.tracking import MetricsFile
-from smoldpo.types import PairLogps, TokenizedPair
+from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
 LN2 = math.log(2.0)
-AfterStep = Callable[[int], None]
+Gradients = tuple[torch.Tensor, PairLogps, PairLogps]
+AfterStep = Callable[[int], bool | None]
+"""Called with the number of steps finished; returns True where that is enough."""
 Watch = Callable[..., None]
+
+
+class NotFiniteError(SmoldpoError):
+    """A loss or gradient that is no number, before any step was taken on it; `facts` is for a look."""
+
+    def __init__(self, message: str, pairs: Sequence[TokenizedPair], facts: dict[str, Any]):
+        super().__init__(message)
+        self.pairs, self.facts = pairs, facts
 
 
 @dataclass(frozen=True)
@@ -80,39 +93,52 @@ def train(
     starts_at_reference: bool,
     after_step: AfterStep,
     watch: Watch,
+    state: TrainingState | None = None,
+    advance: Advance = no_progress,
 ) -> int:
-    """Train the engine's policy and return the number of optimizer steps taken.
+    """Train the engine's policy and return the number of optimizer steps taken, earlier ones included.
 
     Args:
         starts_at_reference: policy and reference are equal before the first update, so that the first
             loss must be ln 2; this is checked.
-        after_step: called with the number of steps taken so far, for evaluation and checkpoints.
+        after_step: called after each step, for evaluation and checkpoints; training ends when it says so.
         watch: called as an `Advance`, with a note on loss and accuracy.
+        state: where training goes on from; by default its beginning.
+        advance: called within a step, between micro-batches. It may raise; weights, optimizer and
+            `state.step` are then as after the last finished step.
 
     Raises:
-        SmoldpoError: a loss or gradient that is not finite (no step is taken on it), or a first loss
-            that is not ln 2 though it must be.
+        NotFiniteError: a loss or gradient that is not finite; no step is taken on it.
+        SmoldpoError: a first loss that is not ln 2 though it must be, or too little memory for one pair.
     """
     schedule = Schedule.of(config, len(pairs))
-    parameters = list(engine.trainable_parameters())
-    optimizer = make_optimizer(parameters, config)
+    state = state or TrainingState(engine, config)
+    parameters, optimizer = state.parameters, state.optimizer
     loss = loss_function(config)
-    for step in range(schedule.total_steps):
+    for step in range(state.step, schedule.total_steps):
         started = time.perf_counter()
         batch = [pairs[index] for index in schedule.indices(step)]
-        optimizer.zero_grad(set_to_none=True)
-        losses, policy, reference = engine.accumulate_gradients(batch, loss)
+
+        def gradients(batch: list[TokenizedPair] = batch) -> Gradients:
+            optimizer.zero_grad(set_to_none=True)
+            return engine.accumulate_gradients(batch, loss, advance)
+
+        losses, policy, reference = with_less_at_once(gradients, engine, batch, f"step {step + 1}")
         if step == 0 and starts_at_reference:
             _check_first_loss(losses)
-        norm = torch.nn.utils.clip_grad_norm_(
-            [parameter for _, parameter in parameters], config.max_grad_norm or math.inf
-        ).item()
-        _check_finite(step, batch, losses, norm)
+        gradients_now = [p.grad for p in parameters.values() if p.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients_now)
+        norm = total.item()
+        _check_finite(step, batch, losses, norm, parameters)
+        torch.nn.utils.clip_grads_with_norm_(
+            parameters.values(), config.max_grad_norm or math.inf, total
+        )
         rate = learning_rate(config, step, schedule.total_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         engine.updated()
+        state.step = step + 1
 
         row = step_metrics(losses, policy, reference, config.beta)
         if (step + 1) % config.logging_steps == 0 or step + 1 == schedule.total_steps:
@@ -123,9 +149,10 @@ def train(
                 | {"seconds": round(time.perf_counter() - started, 4)}
             )
         watch(1, note=f"loss {row['loss']:.4f}  accuracy {row['rewards/accuracies']:.2f}")
-        after_step(step + 1)
+        if after_step(step + 1):
+            break
     optimizer.zero_grad(set_to_none=True)
-    return schedule.total_steps
+    return state.step
 
 
 def step_metrics(
@@ -160,13 +187,26 @@ def _check_first_loss(losses: torch.Tensor) -> None:
 
 
 def _check_finite(
-    step: int, batch: Sequence[TokenizedPair], losses: torch.Tensor, norm: float
+    step: int,
+    batch: Sequence[TokenizedPair],
+    losses: torch.Tensor,
+    norm: float,
+    parameters: dict[str, torch.nn.Parameter],
 ) -> None:
     if torch.isfinite(losses).all() and math.isfinite(norm):
         return
     ids = ", ".join(pair.id for pair in batch)
-    raise SmoldpoError(
+    bad = [
+        name
+        for name, parameter in parameters.items()
+        if not torch.isfinite(parameter).all()
+        or (parameter.grad is not None and not torch.isfinite(parameter.grad).all())
+    ]
+    raise NotFiniteError(
         f"step {step + 1}: the loss or its gradient is not finite (loss {losses.mean().item()}, gradient "
         f"norm {norm}); no step was taken. Try a smaller --learning-rate or --dtype float32. "
-        f"Its pairs: {ids}"
+        f"Its pairs: {ids}",
+        batch,
+        {"step": step + 1, "grad_norm": str(norm), "losses": [str(x) for x in losses.tolist()]}
+        | {"parameters_not_finite": bad},
     )

@@ -10,24 +10,16 @@ from conftest import ROOT
 PACKAGE = ROOT / "smoldpo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
-    {
-        "types",
-        "losses",
-        "errors",
-        "files",
-        "progress",
-        "reach",
-        "cache",
-        "pages",
-        "plots",
-        "__init__",
-    },
+    {"types", "losses", "errors", "files", "progress", "reach", "redact", "cache", "__init__"}
+    | {"pages", "plots"},
+    {"interrupts", "checkpoint", "rng", "early_stopping"},
     {"config"},
     {"data", "models"},
     {"engine"},
-    {"optim", "tracking", "trainer", "evaluation", "export", "runfolder"},
-    {"materials", "phases", "answering", "proof", "evaluate", "run", "chat", "summary"}
-    | {"runfiles", "report", "report_plots", "report_texts"},
+    {"optim", "tracking", "state", "trainer", "evaluation", "export", "runfolder"},
+    {"materials", "fingerprint", "keeper", "not_finite", "phases", "answering", "proof", "evaluate"}
+    | {"run", "resume", "chat", "summary", "runfiles", "report", "report_plots", "report_texts"},
+    {"compare_runs", "prove_resume", "doctor"},
     {"cli", "cli_cache", "cli_data", "cli_evaluate", "cli_support", "__main__"},
 ]
 """Each part may import from its own level and those above it in this list."""

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from conftest import rows
+from smoldpo.checkpoint import verify
 
 QUICK = [
     "--per-device-train-batch-size",
@@ -67,6 +68,7 @@ def test_a_run_from_start_to_end(trained, tiny_folder):
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "environment.json", "data.json", "metrics.jsonl", "evaluation.json",
         "samples.jsonl", "timings.json", "README.md", "report.html", "checkpoints", "model",
+        "resume.json",
     }  # fmt: skip
     evaluation = json.loads((run / "evaluation.json").read_text())
     for title in ("log-probability (sum)", "log-probability per token", "implicit reward"):
@@ -101,9 +103,17 @@ def test_the_saved_model_loads_and_only_unfrozen_weights_moved(trained, tiny_fol
     for name, parameter in model.named_parameters():
         upper = any(word in name for word in ("layers.2.", "layers.3.", "model.norm"))
         assert torch.equal(parameter, before[name]) != upper, name
+    # Checkpoints hold what trains; the newest two stay, and the last one is what was saved.
     checkpoints = sorted(path.name for path in (run / "checkpoints").iterdir())
-    assert "step-3" in checkpoints and "step-6" in checkpoints
-    AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step-3")
+    assert checkpoints == ["step-12", "step-9"]
+    earlier, last = (
+        load_file(run / "checkpoints" / name / "weights.safetensors")
+        for name in ("step-9", "step-12")
+    )
+    parameters = dict(model.named_parameters())
+    assert set(last) == {n for n, p in parameters.items() if not torch.equal(p, before[n])}
+    assert all(torch.equal(last[name], parameters[name]) for name in last)
+    assert not any(torch.equal(last[name], earlier[name]) for name in last)
 
 
 def test_the_card_names_base_data_and_accuracy(trained):
@@ -196,7 +206,7 @@ def test_ctrl_c_keeps_what_is_finished(tiny_folder, write_rows, tmp_path):
     run = tmp_path / "run"
     process = smoldpo(
         "train", "--model", tiny_folder, "--data", write_rows(rows(40)), "--output-dir", run,
-        *QUICK, "--max-steps", 100000, "--save-steps", 2,
+        *QUICK, "--max-steps", 100000, "--save-steps", 2, "--keep-checkpoints", 100000,
     )  # fmt: skip
     deadline = time.monotonic() + 90
     while not (run / "checkpoints" / "step-4").exists():
@@ -208,7 +218,9 @@ def test_ctrl_c_keeps_what_is_finished(tiny_folder, write_rows, tmp_path):
     assert "interrupted after" in err and str(run) in err
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics) >= 4
-    assert load_file(run / "checkpoints" / "step-2" / "model.safetensors")
+    assert f"smoldpo resume {run}" in err
+    assert load_file(run / "checkpoints" / "step-2" / "weights.safetensors")
+    assert verify(run / "checkpoints" / f"step-{metrics[-1]['step']}")
 
 
 def test_a_full_disk_at_save_time(tiny_folder, pairs_file, tmp_path):

@@ -23,11 +23,26 @@ from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
+from smoldpo.data.guarded import GuardedEnvironment, TemplateLimitError, limits
 from smoldpo.errors import DataError, ModelError, UsageError
 from smoldpo.types import Advance, Message, PreferencePair, Prompt, TokenizedPair, no_progress
 
+# transformers makes its environment from this name whenever it compiles a template.
+chat_template_utils.ImmutableSandboxedEnvironment = GuardedEnvironment
 PROBE = "smoldpo probe"
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    TemplateLimitError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a template that is wrong, or hostile, may raise: it is a program."""
 PRIVATE = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -98,7 +113,7 @@ class PairTokenizer:
         ]
         try:
             rendered = render(self.tokenizer, messages, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+        except TEMPLATE_ERRORS as error:
             raise DataError(
                 f"the model's chat template refuses this dialogue: {error}", pair.file, pair.row
             ) from None
@@ -212,10 +227,11 @@ def require_room(pairs: Sequence[TokenizedPair], positions: int | None) -> None:
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool
 ) -> str:
-    """The dialogue as the chat template writes it (in transformers' sandbox)."""
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, tokenize=False
-    )
+    """The dialogue as the chat template writes it: in transformers' sandbox, within limits (guarded.py)."""
+    with limits():
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tokenize=False
+        )
 
 
 def _as_messages(prompt: Prompt) -> list[Message]:
@@ -238,7 +254,7 @@ def _probe_turn(tokenizer: PreTrainedTokenizerBase) -> TurnShape:
     try:
         prompt = render(tokenizer, question, add_generation_prompt=True)
         whole = render(tokenizer, answered, add_generation_prompt=False)
-    except jinja2.TemplateError as error:
+    except TEMPLATE_ERRORS as error:
         raise ModelError(f"the model's chat template cannot be used: {error}") from None
     before, found, after = whole.rpartition(PROBE)
     if not found:

@@ -19,6 +19,10 @@ LossFunction = Callable[[PairLogps, PairLogps], torch.Tensor]
 class Engine(Protocol):
     """Computes log π(y|x) of policy and reference, and the gradients of a loss of them."""
 
+    budget: int
+    """How much goes through the model at once, in `budget_unit`; no result depends on it but by rounding."""
+    budget_unit: str
+
     def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
         """Do once what is the same in every epoch; called with every pair before the first update."""
         ...
@@ -50,6 +54,21 @@ class Engine(Protocol):
 
     def updated(self) -> None:
         """Called after each optimizer step."""
+        ...
+
+    def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
+        """After memory ran out over these pairs; False where one pair at once is what did not fit.
+
+        What a failed attempt left in gradients is dropped.
+        """
+        ...
+
+    def disk_bytes(self, pairs: Sequence[TokenizedPair]) -> int:
+        """Bytes that `prepare` over these pairs will write to disk."""
+        ...
+
+    def reference_sha256(self, pairs: Sequence[TokenizedPair]) -> str | None:
+        """SHA-256 (hex) of the reference's log-probabilities, where they are kept."""
         ...
 
 

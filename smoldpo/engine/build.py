@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,8 @@ class EngineSettings:
     cache: str
     cache_bytes: float
     compiled: bool
+    kernels: Kernels | None = None
+    """As an interrupted run had them; by default whichever are faster here."""
 
 
 def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
@@ -103,7 +107,7 @@ def build_fast(
             raise UsageError(f"cache disk: {reason}; say --cache memory, or set XDG_CACHE_HOME")
         progress.say(f"cache: {reason}, so states are kept in memory, for this run alone")
         settings = replace(settings, cache="memory")
-    kernels = choose_kernels(dtype, policy.device.type)
+    kernels = settings.kernels or choose_kernels(dtype, policy.device.type)
     about = about | {"dtype": str(dtype).removeprefix("torch."), "kernels": str(kernels)}
     states = _trunk_store(policy, settings, kernels, about)
     at = boundary(policy) if reference is None else 0
@@ -166,6 +170,12 @@ def _reference_store(
     )
     about = about | {"what": "log-probabilities"}
     return ReferenceStore(cache.entry_folder("reference", key), about, progress.say)
+
+
+def configuration_sha256(*models: PreTrainedModel) -> str:
+    """SHA-256 (hex) of what the models' configurations say about how they compute."""
+    shapes = json.dumps([_shape(model) for model in models], sort_keys=True)
+    return hashlib.sha256(shapes.encode()).hexdigest()
 
 
 def _shape(model: PreTrainedModel) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def set_up_compiling(
     """
     choice = _decide(asked, operations, dtype, device)
     if choice.compiled:
-        missing = _missing(device)
+        missing = missing_compiler(device)
         if missing is not None:
             choice = CompileChoice(False, f"{missing}, so nothing is compiled")
     regions.switch_regions(choice.compiled)
@@ -67,7 +67,8 @@ def _decide(asked: str, operations: float, dtype: torch.dtype, device: str) -> C
     )
 
 
-def _missing(device: str) -> str | None:
+def missing_compiler(device: str) -> str | None:
+    """What torch.compile lacks on this device, in words, or None."""
     if device == "cuda" and find_spec("triton") is None:
         return "triton is not installed"
     compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]

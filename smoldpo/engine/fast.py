@@ -10,6 +10,9 @@ policy itself; no second model exists. engine/plain.py is what all of this is he
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -25,6 +28,7 @@ from smoldpo.engine.packing import (
     common_beginning,
     cut_by_tokens,
     pack,
+    pair_length,
     shares,
 )
 from smoldpo.engine.precision import MasterWeights
@@ -36,6 +40,8 @@ from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
 TRAIN_SHARE = 2 / 3
 """Streams that are kept for a backward pass have this share of max_tokens: a step of eight usual pairs."""
+COMMIT_SECONDS = 30.0
+"""What is computed once a pair is made last at least this often."""
 KEEP_SHARE = 0.5
 """Trunk states may take this share of the memory that is free at the start; the rest is recomputed."""
 
@@ -49,6 +55,8 @@ class FastEngine:
         reference: a model of its own, only where the reference is not the policy's start.
         trunk_store, reference_store: where what is computed once a pair is kept; by default in memory.
     """
+
+    budget_unit = "tokens"
 
     def __init__(
         self,
@@ -71,6 +79,7 @@ class FastEngine:
         self._states = trunk_store
         self._reference_logps = ReferenceStore() if reference_store is None else reference_store
         self._prepared: set[str] = set()
+        self._committed = time.monotonic()
         self._shared: tuple[int, ...] = ()
         self._updates = 0
 
@@ -81,6 +90,34 @@ class FastEngine:
         """The optimizer has moved the master weights: bring the computing ones up to date."""
         self._masters.publish()
         self._updates += 1
+
+    @property
+    def budget(self) -> int:
+        return self.max_tokens
+
+    @budget.setter
+    def budget(self, tokens: int) -> None:
+        self.max_tokens = tokens
+
+    def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
+        self._masters.drop_gradients()
+        longest = max(pair_length(pair) for pair in pairs)
+        if TRAIN_SHARE * self.max_tokens <= longest:
+            return False  # every stream held one pair already
+        self.max_tokens //= 2
+        return True
+
+    def disk_bytes(self, pairs: Sequence[TokenizedPair]) -> int:
+        if self._policy.trunk is None:
+            return 0
+        self._shared = self._shared or common_beginning(pairs)
+        missing = (pair for pair in set(pairs) if self._key(pair) not in self._states)
+        return self._states.disk_bytes(sum(pair_length(pair) for pair in missing))
+
+    def reference_sha256(self, pairs: Sequence[TokenizedPair]) -> str | None:
+        logps = self.reference_logps(pairs)
+        sides = json.dumps([logps.chosen.tolist(), logps.rejected.tolist()])
+        return hashlib.sha256(sides.encode()).hexdigest()
 
     @torch.no_grad()
     def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
@@ -102,14 +139,24 @@ class FastEngine:
             without_states = [pair for pair in todo if self._key(pair) not in self._states]
         computing = set(without_states)
         only_unscored = [pair for pair in unscored if pair not in computing]
-        advance(len(pairs) - len(without_states) - len(only_unscored))
-        for group in (without_states, only_unscored):
-            for indices in by_length(group, self.max_tokens):
-                self._prepare_stream([group[index] for index in indices])
-                advance(len(indices))
-        self._states.commit()
-        self._reference_logps.commit()
+        try:
+            advance(len(pairs) - len(without_states) - len(only_unscored))
+            for group in (without_states, only_unscored):
+                for indices in by_length(group, self.max_tokens):
+                    self._prepare_stream([group[index] for index in indices])
+                    self._commit_now_and_then()
+                    advance(len(indices))
+        finally:  # interrupted, or out of memory: what was computed is not computed again
+            self._states.commit()
+            self._reference_logps.commit()
         self._prepared.update(keyed)
+
+    def _commit_now_and_then(self) -> None:
+        """So that a kill costs COMMIT_SECONDS of the pass at most."""
+        if time.monotonic() - self._committed > COMMIT_SECONDS:
+            self._states.commit()
+            self._reference_logps.commit()
+            self._committed = time.monotonic()
 
     def _prepare_stream(self, pairs: Sequence[TokenizedPair]) -> None:
         batch = self._pack(pairs)
@@ -170,15 +217,16 @@ class FastEngine:
     def policy_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
-        found = in_order(
-            pairs,
-            self.max_tokens,
-            self._pack,
-            lambda some, batch: self._policy.logps(batch, self._states_of(some, batch)),
-            advance,
-        )
-        self._states.commit()  # what was damaged and computed anew
-        return found
+        try:
+            return in_order(
+                pairs,
+                self.max_tokens,
+                self._pack,
+                lambda some, batch: self._policy.logps(batch, self._states_of(some, batch)),
+                advance,
+            )
+        finally:
+            self._states.commit()  # what was damaged and computed anew
 
     def accumulate_gradients(
         self, pairs: Sequence[TokenizedPair], loss: LossFunction, advance: Advance = no_progress

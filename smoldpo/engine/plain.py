@@ -65,6 +65,8 @@ class PlainEngine:
         train_batch_size, eval_batch_size: pairs that go through the models at once.
     """
 
+    budget_unit = "pairs"
+
     def __init__(
         self,
         policy: PreTrainedModel,
@@ -91,6 +93,28 @@ class PlainEngine:
 
     def updated(self) -> None:
         pass
+
+    @property
+    def budget(self) -> int:
+        return self.train_batch_size
+
+    @budget.setter
+    def budget(self, pairs: int) -> None:
+        self.train_batch_size = pairs
+
+    def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
+        self.policy.zero_grad(set_to_none=True)
+        if max(self.train_batch_size, self.eval_batch_size) == 1:
+            return False
+        self.train_batch_size = max(1, min(self.train_batch_size, len(pairs)) // 2)
+        self.eval_batch_size = max(1, self.eval_batch_size // 2)
+        return True
+
+    def disk_bytes(self, pairs: Sequence[TokenizedPair]) -> int:
+        return 0
+
+    def reference_sha256(self, pairs: Sequence[TokenizedPair]) -> str | None:
+        return None  # computed each time; the reference's weights are what is fixed
 
     def policy_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress

@@ -108,6 +108,11 @@ class MasterWeights:
             if narrow is not wide:
                 narrow.copy_(wide)
 
+    def drop_gradients(self) -> None:
+        """Those of the masters, and what an interrupted backward pass left in the model."""
+        for _, narrow, wide in self._pairs:
+            narrow.grad = wide.grad = None
+
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
         """Within the block each gradient moves to its master as soon as it is complete."""

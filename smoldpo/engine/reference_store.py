@@ -23,6 +23,16 @@ Sides = tuple[float, float]
 """log π_ref of chosen and rejected, in nats."""
 
 
+def damage(folder: Path) -> list[str]:
+    """What is wrong with an entry's file, in words."""
+    found: list[str] = []
+    used = folder.stat().st_mtime
+    ReferenceStore(folder, warn=found.append)
+    with contextlib.suppress(OSError):
+        os.utime(folder, (used, used))  # looking is not using
+    return [problem.partition(";")[0] for problem in found]
+
+
 class ReferenceStore:
     """Log-probabilities by pair_key. Without a folder they are kept for this process alone."""
 

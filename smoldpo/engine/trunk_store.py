@@ -61,6 +61,10 @@ class TrunkStore(Protocol):
         """Make what was put so far last."""
         ...
 
+    def disk_bytes(self, tokens: int) -> int:
+        """Bytes on disk that so many more tokens' states will take."""
+        ...
+
 
 class NoStore:
     """Keeps nothing: the trunk runs each time."""
@@ -81,6 +85,9 @@ class NoStore:
 
     def commit(self) -> None:
         pass
+
+    def disk_bytes(self, tokens: int) -> int:
+        return 0
 
 
 class MemoryStore:
@@ -110,6 +117,9 @@ class MemoryStore:
 
     def commit(self) -> None:
         pass
+
+    def disk_bytes(self, tokens: int) -> int:
+        return 0
 
 
 class DiskStore:
@@ -186,6 +196,9 @@ class DiskStore:
         if shard.size >= SHARD_BYTES:
             self.commit()
 
+    def disk_bytes(self, tokens: int) -> int:
+        return int(min(self._room, tokens * self._width * self._dtype.itemsize))
+
     def commit(self) -> None:
         shard, self._shard = self._shard, None
         if shard is None:
@@ -236,6 +249,26 @@ class DiskStore:
         shard = getattr(self, "_shard", None)
         if shard is not None:
             os.close(shard.file)
+
+
+def damage(folder: Path) -> list[str]:
+    """What is wrong with an entry's files, in words: everything in it is read."""
+    found = []
+    for index in folder.glob("*.json"):
+        if index.name == "about.json":
+            continue
+        states = index.with_suffix(".states")
+        try:
+            raw = memoryview(states.read_bytes())
+            places = sorted(json.loads(index.read_text(encoding="utf-8"))["pairs"].values())
+            following = places[1][0] - places[0][0] if len(places) > 1 else len(raw)
+            row = following // places[0][1]  # bytes of a token's state
+            for start, tokens, checksum in places:
+                if _checksum(raw[start : start + tokens * row]) != checksum:
+                    raise ValueError("its checksum does not fit")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+            found.append(f"trunk store: {states} is damaged ({error})")
+    return found
 
 
 @dataclass(frozen=True)

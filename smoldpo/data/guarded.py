@@ -1,0 +1,101 @@
+"""Chat templates come with models, and are programs: they render within limits of time and memory.
+
+transformers' sandbox keeps them from reaching Python. What it lets through is work without end: loops in
+loops, products that are a gigabyte of text, powers with a billion digits. So products and powers are
+checked before they are computed, and the whole rendering has a few seconds, and so much memory more than
+the process had before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2.sandbox
+
+SECONDS = 4.0
+BYTES = 256 << 20
+"""Address space that one rendering may add."""
+LONGEST = 1 << 20
+"""Elements of a product of a text or list with a number."""
+BITS = 1 << 12
+"""Bits of a product or power of numbers."""
+
+
+class TemplateLimitError(Exception):
+    """A template takes more time or memory than any dialogue needs."""
+
+
+class GuardedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox that transformers renders in, without products and powers that fill the memory."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "*" and _product_size(left, right) > (
+            BITS if isinstance(left, int) and isinstance(right, int) else LONGEST
+        ):
+            raise jinja2.sandbox.SecurityError("a product of this size is no part of a dialogue")
+        if operator == "**" and not (
+            all(isinstance(n, (int, float)) for n in (left, right))
+            and abs(right) * max(1, abs(int(left)).bit_length()) <= BITS
+        ):
+            raise jinja2.sandbox.SecurityError("a power of this size is no part of a dialogue")
+        return super().call_binop(context, operator, left, right)
+
+
+def _product_size(left: Any, right: Any) -> int:
+    """Bits of a product of whole numbers, elements of one of a sequence and a number."""
+    if isinstance(left, int) and isinstance(right, int):
+        return left.bit_length() + right.bit_length()
+    sizes = [len(side) if hasattr(side, "__len__") else side for side in (left, right)]
+    return int(min(sizes[0] * sizes[1], 1 << 62)) if all(isinstance(n, int) for n in sizes) else 0
+
+
+@contextlib.contextmanager
+def limits(seconds: float = SECONDS, more_bytes: int = BYTES) -> Iterator[None]:
+    """Within the block time and memory are limited, where the system can do that.
+
+    Raises:
+        TemplateLimitError: the limit of time is reached; that of memory raises MemoryError.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+
+    def too_long(*_: Any) -> None:
+        raise TemplateLimitError(f"it takes longer than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, too_long) if in_main_thread else None
+    if in_main_thread:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        with _more_memory(more_bytes):
+            yield
+    except MemoryError:
+        raise TemplateLimitError(f"it takes more than {more_bytes >> 20} MiB of memory") from None
+    finally:
+        if in_main_thread:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _more_memory(more_bytes: int) -> Iterator[None]:
+    if not sys.platform.startswith("linux"):  # macOS does not keep to RLIMIT_AS
+        yield
+        return
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + more_bytes
+    if soft != resource.RLIM_INFINITY:
+        limit = min(limit, soft)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

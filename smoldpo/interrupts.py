@@ -1,0 +1,89 @@
+"""SIGINT and SIGTERM during a run: noticed at once, answered where nothing is half done.
+
+A handler that raises could do so in the middle of an optimizer step or of a save. So while a run trains,
+the signal is only remembered, and the run asks (`check`) between streams and steps. A second SIGINT does
+not wait for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class InterruptedRunError(KeyboardInterrupt):
+    """The run was told to stop; its exit code is 128 + the signal's number.
+
+    A KeyboardInterrupt, so that what catches every Exception does not take it for a failure of its own.
+    """
+
+    def __init__(self, number: int, text: str = "interrupted; what was finished stays where it is"):
+        super().__init__(text)
+        self.number = number
+        self.exit_code = 128 + number
+
+
+class Interruption:
+    """A context in which SIGINT and SIGTERM raise InterruptedRunError: at once, or where it is asked for."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._deferring = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within the block a signal waits for the next `check`."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def check(self) -> None:
+        """Raise if a signal has come.
+
+        Raises:
+            InterruptedRunError: it has.
+        """
+        if self._received is not None:
+            raise InterruptedRunError(self._received)
+
+    def checking(self, advance: Callable[..., None]) -> Callable[..., None]:
+        """`advance`, and then `check`."""
+
+        def advance_and_check(*args: Any, **kwargs: Any) -> None:
+            advance(*args, **kwargs)
+            self.check()
+
+        return advance_and_check
+
+    def _receive(self, number: int, _frame: Any) -> None:
+        if self._received is not None and number == signal.SIGINT:
+            _write("stopped at once; smoldpo resume goes on from the last checkpoint\n")
+            os._exit(128 + number)
+        self._received = number
+        if not self._deferring:
+            self.check()
+        _write("stopping: what is finished is saved first; Ctrl-C (again) stops at once\n")
+
+
+def _write(text: str) -> None:
+    """To standard error, past its buffers: the signal may have come in the middle of a print."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())

@@ -1,0 +1,264 @@
+"""Faults planted in a child: kills at exact places, starvation, and resumes that are wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+
+def same_kernels() -> None:
+    """Which kernel is faster is measured at each start, and another one rounds otherwise."""
+    from smoldpo.engine import build
+    from smoldpo.engine.kernels import Kernels
+
+    build.choose_kernels = lambda *_: Kernels()
+
+
+def kill_at_file_operation(number: int, record: str | None = None) -> None:
+    """SIGKILL itself before file operation `number` (from 1) inside saves; `record` counts them instead."""
+    import shutil
+
+    from smoldpo import checkpoint, files, keeper
+
+    count, inside = 0, 0
+
+    def counted(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def operation(*args: Any, **options: Any) -> Any:
+            nonlocal count
+            if inside:
+                count += 1
+                if record:
+                    Path(record).write_text(str(count))
+                elif count == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **options)
+
+        setattr(module, name, operation)
+
+    for module, name in [
+        (os, "fsync"), (os, "unlink"), (os, "rename"), (os, "replace"), (os, "mkdir"),
+        (os, "rmdir"), (shutil, "rmtree"), (checkpoint, "save_file"), (checkpoint, "write_json"),
+        (checkpoint, "sha256_of"), (files, "write_text"),
+    ]:  # fmt: skip
+        counted(module, name)
+    for name in ("rename", "replace"):
+        counted(Path, name)
+
+    def saving(original: Any) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
+            nonlocal inside
+            inside += 1
+            try:
+                return original(*args, **options)
+            finally:
+                inside -= 1
+
+        return run
+
+    keeper.save_checkpoint = saving(keeper.save_checkpoint)
+    keeper.prune = saving(keeper.prune)
+
+
+def slow_steps(seconds: float) -> None:
+    """Each stream of a step takes so much longer, so that a signal comes in the middle of one."""
+    from smoldpo.engine.scorer import Scorer
+
+    original = Scorer.logps
+
+    def slow(self: Any, *args: Any) -> Any:
+        time.sleep(seconds)
+        return original(self, *args)
+
+    Scorer.logps = slow
+
+
+def signal_in(place: str, number: int, then: int = 0) -> None:
+    """Send itself a signal in the middle of: a step, an evaluation, the first pass, or a save."""
+    from transformers import AutoModelForCausalLM
+
+    from smoldpo import checkpoint, trainer
+    from smoldpo.engine.fast import FastEngine
+
+    def strike(module: Any, name: str, when: int = 1) -> None:
+        original, calls = getattr(module, name), 0
+
+        def struck(*args: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == when:
+                os.kill(os.getpid(), number)
+                if then:
+                    os.kill(os.getpid(), then)
+            return original(*args, **options)
+
+        setattr(module, name, struck)
+
+    strike(
+        *{
+            "step": (FastEngine, "accumulate_gradients", 5),
+            "optimizer": (trainer, "learning_rate", 5),
+            "evaluation": (FastEngine, "policy_logps", 2),
+            "loading": (AutoModelForCausalLM, "from_pretrained", 1),
+            "pass": (FastEngine, "_prepare_stream", 3),
+            "save": (checkpoint, "save_file", 4),
+        }[place]
+    )
+
+
+def random_numbers_matter() -> None:
+    """Training that draws from every generator, as dropout or sampling would."""
+    import numpy
+    import torch
+
+    from smoldpo import losses
+
+    original = losses.LOSSES["sigmoid"]
+
+    def noisy(*args: Any, **options: Any) -> Any:
+        loss = original(*args, **options)
+        if not torch.is_grad_enabled() or not loss.requires_grad:
+            return loss
+        if noisy.steps == 0:  # the first loss must be ln 2
+            noisy.steps = 1
+        drawn = torch.rand(()).item() + random.random() + numpy.random.rand()
+        return loss + 1e-3 * drawn * (loss - loss.detach())
+
+    noisy.steps = 0
+    losses.LOSSES["sigmoid"] = noisy
+
+
+def wrong_resume(fault: str) -> None:
+    """A resume that gets one thing wrong."""
+    from smoldpo import rng, state, trainer
+
+    random_numbers_matter()
+    if fault == "rng":
+        rng.restore = lambda *_: None
+    if fault == "moment":
+        restore = state.TrainingState._restore_optimizer
+
+        def without(self: Any, saved: dict) -> None:
+            restore(self, saved)
+            for moments in self.optimizer.state.values():
+                moments["exp_avg_sq"].zero_()
+
+        state.TrainingState._restore_optimizer = without
+    if fault == "one moment":
+        restore = state.TrainingState._restore_optimizer
+
+        def nearly(self: Any, saved: dict) -> None:
+            restore(self, saved)
+            list(self.optimizer.state.values())[-1]["exp_avg"].zero_()
+
+        state.TrainingState._restore_optimizer = nearly
+    if fault == "pair":
+        indices = trainer.Schedule.indices
+        trainer.Schedule.indices = lambda self, step: indices(self, step)[1:]
+    if fault == "step":
+        restored = state.TrainingState.restore
+
+        def late(self: Any, checkpoint: Any) -> None:
+            restored(self, checkpoint)
+            self.step += 1
+
+        state.TrainingState.restore = late
+
+
+def memory_runs_out_in_steps(spare: int) -> None:
+    """From the first step on, the address space may grow by `spare` bytes and no more (RLIMIT_AS)."""
+    from smoldpo.engine.fast import FastEngine
+
+    original = FastEngine.accumulate_gradients
+
+    def starved(self: Any, *args: Any) -> Any:
+        if not starved.limited:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limit = pages * resource.getpagesize() + spare
+            resource.setrlimit(
+                resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1])
+            )
+            starved.limited = True
+        return original(self, *args)
+
+    starved.limited = False
+    FastEngine.accumulate_gradients = starved
+
+
+def kill_in_step(step: int, noisy: bool = False) -> None:
+    """SIGKILL itself in the step after `step` finished ones, when part of its gradients are added up."""
+    from smoldpo import trainer
+    from smoldpo.engine.fast import FastEngine
+
+    if noisy:
+        random_numbers_matter()
+    taken = 0
+    train, accumulate = trainer.with_less_at_once, FastEngine.accumulate_gradients
+
+    def noted(work: Any, engine: Any, pairs: Any, what: str) -> Any:
+        nonlocal taken
+        taken = int(what.removeprefix("step ")) - 1
+        return train(work, engine, pairs, what)
+
+    def killed(self: Any, pairs: Any, loss: Any, advance: Any) -> Any:
+        def die(units: int) -> None:
+            advance(units)
+            if taken == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return accumulate(self, pairs, loss, die)
+
+    trainer.with_less_at_once = noted
+    FastEngine.accumulate_gradients = killed
+
+
+def kill_after_step(step: int) -> None:
+    """SIGKILL itself when that step is finished and logged, whichever the engine."""
+    from smoldpo import run
+
+    after = run.Run._after_step
+
+    def killed(self: Any, steps: int) -> Any:
+        if steps == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return after(self, steps)
+
+    run.Run._after_step = killed
+
+
+def disk_fills_after_saves(saves: int) -> None:
+    """After so many checkpoints no file may grow larger than half of a checkpoint's (RLIMIT_FSIZE)."""
+    from smoldpo import keeper
+
+    original, done = keeper.save_checkpoint, 0
+
+    def limited(folder: Any, checkpoint: Any) -> Any:
+        nonlocal done
+        if done == saves:
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (checkpoint.bytes // 2, hard))
+        done += 1
+        return original(folder, checkpoint)
+
+    keeper.save_checkpoint = limited
+
+
+def small_disk(free: int) -> None:
+    """A disk with so many bytes free."""
+    import shutil
+
+    usage = shutil.disk_usage
+    shutil.disk_usage = lambda path: usage(path)._replace(free=free)
+
+
+def other_threads() -> None:
+    """A shell that says another number of threads."""
+    import torch
+
+    torch.set_num_threads(2)

@@ -1,0 +1,11 @@
+"""Imported by the server from which children are forked: modules alone, no computing, no threads."""
+
+import torch
+
+import smoldpo.cli
+import smoldpo.doctor
+import smoldpo.resume
+import smoldpo.run
+import smoldpo.summary  # noqa: F401
+
+torch.set_num_threads(1)

@@ -1,0 +1,230 @@
+"""Faults 13 to 16, 19 and 20: input that wants to harm. The real command, with limits on its memory.
+
+Elsewhere: pickles named in code (test_layout), Parquet bombs and forged headers (data/test_sources), forged
+control tokens (test_tokenize), NUL, half surrogates and directional overrides (data/test_cleaning), formulas
+in CSV cells and byte-for-byte JSONL (data/test_convert).
+"""
+
+import gzip
+import itertools
+import json
+import os
+import pickle
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import rows
+
+LIMIT = {resource.RLIMIT_AS: 8 << 30}
+QUICK = ["--max-steps", 2, "--eval-steps", "none"]
+
+
+class Canary:
+    """A pickle that, when it is loaded, leaves a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))
+
+
+@pytest.fixture
+def model(place):
+    folder = place / "model"
+    shutil.copytree(place.model, folder)
+    place.model = folder
+    return folder
+
+
+@pytest.fixture
+def canary(place):
+    path = place / "it-sang"
+    yield path
+    assert not path.exists(), "code of the input was run"
+
+
+def test_the_canary_sings(tmp_path):
+    pickle.loads(pickle.dumps(Canary(tmp_path / "it-sang")))
+    assert (tmp_path / "it-sang").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "pytorch_model.bin", "config.json", "tokenizer.json", "tokenizer_config.json",
+     "generation_config.json", "chat_template.jinja", "model.pt", "training_args.bin"],
+)  # fmt: skip
+def test_a_pickle_in_a_model_folder_is_never_loaded(place, model, canary, name):
+    """Fault 13: under any name. Where the file is needed the run fails with a message."""
+    if name == "pytorch_model.bin":
+        (model / "model.safetensors").unlink()
+    (model / name).write_bytes(pickle.dumps(Canary(canary)))
+    code, said = place.run(*place.training("run", *QUICK))
+    needed = name not in (
+        "model.pt",
+        "training_args.bin",
+        "generation_config.json",
+        "chat_template.jinja",
+    )
+    assert code == 1 or not needed, said
+
+
+@pytest.mark.parametrize(
+    "name", ["pairs.jsonl", "pairs.json", "pairs.csv", "pairs.parquet", "pairs.arrow", "p.gz"]
+)
+def test_a_pickle_as_data_is_never_loaded(place, canary, name):
+    place.pairs = place / name
+    place.pairs.write_bytes(pickle.dumps(Canary(canary)))
+    code, said = place.run(*place.training("run", *QUICK))
+    assert code in (1, 2) and name in said
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "weights.safetensors",
+        "optimizer.safetensors",
+        "rng.safetensors",
+        "state.json",
+        "manifest.json",
+    ],
+)
+def test_a_pickle_in_a_checkpoint_is_never_loaded(place, canary, file):
+    """Even where the manifest was made to fit."""
+    from smoldpo.checkpoint import saved_steps
+    from smoldpo.files import sha256_of
+
+    place.ok(*place.training("run", "--max-steps", 3, "--eval-steps", "none"))
+    (place / "run" / "resume.json").write_text(
+        json.dumps(json.loads((place / "run" / "resume.json").read_text()) | {"finished": None})
+    )
+    path = place / "run" / "checkpoints" / "step-3"
+    (path / file).write_bytes(pickle.dumps(Canary(canary)))
+    if file != "manifest.json":
+        manifest = json.loads((path / "manifest.json").read_text())
+        size = (path / file).stat().st_size
+        manifest["files"][file] = {"bytes": size, "sha256": sha256_of(path / file)}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    said = place.ok("resume", "run")
+    assert "refused" in said and "step-3" in said and "after step 2 of 3" in said
+    assert saved_steps(place / "run" / "checkpoints")[-1] == 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "its own"])
+def test_code_of_a_model_is_never_run(place, model, canary, kind):
+    """Fault 14: auto_map in config and tokenizer, with the modules that it names."""
+    evil = f"import os\nos.system('touch {canary}')\nclass Evil: pass\n"
+    (model / "modeling_evil.py").write_text(evil)
+    (model / "tokenization_evil.py").write_text(evil)
+    config = json.loads((model / "config.json").read_text())
+    names = ("AutoConfig", "AutoModelForCausalLM")
+    config["auto_map"] = dict.fromkeys(names, "modeling_evil.Evil")
+    if kind != "llama":
+        config["model_type"] = "evil"
+        config["architectures"] = ["Evil"]
+    (model / "config.json").write_text(json.dumps(config))
+    path = model / "tokenizer_config.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["auto_map"] = {"AutoTokenizer": [None, "tokenization_evil.Evil"]}
+    path.write_text(json.dumps(tokenizer))
+    for words in (
+        place.training("run", *QUICK),
+        ["evaluate", model, place.pairs],
+        ["chat", model, "--prompt", "x"],
+    ):
+        code, said = place.run(*words)
+        if kind != "llama":
+            assert code == 1 and str(model) in said and "code of its own" in said, said
+
+
+TEMPLATES = {
+    "class walk": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "class walk by filter": "{{ (messages|attr('__class__')).__mro__ }}",
+    "globals": "{{ raise_exception.__globals__ }}",
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "a gigabyte": "{{ 'a' * 1000000000 }}",
+    "a gigabyte, later": "{% if messages|length == 1 %}{{ messages[0].content * 100000000 }}{% endif %}",
+    "a gigabyte by doubling": "{% set ns = namespace(x='ab') %}{% for a in range(40) %}"
+    "{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+    "a gigabyte by formatting": "{{ '%1000000000d' % 1 }}",
+    "a gigabyte by joining": "{{ (['a' * 1000000] * 1000000) | join }}",
+    "a power": "{{ 9 ** (9 ** 9) }}",
+    "a power of products": "{% set ns = namespace(x=9) %}{% for a in range(60) %}"
+    "{% set ns.x = ns.x * ns.x %}{% endfor %}{{ ns.x }}",
+    "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "nothing of the answer": "always the same",
+    "not a template": "{% for %}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_hostile_chat_templates(place, model, template):
+    """Fault 15: an error within five seconds of the template's own time, in bounded memory."""
+    (model / "chat_template.jinja").write_text(template)
+    start = time.monotonic()
+    child = place.start("chat", model, "--prompt", "Hello", limits=LIMIT)
+    code, said = child.wait(), child.said
+    assert code == 1 and "chat template" in said, said
+    assert time.monotonic() - start < 5 + 4  # the others are for loading on a busy machine
+    assert child.peak_bytes < 2 << 30
+
+
+def test_bombs(place):
+    """Fault 19: a gzip bomb, a line of a gigabyte, a YAML alias bomb; Parquet's are in data/test_sources."""
+    gz, line, yaml = place / "bomb.jsonl.gz", place / "line.jsonl", place / "bomb.yaml"
+    with gzip.open(gz, "wb", compresslevel=1) as file:
+        for _ in range(300):
+            file.write(b" " * (1 << 20))
+    with line.open("wb") as file:
+        file.truncate(1 << 30)
+    names = "abcdefghij"
+    text = f"a: &a [{', '.join(['lol'] * 9)}]\n"
+    for before, name in itertools.pairwise(names):
+        text += f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n"
+    yaml.write_text(text + "data: *j\n")
+    for path in (gz, line, yaml):
+        place.pairs = path
+        words = ["train", yaml] if path is yaml else place.training("run")
+        start = time.monotonic()
+        child = place.start(*words, limits=LIMIT)
+        code, said = child.wait(), child.said
+        assert code in (1, 2) and path.name in said and len(said) < 5000, said[:2000]
+        assert child.peak_bytes < 2 << 30 and time.monotonic() - start < 30
+
+
+TOKEN = "hf_" + "SmolSecretSmolSecretSmolSecret42"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--model", f"https://user:{TOKEN}@huggingface.co/some/model"],
+        ["--data", f"https://host/pairs.jsonl?token={TOKEN}"],
+        ["--eval-data", f"https://user:{TOKEN}@host/pairs.jsonl"],
+        ["--sample-prompt", f"My token is {TOKEN}"],
+        ["--learning-rate", TOKEN],
+        ["--unknown-setting", TOKEN],
+    ],
+)
+def test_secrets_stay_secret(place, more):
+    """Fault 20: the hub's token, from the environment or in a URL, is in no output and no file."""
+    words = [*place.training("run", *QUICK), *more]
+    _, said = place.run(*words, environment={"HF_TOKEN": TOKEN})
+    assert TOKEN not in said
+    if not more:
+        assert (place / "run" / "model" / "README.md").exists()
+    for path in Path(place.folder).rglob("*"):
+        if path.is_file():
+            assert TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_a_secret_in_a_pair_is_the_users_own(place, write_rows):
+    """Pairs are data, and are not searched; they are only ever shown in the run's own files."""
+    write_rows([row | {"chosen": f"{row['chosen']} {TOKEN}"} for row in rows(40)])
+    said = place.ok(*place.training("run", *QUICK), environment={"HF_TOKEN": TOKEN})
+    assert TOKEN not in said

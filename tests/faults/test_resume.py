@@ -1,0 +1,212 @@
+"""Faults 1 to 4: killed anywhere, a run goes on to the same bits; and the comparison can fail."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+
+from faults import planted
+from faults.conftest import LONG
+from smoldpo.checkpoint import saved_steps
+from smoldpo.compare_runs import differences, metrics
+
+KILLS = 30 if LONG else 4
+
+
+@pytest.fixture
+def whole(place):
+    """The run as it comes out when nothing happens to it."""
+    place.ok(*place.training("whole"))
+    return place / "whole"
+
+
+def row_count(run):
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def resume_until_done(place, name):
+    """Resume; a run that was killed before it began is started again."""
+    if not (place / name / "resume.json").exists():
+        return place.ok(*place.training(name, "--overwrite"))
+    code, said = place.run("resume", name)
+    assert code == 0 or "is finished" in said, said
+    return said
+
+
+def test_killed_at_random_moments(place, whole):
+    """Fault 1. Moments are spread over the whole run, loading and saves among them."""
+    draw = random.Random(6)
+    died_after = set()
+    for number in range(KILLS):
+        name = f"killed-{number}"
+        child = place.train(name, environment={"XDG_CACHE_HOME": str(place / f"cache-{number}")})
+        rows = int(16 * number / KILLS)  # of 16, 12 are steps and the others evaluations
+        if rows:
+            child.wait_until(lambda n=name, r=rows: row_count(place / n) >= r)
+        time.sleep(draw.random() * (0.05 if rows else 1))
+        child.signal(signal.SIGKILL)
+        child.wait()
+        steps = saved_steps(place / name / "checkpoints")
+        died_after.add(steps[-1] if steps else 0)
+        resume_until_done(place, name)
+        assert differences(whole, place / name) == []
+        left = [path for path in (place / name).rglob(".*") if path.name.startswith(".step")]
+        assert not left
+    assert len(died_after) > 1, "the kills came at different moments"
+
+
+def test_two_steps_differ(place, whole):
+    """So the comparison of a step with another one can fail."""
+    rows = [row for row in metrics(whole) if "loss" in row]
+    assert len({row["loss"] for row in rows}) == len(rows) == 12
+
+
+@pytest.mark.parametrize("at", [3, 4, 5, 7, 8])
+def test_stopped_and_resumed_three_times(place, whole, at):
+    """Fault 2: within an epoch, at its edge (4, 8), inside an accumulation group; thrice in a row.
+
+    Each time the run is killed in the middle of a step, after some of its streams.
+    """
+    name = f"at-{at}"
+    stops = [at, min(at + 2, 11), min(at + 3, 11)]
+    for number, stop in enumerate(stops):
+        words = ["resume", name] if number else place.training(name, "--save-steps", 1)
+        code, _ = place.run(*words, plant=planted.kill_in_step, planted_with=(stop,))
+        assert code == -signal.SIGKILL
+        assert saved_steps(place / name / "checkpoints")[-1] == stop
+    said = place.ok("resume", name)
+    assert f"after step {stops[-1]} of 12" in said
+    assert differences(whole, place / name) == []
+
+
+@pytest.mark.parametrize(
+    "fault, red",
+    [
+        (None, ()),
+        ("rng", ("weights", "optimizer", "rng", "metrics.jsonl")),
+        ("moment", ("weights", "optimizer", "metrics.jsonl")),
+        ("one moment", ("weights", "optimizer", "model/model.safetensors")),
+        ("pair", ("weights", "optimizer", "metrics.jsonl")),
+        ("step", ("weights", "optimizer", "metrics.jsonl")),
+    ],
+)
+def test_a_fault_planted_in_the_resume_turns_the_comparison_red(place, fault, red):
+    place.ok(*place.training("whole"), plant=planted.random_numbers_matter)
+    code, _ = place.run(*place.training("run"), plant=planted.kill_in_step, planted_with=(6, True))
+    assert code == -signal.SIGKILL
+    place.ok("resume", "run", plant=planted.wrong_resume, planted_with=(fault,))
+    found = differences(place / "whole", place / "run")
+    assert bool(found) == bool(fault), found
+    for part in red:
+        assert any(part in line for line in found), (part, found)
+
+
+def test_killed_between_every_two_file_operations_of_a_save(place, whole):
+    """Fault 3: the second save, with the removal of an older checkpoint, has so many operations."""
+    name = "run"
+    place.ok(*place.training(name, "--keep-checkpoints", 1), plant=planted.kill_at_file_operation,
+             planted_with=(0, str(place / "count")))  # fmt: skip
+    saves = 6
+    each = int((place / "count").read_text()) // saves
+    assert each >= 12
+    operations = range(each + 1, 2 * each + 2)
+    for operation in operations if LONG else operations[::3]:
+        name = f"run-{operation}"
+        words = place.training(name, "--keep-checkpoints", 1)
+        code, _ = place.run(*words, plant=planted.kill_at_file_operation, planted_with=(operation,))
+        assert code == -signal.SIGKILL
+        assert max(saved_steps(place / name / "checkpoints")) in (2, 4)
+        said = place.ok("resume", name)
+        assert "refused" not in said
+        assert differences(whole, place / name) == []
+        assert not list((place / name / "checkpoints").glob(".*"))
+        assert saved_steps(place / name / "checkpoints") == [12]
+
+
+@pytest.fixture
+def stopped(place):
+    """A run that was killed in its seventh step, with checkpoints of steps 4 and 6."""
+    code, _ = place.run(*place.training("run"), plant=planted.kill_in_step, planted_with=(6,))
+    assert code == -signal.SIGKILL and saved_steps(place / "run" / "checkpoints") == [4, 6]
+    return place / "run"
+
+
+FILES = [
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "rng.safetensors",
+    "state.json",
+    "manifest.json",
+]
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "missing"])
+def test_a_damaged_checkpoint_is_refused_by_name(place, whole, stopped, how):
+    """Fault 4: each file in its turn; a bit of a checkpoint's file, at a random place."""
+    draw = random.Random(4)
+    import shutil
+
+    for file in FILES:
+        name = f"run-{how}-{file}"
+        shutil.copytree(stopped, place / name)
+        path = place / name / "checkpoints" / "step-6" / file
+        raw = bytearray(path.read_bytes())
+        if how == "flip":
+            inside = raw.index(b"sha256") if file == "manifest.json" else draw.randrange(len(raw))
+            raw[inside] ^= 1 << draw.randrange(7)
+        path.write_bytes(raw if how == "flip" else raw[:-7])
+        if how == "missing":
+            path.unlink()
+        said = place.ok("resume", name)
+        assert "refused" in said and "step-6" in said and file in said
+        assert "goes on after step 4 of 12" in said
+        assert differences(whole, place / name) == []
+
+
+def test_with_no_checkpoint_left_the_run_begins_anew(place, whole, stopped):
+    for step in (4, 6):
+        (stopped / "checkpoints" / f"step-{step}" / "manifest.json").unlink()
+    said = place.ok("resume", "run")
+    assert said.count("refused") == 2 and "after step 0 of 12" in said
+    assert differences(whole, stopped) == []
+
+
+def test_a_finished_run_says_so_and_can_be_extended(place, whole):
+    code, said = place.run("resume", "whole")
+    assert code == 2 and "is finished (12 steps)" in said and "--extend" in said
+    said = place.ok("resume", "whole", "--extend", 1)
+    assert "after step 12 of 16" in said
+    steps = [row["step"] for row in metrics(whole) if "loss" in row]
+    assert steps == list(range(1, 17))
+    assert json.loads((whole / "resume.json").read_text())["finished"] == {"total_steps": 16}
+    assert "num_train_epochs: 4.0" in (whole / "config.yaml").read_text()
+    assert place.run("resume", "whole")[0] == 2
+
+
+def test_elsewhere_and_with_other_threads(place, whole, tmp_path):
+    """Relative names mean what they meant, and as many threads compute as did."""
+    place.pairs = "pairs.jsonl"
+    code, _ = place.run(*place.training("run"), plant=planted.kill_in_step, planted_with=(6,))
+    assert code == -signal.SIGKILL
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    said = place.ok("resume", place / "run", folder=elsewhere, plant=planted.other_threads)
+    assert "not bit for bit" not in said
+    assert differences(whole, place / "run") == []
+
+
+def test_early_stopping_and_the_best_policy_come_out_the_same(place):
+    words = ["--eval-steps", 2, "--load-best-model-at-end", "--early-stopping-patience", 2]
+    words += ["--metric-for-best-model", "eval_accuracy/logp"]
+    place.ok(*place.training("whole", *words))
+    for step in (3, 5, 7):
+        name = f"run-{step}"
+        code, _ = place.run(
+            *place.training(name, *words), plant=planted.kill_after_step, planted_with=(step,)
+        )
+        if code != 0:
+            place.ok("resume", name)
+        assert differences(place / "whole", place / name) == []
