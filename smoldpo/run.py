@@ -45,7 +45,7 @@ class RunResult:
     steps: int
     evaluation: dict[str, Any] | None
     sample: dict[str, Any] | None
-    report: Path
+    report: Path | None
     failed_gates: list[str]
     """What `fail_under` asked for and the run does not have, in words."""
 
@@ -175,15 +175,22 @@ class Run:
         self.metrics.close()
         sample = self.proof.write_side_by_side(self.folder, evaluation, before, after, self.phases)
         write_json(self.folder / "timings.json", self.phases.rows)
-        report = self._report()
         mark_finished(self.folder, self.total)
+        report = self._report()
         failed = failures(evaluation, self.gates) if evaluation else []
         return RunResult(self.folder, self.steps, evaluation, sample, report, failed)
 
-    def _report(self) -> Path:
+    def _report(self) -> Path | None:
+        """The page; all that it shows is saved already, so that a run does not fail for it."""
         path = self.folder / "report.html"
-        with progress.spinner("drawing the report"):
-            write_report([read_run(self.folder)], path)
+        try:
+            with progress.spinner("drawing the report"):
+                write_report([read_run(self.folder)], path)
+        except (ImportError, MemoryError, SmoldpoError) as error:
+            progress.say(
+                f"the report could not be drawn ({error}); later, smoldpo report {self.folder} draws it"
+            )
+            return None
         return path
 
     def _prepare(self) -> None:

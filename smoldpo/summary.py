@@ -29,7 +29,8 @@ def print_result(result: RunResult) -> None:
             console.print(f"[bold]{who.capitalize()}:[/bold] {_safe(result.sample[who])}")
     console.print()
     console.print(f"Run folder: {_safe(str(result.folder))}", soft_wrap=True)
-    console.print(f"Report:     {_safe(str(result.report))}", soft_wrap=True)
+    if result.report is not None:
+        console.print(f"Report:     {_safe(str(result.report))}", soft_wrap=True)
 
 
 def print_comparison(evaluation: dict[str, Any], console: Console | None = None) -> None:
