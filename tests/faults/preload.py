@@ -1,6 +1,6 @@
 """Imported by the server from which children are forked: modules alone, no computing, no threads."""
 
-import matplotlib.backends.backend_svg  # noqa: F401
+import matplotlib.backends.backend_svg
 import matplotlib.figure  # noqa: F401
 import torch
 
