@@ -32,7 +32,9 @@ class Child:
     def wait(self, seconds: float = 120) -> int:
         """Its exit code; minus the signal's number where that killed it."""
         self.process.join(seconds)
-        assert self.process.exitcode is not None, f"still running:\n{self.said}"
+        if self.running:
+            self.process.kill()
+            raise AssertionError(f"still running after {seconds:.0f} s:\n{self.said}")
         return self.process.exitcode
 
     @property

@@ -105,6 +105,7 @@ def signal_in(place: str, number: int, then: int = 0) -> None:
             "step": (FastEngine, "accumulate_gradients", 5),
             "optimizer": (trainer, "learning_rate", 5),
             "evaluation": (FastEngine, "policy_logps", 2),
+            "last evaluation": (FastEngine, "policy_logps", 3),
             "loading": (AutoModelForCausalLM, "from_pretrained", 1),
             "pass": (FastEngine, "_prepare_stream", 3),
             "save": (checkpoint, "save_file", 4),

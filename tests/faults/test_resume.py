@@ -210,3 +210,14 @@ def test_early_stopping_and_the_best_policy_come_out_the_same(place):
         if code != 0:
             place.ok("resume", name)
         assert differences(place / "whole", place / name) == []
+
+
+def test_checkpoints_by_the_clock(place, whole):
+    """Every so many minutes; here each step takes longer than that."""
+    words = ["--save-steps", "none", "--save-minutes", "1e-9", "--keep-checkpoints", 100]
+    place.ok(*place.training("run", *words))
+    assert saved_steps(place / "run" / "checkpoints") == list(range(1, 13))
+    place.ok(*place.training("never", "--save-steps", "none", "--save-minutes", "none"))
+    assert not (place / "never" / "checkpoints").exists()
+    for name in ("run", "never"):
+        assert metrics(place / name) == metrics(whole), "saving changes nothing"

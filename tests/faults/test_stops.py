@@ -23,7 +23,14 @@ def whole(place):
 @pytest.mark.parametrize("number", CODES, ids=lambda n: n.name)
 @pytest.mark.parametrize(
     "where, step",
-    [("step", 4), ("optimizer", 5), ("evaluation", 10), ("pass", 0), ("save", 4)],
+    [
+        ("step", 4),
+        ("optimizer", 5),
+        ("evaluation", 10),
+        ("last evaluation", 12),
+        ("pass", 0),
+        ("save", 4),
+    ],
 )
 def test_told_to_stop(place, whole, where, step, number):
     """Fault 6: a complete checkpoint of the last finished step, the exit code, and how to go on."""
