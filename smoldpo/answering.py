@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo import progress
 from smoldpo.engine.kernels import Kernels
+from smoldpo.engine.memory import give_back_freed_memory
 from smoldpo.engine.precision import cast
 from smoldpo.engine.tokens import Sides, token_logps
 from smoldpo.errors import SmoldpoError
@@ -155,6 +156,7 @@ class Comparison:
         answers, sides = [], []
         models = []
         for load in self._load:
+            give_back_freed_memory()  # what evaluation kept for its next batch
             model = load().requires_grad_(False)
             if model.device.type != "cpu":
                 cast(model, self._dtype)
