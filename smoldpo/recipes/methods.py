@@ -48,6 +48,9 @@ DPO_KEYS = {
     ),
 }
 
+SAYING = {"dpo", "apo"}
+"""Words of a name that say it."""
+
 
 def require_dpo(recipe: dict[str, Any], path: Path, dialect: str, *, told: bool) -> None:
     """Let recipes for DPO pass; `told` (--from) settles it where the keys leave it open.
@@ -86,13 +89,12 @@ def _by_keys(recipe: dict[str, Any], path: Path, told: bool) -> None:
         *(str(recipe.get(key, "")) for key in ("output_dir", "hub_model_id", "run_name"))
     )
     place = _words(path.stem, path.absolute().parent.name)
-    says_dpo = {"dpo", "apo"} & (words | place)
     others = [word for word in NAMES if word in words]
-    if others and not says_dpo:
+    if others and not SAYING & words:
         raise UsageError(
             f"{path}: a recipe for {NAMES[others[0]]}, not for DPO, by the names that it gives to its output"
         )
-    if not says_dpo and not DPO_KEYS & set(recipe):
+    if not SAYING & (words | place) and not DPO_KEYS & set(recipe):
         raise UsageError(
             f"{path}: no key says for which method it is; if it is for DPO, say so with --from trl"
         )

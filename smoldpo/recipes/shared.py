@@ -36,8 +36,8 @@ OTHER_LOSS = "part of a loss that smoldpo does not have (yet); leave it out, or 
 NOISE = "smoldpo trains without dropout and noise, as exactness needs"
 HELD_OUT = (
     "The recipe evaluates on nothing. smoldpo does: on the data's own test split, or else on "
-    f"{TrainConfig.model_fields['eval_fraction'].default:.0%} of the prompts, which it then does not train on. "
-    "eval_fraction: 0 trains on all of them"
+    f"{TrainConfig.model_fields['eval_fraction'].default:.0%} of the prompts, which it then does not "
+    "train on. eval_fraction: 0 trains on all of them"
 )
 
 LOSS_PARTS: Rules = {

@@ -61,6 +61,8 @@ def set_sources(draft: Draft, key: str, sources: Sequence[RecipeSource], weights
     ]
     settings, how = _where(draft, train)
     remarks += how
+    if how and len(held) == 1:  # files have no test split of their own
+        settings["eval_data"] = as_file(draft, held[0])
     settings |= _weights(train, weights, remarks)
     data = settings.pop("data")
     draft.keep(key, "data", data, "; ".join(remarks), matters=bool(remarks), more=settings)
