@@ -168,8 +168,12 @@ def print_imported(imported: Imported, out: Path | None) -> None:
 
     It goes to standard output then, and the account to standard error: `> mine.yaml` works.
     """
+    from smoldpo.recipes import one_line
+
     console = _console(sys.stdout if out is not None else sys.stderr)
-    table = Table(title=f"{_safe(imported.source)}, a recipe for {_safe(imported.dialect)}")
+    table = Table(
+        title=f"{_safe(one_line(imported.source))}, a recipe for {_safe(imported.dialect)}"
+    )
     table.add_column("key", overflow="fold", max_width=34)
     table.add_column("value", overflow="fold", max_width=24)
     table.add_column("", no_wrap=True)
@@ -178,7 +182,8 @@ def print_imported(imported: Imported, out: Path | None) -> None:
         becomes = ", ".join(f"{name}: {_listed(value)}" for name, value in entry.becomes.items())
         text = " - ".join(part for part in (becomes, entry.reason) if part)
         style = STATUS_STYLES.get(entry.status)
-        table.add_row(*map(_safe, (entry.key, entry.value, entry.status, text)), style=style)
+        cells = (_safe(one_line(cell)) for cell in (entry.key, entry.value, entry.status, text))
+        table.add_row(*cells, style=style)
     console.print(table)
     console.print(", ".join(f"{count} {status}" for status, count in imported.counts.items()))
     for title, lines in (
@@ -189,7 +194,9 @@ def print_imported(imported: Imported, out: Path | None) -> None:
             console.print(f"\n[bold]{title}[/bold]")
         for line in lines:
             command = lines is imported.commands  # stays whole, to be copied
-            console.print(_safe(f"  {line}" if command else f"- {line}"), soft_wrap=command)
+            console.print(
+                _safe(one_line(f"  {line}" if command else f"- {line}")), soft_wrap=command
+            )
     if out is None:
         print(imported.as_yaml(), end="")
     else:

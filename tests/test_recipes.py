@@ -116,7 +116,7 @@ def test_a_test_split_that_the_recipe_joins_to_its_training_data_is_not_trained_
     assert "data_subset" not in imported.settings, "default is no subset's name to smoldpo"
     assert "eval_fraction" not in imported.settings, "the published test split judges"
     assert "test_prefs" in reasons(imported)["dataset_mixture.datasets"]
-    assert any("at random" in line for line in imported.differences)
+    assert sum(line.count("at random") for line in imported.differences) == 1
     assert imported.settings["save_steps"] == 20
 
 
@@ -232,6 +232,14 @@ def test_llama_factory(write, tmp_path):
     assert any("pairs_en, pairs_de" in note for note in imported.notes), "names, not files"
 
 
+def test_llama_factory_trains_adapters_without_being_told(write):
+    for said in ("", "finetuning_type:\n"):
+        imported = write(f"stage: dpo\nmodel_name_or_path: a/m\ndataset: a/b\nlora_rank: 8\n{said}")
+        assert "freeze_layers" not in imported.settings
+        assert fates(imported)["lora_rank"] == "unsupported"
+        assert any("LoRA adapters" in note and "ten times" in note for note in imported.notes)
+
+
 def test_llama_factorys_dataset_info_is_read_where_it_lies(write, tmp_path):
     (tmp_path / "data").mkdir()
     info = {
@@ -245,6 +253,16 @@ def test_llama_factorys_dataset_info_is_read_where_it_lies(write, tmp_path):
     mixed = write(FULL + "dataset: mine,theirs\n")
     assert mixed.settings["data"][1] == "pairs-en.jsonl"
     assert mixed.commands == ("smoldpo data convert a/pairs pairs-en.jsonl --subset en",)
+
+
+def test_columns_from_axolotl_are_read(cli, write_rows):
+    columns = import_recipe(FOLDER / "axolotl.yaml").settings["columns"]
+    turns = [{"role": "user", "content": "Is this read?"}]
+    answer = {"role": "assistant", "content": "Yes, under its other name."}
+    no = {"role": "assistant", "content": "No."}
+    write_rows([{"conversation": turns, "chosen": answer, "rejected": no}], "talk.jsonl")
+    result = cli("data", "convert", "talk.jsonl", "out.jsonl", "--columns", ",".join(columns))
+    assert result.code == 0 and "1 pairs" in result.err, result.err
 
 
 @pytest.mark.parametrize(
@@ -436,6 +454,17 @@ def test_values_cannot_leave_the_comment_or_the_line(write):
     assert "x\\nbeta" in text
     odd = write(TRL, name="a\nbeta: 7 #.yaml")
     assert yaml.safe_load(odd.as_yaml())["beta"] == 0.1
+    mixture = 'datasets: [{path: "a\\nbeta: 6 #", split: x}, {path: b/c, split: y}]\n'
+    files = write(TRL + mixture)
+    assert len(files.commands) == 2 and yaml.safe_load(files.as_yaml())["beta"] == 0.1
+
+
+def test_values_cannot_move_the_cursor(cli, tmp_path):
+    text = TRL + 'frob: "\\e[2J"\n"k\\e[2J": 1\noutput_dir: "\\e[2J"\n'
+    (tmp_path / "recipe.yaml").write_text(text)
+    result = cli("config", "import", "recipe.yaml", "--out", "mine.yaml")
+    assert result.code == 0 and "frob" in result.out
+    assert "\x1b" not in result.out + (tmp_path / "mine.yaml").read_text()
 
 
 def test_the_command_prints_the_account(cli):

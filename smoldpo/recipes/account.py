@@ -127,6 +127,11 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def one_line(text: str) -> str:
+    """Without line ends and control characters, which could leave a comment or move the cursor."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlevel = 2

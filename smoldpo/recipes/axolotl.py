@@ -63,6 +63,14 @@ FORMATS = {
     "rejected_format": "{rejected}",
 }
 
+
+def _template(draft: Draft, key: str, value: Any) -> None:
+    if value == "tokenizer_default":
+        draft.same(key, "the model's own tokenizer has it")
+    else:
+        drop(shared.TEMPLATE, matters=True)(draft, key, value)
+
+
 RULES: Rules = {
     **shared.TRAINER,
     **shared.LOSS_PARTS,
@@ -82,7 +90,7 @@ RULES: Rules = {
     ),
     "added_tokens_overrides": unsupported(TOKENIZER),
     "tokens": unsupported(TOKENIZER + ": the vocabulary stays as it is"),
-    "chat_template": drop(shared.TEMPLATE, matters=True),
+    "chat_template": _template,
     "chat_template_jinja": unsupported(shared.TEMPLATE),
     "default_system_message": unsupported("system messages are read from the rows"),
     "load_in_8bit": unsupported(shared.QUANTISED),
@@ -135,9 +143,7 @@ RULES: Rules = {
     "push_dataset_to_hub": drop(shared.HUB),
     "skip_prepare_dataset": drop(shared.LOADING),
     "shuffle_merged_datasets": drop("the pairs are shuffled in every epoch, by seed"),
-    "dataset_exact_deduplication": drop(
-        "always so: the cleaning rule exact_duplicate (docs/data.md)"
-    ),
+    "dataset_exact_deduplication": same("within each source: the cleaning rule exact_duplicate"),
     "hf_use_auth_token": drop("set HF_TOKEN in the shell"),
     "wandb_*": drop(shared.LOGGERS),
     "use_wandb": drop(shared.LOGGERS),
@@ -155,6 +161,9 @@ RULES: Rules = {
     "flex_attention": drop(shared.ENGINE),
     "s2_attention": unsupported("attention is the model's own"),
     "liger_*": drop(shared.ENGINE),
+    "eot_tokens": unsupported(TOKENIZER),
+    "loss_watchdog_*": unsupported("a loss that is no number ends the run; nothing else does"),
+    "dp_*_size": drop(shared.DEVICES),
     "plugins": unsupported("there are no plugins"),
     "early_stopping_patience": unsupported(shared.CHOICE),
     "auto_resume_from_checkpoints": unsupported("a run starts at its beginning"),

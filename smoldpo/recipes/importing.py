@@ -15,7 +15,7 @@ import yaml
 from smoldpo.config import TrainConfig, build_config, load_yaml
 from smoldpo.errors import ConfigError, UsageError
 from smoldpo.recipes import axolotl, handbook, llamafactory, shared, trl
-from smoldpo.recipes.account import DEFAULT, STATUSES, UNSUPPORTED, Draft, Entry
+from smoldpo.recipes.account import DEFAULT, STATUSES, UNSUPPORTED, Draft, Entry, one_line
 from smoldpo.recipes.methods import require_dpo
 from smoldpo.recipes.rules import find
 
@@ -119,7 +119,7 @@ class Imported:
                 "What differs from the recipe's run:",
                 *(f"- {line}" for line in self.differences),
             ]
-        lines = [part for line in head for part in _wrapped(_one_line(line))]
+        lines = [part for line in head for part in _wrapped(one_line(line))]
         return "".join(f"# {line}".rstrip() + "\n" for line in lines) + yaml.safe_dump(
             self.settings, sort_keys=False, allow_unicode=True
         )
@@ -252,8 +252,3 @@ def _wrapped(line: str) -> list[str]:
     if line.startswith("  "):
         return [line]
     return textwrap.wrap(line, 100, subsequent_indent="  " * line.startswith("- ")) or [""]
-
-
-def _one_line(text: str) -> str:
-    """Without line ends and other characters that would leave the comment."""
-    return "".join(char if char.isprintable() else " " for char in text)

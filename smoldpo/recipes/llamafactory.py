@@ -96,8 +96,6 @@ RULES: Rules = {
     "eval_on_each_dataset": unsupported("held-out pairs are evaluated as one set"),
     "plot_loss": same("always so: report.html"),
     "compute_accuracy": same("always so"),
-    "use_swanlab": drop(shared.LOGGERS),
-    "swanlab_*": drop(shared.LOGGERS),
     "ray_*": drop(shared.DEVICES),
     "use_galore": unsupported("smoldpo's optimizer is AdamW"),
     "use_apollo": unsupported("smoldpo's optimizer is AdamW"),
@@ -145,7 +143,7 @@ def _pure(draft: Draft) -> None:
 def _what_trains(draft: Draft) -> None:
     """finetuning_type: full, freeze, or adapters (lora is what LLaMA-Factory does without it)."""
     key = "finetuning_type"
-    kind = str(draft.recipe.get(key, "lora"))
+    kind = str(draft.recipe.get(key) or "lora")
     frozen = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
     if kind == "freeze":
         layers = draft.recipe.get("freeze_trainable_layers", 2)

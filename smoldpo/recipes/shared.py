@@ -118,6 +118,8 @@ TRAINER: Rules = {
     "report_to": drop(LOGGERS),
     "project": drop(LOGGERS),
     "trackio_*": drop(LOGGERS),
+    "use_swanlab": drop(LOGGERS),
+    "swanlab_*": drop(LOGGERS),
     "logging_*": drop(LOGGERS),
     "log_*": drop("progress goes to standard error"),
     "disable_tqdm": drop("progress goes to standard error"),

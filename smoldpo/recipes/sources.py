@@ -53,7 +53,8 @@ def set_sources(draft: Draft, key: str, sources: Sequence[RecipeSource], weights
     if not train:
         draft.refuse(key, "names no source of pairs: give --data")
         return
-    remarks = [LEAK.format(held=source.split) for source in held if _joined(source, train)]
+    joined = dict.fromkeys(str(source.split) for source in held if _joined(source, train))
+    remarks = [LEAK.format(held=split) for split in joined]
     remarks += [
         f"{source.name} ({source.split}) is left out of training: its name says that it judges"
         for source in held
