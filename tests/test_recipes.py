@@ -203,6 +203,15 @@ def test_every_option_of_trls_command_is_known(write):
     assert not unknown
 
 
+def test_a_recipe_without_data_does_not_silently_train_on_the_built_in_pairs(write):
+    imported = write("beta: 0.1\nmax_prompt_length: 5\n", "trl")
+    assert sum("give --model" in note or "give --data" in note for note in imported.notes) == 2
+    assert not any("built-in" in note for note in write(TRL).notes)
+    assert write(TRL, "alignment-handbook").settings["data"] == ["a/pairs"], (
+        "it takes TRL's key too"
+    )
+
+
 def test_axolotl_with_lora():
     imported = import_recipe(FOLDER / "axolotl.yaml")
     settings, seen = imported.settings, fates(imported)

@@ -22,7 +22,12 @@ DEFAULTS = trl.DEFAULTS
 
 def groups(draft: Draft) -> None:
     """The keys that hang together."""
-    held_out = _mixer(draft) if "dataset_mixer" in draft.recipe else _mixture(draft)
+    if "dataset_mixer" in draft.recipe:
+        held_out = _mixer(draft)
+    elif "dataset_mixture" in draft.recipe:
+        held_out = _mixture(draft)
+    else:
+        held_out = trl.data(draft)
     trl.common(draft, held_out)
 
 

@@ -140,19 +140,9 @@ def import_recipe(path: Path, dialect: str | None = None) -> Imported:
     recipe = _flat(recipe, getattr(module, "NESTED", ()))
     draft = Draft(recipe, path.parent)
     module.groups(draft)
-    for key, value in recipe.items():
-        if key not in draft.entries and not any(
-            done.startswith(f"{key}.") for done in draft.entries
-        ):
-            rule = find(module.RULES, key)
-            if rule is None:
-                draft.refuse(key, f"no key that is known of {DIALECTS[name].title}")
-            else:
-                rule(draft, key, value)
-    for setting, value in module.DEFAULTS.items():
-        if value != TrainConfig.model_fields[setting].default and not _said(draft, setting):
-            why = f"what {DIALECTS[name].title} does without being told"
-            draft.default(f"({setting})", setting, value, why)
+    _by_rules(draft, DIALECTS[name])
+    _by_default(draft, DIALECTS[name])
+    shared.nameless(draft)
     shared.batch(draft)
     config = _checked(draft, path)
     said = config.model_dump()
@@ -161,6 +151,26 @@ def import_recipe(path: Path, dialect: str | None = None) -> Imported:
     return Imported(
         path.name, name, config, settings, entries, tuple(draft.notes), tuple(draft.commands)
     )
+
+
+def _by_rules(draft: Draft, dialect: Dialect) -> None:
+    """The keys that stand alone: whatever the groups have left."""
+    for key, value in draft.recipe.items():
+        if key in draft.entries or any(done.startswith(f"{key}.") for done in draft.entries):
+            continue
+        rule = find(dialect.module.RULES, key)
+        if rule is None:
+            draft.refuse(key, f"no key that is known of {dialect.title}")
+        else:
+            rule(draft, key, value)
+
+
+def _by_default(draft: Draft, dialect: Dialect) -> None:
+    """What the recipe leaves to its own tool, where smoldpo would do something else."""
+    why = f"what {dialect.title} does without being told"
+    for setting, value in dialect.module.DEFAULTS.items():
+        if value != TrainConfig.model_fields[setting].default and not _said(draft, setting):
+            draft.default(f"({setting})", setting, value, why)
 
 
 def recognise(recipe: dict[str, Any], path: Path) -> str:

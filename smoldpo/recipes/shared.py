@@ -344,6 +344,15 @@ ADAPTER_NAMES = {
 """Other names of one setting of adapters, should smoldpo have it under one of them."""
 
 
+def nameless(draft: Draft) -> None:
+    """Say it where a recipe leaves model or data to its command line."""
+    for setting in ("model", "data"):
+        if setting not in draft.settings:
+            draft.notes.append(
+                f"The recipe names no {setting}, and smoldpo would take its built-in one: give --{setting}"
+            )
+
+
 def batch(draft: Draft) -> None:
     """What an optimizer step takes, and what cannot be read from a recipe: how many GPUs ran it."""
     sizes = [

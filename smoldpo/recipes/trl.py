@@ -87,7 +87,7 @@ DEFAULTS = {
 
 def groups(draft: Draft) -> None:
     """The keys that hang together."""
-    common(draft, _data(draft))
+    common(draft, data(draft))
 
 
 def common(draft: Draft, held_out: bool) -> None:
@@ -103,7 +103,7 @@ def common(draft: Draft, held_out: bool) -> None:
     shared.evaluating(draft, held_out=held_out)
 
 
-def _data(draft: Draft) -> bool:
+def data(draft: Draft) -> bool:
     """dataset_name with its config and splits, or a list of `datasets`; whether it says what judges."""
     recipe = draft.recipe
     for key in draft.without("dataset_streaming", "streaming"):
