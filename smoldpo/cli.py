@@ -13,7 +13,7 @@ from smoldpo import __version__
 from smoldpo.cli_cache import app as cache_app
 from smoldpo.cli_data import app as data_app
 from smoldpo.cli_evaluate import evaluate, report, show
-from smoldpo.cli_support import fail_gates, verb
+from smoldpo.cli_support import fail_gates, one_of, verb, writable
 
 app = typer.Typer(
     name="smoldpo",
@@ -25,7 +25,9 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
-config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+config_app = typer.Typer(
+    help="Look at the configuration, or read another trainer's.", no_args_is_help=True
+)
 app.add_typer(config_app, name="config")
 
 app.command()(evaluate)
@@ -156,6 +158,43 @@ def config_schema() -> None:
     from smoldpo.config import TrainConfig
 
     print(json.dumps(TrainConfig.model_json_schema(), indent=2))
+
+
+@config_app.command("import")
+@verb
+def config_import(
+    recipe: Annotated[Path, typer.Argument(help="A DPO recipe of another trainer, in YAML.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the configuration here; without, it is printed.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a file that --out names.")] = False,
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="trl, alignment-handbook, axolotl or llama-factory; seen by its keys."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Turn a recipe of TRL, the alignment handbook, axolotl or LLaMA-Factory into a configuration."""
+    from smoldpo.recipes import DIALECTS, import_recipe
+
+    if dialect is not None:
+        one_of("from", dialect, tuple(DIALECTS))
+    writable("--out", out, ".yaml")
+    if out is not None and out.exists() and not overwrite:
+        raise _usage(f"--out {out}: exists; give another name, or --overwrite")
+    imported = import_recipe(recipe, dialect)
+    if out is not None:
+        from smoldpo.files import write_text
+
+        write_text(out, imported.as_yaml())
+    if as_json:
+        print(json.dumps(imported.as_dict(), indent=2, ensure_ascii=False))
+        return
+    from smoldpo.summary import print_imported
+
+    print_imported(imported, out)
 
 
 @app.command()

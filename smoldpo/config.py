@@ -351,7 +351,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as text: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # The last two: a 13th month, a thousand brackets.
         mark = getattr(error, "problem_mark", None)
         where = f", row {mark.line + 1}" if mark else ""
         raise UsageError(

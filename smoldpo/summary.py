@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +14,9 @@ from smoldpo.evaluation.metrics import METRICS
 from smoldpo.evaluation.statistics import p_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from smoldpo.recipes import Imported
     from smoldpo.run import RunResult
 
 
@@ -161,9 +164,57 @@ def print_cache(kept: list[Entry], folder: str) -> None:
     print(f"{sum(entry.bytes for entry in kept) / 1e6:,.1f} MB in all")
 
 
-def _console() -> Console:
-    """Standard output; where it is no terminal, as wide as a table needs to be read."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+def print_imported(imported: Imported, out: Path | None) -> None:
+    """What became of each key of a recipe; the configuration itself where no file holds it.
+
+    It goes to standard output then, and the account to standard error: `> mine.yaml` works.
+    """
+    from smoldpo.recipes import one_line
+
+    console = _console(sys.stdout if out is not None else sys.stderr)
+    table = Table(
+        title=f"{_safe(one_line(imported.source))}, a recipe for {_safe(imported.dialect)}"
+    )
+    table.add_column("key", overflow="fold", max_width=34)
+    table.add_column("value", overflow="fold", max_width=24)
+    table.add_column("", no_wrap=True)
+    table.add_column("becomes", overflow="fold")
+    for entry in imported.entries:
+        becomes = ", ".join(f"{name}: {_listed(value)}" for name, value in entry.becomes.items())
+        text = " - ".join(part for part in (becomes, entry.reason) if part)
+        style = STATUS_STYLES.get(entry.status)
+        cells = (_safe(one_line(cell)) for cell in (entry.key, entry.value, entry.status, text))
+        table.add_row(*cells, style=style)
+    console.print(table)
+    console.print(", ".join(f"{count} {status}" for status, count in imported.counts.items()))
+    for title, lines in (
+        ("Run first:", imported.commands),
+        ("What differs from the recipe's run:", imported.differences),
+    ):
+        if lines:
+            console.print(f"\n[bold]{title}[/bold]")
+        for line in lines:
+            command = lines is imported.commands  # stays whole, to be copied
+            console.print(
+                _safe(one_line(f"  {line}" if command else f"- {line}")), soft_wrap=command
+            )
+    if out is None:
+        print(imported.as_yaml(), end="")
+    else:
+        console.print(f"\n{_safe(str(out))}: smoldpo train {_safe(str(out))}")
+
+
+STATUS_STYLES = {"unsupported": "yellow", "dropped": "dim", "default": "cyan"}
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _console(stream: TextIO | None = None) -> Console:
+    """Standard output, or `stream`; where it is no terminal, as wide as a table needs to be read."""
+    stream = stream or sys.stdout
+    return Console(highlight=False, width=None if stream.isatty() else 110, file=stream)
 
 
 def _safe(text: str) -> str:

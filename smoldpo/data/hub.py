@@ -38,7 +38,10 @@ def hub_source(name: str, subset: str | None) -> Source:
             f"the name, the subset and the network, or give a local file or {BUILTIN}"
         ) from None
     names = list(loaded)
-    splits = tuple(Split(_bare(split, names), _rows(name, split, loaded[split])) for split in names)
+    splits = tuple(
+        Split(_bare(split, names), _rows(name, split, loaded[split]), published=split)
+        for split in names
+    )
     return Source(name, splits)
 
 

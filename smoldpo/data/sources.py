@@ -49,6 +49,8 @@ class Split:
 
     name: str
     rows: Callable[[], Iterator[Row]]
+    published: str | None = None
+    """What the hub calls it, where that is another name: train_prefs is read as train."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,13 @@ class Source:
     splits: tuple[Split, ...]
 
     def split(self, name: str) -> Split:
-        """The split of that name.
+        """The split of that name, or published under it.
 
         Raises:
             UsageError: there is none; the message lists those there are.
         """
         for split in self.splits:
-            if split.name == name:
+            if name in (split.name, split.published):
                 return split
         have = [split.name for split in self.splits]
         raise UsageError(

@@ -348,6 +348,9 @@ def test_hub_rows_splits_and_subset(monkeypatch):
     rows = list(source.train.rows())
     assert [row.values for row in rows] == ROWS
     assert (rows[2].file, rows[2].row) == ("owner/name:train_prefs", 3)
+    assert source.split("train_prefs") is source.train, "a split has its published name too"
+    with pytest.raises(UsageError, match="no split 'test_sft'"):
+        source.split("test_sft")
 
 
 def test_a_hub_that_does_not_answer_fails_within_seconds(monkeypatch):

@@ -1,0 +1,368 @@
+"""Keys of Hugging Face's trainers, which TRL, the alignment handbook and LLaMA-Factory share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from smoldpo.config import TrainConfig
+from smoldpo.recipes.account import UNSUPPORTED, Draft, complaint, number, short
+from smoldpo.recipes.rules import Rules, drop, is_off, keep, same, unsupported, where_known
+
+LOGGERS = "smoldpo writes metrics.jsonl and report.html in the run folder"
+HUB = "nothing is uploaded; the model is in the run folder, with its card"
+MEMORY = "nothing to recompute: the fast engine's memory is flat (max_tokens bounds it)"
+DEVICES = "one process on one device"
+LOADING = "the data is read, tokenised and kept by smoldpo itself"
+ENGINE = "the engine has its own exact kernels"
+OWN_MODEL = "read from the model's folder"
+SHOWN = "no such output"
+CHOICE = "the final model is saved; evaluation before and after says what changed"
+BUDGET = "smoldpo has one budget for prompt and completion together, max_length"
+TEMPLATE = (
+    "prompts get the chat template of the model's own tokenizer; look with smoldpo data show DATA --row 1 "
+    "--model MODEL"
+)
+LORA = (
+    "adapters are not supported yet: the written config trains the upper layers themselves "
+    "(freeze_layers' default), which takes little memory too"
+)
+LORA_RATE = (
+    "The recipe trains {kind} adapters, the written config the model's upper layers. Rates for adapters are "
+    "usually about ten times those for the weights themselves: lower learning_rate, or set freeze_layers"
+)
+QUANTISED = "weights are not quantised: a small model needs no 4 or 8 bits"
+OTHER_LOSS = "part of a loss that smoldpo does not have (yet); leave it out, or train this with TRL"
+NOISE = "smoldpo trains without dropout and noise, as exactness needs"
+HELD_OUT = (
+    "The recipe evaluates on nothing. smoldpo does: on the data's own test split, or else on "
+    f"{TrainConfig.model_fields['eval_fraction'].default:.0%} of the prompts, which it then does not "
+    "train on. eval_fraction: 0 trains on all of them"
+)
+
+LOSS_PARTS: Rules = {
+    "loss_weights": where_known(OTHER_LOSS),
+    "rpo_alpha": where_known(OTHER_LOSS),
+    "ld_alpha": where_known(OTHER_LOSS, off=(None, 1, 1.0)),
+    "use_weighting": where_known(OTHER_LOSS),
+    "f_divergence_type": where_known(OTHER_LOSS, off=(None, "reverse_kl")),
+    "f_alpha_divergence_coef": where_known(OTHER_LOSS, off=(None, 1, 1.0, 0.5)),
+    "discopop_tau": where_known(OTHER_LOSS, off=(None, 0.05)),
+    "reference_free": where_known(OTHER_LOSS),
+    "sync_ref_model": where_known("the reference stays what it was; leave it out"),
+    "ref_model_mixup_alpha": drop("of sync_ref_model"),
+    "ref_model_sync_steps": drop("of sync_ref_model"),
+    "label_smoothing": keep,
+    "beta": keep,
+}
+
+TRAINER: Rules = {
+    "learning_rate": keep,
+    "per_device_train_batch_size": keep,
+    "gradient_accumulation_steps": keep,
+    "per_device_eval_batch_size": keep,
+    "num_train_epochs": keep,
+    "weight_decay": keep,
+    "adam_beta1": keep,
+    "adam_beta2": keep,
+    "adam_epsilon": keep,
+    "seed": keep,
+    "logging_steps": keep,
+    "output_dir": keep,
+    "run_name": drop("the run has the name of its folder, output_dir"),
+    "overwrite_output_dir": drop(
+        "a folder that holds a run is refused unless --overwrite is given"
+    ),
+    "do_train": drop("smoldpo train trains"),
+    "do_predict": unsupported("no predictions are written; smoldpo evaluate --rows does that"),
+    "data_seed": unsupported("one seed decides the order of the pairs: seed"),
+    "resume_from_checkpoint": where_known("start from the checkpoint's folder: set model"),
+    "lr_scheduler_kwargs": where_known("the schedules have no further settings"),
+    "optim_args": unsupported("AdamW's settings are adam_beta1, adam_beta2 and adam_epsilon"),
+    "optim_target_modules": unsupported("set freeze or freeze_layers"),
+    "neftune_noise_alpha": where_known(NOISE),
+    "label_smoothing_factor": unsupported("smooths SFT's labels; DPO's are label_smoothing"),
+    "auto_find_batch_size": unsupported(
+        "set per_device_train_batch_size; memory is bounded by max_tokens"
+    ),
+    "group_by_length": drop("the order of the pairs follows from seed alone", matters=True),
+    "train_sampling_strategy": drop("the order of the pairs follows from seed alone"),
+    "length_column_name": drop("of group_by_length"),
+    "dataloader_drop_last": unsupported("the last batch of an epoch is used, though it is smaller"),
+    "dataloader_*": drop(LOADING),
+    "average_tokens_across_devices": drop(DEVICES),
+    "ddp_*": drop(DEVICES),
+    "deepspeed*": drop(DEVICES + "; a small model needs no sharding", matters=True),
+    "fsdp*": drop(DEVICES + "; a small model needs no sharding", matters=True),
+    "num_processes": drop(DEVICES, matters=True),
+    "num_machines": drop(DEVICES, matters=True),
+    "accelerate_config": drop(DEVICES, matters=True),
+    "accelerator_config": drop(DEVICES),
+    "parallelism_config": drop(DEVICES),
+    "local_rank": drop(DEVICES),
+    "log_on_each_node": drop(DEVICES),
+    "save_on_each_node": drop(DEVICES),
+    "use_cpu": drop("device: auto takes the GPU where there is one"),
+    "no_cuda": drop("device: auto takes the GPU where there is one"),
+    "gradient_checkpointing*": drop(MEMORY),
+    "activation_*": drop(MEMORY),
+    "torch_empty_cache_steps": drop(MEMORY),
+    "eval_accumulation_steps": drop(MEMORY),
+    "use_cache": drop(MEMORY),
+    "torch_compile*": drop("compile: auto decides by whether it pays"),
+    "use_liger_kernel": drop(ENGINE),
+    "liger_kernel_config": drop(ENGINE),
+    "use_liger_loss": drop(ENGINE),
+    "attn_implementation": drop(ENGINE),
+    "tf32": drop("dtype says the precision"),
+    "report_to": drop(LOGGERS),
+    "project": drop(LOGGERS),
+    "trackio_*": drop(LOGGERS),
+    "use_swanlab": drop(LOGGERS),
+    "swanlab_*": drop(LOGGERS),
+    "logging_*": drop(LOGGERS),
+    "log_*": drop("progress goes to standard error"),
+    "disable_tqdm": drop("progress goes to standard error"),
+    "include_*": drop(SHOWN),
+    "push_to_hub*": drop(HUB),
+    "hub_*": drop(HUB),
+    "trust_remote_code": drop("no code of a model is ever run"),
+    "save_safetensors": same("always so"),
+    "save_only_model": drop("a checkpoint holds the model"),
+    "save_total_limit": drop("all checkpoints stay", matters=True),
+    "enable_jit_checkpoint": drop("set save_steps"),
+    "load_best_model_at_end": unsupported(CHOICE),
+    "early_stopping*": unsupported(CHOICE),
+    "metric_for_best_model": drop(CHOICE),
+    "greater_is_better": drop(CHOICE),
+    "eval_on_start": same("always so"),
+    "eval_delay": unsupported("evaluations start with the first eval_steps"),
+    "eval_do_concat_batches": drop(SHOWN),
+    "eval_use_gather_object": drop(DEVICES),
+    "prediction_loss_only": drop(SHOWN),
+    "batch_eval_metrics": drop(SHOWN),
+    "label_names": drop("the schema is found by looking at the rows"),
+    "remove_unused_columns": drop("columns that are not read are listed in data.json"),
+    "ignore_data_skip": drop("a run starts at its beginning"),
+    "restore_callback_states_from_checkpoint": drop("a run starts at its beginning"),
+    "full_determinism": same("runs repeat to the last bit on one machine"),
+    "skip_memory_metrics": drop("timings.json has the memory of each phase"),
+    "debug": drop("no such mode"),
+}
+
+
+def precision(draft: Draft, *names: str) -> None:
+    """bf16 and fp16, and under `names` the dtype of the weights, into `dtype`.
+
+    Mixed precision wins over the weights' dtype, as it does in the trainers: it is what computes.
+    """
+    mixed = not is_off(draft.recipe.get("bf16"))
+    for key in draft.without("bf16", "bfloat16"):
+        value = draft.recipe[key]
+        if is_off(value):
+            draft.drop(key, "off in the recipe; dtype: auto decides")
+        elif value == "auto":
+            draft.keep(key, "dtype", "auto")
+        else:
+            draft.keep(key, "dtype", "bfloat16", "what trains is kept in float32")
+    for key in draft.without("fp16", "float16"):
+        _half(draft, key, draft.recipe[key], mixed)
+    for key in draft.without(*names):
+        value = draft.recipe[key]
+        if value is None or mixed:
+            draft.drop(key, "what trains is kept in float32; dtype says what computes")
+        elif value in ("float16", "fp16", "half"):
+            _half(draft, key, value, mixed)
+        elif complaint("dtype", value) is None:
+            draft.keep(key, "dtype", value, "what trains is kept in float32")
+        else:
+            draft.refuse(key, "dtype is auto, float32, bfloat16 or float64")
+    for key in draft.without("bf16_full_eval", "fp16_full_eval"):
+        draft.drop(key, "evaluation computes in dtype, as training does")
+
+
+def _half(draft: Draft, key: str, value: Any, mixed: bool) -> None:
+    if is_off(value) or mixed:
+        draft.drop(key, "off in the recipe" if is_off(value) else "bf16 is what computes")
+    else:
+        draft.refuse(key, "float16 would need loss scaling; dtype: auto picks bfloat16 or float32")
+
+
+def schedule(draft: Draft, key: str = "lr_scheduler_type") -> None:
+    """The schedule's name and the warm-up, which only some of the names have."""
+    recipe = draft.recipe
+    value = recipe.get(key)
+    name = "constant" if value == "constant_with_warmup" else value
+    if draft.without(key):
+        if value is None:
+            draft.drop(key, "empty")
+        elif complaint("lr_scheduler_type", name) is None:
+            why = "smoldpo's constant rate warms up" if name != value else ""
+            draft.keep(key, "lr_scheduler_type", name, why)
+        else:
+            default = TrainConfig.model_fields["lr_scheduler_type"].default
+            draft.refuse(
+                key, f"smoldpo has no schedule {short(value)}: the written config has {default}"
+            )
+    for warmup in draft.without("warmup_steps", "warmup_ratio"):
+        if value == "constant":
+            draft.drop(warmup, "the schedule constant has no warm-up there")
+        else:
+            _warm_up(draft, warmup, recipe[warmup])
+    if value == "constant":
+        draft.default(
+            "warmup_ratio", "warmup_ratio", 0.0, "the schedule constant has no warm-up there"
+        )
+
+
+def _warm_up(draft: Draft, key: str, value: Any) -> None:
+    amount = number(value)
+    if value is None or (key == "warmup_steps" and amount == 0):
+        draft.drop(key, "none: the other setting holds")
+    elif key == "warmup_steps" and amount is not None and 0 < amount < 1:
+        draft.keep(key, "warmup_ratio", amount, "below 1 it is a share of the steps")
+    else:
+        draft.keep(key, key, value)
+
+
+def optimizer(draft: Draft, key: str = "optim") -> None:
+    """AdamW in its many names; another optimizer only where the configuration knows it."""
+    for _ in draft.without(key):
+        value = draft.recipe[key]
+        if value is None:
+            draft.drop(key, "empty; smoldpo's optimizer is AdamW")
+        elif "optim" in TrainConfig.model_fields and complaint("optim", value) is None:
+            draft.keep(key, "optim", value)
+        elif "adamw" not in str(value).lower():
+            draft.refuse(key, "smoldpo's optimizer is AdamW: the rate may need another value")
+        elif "bit" in str(value) and "32bit" not in str(value):
+            draft.same(key, "AdamW, with its state in float32: more exact")
+        else:
+            draft.same(key, "smoldpo's optimizer is AdamW")
+
+
+def clipping(draft: Draft) -> None:
+    """max_grad_norm, whose 0 means no clipping."""
+    for key in draft.without("max_grad_norm"):
+        value = draft.recipe[key]
+        draft.keep(key, key, None if number(value) == 0 else value)
+
+
+def length_of_run(draft: Draft) -> None:
+    """max_steps, where -1 stands for none."""
+    for key in draft.without("max_steps"):
+        value = draft.recipe[key]
+        if value is None or number(value) == -1:
+            draft.drop(key, "none: num_train_epochs holds")
+        else:
+            draft.keep(key, key, value)
+
+
+def saving(draft: Draft) -> None:
+    """save_strategy and save_steps."""
+    _every(draft, "save_steps", "save_strategy", "the final model is always saved")
+
+
+def evaluating(draft: Draft, *, held_out: bool = False) -> None:
+    """eval_strategy (evaluation_strategy of old) and eval_steps, and what holds without them."""
+    name = next(
+        (n for n in ("eval_strategy", "evaluation_strategy") if n in draft.recipe), "eval_strategy"
+    )
+    off = is_off(draft.recipe.get(name))
+    _every(draft, "eval_steps", name, "before and after are always evaluated", off=off)
+    for key in draft.without("do_eval"):
+        if is_off(draft.recipe[key]):
+            draft.drop(key, "before and after are always evaluated")
+        else:
+            draft.same(key, "before and after are always evaluated")
+    if (
+        off
+        and not held_out
+        and "eval_fraction" not in draft.settings
+        and "eval_data" not in draft.settings
+    ):
+        draft.notes.append(HELD_OUT)
+
+
+def _every(draft: Draft, steps: str, strategy: str, always: str, *, off: bool = False) -> None:
+    """A strategy (no, steps, epoch) and its steps, which count only with the strategy `steps`."""
+    given = draft.recipe.get(strategy)
+    off = off or (strategy in draft.recipe and is_off(given))
+    by_steps = not off and given in (None, "steps")
+    for key in draft.without(strategy):
+        if off:
+            draft.drop(key, always)
+        elif given == "steps":
+            draft.same(key, f"{steps} says it")
+        else:
+            draft.refuse(key, f"{always}; in between, set {steps}")
+    for key in draft.without(steps):
+        value = draft.recipe[key]
+        amount = number(value)
+        if not by_steps or value is None:
+            draft.drop(
+                key, "off in the recipe" if off or value is None else f"{strategy} is not steps"
+            )
+        elif amount is not None and 0 < amount < 1:
+            draft.refuse(key, f"a share of the run: give a number of steps. {always.capitalize()}")
+        else:
+            draft.keep(key, steps, value)
+
+
+def adapters(draft: Draft, kind: str | None, switch: str, rest: Sequence[str]) -> None:
+    """LoRA's switch and settings: taken where smoldpo has them, else said what trains instead."""
+    known = kind is not None and switch in TrainConfig.model_fields
+    told = "see " + (switch if switch in draft.recipe else "what differs, below")
+    if switch in draft.recipe:
+        if kind is None:
+            draft.same(switch, "all weights train")
+        elif known:
+            draft.keep(switch, switch, draft.recipe[switch])
+        else:
+            draft.refuse(switch, LORA)
+    for key in draft.without(*rest):
+        if kind is None or is_off(draft.recipe[key]):
+            draft.drop(
+                key, "of adapters, which the recipe does not train" if kind is None else "empty"
+            )
+        else:
+            where_known("", *ADAPTER_NAMES.get(key, ()))(draft, key, draft.recipe[key])
+            if draft.entries[key].status == UNSUPPORTED:  # said once, at the switch
+                draft.refuse(key, f"of the adapters: {told}", matters=False)
+    if kind is None:
+        draft.default("(what trains)", "freeze_layers", 0, "the recipe trains all layers")
+    elif not known:
+        draft.notes.append(LORA_RATE.format(kind=KINDS.get(kind, kind)))
+
+
+KINDS = {"lora": "LoRA", "qlora": "QLoRA", "oft": "OFT"}
+ADAPTER_NAMES = {
+    "lora_r": ("lora_rank",),
+    "lora_rank": ("lora_r",),
+    "lora_target": ("lora_target_modules",),
+}
+"""Other names of one setting of adapters, should smoldpo have it under one of them."""
+
+
+def nameless(draft: Draft) -> None:
+    """Say it where a recipe leaves model or data to its command line."""
+    for setting in ("model", "data"):
+        if setting not in draft.settings:
+            draft.notes.append(
+                f"The recipe names no {setting}, and smoldpo would take its built-in one: give --{setting}"
+            )
+
+
+def batch(draft: Draft) -> None:
+    """What an optimizer step takes, and what cannot be read from a recipe: how many GPUs ran it."""
+    sizes = [
+        number(draft.settings.get(name, TrainConfig.model_fields[name].default))
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
+    ]
+    if None in sizes:
+        return
+    pairs = sizes[0] * sizes[1]  # type: ignore[operator]
+    draft.notes.append(
+        f"{sizes[0]:g} x {sizes[1]:g} = {pairs:g} pairs go to an optimizer step. A recipe does not say on "
+        "how many GPUs it ran. On N of them it was N times as many: multiply gradient_accumulation_steps by N"
+    )
