@@ -401,11 +401,8 @@ def test_what_smoldpo_learns_later_is_kept(write, monkeypatch):
         ("a: 2024-13-45\n", "not valid YAML"),
         ("a: " + "[" * 3000 + "\n", "not valid YAML"),
         ("--- 1\n--- 2\n", "not valid YAML"),
-        ("a: &a [x]\n" + "b: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\n" + "".join(
-            f"{new}: &{new} [{','.join([f'*{old}'] * 10)}]\n"
-            for old, new in zip("bcdefgh", "cdefghi", strict=True)
-        ), "more than 20,000 values"),
-        ("a: &a [*a]\n", "more than 20,000 values"),
+        ("a: &a [x]\nb: [*a, *a]\n", "uses YAML aliases"),
+        ("a: &a [*a]\n", "uses YAML aliases"),
     ],
 )  # fmt: skip
 def test_what_is_something_else_is_refused(write, text, says, cli, tmp_path):

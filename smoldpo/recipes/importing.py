@@ -133,7 +133,6 @@ def import_recipe(path: Path, dialect: str | None = None) -> Imported:
         ConfigError: values that no configuration can have, by the recipe's names.
     """
     recipe = {str(key): value for key, value in load_yaml(path).items()}
-    _require_small(recipe, path)
     name = dialect or recognise(recipe, path)
     module = DIALECTS[name].module
     require_dpo(recipe, path, name, told=dialect is not None)
@@ -191,22 +190,6 @@ def recognise(recipe: dict[str, Any], path: Path) -> str:
             f"({', '.join(DIALECTS)})"
         )
     return best
-
-
-def _require_small(recipe: dict[str, Any], path: Path) -> None:
-    """Refuse what a few anchors in YAML can unfold to; no recipe has so many values."""
-    waiting: list[Any] = [recipe]
-    for _ in range(MOST_VALUES):
-        if not waiting:
-            return
-        value = waiting.pop()
-        waiting += (
-            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        )
-    raise UsageError(f"{path}: holds more than {MOST_VALUES:,} values: no recipe")
-
-
-MOST_VALUES = 20_000
 
 
 def _said(draft: Draft, setting: str) -> bool:
