@@ -14,6 +14,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from smoldpo.errors import ConfigError, UsageError, nearest
+from smoldpo.loss_facts import FACTS
+from smoldpo.loss_settings import loss_checks
 
 
 def _split_commas(value: Any) -> Any:
@@ -106,13 +108,41 @@ class TrainConfig(BaseModel):
     )
 
     # Loss
-    loss_type: Literal["sigmoid"] = Field("sigmoid", description="sigmoid is DPO")
+    loss_type: Names = Field(
+        ["sigmoid"],
+        min_length=1,
+        description=f"{', '.join(FACTS)} (docs/losses.md); sigmoid is DPO; several, comma-separated, are "
+        "added up",
+    )
+    loss_weights: Annotated[list[float], BeforeValidator(_split_commas)] = Field(
+        [], description="weight of each of several losses, such as 1,0.2; by default 1 each"
+    )
     beta: float = Field(
         0.1, gt=0, description="β: how strongly the policy is held to the reference"
     )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=0.5, description="share of labels taken to be wrong (conservative DPO)"
+    beta_end: _optional(Annotated[float, Field(gt=0)]) = Field(
+        None, description="β goes from beta to this in equal steps; by default it stays"
     )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="share of labels taken to be wrong (conservative DPO, robust); exo_pair's ε",
+    )
+    rpo_alpha: _optional(Annotated[float, Field(gt=0)]) = Field(
+        None,
+        description="weight of the chosen answers' negative log-likelihood per token, if any (RPO)",
+    )
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = (
+        Field("reverse_kl", description="what holds the policy to the reference (f-DPO)")
+    )
+    f_alpha_divergence_coef: float = Field(0.5, description="alpha_divergence's α")
+    discopop_tau: float = Field(0.05, gt=0, description="discopop's temperature τ")
+    dpop_lambda: float = Field(
+        50.0, gt=0, description="dpop's λ: the price of a chosen answer that becomes less likely"
+    )
+    simpo_gamma: float = Field(0.5, ge=0, description="simpo's margin γ")
+    cpo_alpha: float = Field(1.0, ge=0, description="cpo's weight of the negative log-likelihood")
 
     # Training
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
@@ -214,6 +244,11 @@ class TrainConfig(BaseModel):
     logging_steps: PositiveInt = Field(1, description="write metrics every N steps")
 
     @property
+    def last_beta(self) -> float:
+        """β at the end of training, at which before and after are evaluated."""
+        return self.beta if self.beta_end is None else self.beta_end
+
+    @property
     def column_names(self) -> dict[str, str]:
         """`columns` as a mapping from the schema's name to the row's."""
         pairs = (item.split("=", 1) for item in self.columns)
@@ -223,7 +258,7 @@ class TrainConfig(BaseModel):
 SECTIONS = {
     "Model": ("model", "freeze"),
     "Data": ("data", "max_length"),
-    "Loss": ("loss_type", "label_smoothing"),
+    "Loss": ("loss_type", "cpo_alpha"),
     "Training": ("learning_rate", "seed"),
     "Evaluation": ("per_device_eval_batch_size", "fail_under"),
     "Machine": ("dtype", "cache_limit"),
@@ -237,7 +272,7 @@ def cross_checks(config: TrainConfig) -> list[str]:
     problems = []
     if config.eval_steps and config.eval_data is None and config.eval_fraction == 0:
         problems.append("eval_steps needs held-out pairs: set eval_data, or eval_fraction above 0")
-    problems += _answer_checks(config)
+    problems += loss_checks(config, TrainConfig.model_fields) + _answer_checks(config)
     weights, sources = config.data_weights, config.data
     if weights and len(weights) != len(sources):
         problems.append(

@@ -13,10 +13,11 @@ from smoldpo.config import TrainConfig, to_yaml
 from smoldpo.engine.memory import give_back_freed_memory
 from smoldpo.evaluation.gate import failures, parse_gates
 from smoldpo.evaluation.judges import parse_judge
-from smoldpo.evaluation.metrics import PairScore, accuracies, reward_metrics
+from smoldpo.evaluation.metrics import PairScore, accuracies, logp_metrics, reward_metrics
 from smoldpo.evaluation.scoring import pair_scores
 from smoldpo.export import model_card, save_model
 from smoldpo.files import require_space, write_json, write_text
+from smoldpo.loss_facts import needs_reference
 from smoldpo.materials import Models, TokenizedData, load_data, load_models, tokenize
 from smoldpo.phases import Phases
 from smoldpo.proof import Proof, question_of
@@ -105,6 +106,8 @@ class _Run:
         self.phases = Phases()
         self.metrics = MetricsFile(folder / "metrics.jsonl")
         self.engine = models.engine
+        self.compares = needs_reference(config.loss_type)
+        """Whether there is a reference; a loss without one has no implicit reward either."""
         self.reference_logps: PairLogps | None = None
 
     def go(self) -> RunResult:
@@ -127,7 +130,8 @@ class _Run:
 
     def _prepare(self) -> None:
         pairs = self.data.train + self.data.eval
-        with self.phases.phase("trunk and reference", len(pairs)) as advance:
+        title = "trunk and reference" if self.compares else "trunk"
+        with self.phases.phase(title, len(pairs)) as advance:
             self.engine.prepare(pairs, advance)
         give_back_freed_memory()
         kept_in = self.models.kept_in
@@ -138,6 +142,8 @@ class _Run:
 
     def _evaluate_before(self) -> list[PairScore]:
         pairs = self.data.eval
+        if not self.compares:
+            return self._evaluate("evaluating before")
         with self.phases.phase("evaluating before", len(pairs)) as advance:
             self.reference_logps = self.engine.reference_logps(pairs, advance)
         if self.config.reference is None:
@@ -150,11 +156,12 @@ class _Run:
             return self._scored(self.engine.policy_logps(self.data.eval, advance))
 
     def _scored(self, policy: PairLogps) -> list[PairScore]:
-        reference = self.reference_logps
-        assert reference is not None
-        scores = pair_scores(self.data.eval, policy, reference)
-        row = {"eval_loss": loss_function(self.config)(policy, reference).double().mean().item()}
-        row |= {f"eval_{k}": v for k, v in reward_metrics(scores, self.config.beta).items()}
+        reference, config, pairs = self.reference_logps, self.config, self.data.eval
+        scores = pair_scores(pairs, policy, reference)
+        loss = loss_function(config, config.last_beta)
+        row = {"eval_loss": loss(policy, reference, pairs, pairs).double().mean().item()}
+        means = reward_metrics(scores, config.last_beta) if self.compares else logp_metrics(scores)
+        row |= {f"eval_{k}": v for k, v in means.items()}
         row |= {f"eval_accuracy/{k}": v for k, v in accuracies(scores).items()}
         self.metrics.log({"step": self.steps} | row)
         return scores

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 
 from smoldpo.config import TrainConfig
-from smoldpo.engine.base import Engine, LossFunction
+from smoldpo.engine.base import Engine
 from smoldpo.errors import SmoldpoError
-from smoldpo.losses import LOSSES, implicit_rewards
+from smoldpo.loss_facts import OPTIONS
+from smoldpo.losses import Objective, implicit_rewards
 from smoldpo.optim import learning_rate, make_optimizer
 from smoldpo.tracking import MetricsFile
 from smoldpo.types import PairLogps, TokenizedPair
@@ -64,11 +65,22 @@ def epoch_order(pairs: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def loss_function(config: TrainConfig) -> LossFunction:
-    """The configured loss, as a function of the policy's and the reference's log-probabilities."""
-    return functools.partial(
-        LOSSES[config.loss_type], beta=config.beta, label_smoothing=config.label_smoothing
+def loss_function(config: TrainConfig, beta: float) -> Objective:
+    """The configured loss at one β; see engine/base.py for how it is called."""
+    return Objective.of(
+        config.loss_type,
+        config.loss_weights,
+        beta=beta,
+        options={name: getattr(config, name) for name in OPTIONS},
+        rpo_alpha=config.rpo_alpha,
+        f_divergence_type=config.f_divergence_type,
+        f_alpha_divergence_coef=config.f_alpha_divergence_coef,
     )
+
+
+def beta_at(config: TrainConfig, step: int, total: int) -> float:
+    """β of step `step` (from 0) of `total`: from beta to beta_end, linearly."""
+    return config.beta + (config.last_beta - config.beta) * step / max(1, total - 1)
 
 
 def train(
@@ -85,25 +97,26 @@ def train(
 
     Args:
         starts_at_reference: policy and reference are equal before the first update, so that the first
-            loss must be ln 2; this is checked.
+            loss is known (ln 2 for DPO); this is checked.
         after_step: called with the number of steps taken so far, for evaluation and checkpoints.
         watch: called as an `Advance`, with a note on loss and accuracy.
 
     Raises:
         SmoldpoError: a loss or gradient that is not finite (no step is taken on it), or a first loss
-            that is not ln 2 though it must be.
+            that is not what it must be.
     """
     schedule = Schedule.of(config, len(pairs))
     parameters = list(engine.trainable_parameters())
     optimizer = make_optimizer(parameters, config)
-    loss = loss_function(config)
     for step in range(schedule.total_steps):
         started = time.perf_counter()
         batch = [pairs[index] for index in schedule.indices(step)]
         optimizer.zero_grad(set_to_none=True)
+        beta = beta_at(config, step, schedule.total_steps)
+        loss = loss_function(config, beta)
         losses, policy, reference = engine.accumulate_gradients(batch, loss)
-        if step == 0 and starts_at_reference:
-            _check_first_loss(losses)
+        if step == 0 and starts_at_reference and reference is not None:
+            _check_first_loss(losses, loss(reference, reference, batch, batch))
         norm = torch.nn.utils.clip_grad_norm_(
             [parameter for _, parameter in parameters], config.max_grad_norm or math.inf
         ).item()
@@ -114,46 +127,64 @@ def train(
         optimizer.step()
         engine.updated()
 
-        row = step_metrics(losses, policy, reference, config.beta)
+        row = step_metrics(losses, policy, reference, beta)
         if (step + 1) % config.logging_steps == 0 or step + 1 == schedule.total_steps:
             metrics.log(
                 {"step": step + 1, "epoch": round((step + 1) / schedule.steps_per_epoch, 6)}
                 | row
+                | ({} if config.beta_end is None else {"beta": beta})
                 | {"grad_norm": norm, "learning_rate": rate, "pairs": len(batch)}
                 | {"seconds": round(time.perf_counter() - started, 4)}
             )
-        watch(1, note=f"loss {row['loss']:.4f}  accuracy {row['rewards/accuracies']:.2f}")
+        watch(1, note=f"loss {row['loss']:.4f}  accuracy {row[accuracy_name(reference)]:.2f}")
         after_step(step + 1)
     optimizer.zero_grad(set_to_none=True)
     return schedule.total_steps
 
 
+def accuracy_name(reference: PairLogps | None) -> str:
+    """The accuracy of a step: by implicit reward, or by log-probability where there is no reference."""
+    return "logps/accuracies" if reference is None else "rewards/accuracies"
+
+
 def step_metrics(
-    losses: torch.Tensor, policy: PairLogps, reference: PairLogps, beta: float
+    losses: torch.Tensor, policy: PairLogps, reference: PairLogps | None, beta: float
 ) -> dict[str, float]:
-    """Means over the pairs of one optimizer step, under TRL's names. Inputs are [pairs]."""
-    losses = losses.cpu()  # some devices (MPS) have no float64
-    policy, reference = (PairLogps(p.chosen.cpu(), p.rejected.cpu()) for p in (policy, reference))
-    chosen, rejected = implicit_rewards(policy, reference, beta)
-    wins = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
-    return {
+    """Means over the pairs of one optimizer step, under TRL's names. Inputs are [pairs].
+
+    Without a reference there is no implicit reward: accuracy and margin are of log-probabilities.
+    """
+    losses, policy = losses.cpu(), _on_cpu(policy)  # some devices (MPS) have no float64
+    row = {
         "loss": losses.double().mean().item(),
-        "rewards/chosen": chosen.double().mean().item(),
-        "rewards/rejected": rejected.double().mean().item(),
-        "rewards/accuracies": wins.mean().item(),
-        "rewards/margins": (chosen - rejected).double().mean().item(),
         "logps/chosen": policy.chosen.double().mean().item(),
         "logps/rejected": policy.rejected.double().mean().item(),
     }
+    if reference is None:
+        name, (chosen, rejected) = "logps", (policy.chosen, policy.rejected)
+    else:
+        name, (chosen, rejected) = "rewards", implicit_rewards(policy, _on_cpu(reference), beta)
+        row["rewards/chosen"] = chosen.double().mean().item()
+        row["rewards/rejected"] = rejected.double().mean().item()
+    wins = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
+    row[f"{name}/accuracies"] = wins.mean().item()
+    row[f"{name}/margins"] = (chosen - rejected).double().mean().item()
+    return row
 
 
-def _check_first_loss(losses: torch.Tensor) -> None:
+def _on_cpu(logps: PairLogps) -> PairLogps:
+    return PairLogps(logps.chosen.cpu(), logps.rejected.cpu())
+
+
+def _check_first_loss(losses: torch.Tensor, where_equal: torch.Tensor) -> None:
     # On a CPU log-probabilities do not depend on the batch, to the last bit; GPUs choose other
     # kernels for other sizes, so there the check is for a wrong reference, not for rounding.
-    loss = losses.mean().item()
-    if not abs(loss - LN2) < (1e-6 if losses.device.type == "cpu" else 0.05):
+    loss, expected = losses.mean().item(), where_equal.mean().item()
+    allowed = 1e-6 if losses.device.type == "cpu" else 0.05
+    if not abs(loss - expected) < allowed * max(1.0, abs(expected)):
+        name = "ln 2 = " if abs(expected - LN2) < 1e-6 else ""
         raise SmoldpoError(
-            f"the loss before the first update is {loss:.8f}, not ln 2 = {LN2:.8f}: policy and reference "
+            f"the loss before the first update is {loss:.8f}, not {name}{expected:.8f}: policy and reference "
             "give different log-probabilities though their weights are the same; this is a bug in "
             "smoldpo or in a numerical library; try smoldpo cache clear, then --dtype float32, and report it"
         )

@@ -13,6 +13,8 @@ LEVELS = [
     {
         "types",
         "losses",
+        "loss_facts",
+        "loss_settings",
         "errors",
         "files",
         "progress",
@@ -98,6 +100,8 @@ def test_transformers_has_few_doors(path):
         "evaluation/slices.py",
         "data/sources.py",
         "config.py",
+        "loss_facts.py",
+        "loss_settings.py",
         "cli.py",
         "report.py",
         "runfiles.py",
