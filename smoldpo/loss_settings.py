@@ -11,6 +11,9 @@ from typing import Any, Protocol
 from smoldpo.errors import nearest
 from smoldpo.loss_facts import FACTS, OPTIONS, needs_reference, users_of
 
+RENAMED = {"aot_pair": "aot_unpaired"}
+"""Names in earlier versions of TRL."""
+
 
 class LossSettings(Protocol):
     """The part of config.TrainConfig that is read here."""
@@ -36,7 +39,7 @@ def loss_checks(config: LossSettings, fields: Mapping[str, Any]) -> list[str]:
     unknown = [name for name in config.loss_type if name not in FACTS]
     if unknown:
         return [
-            f"loss_type: no loss {name!r}{nearest(name, FACTS)}; there are {', '.join(FACTS)}"
+            f"loss_type: no loss {name!r}{_meant(name)}; there are {', '.join(FACTS)}"
             for name in unknown
         ]
     changed = {name for name, field in fields.items() if getattr(config, name) != field.default}
@@ -46,6 +49,10 @@ def loss_checks(config: LossSettings, fields: Mapping[str, Any]) -> list[str]:
         *_divergence_checks(config, changed),
         *_reference_checks(config),
     ]
+
+
+def _meant(name: str) -> str:
+    return f" (now called {RENAMED[name]})" if name in RENAMED else nearest(name, FACTS)
 
 
 def _sum_checks(config: LossSettings) -> list[str]:

@@ -61,7 +61,7 @@ def _two_passes(
     reference = _join_known(references)
     sides = (policy.chosen.requires_grad_(), policy.rejected.requires_grad_())
     losses = loss(policy, reference, step, step)
-    slopes = torch.autograd.grad(losses.sum() / len(step), sides)
+    slopes = torch.autograd.grad(losses.sum() / len(step), sides, materialize_grads=True)
     done = 0
     for batch in batches:
         chosen, rejected = (each[done : done + len(batch)] for each in slopes)

@@ -13,7 +13,7 @@ from smoldpo.losses.inputs import LossInput
 
 
 def aot_loss(given: LossInput, label_smoothing: float = 0.0) -> torch.Tensor:
-    """AOT for paired data (TRL's older name is aot_pair).
+    """AOT for paired data.
 
     The policy's log π(c|x) - log π(r|x), sorted, against the reference's, sorted: the former is to dominate.
     """
@@ -25,6 +25,9 @@ def aot_loss(given: LossInput, label_smoothing: float = 0.0) -> torch.Tensor:
 
 
 def aot_unpaired_loss(given: LossInput, label_smoothing: float = 0.0) -> torch.Tensor:
-    """AOT for unpaired data: log-ratios of all chosen, sorted, against those of all rejected, sorted."""
+    """AOT for unpaired data (aot_pair in earlier versions of TRL).
+
+    The log-ratios of all chosen answers, sorted, against those of all rejected, sorted.
+    """
     difference = given.chosen_ratio.sort().values - given.rejected_ratio.sort().values
     return logistic(given.beta * difference, label_smoothing)
