@@ -28,6 +28,7 @@ class LossSettings(Protocol):
     fail_under: list[str]
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
+    column_names: dict[str, str]
 
 
 def loss_checks(config: LossSettings, fields: Mapping[str, Any]) -> list[str]:
@@ -48,6 +49,7 @@ def loss_checks(config: LossSettings, fields: Mapping[str, Any]) -> list[str]:
         *_option_checks(config, changed),
         *_divergence_checks(config, changed),
         *_reference_checks(config),
+        *_column_checks(config),
     ]
 
 
@@ -144,6 +146,27 @@ def _reference_checks(config: LossSettings) -> list[str]:
         problems.append(
             f"{said}, so there is no implicit reward for fail_under; ask for logp or logp_per_token"
         )
+    return problems
+
+
+def _column_checks(config: LossSettings) -> list[str]:
+    """Of columns that hold a pair's own weight, margin or β."""
+    facts = {name: FACTS[name] for name in config.loss_type}
+    own = [name for name in ("weight", "margin", "beta") if name in config.column_names]
+    whole = [name for name in facts if facts[name].whole_step]
+    if whole and own:
+        return [
+            f"columns: {_listed(own)} cannot be a pair's own with {_listed(whole)}, whose terms belong to "
+            "ranks and not to pairs"
+        ]
+    problems = []
+    if "margin" in own and not any(each.margin for each in facts.values()):
+        fit = [name for name in FACTS if FACTS[name].margin]
+        problems.append(
+            f"columns: margin has no part in {_listed(config.loss_type)}; it goes with {_listed(fit)}"
+        )
+    if "beta" in own and not any(each.beta for each in facts.values()):
+        problems.append(f"columns: beta has no part in {_listed(config.loss_type)}")
     return problems
 
 

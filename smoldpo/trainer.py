@@ -19,7 +19,7 @@ from smoldpo.config import TrainConfig
 from smoldpo.engine.base import Engine
 from smoldpo.errors import SmoldpoError
 from smoldpo.loss_facts import OPTIONS
-from smoldpo.losses import Objective, implicit_rewards
+from smoldpo.losses import Objective, betas, implicit_rewards
 from smoldpo.optim import learning_rate, make_optimizer
 from smoldpo.tracking import MetricsFile
 from smoldpo.types import PairLogps, TokenizedPair
@@ -127,7 +127,7 @@ def train(
         optimizer.step()
         engine.updated()
 
-        row = step_metrics(losses, policy, reference, beta)
+        row = step_metrics(losses, policy, reference, betas(beta, batch, policy))
         if (step + 1) % config.logging_steps == 0 or step + 1 == schedule.total_steps:
             metrics.log(
                 {"step": step + 1, "epoch": round((step + 1) / schedule.steps_per_epoch, 6)}
@@ -148,13 +148,17 @@ def accuracy_name(reference: PairLogps | None) -> str:
 
 
 def step_metrics(
-    losses: torch.Tensor, policy: PairLogps, reference: PairLogps | None, beta: float
+    losses: torch.Tensor,
+    policy: PairLogps,
+    reference: PairLogps | None,
+    beta: float | torch.Tensor,
 ) -> dict[str, float]:
     """Means over the pairs of one optimizer step, under TRL's names. Inputs are [pairs].
 
     Without a reference there is no implicit reward: accuracy and margin are of log-probabilities.
     """
     losses, policy = losses.cpu(), _on_cpu(policy)  # some devices (MPS) have no float64
+    beta = beta.cpu() if isinstance(beta, torch.Tensor) else beta
     row = {
         "loss": losses.double().mean().item(),
         "logps/chosen": policy.chosen.double().mean().item(),

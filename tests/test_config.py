@@ -147,6 +147,9 @@ def test_yaml_may_have_a_string_or_a_list(tmp_path):
         ({"f_alpha_divergence_coef": 0.3}, "read with f_divergence_type alpha_divergence"),
         ({"loss_type": "orpo", "reference": "builtin"}, "orpo compares with no reference"),
         ({"loss_type": "simpo", "fail_under": "reward=0.5"}, "no implicit reward for fail_under"),
+        ({"loss_type": "aot", "columns": "weight=w"}, "weight cannot be a pair's own with aot"),
+        ({"loss_type": "apo_zero", "columns": "margin=m"}, "margin has no part in apo_zero"),
+        ({"loss_type": "sft", "columns": "beta=b"}, "columns: beta has no part in sft"),
         (
             {
                 "loss_type": "aot",
@@ -174,6 +177,7 @@ def test_settings_of_the_loss_that_make_no_sense(settings, says):
         {"loss_type": "simpo,sft", "loss_weights": "1,0.1"},
         {"loss_type": "apo_zero", "beta": 0.05, "rpo_alpha": 0.5, "beta_end": 0.2},
         {"loss_type": "exo_pair", "label_smoothing": 0.001},
+        {"loss_type": "sigmoid,sft", "columns": "weight=w,margin=m,beta=b"},
         {"loss_type": "orpo", "per_device_train_batch_size": 1},
     ],
 )

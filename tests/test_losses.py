@@ -1,16 +1,17 @@
 """Expected values are worked by hand, from the equation and a table of exponentials."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import trl_oracle
 from smoldpo.loss_facts import FACTS, OPTIONS
-from smoldpo.losses import LOSSES, LossInput, Objective, implicit_rewards
+from smoldpo.losses import LOSSES, LossInput, Objective, betas, implicit_rewards
 from smoldpo.losses.divergences import LARGEST_EXPONENT, divergence
 from smoldpo.losses.likelihood import nll_per_answer
-from smoldpo.types import PairLogps, TokenizedPair
+from smoldpo.types import PairLogps, PairNumbers, TokenizedPair
 
 LN2 = math.log(2)
 
@@ -429,3 +430,38 @@ def test_a_loss_without_its_reference_says_so():
     for name in ("sigmoid", "aot"):
         with pytest.raises(ValueError, match="none was given"):
             loss(name, POLICY, None)
+
+
+# A pair's own numbers
+
+
+def own(**numbers):
+    """Three pairs, the second with numbers of its own."""
+    pairs = pairs_of(TOKENS)
+    pairs[1] = replace(pairs[1], numbers=PairNumbers(**numbers))
+    return pairs
+
+
+@pytest.mark.parametrize(
+    "name, numbers, expected",
+    [
+        # beta logits 1, -1.5, 0
+        ("sigmoid", {"weight": 2.0}, [n(1), 2 * n(-1.5), LN2]),
+        ("sigmoid", {"weight": 0.0}, [n(1), 0.0, LN2]),
+        ("sigmoid", {"margin": 0.5}, [n(1), n(-2), LN2]),
+        ("sigmoid", {"beta": 1.0}, [n(1), n(-3), LN2]),
+        ("hinge", {"margin": 0.5}, [0.0, 3.0, 1.0]),
+        # 1 / (2 beta): 1, 0.5, 1; per token 0.5, -1, 0
+        ("ipo", {"beta": 1.0}, [0.25, 2.25, 1.0]),
+        ("sppo_hard", {"beta": 1.0, "weight": 3.0}, [2.0, 3 * (0.25 + 12.25), 2.0]),
+    ],
+)
+def test_a_pairs_own_weight_margin_and_beta(name, numbers, expected):
+    pairs = own(**numbers)
+    found = Objective.of([name], beta=BETA)(POLICY, REFERENCE, pairs, pairs)
+    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_betas():
+    assert betas(0.3, pairs_of(TOKENS), POLICY) == 0.3
+    assert betas(0.3, own(beta=1.0), POLICY).tolist() == [0.3, 1.0, 0.3]

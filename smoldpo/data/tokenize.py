@@ -18,14 +18,22 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from smoldpo.errors import DataError, ModelError, UsageError
-from smoldpo.types import Advance, Message, PreferencePair, Prompt, TokenizedPair, no_progress
+from smoldpo.types import (
+    PLAIN,
+    Advance,
+    Message,
+    PreferencePair,
+    Prompt,
+    TokenizedPair,
+    no_progress,
+)
 
 PROBE = "smoldpo probe"
 PRIVATE = re.compile("\ue000(\\d+)\ue001")
@@ -69,6 +77,8 @@ class PairTokenizer:
         if not prompt_ids:
             raise DataError("the prompt has no tokens", pair.file, pair.row)
         tokenized = self._truncate(pair.id, prompt_ids, chosen_ids, rejected_ids, notes)
+        if pair.numbers != PLAIN:
+            tokenized = replace(tokenized, numbers=pair.numbers)
         self.notes.update(notes)
         return tokenized
 

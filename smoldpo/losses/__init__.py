@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import torch
 
-from smoldpo.losses.inputs import LossInput
+from smoldpo.losses.inputs import LossInput, betas
 from smoldpo.losses.objective import LOSSES, Loss, Objective
 from smoldpo.types import PairLogps
 
-__all__ = ["LOSSES", "Loss", "LossInput", "Objective", "implicit_rewards"]
+__all__ = ["LOSSES", "Loss", "LossInput", "Objective", "betas", "implicit_rewards"]
 
 
 def implicit_rewards(

@@ -11,6 +11,14 @@ from smoldpo.losses.divergences import Divergence, reverse_kl
 from smoldpo.types import PairLogps, TokenizedPair
 
 
+def betas(beta: float, pairs: Sequence[TokenizedPair], like: PairLogps) -> float | torch.Tensor:
+    """β of each pair, [pairs], where some have their own; else the one number."""
+    own = [pair.numbers.beta for pair in pairs]
+    if all(each is None for each in own):
+        return beta
+    return like.chosen.new_tensor([beta if each is None else each for each in own])
+
+
 @dataclass(frozen=True)
 class LossInput:
     """Pairs as a loss sees them: every tensor is [pairs], log-probabilities are in nats.
@@ -29,7 +37,7 @@ class LossInput:
     """|c| averaged over the pairs of the whole step, of which these may be a part."""
     divergence: Divergence = reverse_kl
     margin: float | torch.Tensor = 0.0
-    """How much further apart a pair's rewards must be; one a pair, or none."""
+    """How much further apart a pair's rewards must be; one a pair, or 0."""
 
     @classmethod
     def of(
@@ -42,14 +50,17 @@ class LossInput:
         divergence: Divergence = reverse_kl,
     ) -> LossInput:
         """From log-probabilities of `pairs`, which are some or all of the pairs of `step`."""
+        numbers = policy.chosen.new_tensor
+        margins = [pair.numbers.margin for pair in pairs]
         return cls(
             policy,
             reference,
-            policy.chosen.new_tensor([len(pair.chosen_ids) for pair in pairs]),
-            policy.chosen.new_tensor([len(pair.rejected_ids) for pair in pairs]),
-            beta,
+            numbers([len(pair.chosen_ids) for pair in pairs]),
+            numbers([len(pair.rejected_ids) for pair in pairs]),
+            betas(beta, pairs, policy),
             sum(len(pair.chosen_ids) for pair in step) / len(step),
             divergence,
+            numbers(margins) if any(margins) else 0.0,
         )
 
     @property

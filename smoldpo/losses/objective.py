@@ -115,4 +115,6 @@ class Objective:
     ) -> torch.Tensor:
         """Losses of `pairs`, [pairs], whose log-probabilities are given; see engine/base.py."""
         given = LossInput.of(policy, reference, pairs, step, self.beta, self.divergence)
-        return torch.stack([weight * loss(given) for loss, weight in self.terms]).sum(0)
+        losses = torch.stack([weight * loss(given) for loss, weight in self.terms]).sum(0)
+        weights = [pair.numbers.weight for pair in pairs]
+        return losses if all(w == 1 for w in weights) else losses * losses.new_tensor(weights)
