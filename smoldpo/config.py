@@ -440,7 +440,9 @@ def describe_options(write: Callable[[str], None]) -> None:
         write(f"{title}:")
         for name in names[names.index(first) : names.index(last) + 1]:
             field = TrainConfig.model_fields[name]
-            default = "" if field.default in (None, []) else f" [default: {field.default}]"
+            value = field.default
+            value = ",".join(map(str, value)) if isinstance(value, list) else value
+            default = "" if value in (None, "") else f" [default: {value}]"
             choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
             values = " {" + ",".join(choices) + "}" if len(choices) > 1 else ""
             write(f"  --{name.replace('_', '-')}{values}\n      {field.description}{default}")

@@ -99,7 +99,7 @@ def discopop_loss(given: LossInput, discopop_tau: float = 0.05) -> torch.Tensor:
 
 
 def dpop_loss(given: LossInput, dpop_lambda: float = 50.0) -> torch.Tensor:
-    """DPO-positive (Smaug), Pal et al. 2024 (https://arxiv.org/abs/2402.13228), equation 3.
+    """DPO-positive (Smaug), Pal et al. 2024 (https://arxiv.org/abs/2402.13228).
 
     -log σ(β (h - λ max(0, log π_ref(c|x) - log π(c|x)))): a fall of the chosen answer is paid for.
     """
