@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -184,6 +186,11 @@ def test_settings_of_the_loss_that_make_no_sense(settings, says):
 def test_settings_of_the_loss_that_go_together(settings):
     config = build_config(settings)
     assert build_config(yaml.safe_load(to_yaml(config))) == config
+
+
+def test_settings_are_checked_without_torch():
+    code = "import sys, smoldpo.config; smoldpo.config.build_config({}); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_help_names_every_loss():

@@ -1,6 +1,7 @@
 """One optimizer step of every kind of loss: both engines, any cut into micro-batches, in float64."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from test_fast_engine import build
 from test_fast_engine import engines as engines_of
 
 from smoldpo.engine.base import join
+from smoldpo.engine.build import EngineSettings, build_plain
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
@@ -192,3 +194,10 @@ def test_a_loss_of_one_side_alone_in_two_passes():
 def test_every_kind_of_loss_is_here():
     assert set(WHOLE) >= {"aot", "aot_unpaired"} and set(FREE) == {"sft", "simpo", "cpo", "orpo"}
     assert set(FACTS) <= set(OBJECTIVES)
+
+
+def test_the_plain_engine_is_built_without_a_copy_where_no_reference_is_needed():
+    about = EngineSettings(torch.float64, 2, 2, 100, "off", 0.0, False)
+    model = build("llama")
+    assert build_plain(model, None, about).reference is not None
+    assert build_plain(model, None, replace(about, needs_reference=False)).reference is None
