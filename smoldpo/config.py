@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from smoldpo.errors import ConfigError, UsageError, nearest
 from smoldpo.loss_facts import FACTS
-from smoldpo.loss_settings import loss_checks
+from smoldpo.loss_settings import known_losses, loss_checks
 
 
 def _split_commas(value: Any) -> Any:
@@ -28,7 +28,12 @@ def _none_word(value: Any) -> Any:
     return None if isinstance(value, str) and value.lower() in ("none", "null") else value
 
 
+def _loss_names(value: Any) -> Any:
+    return known_losses(_split_commas(value))
+
+
 Names = Annotated[list[str], BeforeValidator(_split_commas)]
+LossNames = Annotated[list[Literal[tuple(FACTS)]], BeforeValidator(_loss_names)]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -108,7 +113,7 @@ class TrainConfig(BaseModel):
     )
 
     # Loss
-    loss_type: Names = Field(
+    loss_type: LossNames = Field(
         ["sigmoid"],
         min_length=1,
         description=f"{', '.join(FACTS)} (docs/losses.md); sigmoid is DPO; several, comma-separated, are "
@@ -332,7 +337,8 @@ def build_config(settings: dict[str, Any], *, extra_problems: Sequence[str] = ()
 
 def _explain(detail: Any) -> str:
     key = str(detail["loc"][0])
-    message = detail["msg"][0].lower() + detail["msg"][1:]
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     return f"{key} is {detail['input']!r}: {message}"
 
 
@@ -413,7 +419,7 @@ def _is_switch(key: str) -> bool:
 
 def _is_list(key: str) -> bool:
     field = TrainConfig.model_fields.get(key)
-    return field is not None and field.annotation in (list[str], list[float])
+    return field is not None and get_origin(field.annotation) is list
 
 
 def config_from_arguments(arguments: Sequence[str]) -> TrainConfig:

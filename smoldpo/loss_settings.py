@@ -31,18 +31,25 @@ class LossSettings(Protocol):
     column_names: dict[str, str]
 
 
+def known_losses(names: Any) -> Any:
+    """The same, unless it is a list with a name of no loss.
+
+    Raises:
+        ValueError: with the nearest name, and all of them.
+    """
+    unknown = [name for name in names if name not in FACTS] if isinstance(names, list) else []
+    if unknown:
+        said = ", ".join(f"no loss {name!r}{_meant(str(name))}" for name in unknown)
+        raise ValueError(f"{said}; there are {', '.join(FACTS)}")
+    return names
+
+
 def loss_checks(config: LossSettings, fields: Mapping[str, Any]) -> list[str]:
     """Every problem, in words.
 
     Args:
         fields: the settings' definitions, whose `default` says whether one was changed.
     """
-    unknown = [name for name in config.loss_type if name not in FACTS]
-    if unknown:
-        return [
-            f"loss_type: no loss {name!r}{_meant(name)}; there are {', '.join(FACTS)}"
-            for name in unknown
-        ]
     changed = {name for name, field in fields.items() if getattr(config, name) != field.default}
     return [
         *_sum_checks(config),
