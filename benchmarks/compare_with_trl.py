@@ -66,13 +66,18 @@ def single_sequence_logp(
     return logps.gather(-1, torch.tensor(completion)[:, None]).sum().item()
 
 
-def our_losses(source: ModelSource, pairs: list[TokenizedPair], config: TrainConfig) -> list[float]:
-    """The loss of each optimizer step of smoldpo."""
+def our_losses(
+    source: ModelSource,
+    pairs: list[TokenizedPair],
+    config: TrainConfig,
+    micro_batch: int | None = None,
+) -> list[float]:
+    """The loss of each optimizer step of smoldpo, cut into micro-batches of so many pairs."""
     engine = PlainEngine(
         load_model(source, torch.float32),
         load_model(source, torch.float32),
         compute_dtype=torch.float32,
-        train_batch_size=config.per_device_train_batch_size,
+        train_batch_size=micro_batch or config.per_device_train_batch_size,
         eval_batch_size=8,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -127,6 +132,12 @@ def trl_losses(source: ModelSource, pairs: list[TokenizedPair], config: TrainCon
                 use_cpu=True,
                 bf16=False,
                 beta=config.beta,
+                loss_type=config.loss_type,
+                loss_weights=config.loss_weights or None,
+                label_smoothing=config.label_smoothing,
+                discopop_tau=config.discopop_tau,
+                f_divergence_type=config.f_divergence_type,
+                f_alpha_divergence_coef=config.f_alpha_divergence_coef,
                 learning_rate=config.learning_rate,
                 lr_scheduler_type=config.lr_scheduler_type,
                 warmup_steps=config.warmup_steps,

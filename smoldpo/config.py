@@ -14,6 +14,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from smoldpo.errors import ConfigError, UsageError, nearest
+from smoldpo.loss_facts import FACTS
+from smoldpo.loss_settings import known_losses, loss_checks
 from smoldpo.redact import holds_secret
 
 
@@ -27,7 +29,12 @@ def _none_word(value: Any) -> Any:
     return None if isinstance(value, str) and value.lower() in ("none", "null") else value
 
 
+def _loss_names(value: Any) -> Any:
+    return known_losses(_split_commas(value))
+
+
 Names = Annotated[list[str], BeforeValidator(_split_commas)]
+LossNames = Annotated[list[Literal[tuple(FACTS)]], BeforeValidator(_loss_names)]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -107,13 +114,41 @@ class TrainConfig(BaseModel):
     )
 
     # Loss
-    loss_type: Literal["sigmoid"] = Field("sigmoid", description="sigmoid is DPO")
+    loss_type: LossNames = Field(
+        ["sigmoid"],
+        min_length=1,
+        description=f"{', '.join(FACTS)} (docs/losses.md); sigmoid is DPO; several, comma-separated, are "
+        "added up",
+    )
+    loss_weights: Annotated[list[float], BeforeValidator(_split_commas)] = Field(
+        [], description="weight of each of several losses, such as 1,0.2; by default 1 each"
+    )
     beta: float = Field(
         0.1, gt=0, description="β: how strongly the policy is held to the reference"
     )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=0.5, description="share of labels taken to be wrong (conservative DPO)"
+    beta_end: _optional(Annotated[float, Field(gt=0)]) = Field(
+        None, description="β goes from beta to this in equal steps; by default it stays"
     )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="share of labels taken to be wrong (conservative DPO, robust); exo_pair's ε",
+    )
+    rpo_alpha: _optional(Annotated[float, Field(gt=0)]) = Field(
+        None,
+        description="weight of the chosen answers' negative log-likelihood per token, if any (RPO)",
+    )
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = (
+        Field("reverse_kl", description="what holds the policy to the reference (f-DPO)")
+    )
+    f_alpha_divergence_coef: float = Field(0.5, description="alpha_divergence's α")
+    discopop_tau: float = Field(0.05, gt=0, description="discopop's temperature τ")
+    dpop_lambda: float = Field(
+        50.0, gt=0, description="dpop's λ: the price of a chosen answer that becomes less likely"
+    )
+    simpo_gamma: float = Field(0.5, ge=0, description="simpo's margin γ")
+    cpo_alpha: float = Field(1.0, ge=0, description="cpo's weight of the negative log-likelihood")
 
     # Training
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
@@ -239,6 +274,11 @@ class TrainConfig(BaseModel):
     logging_steps: PositiveInt = Field(1, description="write metrics every N steps")
 
     @property
+    def last_beta(self) -> float:
+        """β at the end of training, at which before and after are evaluated."""
+        return self.beta if self.beta_end is None else self.beta_end
+
+    @property
     def column_names(self) -> dict[str, str]:
         """`columns` as a mapping from the schema's name to the row's."""
         pairs = (item.split("=", 1) for item in self.columns)
@@ -248,7 +288,7 @@ class TrainConfig(BaseModel):
 SECTIONS = {
     "Model": ("model", "freeze"),
     "Data": ("data", "max_length"),
-    "Loss": ("loss_type", "label_smoothing"),
+    "Loss": ("loss_type", "cpo_alpha"),
     "Training": ("learning_rate", "seed"),
     "Evaluation": ("per_device_eval_batch_size", "fail_under"),
     "Machine": ("dtype", "cache_limit"),
@@ -262,10 +302,17 @@ def cross_checks(config: TrainConfig) -> list[str]:
     problems = []
     if config.eval_steps and config.eval_data is None and config.eval_fraction == 0:
         problems.append("eval_steps needs held-out pairs: set eval_data, or eval_fraction above 0")
-    problems += _answer_checks(config)
+    problems += loss_checks(config, TrainConfig.model_fields) + _answer_checks(config)
     for name in ("early_stopping_patience", "load_best_model_at_end"):
         if getattr(config, name) and not config.eval_steps:
             problems.append(f"{name} needs evaluations during training: set eval_steps")
+    if config.metric_for_best_model.startswith("eval_rewards") and not needs_reference(
+        config.loss_type
+    ):
+        problems.append(
+            f"metric_for_best_model {config.metric_for_best_model} needs a reference, and this loss has none: "
+            "take eval_loss or eval_accuracy/logp"
+        )
     weights, sources = config.data_weights, config.data
     if weights and len(weights) != len(sources):
         problems.append(
@@ -331,7 +378,8 @@ def build_config(settings: dict[str, Any], *, extra_problems: Sequence[str] = ()
 
 def _explain(detail: Any) -> str:
     key = str(detail["loc"][0])
-    message = detail["msg"][0].lower() + detail["msg"][1:]
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     return f"{key} is {detail['input']!r}: {message}"
 
 
@@ -417,7 +465,7 @@ def _is_switch(key: str) -> bool:
 
 def _is_list(key: str) -> bool:
     field = TrainConfig.model_fields.get(key)
-    return field is not None and field.annotation in (list[str], list[float])
+    return field is not None and get_origin(field.annotation) is list
 
 
 def config_from_arguments(arguments: Sequence[str]) -> TrainConfig:
@@ -444,7 +492,9 @@ def describe_options(write: Callable[[str], None]) -> None:
         write(f"{title}:")
         for name in names[names.index(first) : names.index(last) + 1]:
             field = TrainConfig.model_fields[name]
-            default = "" if field.default in (None, []) else f" [default: {field.default}]"
+            value = field.default
+            value = ",".join(map(str, value)) if isinstance(value, list) else value
+            default = "" if value in (None, "") else f" [default: {value}]"
             choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
             values = " {" + ",".join(choices) + "}" if len(choices) > 1 else ""
             write(f"  --{name.replace('_', '-')}{values}\n      {field.description}{default}")

@@ -13,6 +13,7 @@ from smoldpo import __version__
 from smoldpo.config import TrainConfig
 from smoldpo.evaluation.metrics import METRICS
 from smoldpo.files import not_saved, staged_folder, write_text
+from smoldpo.loss_facts import needs_reference
 from smoldpo.models.quiet import quiet
 
 CARD_BASE = {"builtin": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -55,7 +56,7 @@ def model_card(
         "",
         f"# {Path(base).name}, tuned on preferences",
         "",
-        f"`{base}` tuned by Direct Preference Optimization with smoldpo {__version__}.",
+        f"`{base}` tuned by {_method(config)} with smoldpo {__version__}.",
         "",
         f"- {train_pairs:,} preference pairs from `{', '.join(config.data)}`, {steps:,} optimizer steps of "
         f"{config.per_device_train_batch_size * config.gradient_accumulation_steps} pairs",
@@ -77,8 +78,7 @@ def model_card(
                 for name, title in METRICS.items()
             ),
             "",
-            "A tie counts one half"
-            + ("." if config.reference else ": before training, policy and reference are equal."),
+            _about_ties(config),
             "",
         ]
     lines += [
@@ -87,6 +87,21 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _method(config: TrainConfig) -> str:
+    if config.loss_type == ["sigmoid"] and config.rpo_alpha is None:
+        return "Direct Preference Optimization"
+    extra = [] if config.rpo_alpha is None else [f"rpo_alpha {config.rpo_alpha:g}"]
+    return f"preference optimization (loss: {' + '.join([*config.loss_type, *extra])})"
+
+
+def _about_ties(config: TrainConfig) -> str:
+    if not needs_reference(config.loss_type):
+        return "A tie counts one half. The loss compares with no reference: there is no implicit reward."
+    if config.reference:
+        return "A tie counts one half."
+    return "A tie counts one half: before training, policy and reference are equal."
 
 
 def _percent(share: float | None) -> str:

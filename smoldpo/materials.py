@@ -28,6 +28,7 @@ from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
 from smoldpo.engine.work import Parameters
 from smoldpo.errors import ModelError
 from smoldpo.export import model_bytes
+from smoldpo.loss_facts import needs_reference
 from smoldpo.models.freeze import freeze, summarize
 from smoldpo.models.load import (
     ModelSource,
@@ -190,6 +191,7 @@ def load_models(
         cache_bytes=config.cache_limit * 1e9,
         compiled=compiling.compiled,
         kernels=Kernels(**kernels) if kernels else None,
+        needs_reference=needs_reference(config.loss_type),
     )
     kept_in: set[Path] = set()
     used: dict[str, bool] = {}

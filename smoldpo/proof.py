@@ -61,7 +61,7 @@ class Proof:
         if before is None or after is None:
             return None
         facts = [PairFacts.of(pair) for pair in self._data.eval_pairs]
-        evaluation = analyse(before, after, facts, self._config.beta, self._config.seed)
+        evaluation = analyse(before, after, facts, self._config.last_beta, self._config.seed)
         evaluation |= SideBySide().in_evaluation()
         evaluation["pairs"] = pair_rows(before, after, facts)
         write_json(folder / "evaluation.json", evaluation)

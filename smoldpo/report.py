@@ -69,6 +69,7 @@ def _one(run: RunFiles) -> str:
         accuracies=report_plots.in_order(evaluation) if evaluation else {},
         model=_model(run),
         metric_words=METRIC_WORDS,
+        loss=report_plots.loss_name(run.config),
         curves=report_plots.curves(run),
         window=report_plots.window(len(run.steps)),
         plots=_evaluation_plots(evaluation) if evaluation else {},
@@ -256,11 +257,26 @@ def _row(index: int, run: RunFiles, label: str) -> dict[str, Any]:
         "label": label,
         "evaluation": run.evaluation,
         "accuracy": run.evaluation and run.evaluation.accuracy.get("reward"),
-        "why_not": run.absent.get("evaluation.json", ""),
+        "why_not": _why_not(run),
+        "loss": report_plots.loss_name(run.config),
         "colour": NAMES[colour],
         "dash": {"-": "none", "--": "6 3", ":": "1.5 3", "-.": "6 3 1.5 3"}[style],
         "last": run.steps[-1],
     }
+
+
+def _why_not(run: RunFiles) -> str:
+    """Why a run has no accuracy by implicit reward, and which it has instead."""
+    if run.evaluation is None:
+        return run.absent.get("evaluation.json", "")
+    known = [
+        f"{METRIC_WORDS[name].lower()} {accuracy.after.value:.1%}"
+        for name, accuracy in run.evaluation.accuracy.items()
+        if accuracy and accuracy.after.value is not None
+    ]
+    return "The loss compares with no reference, so there is no implicit reward; by " + ", ".join(
+        known
+    )
 
 
 def _best(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ PANELS = (
     Panel("Loss", "loss, nats", ("loss",), level=math.log(2)),
     Panel("Implicit-reward accuracy", "accuracy, %", ("rewards/accuracies",), 100, level=50),
     Panel("Implicit-reward margin", "margin, β × nats", ("rewards/margins",), level=0),
+    Panel("Log-probability accuracy", "accuracy, %", ("logps/accuracies",), 100, level=50),
+    Panel("Log-probability margin", "margin, nats", ("logps/margins",), level=0),
     Panel("Log-probabilities", "log-probability, nats", ("logps/chosen", "logps/rejected")),
     Panel("Learning rate", "learning rate", ("learning_rate",)),
     Panel("Gradient norm", "norm before clipping", ("grad_norm",)),
@@ -60,7 +62,7 @@ def curves(run: RunFiles) -> list[Plot]:
     """The training curves of one run."""
     return [
         Plot(panel.title, svg(lambda axes, p=panel: _draw_panel(axes, p, run), panel.title))
-        for panel in PANELS
+        for panel in _panels([run])
     ]
 
 
@@ -68,8 +70,24 @@ def overlaid_curves(runs: Sequence[RunFiles]) -> list[Plot]:
     """The curves of several runs, each in its colour; the page says which is whose."""
     return [
         Plot(panel.title, svg(lambda axes, p=panel: _draw_overlaid(axes, p, runs), panel.title))
-        for panel in PANELS
+        for panel in _panels(runs)
     ]
+
+
+def _panels(runs: Sequence[RunFiles]) -> list[Panel]:
+    """The panels of which there is something to show; ln 2 is marked where every loss is DPO's."""
+    known = {column for run in runs for row in run.steps for column in row}
+    found = [panel for panel in PANELS if known & set(panel.columns)]
+    if all(loss_name(run.config) == "sigmoid" for run in runs):
+        return found
+    return [replace(panel, level=None) if panel.title == "Loss" else panel for panel in found]
+
+
+def loss_name(config: Mapping[str, Any]) -> str:
+    """The loss of a run in words; a list, or a name in runs of the first versions."""
+    names = config.get("loss_type", "sigmoid")
+    names = [names] if isinstance(names, str) else list(map(str, names or ()))
+    return " + ".join([*names, *(["rpo"] if config.get("rpo_alpha") else [])])
 
 
 def run_style(index: int) -> tuple[str, str]:

@@ -17,13 +17,14 @@ from smoldpo.engine.out_of_memory import with_less_at_once
 from smoldpo.errors import SmoldpoError
 from smoldpo.evaluation.gate import failures, parse_gates
 from smoldpo.evaluation.judges import parse_judge
-from smoldpo.evaluation.metrics import PairScore, accuracies, reward_metrics
+from smoldpo.evaluation.metrics import PairScore, accuracies, logp_metrics, reward_metrics
 from smoldpo.evaluation.scoring import pair_scores
 from smoldpo.export import model_card, save_model
 from smoldpo.files import write_json, write_text
 from smoldpo.fingerprint import fingerprint, mark_finished, write_beginning
 from smoldpo.interrupts import InterruptedRunError, Interruption
 from smoldpo.keeper import Keeper, require_disk
+from smoldpo.loss_facts import needs_reference
 from smoldpo.materials import Models, TokenizedData, load_data, load_models, tokenize
 from smoldpo.not_finite import keep_not_finite
 from smoldpo.phases import Phases
@@ -136,6 +137,8 @@ class Run:
         self.engine = self.models.engine
         self.state = TrainingState(self.engine, config)
         self.keeper = Keeper(folder / "checkpoints", config, self.state, self.metrics)
+        self.compares = needs_reference(config.loss_type)
+        """Whether there is a reference; a loss without one has no implicit reward either."""
         self.reference_logps: PairLogps | None = None
         self.total = Schedule.of(config, len(self.data.train)).total_steps
 
@@ -195,7 +198,8 @@ class Run:
 
     def _prepare(self) -> None:
         pairs = self.data.train + self.data.eval
-        with self.phases.phase("trunk and reference", len(pairs)) as advance:
+        title = "trunk and reference" if self.compares else "trunk"
+        with self.phases.phase(title, len(pairs)) as advance:
             self._sparing(lambda: self.engine.prepare(pairs, advance), pairs, "the first pass")
         give_back_freed_memory()
         kept_in = self.models.kept_in
@@ -221,6 +225,8 @@ class Run:
 
     def _evaluate_before(self) -> list[PairScore]:
         pairs = self.data.eval
+        if not self.compares:
+            return self._evaluate("evaluating before")
         with self.phases.phase("evaluating before", len(pairs)) as advance:
             self.reference_logps = self._sparing(
                 lambda: self.engine.reference_logps(pairs, advance), pairs, "evaluation"
@@ -239,11 +245,12 @@ class Run:
         return self._scored(policy)
 
     def _scored(self, policy: PairLogps) -> list[PairScore]:
-        reference = self.reference_logps
-        assert reference is not None
-        scores = pair_scores(self.data.eval, policy, reference)
-        row = {"eval_loss": loss_function(self.config)(policy, reference).double().mean().item()}
-        row |= {f"eval_{k}": v for k, v in reward_metrics(scores, self.config.beta).items()}
+        reference, config, pairs = self.reference_logps, self.config, self.data.eval
+        scores = pair_scores(pairs, policy, reference)
+        loss = loss_function(config, config.last_beta)
+        row = {"eval_loss": loss(policy, reference, pairs, pairs).double().mean().item()}
+        means = reward_metrics(scores, config.last_beta) if self.compares else logp_metrics(scores)
+        row |= {f"eval_{k}": v for k, v in means.items()}
         row |= {f"eval_accuracy/{k}": v for k, v in accuracies(scores).items()}
         if not (self.checkpoint and self.checkpoint.state["metrics_rows"]):
             # Of a run that goes on, the evaluation before is in the file already.

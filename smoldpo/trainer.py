@@ -17,17 +17,17 @@ from typing import Any
 import torch
 
 from smoldpo.config import TrainConfig
-from smoldpo.engine.base import Engine, LossFunction
+from smoldpo.engine.base import Engine, StepResult
 from smoldpo.engine.out_of_memory import with_less_at_once
 from smoldpo.errors import SmoldpoError
-from smoldpo.losses import LOSSES, implicit_rewards
+from smoldpo.loss_facts import OPTIONS
+from smoldpo.losses import Objective, betas, implicit_rewards
 from smoldpo.optim import learning_rate
 from smoldpo.state import TrainingState
 from smoldpo.tracking import MetricsFile
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
 LN2 = math.log(2.0)
-Gradients = tuple[torch.Tensor, PairLogps, PairLogps]
 AfterStep = Callable[[int], bool | None]
 """Called with the number of steps finished; returns True where that is enough."""
 Watch = Callable[..., None]
@@ -77,11 +77,22 @@ def epoch_order(pairs: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def loss_function(config: TrainConfig) -> LossFunction:
-    """The configured loss, as a function of the policy's and the reference's log-probabilities."""
-    return functools.partial(
-        LOSSES[config.loss_type], beta=config.beta, label_smoothing=config.label_smoothing
+def loss_function(config: TrainConfig, beta: float) -> Objective:
+    """The configured loss at one β; see engine/base.py for how it is called."""
+    return Objective.of(
+        config.loss_type,
+        config.loss_weights,
+        beta=beta,
+        options={name: getattr(config, name) for name in OPTIONS},
+        rpo_alpha=config.rpo_alpha,
+        f_divergence_type=config.f_divergence_type,
+        f_alpha_divergence_coef=config.f_alpha_divergence_coef,
     )
+
+
+def beta_at(config: TrainConfig, step: int, total: int) -> float:
+    """β of step `step` (from 0) of `total`: from beta to beta_end, linearly."""
+    return config.beta + (config.last_beta - config.beta) * step / max(1, total - 1)
 
 
 def train(
@@ -100,7 +111,7 @@ def train(
 
     Args:
         starts_at_reference: policy and reference are equal before the first update, so that the first
-            loss must be ln 2; this is checked.
+            loss is known (ln 2 for DPO); this is checked.
         after_step: called after each step, for evaluation and checkpoints; training ends when it says so.
         watch: called as an `Advance`, with a note on loss and accuracy.
         state: where training goes on from; by default its beginning.
@@ -109,23 +120,24 @@ def train(
 
     Raises:
         NotFiniteError: a loss or gradient that is not finite; no step is taken on it.
-        SmoldpoError: a first loss that is not ln 2 though it must be, or too little memory for one pair.
+        SmoldpoError: a first loss that is not what it must be, or too little memory for one pair.
     """
     schedule = Schedule.of(config, len(pairs))
     state = state or TrainingState(engine, config)
     parameters, optimizer = state.parameters, state.optimizer
-    loss = loss_function(config)
     for step in range(state.step, schedule.total_steps):
         started = time.perf_counter()
         batch = [pairs[index] for index in schedule.indices(step)]
+        beta = beta_at(config, step, schedule.total_steps)
+        loss = loss_function(config, beta)
 
-        def gradients(batch: list[TokenizedPair] = batch) -> Gradients:
+        def gradients(batch: list[TokenizedPair] = batch, loss: Objective = loss) -> StepResult:
             optimizer.zero_grad(set_to_none=True)
             return engine.accumulate_gradients(batch, loss, advance)
 
         losses, policy, reference = with_less_at_once(gradients, engine, batch, f"step {step + 1}")
-        if step == 0 and starts_at_reference:
-            _check_first_loss(losses)
+        if step == 0 and starts_at_reference and reference is not None:
+            _check_first_loss(losses, loss(reference, reference, batch, batch))
         gradients_now = [p.grad for p in parameters.values() if p.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients_now)
         norm = total.item()
@@ -140,47 +152,69 @@ def train(
         engine.updated()
         state.step = step + 1
 
-        row = step_metrics(losses, policy, reference, config.beta)
+        row = step_metrics(losses, policy, reference, betas(beta, batch, policy))
         if (step + 1) % config.logging_steps == 0 or step + 1 == schedule.total_steps:
             metrics.log(
                 {"step": step + 1, "epoch": round((step + 1) / schedule.steps_per_epoch, 6)}
                 | row
+                | ({} if config.beta_end is None else {"beta": beta})
                 | {"grad_norm": norm, "learning_rate": rate, "pairs": len(batch)}
                 | {"seconds": round(time.perf_counter() - started, 4)}
             )
-        watch(1, note=f"loss {row['loss']:.4f}  accuracy {row['rewards/accuracies']:.2f}")
+        watch(1, note=f"loss {row['loss']:.4f}  accuracy {row[accuracy_name(reference)]:.2f}")
         if after_step(step + 1):
             break
     optimizer.zero_grad(set_to_none=True)
     return state.step
 
 
+def accuracy_name(reference: PairLogps | None) -> str:
+    """The accuracy of a step: by implicit reward, or by log-probability where there is no reference."""
+    return "logps/accuracies" if reference is None else "rewards/accuracies"
+
+
 def step_metrics(
-    losses: torch.Tensor, policy: PairLogps, reference: PairLogps, beta: float
+    losses: torch.Tensor,
+    policy: PairLogps,
+    reference: PairLogps | None,
+    beta: float | torch.Tensor,
 ) -> dict[str, float]:
-    """Means over the pairs of one optimizer step, under TRL's names. Inputs are [pairs]."""
-    losses = losses.cpu()  # some devices (MPS) have no float64
-    policy, reference = (PairLogps(p.chosen.cpu(), p.rejected.cpu()) for p in (policy, reference))
-    chosen, rejected = implicit_rewards(policy, reference, beta)
-    wins = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
-    return {
+    """Means over the pairs of one optimizer step, under TRL's names. Inputs are [pairs].
+
+    Without a reference there is no implicit reward: accuracy and margin are of log-probabilities.
+    """
+    losses, policy = losses.cpu(), _on_cpu(policy)  # some devices (MPS) have no float64
+    beta = beta.cpu() if isinstance(beta, torch.Tensor) else beta
+    row = {
         "loss": losses.double().mean().item(),
-        "rewards/chosen": chosen.double().mean().item(),
-        "rewards/rejected": rejected.double().mean().item(),
-        "rewards/accuracies": wins.mean().item(),
-        "rewards/margins": (chosen - rejected).double().mean().item(),
         "logps/chosen": policy.chosen.double().mean().item(),
         "logps/rejected": policy.rejected.double().mean().item(),
     }
+    if reference is None:
+        name, (chosen, rejected) = "logps", (policy.chosen, policy.rejected)
+    else:
+        name, (chosen, rejected) = "rewards", implicit_rewards(policy, _on_cpu(reference), beta)
+        row["rewards/chosen"] = chosen.double().mean().item()
+        row["rewards/rejected"] = rejected.double().mean().item()
+    wins = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
+    row[f"{name}/accuracies"] = wins.mean().item()
+    row[f"{name}/margins"] = (chosen - rejected).double().mean().item()
+    return row
 
 
-def _check_first_loss(losses: torch.Tensor) -> None:
+def _on_cpu(logps: PairLogps) -> PairLogps:
+    return PairLogps(logps.chosen.cpu(), logps.rejected.cpu())
+
+
+def _check_first_loss(losses: torch.Tensor, where_equal: torch.Tensor) -> None:
     # On a CPU log-probabilities do not depend on the batch, to the last bit; GPUs choose other
     # kernels for other sizes, so there the check is for a wrong reference, not for rounding.
-    loss = losses.mean().item()
-    if not abs(loss - LN2) < (1e-6 if losses.device.type == "cpu" else 0.05):
+    loss, expected = losses.mean().item(), where_equal.mean().item()
+    allowed = 1e-6 if losses.device.type == "cpu" else 0.05
+    if not abs(loss - expected) < allowed * max(1.0, abs(expected)):
+        name = "ln 2 = " if abs(expected - LN2) < 1e-6 else ""
         raise SmoldpoError(
-            f"the loss before the first update is {loss:.8f}, not ln 2 = {LN2:.8f}: policy and reference "
+            f"the loss before the first update is {loss:.8f}, not {name}{expected:.8f}: policy and reference "
             "give different log-probabilities though their weights are the same; this is a bug in "
             "smoldpo or in a numerical library; try smoldpo cache clear, then --dtype float32, and report it"
         )

@@ -22,6 +22,19 @@ Prompt = tuple[Message, ...] | str
 
 
 @dataclass(frozen=True)
+class PairNumbers:
+    """What a row's own columns say to the loss, where the settings ask for them (docs/losses.md)."""
+
+    weight: float = 1.0
+    margin: float = 0.0
+    beta: float | None = None
+    """None: the run's."""
+
+
+PLAIN = PairNumbers()
+
+
+@dataclass(frozen=True)
 class PreferencePair:
     """One prompt with the answer that people prefer and the one that they do not.
 
@@ -36,6 +49,7 @@ class PreferencePair:
     id: str = ""
     source: str = ""
     category: str = ""
+    numbers: PairNumbers = PLAIN
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -61,6 +75,7 @@ class TokenizedPair:
     rejected_ids: tuple[int, ...]
     notes: frozenset[str] = field(default_factory=frozenset)
     """What happened on the way: "prompt_truncated", "chosen_truncated", "boundary_merge", ..."""
+    numbers: PairNumbers = PLAIN
 
     @property
     def longest(self) -> int:

@@ -8,6 +8,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import compare_with_trl as compare
+from smoldpo.config import build_config
 
 
 def test_ten_losses_equal_trls_on_a_tiny_model(tiny_folder, pairs_file):
@@ -18,6 +19,59 @@ def test_ten_losses_equal_trls_on_a_tiny_model(tiny_folder, pairs_file):
     theirs = compare.trl_losses(source, pairs, config)
     assert len(ours) == 10 and len(set(ours)) > 5, "ten different losses, or nothing is compared"
     assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+LOSSES = {
+    "sigmoid": {},
+    "sigmoid_norm": {"beta": 5.0},
+    "hinge": {},
+    "ipo": {},
+    "exo_pair": {"label_smoothing": 0.01},
+    "nca_pair": {},
+    "robust": {"label_smoothing": 0.1},
+    "bco_pair": {},
+    "sppo_hard": {},
+    "aot": {"beta": 3.0},
+    "aot_unpaired": {"beta": 3.0},
+    "apo_zero": {},
+    "apo_down": {},
+    "discopop": {},
+    "sft": {},
+    "sigmoid,sft": {"loss_weights": [1.0, 0.3]},
+    "apo_zero,sft": {},
+    "sigmoid,bco_pair,sft": {"loss_weights": [0.8, 0.2, 1.0]},
+    "sigmoid with js": {"f_divergence_type": "js_divergence"},
+    "sigmoid with alpha": {
+        "f_divergence_type": "alpha_divergence",
+        "f_alpha_divergence_coef": 0.3,
+    },
+}
+
+
+@pytest.mark.parametrize("names", LOSSES)
+def test_three_steps_of_every_loss_equal_trls(names, tiny_folder, write_rows):
+    """TRL has each step of eight pairs in one batch; ours is cut into micro-batches of three."""
+    # Answers much alike: their order by log-probability changes, which is what aot is about.
+    file = write_rows(
+        [
+            {"prompt": f"Number {n}?", "chosen": f"yes {n} {n * 7 % 10}", "rejected": f"no {n}"}
+            for n in range(24)
+        ]
+    )
+    source = compare.find_model(str(tiny_folder))
+    pairs = compare.read_pairs(str(file), source, 24, 512)
+    config = build_config(
+        {"loss_type": names.split(" with ")[0], "max_steps": 3, "warmup_steps": 0}
+        | {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+        | {"learning_rate": 3e-4, "dtype": "float32", "num_train_epochs": 1}
+        | LOSSES[names]
+    )
+    ours = compare.our_losses(source, pairs, config, micro_batch=3)
+    theirs = compare.trl_losses(source, pairs, config)
+    worst = max(abs(our / their - 1) for our, their in zip(ours, theirs, strict=True))
+    print(f"{names}: {ours}, largest relative difference {worst:.1e}")
+    assert len(set(ours)) == 3
+    assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.real

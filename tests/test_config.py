@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -12,6 +14,7 @@ from smoldpo.config import (
     to_yaml,
 )
 from smoldpo.errors import ConfigError, UsageError
+from smoldpo.loss_facts import FACTS
 
 
 def test_every_error_is_reported_at_once():
@@ -97,3 +100,101 @@ def test_help_shows_every_option_with_its_meaning():
         assert field.description and field.description in text
     assert "--lr-scheduler-type {constant,linear,cosine}" in text
     assert list(TrainConfig.model_fields)[-1] == SECTIONS["Output"][1]
+
+
+@pytest.mark.parametrize(
+    "arguments, names",
+    [
+        ([], ["sigmoid"]),
+        (["--loss-type", "ipo"], ["ipo"]),
+        (["--loss-type", "sigmoid,sft"], ["sigmoid", "sft"]),
+        (["--loss-type", "sigmoid", "--loss-type", "sft"], ["sigmoid", "sft"]),
+    ],
+)
+def test_a_loss_is_a_name_or_several(arguments, names):
+    assert config_from_arguments(arguments).loss_type == names
+
+
+def test_yaml_may_have_a_string_or_a_list(tmp_path):
+    path = tmp_path / "c.yaml"
+    for text in ("loss_type: apo_zero\n", "loss_type: [apo_zero]\n", "loss-type:\n- apo_zero\n"):
+        path.write_text(text)
+        assert config_from_arguments([str(path)]).loss_type == ["apo_zero"]
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        ({"loss_type": "sigmod"}, "no loss 'sigmod' (did you mean sigmoid?)"),
+        ({"loss_type": "aot_pair"}, "'aot_pair' (now called aot_unpaired)"),
+        ({"loss_type": []}, "loss_type"),
+        ({"loss_type": "sigmoid,sigmoid"}, "names a loss twice"),
+        ({"loss_type": "sigmoid,sft", "loss_weights": "1"}, "1 numbers for 2 losses"),
+        ({"loss_type": "sigmoid,sft", "loss_weights": "1,0"}, "must be positive"),
+        ({"loss_type": "sft", "rpo_alpha": 1}, "sft and rpo_alpha each add"),
+        ({"loss_type": "cpo,sft"}, "cpo and sft each add"),
+        ({"loss_type": "apo_zero,apo_down"}, "choose one"),
+        ({"loss_type": "simpo,sigmoid"}, "simpo cannot be added to sigmoid"),
+        ({"label_smoothing": 0.1, "loss_type": "hinge"}, "label_smoothing is read by sigmoid, "),
+        ({"discopop_tau": 0.1}, "discopop_tau is read by discopop, not by sigmoid"),
+        ({"simpo_gamma": 1.0, "loss_type": "cpo"}, "simpo_gamma is read by simpo, not by cpo"),
+        ({"cpo_alpha": 0.5}, "cpo_alpha is read by cpo"),
+        ({"dpop_lambda": 5, "loss_type": "ipo,hinge"}, "dpop, not by ipo and hinge"),
+        ({"loss_type": "exo_pair"}, "exo_pair needs label_smoothing above 0"),
+        ({"beta": 0.2, "loss_type": "sft"}, "beta has no part in sft"),
+        ({"beta_end": 0.2, "loss_type": "sft"}, "beta_end has no part in sft"),
+        ({"loss_type": "apo_zero", "f_divergence_type": "forward_kl"}, "no meaning for apo_zero"),
+        ({"loss_type": "sft", "f_divergence_type": "forward_kl"}, "no part in sft"),
+        ({"f_divergence_type": "forward"}, "f_divergence_type is 'forward'"),
+        ({"f_alpha_divergence_coef": 0.3}, "read with f_divergence_type alpha_divergence"),
+        ({"loss_type": "orpo", "reference": "builtin"}, "orpo compares with no reference"),
+        ({"loss_type": "simpo", "fail_under": "reward=0.5"}, "no implicit reward for fail_under"),
+        ({"loss_type": "aot", "columns": "weight=w"}, "weight cannot be a pair's own with aot"),
+        ({"loss_type": "apo_zero", "columns": "margin=m"}, "margin has no part in apo_zero"),
+        ({"loss_type": "sft", "columns": "beta=b"}, "columns: beta has no part in sft"),
+        (
+            {
+                "loss_type": "aot",
+                "per_device_train_batch_size": 1,
+                "gradient_accumulation_steps": 1,
+            },
+            "aot sorts the pairs of a step",
+        ),
+    ],
+)
+def test_settings_of_the_loss_that_make_no_sense(settings, says):
+    with pytest.raises(ConfigError, match=re.escape(says)) as error:
+        build_config(settings)
+    assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss_type": "sigmoid,bco_pair,sft", "loss_weights": "0.8,0.2,1"},
+        {"loss_type": "sigmoid,sft", "f_divergence_type": "js_divergence"},
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3},
+        {"loss_type": "robust", "label_smoothing": 0.1},
+        {"loss_type": "simpo", "beta": 2.5, "simpo_gamma": 1.4, "fail_under": "logp=0.5"},
+        {"loss_type": "simpo,sft", "loss_weights": "1,0.1"},
+        {"loss_type": "apo_zero", "beta": 0.05, "rpo_alpha": 0.5, "beta_end": 0.2},
+        {"loss_type": "exo_pair", "label_smoothing": 0.001},
+        {"loss_type": "sigmoid,sft", "columns": "weight=w,margin=m,beta=b"},
+        {"loss_type": "orpo", "per_device_train_batch_size": 1},
+    ],
+)
+def test_settings_of_the_loss_that_go_together(settings):
+    config = build_config(settings)
+    assert build_config(yaml.safe_load(to_yaml(config))) == config
+
+
+def test_settings_are_checked_without_torch():
+    code = "import sys, smoldpo.config; smoldpo.config.build_config({}); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_names_every_loss():
+    lines: list[str] = []
+    describe_options(lines.append)
+    text = "\n".join(lines)
+    assert all(name in text for name in FACTS)

@@ -1,13 +1,12 @@
 """The reference implementation against a single unpadded sequence at a time, in float64."""
 
 import copy
-import functools
 
 import pytest
 import torch
 
 from smoldpo.engine.plain import PlainEngine, pad_batch, sequence_logps
-from smoldpo.losses import sigmoid_loss
+from smoldpo.losses import Objective
 from smoldpo.types import TokenizedPair
 
 PAIRS = [
@@ -17,7 +16,7 @@ PAIRS = [
     TokenizedPair("d", (30, 31), (32, 33, 34), (32, 33)),
     TokenizedPair("e", (40, 2, 41), (42,), (43, 44, 45, 46)),
 ]
-LOSS = functools.partial(sigmoid_loss, beta=0.3)
+LOSS = Objective.of(beta=0.3)
 
 
 def by_hand(model, prompt, completion):

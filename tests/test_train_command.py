@@ -336,3 +336,71 @@ def test_both_engines_give_the_same_losses(cli, tiny_folder, pairs_file, tmp_pat
         losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
     # The models' norms round to float32 on the way, and training carries that on.
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(set(losses[0])) > 5
+
+
+def test_a_run_without_a_reference(cli, tiny_folder, pairs_file, tmp_path, monkeypatch):
+    """SimPO: no reference pass, no implicit reward, and the reason why."""
+    from smoldpo.engine.scorer import Scorer
+
+    runs = []
+    logps = Scorer.logps
+    monkeypatch.setattr(
+        Scorer, "logps", lambda *given: runs.append(len(given[1].segments)) or logps(*given)
+    )
+    run = tmp_path / "run"
+    result = cli(
+        "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", run, *QUICK,
+        "--freeze-layers", 2, "--loss-type", "simpo", "--beta", 2.5, "--simpo-gamma", 0.5,
+        "--engine", "fast", "--generate-prompts", 0,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = sum(row["pairs"] for row in rows if "loss" in row)
+    # Once a pair and step, and the held-out pairs before and after: nothing else.
+    assert sum(runs) == trained + 2 * evaluation["n"]
+    assert evaluation["metric"] == "logp" and "reward" not in evaluation["accuracy"]
+    assert evaluation["calibration"] is None and "by log-probability" in evaluation["headline"]
+    assert "there is no implicit reward" in result.out.replace("\n", " ")
+    checks = [row for row in rows if "eval_loss" in row]
+    assert len(checks) == 2 and checks[-1]["eval_loss"] < checks[0]["eval_loss"]
+    assert checks[-1]["eval_accuracy/reward"] is None
+    assert not [key for row in rows for key in row if "rewards/" in key]
+    assert "trunk" in json.loads((run / "timings.json").read_text())
+    page = (run / "report.html").read_text()
+    assert "Loss: simpo" in page and "Log-probability accuracy" in page
+    assert "Implicit-reward accuracy" not in page and "none without a reference" in page
+    assert "compares with no reference" in (run / "README.md").read_text()
+
+
+def test_runs_of_several_losses_side_by_side(cli, tiny_folder, pairs_file, tmp_path):
+    for name, more in (
+        ("orpo", []),
+        ("sigmoid", ["--rpo-alpha", 1]),
+        ("aot,sft", ["--loss-weights", "1,0.2"]),
+    ):
+        result = cli(
+            "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir",
+            tmp_path / name, *QUICK, "--loss-type", name, *more, "--max-steps", 2,
+        )  # fmt: skip
+        assert result.code == 0, result.err
+    result = cli("report", tmp_path / "orpo", tmp_path / "sigmoid", tmp_path / "aot,sft")
+    assert result.code == 0, result.err
+    page = next(tmp_path.glob("**/*compar*.html"), None) or tmp_path / "report.html"
+    text = page.read_text() if page.exists() else result.out
+    assert "sigmoid + rpo" in text and "aot + sft" in text
+    assert "The loss compares with no reference, so there is no implicit reward; by" in text
+
+
+def test_both_engines_train_without_a_reference(cli, tiny_folder, pairs_file, tmp_path):
+    losses = []
+    for engine in ("plain", "fast"):
+        run = tmp_path / engine
+        result = cli(
+            "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", run, *QUICK,
+            "--loss-type", "cpo", "--engine", engine, "--max-steps", 3, "--generate-prompts", 0,
+        )  # fmt: skip
+        assert result.code == 0, result.err
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -10,9 +10,10 @@ import transformers
 from smoldpo.config import build_config
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.errors import SmoldpoError
+from smoldpo.loss_facts import FACTS
 from smoldpo.optim import learning_rate, make_optimizer
 from smoldpo.tracking import MetricsFile
-from smoldpo.trainer import Schedule, epoch_order, train
+from smoldpo.trainer import Schedule, beta_at, epoch_order, train
 from smoldpo.types import TokenizedPair, no_progress
 
 PAIRS = [TokenizedPair(f"p{n}", (5, n + 10), (n + 20, 2), (n + 40, 41, 2)) for n in range(7)]
@@ -170,3 +171,73 @@ def test_bfloat16_training_moves_the_policy_that_computes(tiny_model, tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert losses[0] == pytest.approx(0.69314718, abs=1e-6) and losses[-1] < 0.65
+
+
+REFERENCE_LOSSES = [name for name, facts in FACTS.items() if facts.needs_reference]
+
+
+@pytest.mark.parametrize("name", [*REFERENCE_LOSSES, "sigmoid,sft", "apo_zero,sft"])
+def test_the_first_loss_of_every_loss_is_checked(name, tiny_model, tmp_path, monkeypatch):
+    """Equal weights pass; a reference that is not the policy's start does not, whatever the loss."""
+    smoothing = {"label_smoothing": 0.01} if name == "exo_pair" else {}
+    settings = config(loss_type=name, max_steps=1, **smoothing)
+    assert len(run(tiny_model, tmp_path, settings)) == 1
+    changed = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        changed.model.layers[0].mlp.up_proj.weight.mul_(3.0)
+    monkeypatch.setattr(copy, "deepcopy", lambda _: changed)
+    with pytest.raises(SmoldpoError, match=r"loss before the first update is \S+, not "):
+        run(tiny_model, tmp_path, settings)
+
+
+def test_beta_goes_to_its_end_in_equal_steps(tiny_model, tmp_path):
+    settings = config(beta=0.1, beta_end=0.5, max_steps=5)
+    assert [beta_at(settings, step, 5) for step in range(5)] == pytest.approx(
+        [0.1, 0.2, 0.3, 0.4, 0.5]
+    )
+    assert beta_at(settings, 0, 1) == 0.1
+    assert [beta_at(config(), step, 5) for step in (0, 4)] == [0.1, 0.1]
+    rows = run(tiny_model, tmp_path, settings)
+    assert [row["beta"] for row in rows] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    # Rewards are in units of the step's own beta.
+    assert all(row["loss"] != rows[0]["loss"] for row in rows[1:])
+    assert "beta" not in run(tiny_model, tmp_path / "..", config(max_steps=1))[-1]
+
+
+@pytest.mark.parametrize("name", ["simpo", "cpo", "orpo", "sft"])
+def test_without_a_reference_there_is_no_implicit_reward(name, tiny_model, tmp_path):
+    engine = PlainEngine(
+        tiny_model, None, compute_dtype=torch.float64, train_batch_size=2, eval_batch_size=4
+    )
+    notes = []
+    train(
+        engine,
+        PAIRS,
+        config(loss_type=name, num_train_epochs=10),
+        MetricsFile(tmp_path / "metrics.jsonl"),
+        starts_at_reference=True,
+        after_step=no_progress,
+        watch=lambda _, note="": notes.append(note),
+    )
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < rows[0]["loss"] and "accuracy" in notes[0]
+    assert not [key for key in rows[0] if key.startswith("rewards/")]
+    chosen, rejected = rows[0]["logps/chosen"], rows[0]["logps/rejected"]
+    assert rows[0]["logps/margins"] == pytest.approx(chosen - rejected)
+    assert 0 <= rows[0]["logps/accuracies"] <= 1
+
+
+@pytest.mark.parametrize("name", ["aot", "sft", "bco_pair"])
+def test_training_with_any_loss_does_not_depend_on_the_micro_batch(name, tiny_model, tmp_path):
+    found = []
+    for size, accumulation in ((4, 1), (1, 4)):
+        cut = config(
+            loss_type=name,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=4,
+        )
+        rows = run(copy.deepcopy(tiny_model), tmp_path, cut)[-4:]
+        found.append([row["loss"] for row in rows])
+    assert len(set(found[0])) == 4
+    assert found[0] == pytest.approx(found[1], rel=1e-9)

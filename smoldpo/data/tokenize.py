@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
@@ -27,7 +27,15 @@ from transformers.utils import chat_template_utils
 
 from smoldpo.data.guarded import GuardedEnvironment, TemplateLimitError, limits
 from smoldpo.errors import DataError, ModelError, UsageError
-from smoldpo.types import Advance, Message, PreferencePair, Prompt, TokenizedPair, no_progress
+from smoldpo.types import (
+    PLAIN,
+    Advance,
+    Message,
+    PreferencePair,
+    Prompt,
+    TokenizedPair,
+    no_progress,
+)
 
 # transformers makes its environment from this name whenever it compiles a template.
 chat_template_utils.ImmutableSandboxedEnvironment = GuardedEnvironment
@@ -84,6 +92,8 @@ class PairTokenizer:
         if not prompt_ids:
             raise DataError("the prompt has no tokens", pair.file, pair.row)
         tokenized = self._truncate(pair.id, prompt_ids, chosen_ids, rejected_ids, notes)
+        if pair.numbers != PLAIN:
+            tokenized = replace(tokenized, numbers=pair.numbers)
         self.notes.update(notes)
         return tokenized
 

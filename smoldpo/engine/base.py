@@ -1,19 +1,53 @@
 """What an engine is to the trainer and to evaluation: pairs in, log-probabilities and gradients out.
 
-The trainer sees an engine, not which one. A loss function takes the policy's and the reference's
-log-probabilities of some pairs (each [pairs]) and returns one loss a pair.
+The trainer sees an engine, not which one; an engine sees a loss function, not which one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
-LossFunction = Callable[[PairLogps, PairLogps], torch.Tensor]
+
+class LossFunction(Protocol):
+    """A loss of log-probabilities, as losses.Objective is."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares with a reference; where not, none is run."""
+        ...
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether it is no sum over pairs, and must see all pairs of a step at once."""
+        ...
+
+    def __call__(
+        self,
+        policy: PairLogps,
+        reference: PairLogps | None,
+        pairs: Sequence[TokenizedPair],
+        step: Sequence[TokenizedPair],
+    ) -> torch.Tensor:
+        """One loss a pair, [pairs], whose mean over `step` is the step's loss.
+
+        Args:
+            policy, reference: log-probabilities of `pairs`.
+            pairs: some of the pairs of `step`; all of them for a `whole_step` loss.
+        """
+        ...
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step found: losses [pairs], and log-probabilities without gradients."""
+
+    losses: torch.Tensor
+    policy: PairLogps
+    reference: PairLogps | None
 
 
 class Engine(Protocol):
@@ -36,15 +70,20 @@ class Engine(Protocol):
     def reference_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
-        """The reference's log-probabilities; computed as the policy's are."""
+        """The reference's log-probabilities; computed as the policy's are.
+
+        Raises:
+            RuntimeError: the engine was made without a reference.
+        """
         ...
 
     def accumulate_gradients(
         self, pairs: Sequence[TokenizedPair], loss: LossFunction, advance: Advance = no_progress
-    ) -> tuple[torch.Tensor, PairLogps, PairLogps]:
+    ) -> StepResult:
         """Add the gradient of the mean loss over `pairs` (one optimizer step) to the parameters.
 
-        Returns each pair's loss [pairs], and the log-probabilities under policy and reference.
+        Returns each pair's loss [pairs], and the log-probabilities under policy and reference, the latter
+        None for a loss that compares with none.
         """
         ...
 

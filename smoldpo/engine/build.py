@@ -52,6 +52,8 @@ class EngineSettings:
     compiled: bool
     kernels: Kernels | None = None
     """As an interrupted run had them; by default whichever are faster here."""
+    needs_reference: bool = True
+    """False where the loss compares with no reference: then no reference is made or run."""
 
 
 def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
@@ -72,9 +74,11 @@ def build_plain(
     policy: PreTrainedModel, reference: PreTrainedModel | None, settings: EngineSettings
 ) -> Engine:
     """The reference implementation; without a reference, the policy as it is now is one."""
+    if reference is None and settings.needs_reference:
+        reference = copy.deepcopy(policy)
     return PlainEngine(
         policy,
-        copy.deepcopy(policy) if reference is None else reference,
+        reference,
         compute_dtype=settings.compute_dtype,
         train_batch_size=settings.train_batch_size,
         eval_batch_size=settings.eval_batch_size,
@@ -111,8 +115,21 @@ def build_fast(
     about = about | {"dtype": str(dtype).removeprefix("torch."), "kernels": str(kernels)}
     states = _trunk_store(policy, settings, kernels, about)
     at = boundary(policy) if reference is None else 0
-    logps = _reference_store(reference or policy, at, reference_sha256, settings, kernels, about)
-    engine = FastEngine(policy, masters, reference, settings.max_tokens, kernels, states, logps)
+    logps = ReferenceStore()
+    if settings.needs_reference:
+        logps = _reference_store(
+            reference or policy, at, reference_sha256, settings, kernels, about
+        )
+    engine = FastEngine(
+        policy,
+        masters,
+        reference,
+        settings.max_tokens,
+        kernels,
+        states,
+        logps,
+        settings.needs_reference,
+    )
     if len(states) or len(logps):
         progress.say(
             f"cache: trunk states of {len(states):,} pairs and reference log-probabilities of "

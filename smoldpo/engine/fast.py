@@ -2,6 +2,7 @@
 
     once a pair     stream P C R -> trunk (frozen layers) -> kept
                     kept -> top -> final norm -> head on completion positions -> reference logps, kept
+                    (the latter unless the loss compares with no reference)
     every epoch     kept -> top -> final norm -> head -> policy logps -> loss -> backward to the boundary
 
 Before the first update the policy is the reference, so the reference's log-probabilities come from the
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from smoldpo.engine.base import LossFunction, join
+from smoldpo.engine.base import LossFunction, StepResult
 from smoldpo.engine.identity import pair_key
 from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.memory import free_memory
@@ -34,6 +35,7 @@ from smoldpo.engine.packing import (
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.reference_store import ReferenceStore
 from smoldpo.engine.scorer import FILL, MAX_TOKENS, Scorer, in_order
+from smoldpo.engine.steps import accumulate_step
 from smoldpo.engine.trunk import boundary
 from smoldpo.engine.trunk_store import MemoryStore, TrunkStore
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
@@ -54,6 +56,7 @@ class FastEngine:
         masters: what trains, in float32 (or float64), for the optimizer.
         reference: a model of its own, only where the reference is not the policy's start.
         trunk_store, reference_store: where what is computed once a pair is kept; by default in memory.
+        needs_reference: False for losses that compare with no reference: then none is ever run.
     """
 
     budget_unit = "tokens"
@@ -67,6 +70,7 @@ class FastEngine:
         kernels: Kernels | None = None,
         trunk_store: TrunkStore | None = None,
         reference_store: ReferenceStore | None = None,
+        needs_reference: bool = True,
     ):
         self.kernels = kernels or Kernels()
         self.device = policy.device
@@ -74,6 +78,7 @@ class FastEngine:
         self._masters = masters
         self._policy = Scorer(policy, boundary(policy), self.kernels)
         self._reference = None if reference is None else Scorer(reference, 0, self.kernels)
+        self._needs_reference = needs_reference
         if trunk_store is None:
             trunk_store = MemoryStore(KEEP_SHARE * free_memory(self.device))
         self._states = trunk_store
@@ -115,6 +120,8 @@ class FastEngine:
         return self._states.disk_bytes(sum(pair_length(pair) for pair in missing))
 
     def reference_sha256(self, pairs: Sequence[TokenizedPair]) -> str | None:
+        if not self._needs_reference:
+            return None
         logps = self.reference_logps(pairs)
         sides = json.dumps([logps.chosen.tolist(), logps.rejected.tolist()])
         return hashlib.sha256(sides.encode()).hexdigest()
@@ -129,7 +136,7 @@ class FastEngine:
             self._shared = common_beginning(pairs)
         keyed = {self._key(pair): pair for pair in pairs}
         todo = [pair for key, pair in keyed.items() if key not in self._prepared]
-        unscored = [pair for pair in todo if self._key(pair) not in self._reference_logps]
+        unscored = [pair for pair in todo if self._unscored(pair)]
         if unscored and self._updates and self._reference is None:
             raise RuntimeError(
                 "the reference is gone: prepare() must see every pair before training"
@@ -158,10 +165,14 @@ class FastEngine:
             self._reference_logps.commit()
             self._committed = time.monotonic()
 
+    def _unscored(self, pair: TokenizedPair) -> bool:
+        """Whether the reference's log-probabilities of this pair are needed, and not there yet."""
+        return self._needs_reference and self._key(pair) not in self._reference_logps
+
     def _prepare_stream(self, pairs: Sequence[TokenizedPair]) -> None:
         batch = self._pack(pairs)
         states = self._states_of(pairs, batch)
-        if all(self._key(pair) in self._reference_logps for pair in pairs):
+        if not any(self._unscored(pair) for pair in pairs):
             return
         if self._reference is None:
             logps = self._policy.logps(batch, states)
@@ -207,6 +218,8 @@ class FastEngine:
         return self._kept_reference(pairs, torch.device("cpu"))
 
     def _kept_reference(self, pairs: Sequence[TokenizedPair], device: torch.device) -> PairLogps:
+        if not self._needs_reference:
+            raise RuntimeError("this engine was made without a reference")
         sides = [self._reference_logps[self._key(pair)] for pair in pairs]
         wide = torch.promote_types(self._policy.head.dtype, torch.float32)
         # Through float64, which holds every float32 exactly, and which some devices do not have.
@@ -230,19 +243,18 @@ class FastEngine:
 
     def accumulate_gradients(
         self, pairs: Sequence[TokenizedPair], loss: LossFunction, advance: Advance = no_progress
-    ) -> tuple[torch.Tensor, PairLogps, PairLogps]:
+    ) -> StepResult:
         self.prepare(pairs)
-        losses, policies, references = [], [], []
+        cut = cut_by_tokens(pairs, int(TRAIN_SHARE * self.max_tokens))
         with self._masters.collecting():
-            for indices in cut_by_tokens(pairs, int(TRAIN_SHARE * self.max_tokens)):
-                some = [pairs[index] for index in indices]
-                batch = self._pack(some)
-                policy = self._policy.logps(batch, self._states_of(some, batch))
-                reference = self._kept_reference(some, self.device)
-                each = loss(policy, reference)
-                (each.sum() / len(pairs)).backward()
-                losses.append(each.detach())
-                policies.append(PairLogps(policy.chosen.detach(), policy.rejected.detach()))
-                references.append(reference)
-                advance(len(some))
-        return torch.cat(losses), join(policies), join(references)
+            return accumulate_step(
+                [[pairs[index] for index in indices] for indices in cut],
+                self._policy_forward,
+                lambda some: self._kept_reference(some, self.device),
+                loss,
+                advance,
+            )
+
+    def _policy_forward(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
+        batch = self._pack(pairs)
+        return self._policy.logps(batch, self._states_of(pairs, batch))

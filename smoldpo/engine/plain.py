@@ -14,7 +14,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from smoldpo.engine.base import LossFunction, join
+from smoldpo.engine.base import LossFunction, StepResult, join
+from smoldpo.engine.steps import accumulate_step
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
 
@@ -60,7 +61,7 @@ class PlainEngine:
 
     Args:
         policy: the model that trains, its parameters in float32 (or float64).
-        reference: a frozen model of its own.
+        reference: a frozen model of its own; None for losses that compare with none.
         compute_dtype: precision of the matrix products; parameters stay as they are (autocast).
         train_batch_size, eval_batch_size: pairs that go through the models at once.
     """
@@ -124,8 +125,7 @@ class PlainEngine:
     def reference_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
-        assert self.reference is not None, "this engine was made without a reference"
-        return self._logps(self.reference, pairs, advance)
+        return self._logps(self._known_reference(), pairs, advance)
 
     @torch.no_grad()
     def _logps(
@@ -156,21 +156,23 @@ class PlainEngine:
 
     def accumulate_gradients(
         self, pairs: Sequence[TokenizedPair], loss: LossFunction, advance: Advance = no_progress
-    ) -> tuple[torch.Tensor, PairLogps, PairLogps]:
-        losses, policies, references = [], [], []
-        for batch in _cut(pairs, self.train_batch_size):
-            policy = self._forward(self.policy, batch)
-            with torch.no_grad():
-                assert self.reference is not None, "this engine was made without a reference"
-                reference = self._forward(self.reference, batch)
-            each = loss(policy, reference)
-            # Divided by the pairs of the whole step: however the step is cut, the gradient is the same.
-            (each.sum() / len(pairs)).backward()
-            losses.append(each.detach())
-            policies.append(PairLogps(policy.chosen.detach(), policy.rejected.detach()))
-            references.append(reference)
-            advance(len(batch))
-        return torch.cat(losses), join(policies), join(references)
+    ) -> StepResult:
+        return accumulate_step(
+            _cut(pairs, self.train_batch_size),
+            lambda batch: self._forward(self.policy, batch),
+            self._reference_forward,
+            loss,
+            advance,
+        )
+
+    @torch.no_grad()
+    def _reference_forward(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
+        return self._forward(self._known_reference(), pairs)
+
+    def _known_reference(self) -> PreTrainedModel:
+        if self.reference is None:
+            raise RuntimeError("this engine was made without a reference")
+        return self.reference
 
 
 def _cut(pairs: Sequence[TokenizedPair], size: int) -> list[Sequence[TokenizedPair]]:

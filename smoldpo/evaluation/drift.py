@@ -21,7 +21,9 @@ ADVICE = (
     "a smaller learning_rate or fewer epochs: the fall grows with how far the policy moves",
     "another beta: a larger one holds the policy closer to the reference; a smaller one asks for smaller "
     "margins before a pair counts as learnt, and often needs fewer steps",
-    "an NLL term on the chosen answers, or a loss made against the fall",
+    "rpo_alpha 1, which adds the likelihood of the chosen answers to the loss (or loss_type sigmoid,sft)",
+    "a loss made against the fall (docs/losses.md): loss_type dpop makes every fall of a chosen answer cost, "
+    "apo_zero draws chosen up and rejected down each on its own",
     "pairs whose two answers differ more: nearly identical ones share the tokens that are pushed down",
 )
 

@@ -68,6 +68,11 @@ def explanations(evaluation: dict[str, Any]) -> list[str]:
             f"{_first_up(evaluation['names']['before'])}, policy and reference are equal: every implicit "
             "reward ties, which counts one half."
         )
+    if metric != "reward" and evaluation["kind"] == "run":
+        lines.append(
+            "The loss compares with no reference, so there is no implicit reward; the log-probability of an "
+            "answer falls with its length, that per token does not."
+        )
     lines.append(_against_length(evaluation))
     return lines
 

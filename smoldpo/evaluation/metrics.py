@@ -112,6 +112,22 @@ def reward_metrics(scores: Sequence[PairScore], beta: float) -> dict[str, float]
         "rewards/rejected": _mean(rejected),
         "rewards/accuracies": _mean([_wins(margin) for margin in margins]),
         "rewards/margins": _mean(margins),
+        **_logp_means(scores),
+    }
+
+
+def logp_metrics(scores: Sequence[PairScore]) -> dict[str, float]:
+    """The same for a loss without a reference: accuracy and margin of log-probabilities, in nats."""
+    margins = [score.chosen_logp - score.rejected_logp for score in scores]
+    return {
+        **_logp_means(scores),
+        "logps/accuracies": _mean([_wins(margin) for margin in margins]),
+        "logps/margins": _mean(margins),
+    }
+
+
+def _logp_means(scores: Sequence[PairScore]) -> dict[str, float]:
+    return {
         "logps/chosen": _mean([score.chosen_logp for score in scores]),
         "logps/rejected": _mean([score.rejected_logp for score in scores]),
     }

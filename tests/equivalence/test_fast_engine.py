@@ -25,7 +25,7 @@ from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.scorer import score
 from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore
 from smoldpo.errors import UsageError
-from smoldpo.losses import sigmoid_loss
+from smoldpo.losses import Objective
 from smoldpo.models.attention import pair_attention
 from smoldpo.models.flex import stream_attention
 from smoldpo.models.freeze import freeze
@@ -33,7 +33,7 @@ from smoldpo.models.regions import switch_regions
 from smoldpo.types import TokenizedPair
 
 VOCABULARY = 97
-LOSS = functools.partial(sigmoid_loss, beta=0.3)
+LOSS = Objective.of(beta=0.3)
 PAIRS = [
     TokenizedPair("plain", (5, 6, 7), (8, 9, 2), (10, 2)),
     TokenizedPair("short", (5,), (2,), (11,)),

@@ -1,7 +1,5 @@
 """The real SmolLM2-135M on real pairs: what bfloat16 costs, and that the store changes no bit."""
 
-import functools
-
 import pytest
 import torch
 
@@ -11,12 +9,12 @@ from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.trunk_store import MemoryStore, NoStore
-from smoldpo.losses import sigmoid_loss
+from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
 from smoldpo.models.load import load_model, load_tokenizer
 
 pytestmark = pytest.mark.real
-LOSS = functools.partial(sigmoid_loss, beta=0.1)
+LOSS = Objective.of(beta=0.1)
 
 
 @pytest.fixture(scope="module")

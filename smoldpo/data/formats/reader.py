@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from smoldpo.data.formats.judged import AnswerGroups
+from smoldpo.data.formats.numbers import NUMBERS, with_numbers
 from smoldpo.data.formats.schemas import SCHEMAS, Schema, contradiction, detect
 from smoldpo.data.sources import Row
 from smoldpo.errors import DataError, UsageError, nearest
@@ -24,6 +25,8 @@ class PairReader:
     def __init__(self, format: str | None = None, columns: Mapping[str, str] | None = None):
         """`columns` maps names that the schema knows to the source's own: {"prompt": "question"}.
 
+        `weight`, `margin` and `beta` are read, as the pair's own, only where `columns` names them.
+
         Raises:
             UsageError: an unknown schema, or a mapping to a column that the schema does not have.
         """
@@ -39,6 +42,7 @@ class PairReader:
         self._asked = format is not None
         self._started = False
         self._groups = AnswerGroups(self.skipped)
+        self._numbers = tuple(name for name in NUMBERS if name in self.columns)
         self._check_targets(SCHEMAS.values() if format is None else [SCHEMAS[format]])
 
     def read(self, row: Row) -> list[PreferencePair]:
@@ -57,10 +61,13 @@ class PairReader:
         schema = SCHEMAS[self.format]
         if not self._started:
             self._started = True
-            self.unused = tuple(name for name in row.values if name not in schema.known)
+            known = {*schema.known, *self.columns}
+            self.unused = tuple(name for name in row.values if name not in known)
         elif not self._asked and (problem := contradiction(self.format, row.values)):
             raise DataError(problem, row.file, row.row)
-        return self._groups.read(row) if schema.read is None else [schema.read(row)]
+        if schema.read is None:
+            return self._groups.read(row)
+        return [with_numbers(schema.read(row), row, self._numbers)]
 
     def finish(self) -> list[PreferencePair]:
         """The pairs still held back, once the last row was read."""
@@ -88,6 +95,8 @@ class PairReader:
         """Refuse a mapping to a name that none of `schemas` knows."""
         schemas = list(schemas)
         known = list(dict.fromkeys(name for schema in schemas for name in schema.known))
+        if any(schema.read is not None for schema in schemas):  # a row is a pair
+            known += NUMBERS
         whose = f"the schema {schemas[0].name}" if len(schemas) == 1 else "any schema"
         for target, name in self.columns.items():
             if target not in known:

@@ -1,0 +1,181 @@
+"""What is wrong between the settings of the loss: names, weights, options that nothing reads.
+
+No torch here, so that a wrong command line is answered at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from smoldpo.errors import nearest
+from smoldpo.loss_facts import FACTS, OPTIONS, needs_reference, users_of
+
+RENAMED = {"aot_pair": "aot_unpaired"}
+"""Names in earlier versions of TRL."""
+
+
+class LossSettings(Protocol):
+    """The part of config.TrainConfig that is read here."""
+
+    loss_type: list[str]
+    loss_weights: list[float]
+    reference: str | None
+    rpo_alpha: float | None
+    beta_end: float | None
+    label_smoothing: float
+    f_divergence_type: str
+    fail_under: list[str]
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    column_names: dict[str, str]
+
+
+def known_losses(names: Any) -> Any:
+    """The same, unless it is a list with a name of no loss.
+
+    Raises:
+        ValueError: with the nearest name, and all of them.
+    """
+    unknown = [name for name in names if name not in FACTS] if isinstance(names, list) else []
+    if unknown:
+        said = ", ".join(f"no loss {name!r}{_meant(str(name))}" for name in unknown)
+        raise ValueError(f"{said}; there are {', '.join(FACTS)}")
+    return names
+
+
+def loss_checks(config: LossSettings, fields: Mapping[str, Any]) -> list[str]:
+    """Every problem, in words.
+
+    Args:
+        fields: the settings' definitions, whose `default` says whether one was changed.
+    """
+    changed = {name for name, field in fields.items() if getattr(config, name) != field.default}
+    return [
+        *_sum_checks(config),
+        *_option_checks(config, changed),
+        *_divergence_checks(config, changed),
+        *_reference_checks(config),
+        *_column_checks(config),
+    ]
+
+
+def _meant(name: str) -> str:
+    return f" (now called {RENAMED[name]})" if name in RENAMED else nearest(name, FACTS)
+
+
+def _sum_checks(config: LossSettings) -> list[str]:
+    names, weights = config.loss_type, config.loss_weights
+    problems = []
+    if len(set(names)) < len(names):
+        problems.append("loss_type names a loss twice; give it a weight in loss_weights instead")
+    if weights and len(weights) != len(names):
+        problems.append(f"loss_weights has {len(weights)} numbers for {len(names)} losses")
+    if any(not weight > 0 for weight in weights):
+        problems.append("loss_weights must be positive numbers")
+    likelihoods = [name for name in names if FACTS[name].likelihood]
+    if config.rpo_alpha is not None:
+        likelihoods.append("rpo_alpha")
+    if len(likelihoods) > 1:
+        problems.append(
+            f"{_listed(likelihoods)} each add the negative log-likelihood of the chosen answers; keep one of "
+            "them, and set its weight"
+        )
+    if {"apo_zero", "apo_down"} <= set(names):
+        problems.append(
+            "apo_zero makes the chosen answers more likely and apo_down less; choose one"
+        )
+    with_beta = [name for name in names if FACTS[name].beta]
+    free = [name for name in with_beta if not FACTS[name].needs_reference]
+    bound = [name for name in with_beta if FACTS[name].needs_reference]
+    if free and bound:
+        problems.append(
+            f"{_listed(free)} cannot be added to {_listed(bound)}: without a reference beta means something "
+            "else, and there is one beta"
+        )
+    whole = [name for name in names if FACTS[name].whole_step]
+    if whole and config.per_device_train_batch_size * config.gradient_accumulation_steps == 1:
+        problems.append(
+            f"{_listed(whole)} sorts the pairs of a step, which needs more than one: raise "
+            "gradient_accumulation_steps"
+        )
+    return problems
+
+
+def _option_checks(config: LossSettings, changed: set[str]) -> list[str]:
+    used = [FACTS[name] for name in config.loss_type]
+    problems = [
+        f"{option} is read by {_listed(users_of(option))}, not by {_listed(config.loss_type)}"
+        for option in OPTIONS
+        if option in changed and not any(option in facts.options for facts in used)
+    ]
+    if not any(facts.beta for facts in used):
+        problems += [
+            f"{option} has no part in {_listed(config.loss_type)}"
+            for option in ("beta", "beta_end")
+            if option in changed
+        ]
+    if "exo_pair" in config.loss_type and not config.label_smoothing:
+        problems.append(
+            "exo_pair needs label_smoothing above 0, for it takes its logarithm; the paper's is 0.001"
+        )
+    return problems
+
+
+def _divergence_checks(config: LossSettings, changed: set[str]) -> list[str]:
+    problems = []
+    kind = config.f_divergence_type
+    if "f_alpha_divergence_coef" in changed and kind != "alpha_divergence":
+        problems.append("f_alpha_divergence_coef is read with f_divergence_type alpha_divergence")
+    if kind == "reverse_kl":
+        return problems
+    others = [name for name in config.loss_type if not FACTS[name].by_difference]
+    if others:
+        fit = [name for name, facts in FACTS.items() if facts.by_difference and facts.beta]
+        problems.append(
+            f"f_divergence_type {kind} has no meaning for {_listed(others)}: an unknown term of the prompt "
+            f"cancels only in the difference of chosen and rejected; it goes with {_listed(fit)}"
+        )
+    elif not needs_reference(config.loss_type):
+        problems.append(f"f_divergence_type has no part in {_listed(config.loss_type)}")
+    return problems
+
+
+def _reference_checks(config: LossSettings) -> list[str]:
+    if needs_reference(config.loss_type):
+        return []
+    said = f"{_listed(config.loss_type)} compares with no reference"
+    problems = []
+    if config.reference is not None:
+        problems.append(f"{said}: leave reference out, or choose another loss_type")
+    gates = {gate.split("=")[0].strip() for gate in config.fail_under}
+    if gates & {"reward", "change/reward"}:
+        problems.append(
+            f"{said}, so there is no implicit reward for fail_under; ask for logp or logp_per_token"
+        )
+    return problems
+
+
+def _column_checks(config: LossSettings) -> list[str]:
+    """Of columns that hold a pair's own weight, margin or β."""
+    facts = {name: FACTS[name] for name in config.loss_type}
+    own = [name for name in ("weight", "margin", "beta") if name in config.column_names]
+    whole = [name for name in facts if facts[name].whole_step]
+    if whole and own:
+        return [
+            f"columns: {_listed(own)} cannot be a pair's own with {_listed(whole)}, whose terms belong to "
+            "ranks and not to pairs"
+        ]
+    problems = []
+    if "margin" in own and not any(each.margin for each in facts.values()):
+        fit = [name for name in FACTS if FACTS[name].margin]
+        problems.append(
+            f"columns: margin has no part in {_listed(config.loss_type)}; it goes with {_listed(fit)}"
+        )
+    if "beta" in own and not any(each.beta for each in facts.values()):
+        problems.append(f"columns: beta has no part in {_listed(config.loss_type)}")
+    return problems
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,100 @@
+"""What a loss may read: log-probabilities of some pairs, and what is known of the pairs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from smoldpo.losses.divergences import Divergence, reverse_kl
+from smoldpo.types import PairLogps, TokenizedPair
+
+
+def betas(beta: float, pairs: Sequence[TokenizedPair], like: PairLogps) -> float | torch.Tensor:
+    """β of each pair, [pairs], where some have their own; else the one number."""
+    own = [pair.numbers.beta for pair in pairs]
+    if all(each is None for each in own):
+        return beta
+    return like.chosen.new_tensor([beta if each is None else each for each in own])
+
+
+@dataclass(frozen=True)
+class LossInput:
+    """Pairs as a loss sees them: every tensor is [pairs], log-probabilities are in nats.
+
+    In formulas: π policy, π_ref reference, c chosen, r rejected, |y| scored tokens of an answer.
+    """
+
+    policy: PairLogps
+    reference: PairLogps | None
+    """None for losses that compare with none."""
+    chosen_tokens: torch.Tensor
+    rejected_tokens: torch.Tensor
+    beta: float | torch.Tensor
+    """One β, or one a pair."""
+    mean_chosen_tokens: float
+    """|c| averaged over the pairs of the whole step, of which these may be a part."""
+    divergence: Divergence = reverse_kl
+    margin: float | torch.Tensor = 0.0
+    """How much further apart a pair's rewards must be; one a pair, or 0."""
+
+    @classmethod
+    def of(
+        cls,
+        policy: PairLogps,
+        reference: PairLogps | None,
+        pairs: Sequence[TokenizedPair],
+        step: Sequence[TokenizedPair],
+        beta: float,
+        divergence: Divergence = reverse_kl,
+    ) -> LossInput:
+        """From log-probabilities of `pairs`, which are some or all of the pairs of `step`."""
+        numbers = policy.chosen.new_tensor
+        margins = [pair.numbers.margin for pair in pairs]
+        return cls(
+            policy,
+            reference,
+            numbers([len(pair.chosen_ids) for pair in pairs]),
+            numbers([len(pair.rejected_ids) for pair in pairs]),
+            betas(beta, pairs, policy),
+            sum(len(pair.chosen_ids) for pair in step) / len(step),
+            divergence,
+            numbers(margins) if any(margins) else 0.0,
+        )
+
+    @property
+    def chosen_ratio(self) -> torch.Tensor:
+        """log π(c|x) - log π_ref(c|x)."""
+        return self.policy.chosen - self._reference.chosen
+
+    @property
+    def rejected_ratio(self) -> torch.Tensor:
+        """log π(r|x) - log π_ref(r|x)."""
+        return self.policy.rejected - self._reference.rejected
+
+    @property
+    def chosen_score(self) -> torch.Tensor:
+        """f'(π/π_ref) of chosen: the log-ratio itself for the usual reverse KL."""
+        return self.divergence(self.chosen_ratio)
+
+    @property
+    def rejected_score(self) -> torch.Tensor:
+        """f'(π/π_ref) of rejected."""
+        return self.divergence(self.rejected_ratio)
+
+    @property
+    def difference(self) -> torch.Tensor:
+        """By how much chosen's score leads: DPO's logits."""
+        return self.chosen_score - self.rejected_score
+
+    @property
+    def difference_per_token(self) -> torch.Tensor:
+        """The same with each score divided by the answer's tokens."""
+        return self.chosen_score / self.chosen_tokens - self.rejected_score / self.rejected_tokens
+
+    @property
+    def _reference(self) -> PairLogps:
+        if self.reference is None:
+            raise ValueError("this loss compares with a reference, and none was given")
+        return self.reference

@@ -1,0 +1,120 @@
+"""What a run minimises: one loss, or a weighted sum of several, with what a pair's own columns say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from smoldpo.loss_facts import FACTS, needs_reference
+from smoldpo.losses.difference import (
+    discopop_loss,
+    dpop_loss,
+    exo_pair_loss,
+    hinge_loss,
+    ipo_loss,
+    ipo_sum_loss,
+    robust_loss,
+    sigmoid_loss,
+    sigmoid_norm_loss,
+)
+from smoldpo.losses.divergences import Divergence, divergence, reverse_kl
+from smoldpo.losses.inputs import LossInput
+from smoldpo.losses.likelihood import cpo_loss, nll_per_answer, orpo_loss, sft_loss, simpo_loss
+from smoldpo.losses.sides import (
+    apo_down_loss,
+    apo_zero_loss,
+    bco_pair_loss,
+    nca_pair_loss,
+    sppo_hard_loss,
+)
+from smoldpo.losses.transport import aot_loss, aot_unpaired_loss
+from smoldpo.types import PairLogps, TokenizedPair
+
+Loss = Callable[..., torch.Tensor]
+
+LOSSES: dict[str, Loss] = {
+    "sigmoid": sigmoid_loss,
+    "sigmoid_norm": sigmoid_norm_loss,
+    "robust": robust_loss,
+    "hinge": hinge_loss,
+    "ipo": ipo_loss,
+    "ipo_sum": ipo_sum_loss,
+    "exo_pair": exo_pair_loss,
+    "discopop": discopop_loss,
+    "dpop": dpop_loss,
+    "nca_pair": nca_pair_loss,
+    "bco_pair": bco_pair_loss,
+    "sppo_hard": sppo_hard_loss,
+    "apo_zero": apo_zero_loss,
+    "apo_down": apo_down_loss,
+    "aot": aot_loss,
+    "aot_unpaired": aot_unpaired_loss,
+    "sft": sft_loss,
+    "simpo": simpo_loss,
+    "cpo": cpo_loss,
+    "orpo": orpo_loss,
+}
+"""Functions of a LossInput and of the options that loss_facts.FACTS lists under the same name."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Σ weight · loss, and what an engine must know to compute its gradients (engine/base.py)."""
+
+    terms: tuple[tuple[Loss, float], ...]
+    beta: float
+    needs_reference: bool
+    whole_step: bool
+    """Whether the losses need the log-probabilities of a whole step at once."""
+    divergence: Divergence = reverse_kl
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str] = ("sigmoid",),
+        weights: Sequence[float] = (),
+        *,
+        beta: float,
+        options: Mapping[str, Any] | None = None,
+        rpo_alpha: float | None = None,
+        f_divergence_type: str = "reverse_kl",
+        f_alpha_divergence_coef: float = 0.5,
+    ) -> Objective:
+        """The sum of the named losses.
+
+        Args:
+            weights: one a name; by default 1 each, as in TRL.
+            options: values of loss_facts.OPTIONS; each loss takes its own, the others are left.
+            rpo_alpha: weight of RPO's likelihood term, if there is one.
+        """
+        given = options or {}
+        terms: list[tuple[Loss, float]] = []
+        for name, weight in zip(names, weights or [1.0] * len(names), strict=True):
+            own = {key: given[key] for key in FACTS[name].options if key in given}
+            terms.append((partial(LOSSES[name], **own), weight))
+        if rpo_alpha:
+            terms.append((nll_per_answer, rpo_alpha))
+        return cls(
+            tuple(terms),
+            beta,
+            needs_reference(names),
+            any(FACTS[name].whole_step for name in names),
+            divergence(f_divergence_type, f_alpha_divergence_coef),
+        )
+
+    def __call__(
+        self,
+        policy: PairLogps,
+        reference: PairLogps | None,
+        pairs: Sequence[TokenizedPair],
+        step: Sequence[TokenizedPair],
+    ) -> torch.Tensor:
+        """Losses of `pairs`, [pairs], whose log-probabilities are given; see engine/base.py."""
+        given = LossInput.of(policy, reference, pairs, step, self.beta, self.divergence)
+        losses = torch.stack([weight * loss(given) for loss, weight in self.terms]).sum(0)
+        weights = [pair.numbers.weight for pair in pairs]
+        return losses if all(w == 1 for w in weights) else losses * losses.new_tensor(weights)
