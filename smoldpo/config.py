@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from smoldpo.errors import ConfigError, UsageError, nearest
-from smoldpo.loss_facts import FACTS
+from smoldpo.loss_facts import FACTS, needs_reference
 from smoldpo.loss_settings import known_losses, loss_checks
 from smoldpo.redact import holds_secret
 
@@ -306,12 +306,11 @@ def cross_checks(config: TrainConfig) -> list[str]:
     for name in ("early_stopping_patience", "load_best_model_at_end"):
         if getattr(config, name) and not config.eval_steps:
             problems.append(f"{name} needs evaluations during training: set eval_steps")
-    if config.metric_for_best_model.startswith("eval_rewards") and not needs_reference(
-        config.loss_type
-    ):
+    best = config.metric_for_best_model
+    if best.startswith("eval_rewards") and not needs_reference(config.loss_type):
         problems.append(
-            f"metric_for_best_model {config.metric_for_best_model} needs a reference, and this loss has none: "
-            "take eval_loss or eval_accuracy/logp"
+            f"metric_for_best_model {best} needs a reference, and this loss has none: take eval_loss or "
+            "eval_accuracy/logp"
         )
     weights, sources = config.data_weights, config.data
     if weights and len(weights) != len(sources):

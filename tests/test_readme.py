@@ -93,7 +93,8 @@ def test_readme_commands_run(command, workplace, cli, tmp_path):
 def test_every_example_trains_for_two_steps(path, cli, pairs_file, tiny_folder, tmp_path):
     assert yaml.safe_load(path.read_text()), "an example says something"
     result = cli(
-        "train", path, "--model", tiny_folder, "--data", pairs_file, "--freeze-layers", 2,
+        "train", path, "--model", tiny_folder, "--data", pairs_file, "--data-subset", "none",
+        "--data-split", "none", "--freeze-layers", 2,
         "--max-steps", 2, "--output-dir", tmp_path / "run", "--max-new-tokens", 2,
     )  # fmt: skip
     assert result.code == 0, result.err

@@ -233,7 +233,7 @@ def test_axolotl_with_lora():
 def test_llama_factory(write, tmp_path):
     imported = import_recipe(FOLDER / "llama-factory.yaml")
     settings = imported.settings
-    assert settings["beta"] == 0.15 and settings["loss_type"] == "sigmoid"
+    assert settings["beta"] == 0.15 and settings["loss_type"] == ["sigmoid"]
     assert settings["max_length"] == 1536 and settings["freeze_layers"] == 0
     assert settings["data"] == ["pairs_en", "pairs_de"]
     assert settings["data_weights"] == [0.75, 0.25]
@@ -289,7 +289,7 @@ def test_columns_from_axolotl_are_read(cli, write_rows):
         (TRL + "eval_strategy: no\neval_steps: 5\n", {}),
         (TRL + "save_strategy: no\nsave_steps: 5\n", {}),
         (TRL + "save_steps: 5\n", {"save_steps": 5}),
-        (TRL + "loss_type: [sigmoid]\n", {"loss_type": "sigmoid"}),
+        (TRL + "loss_type: [sigmoid]\n", {"loss_type": ["sigmoid"]}),
         (TRL + "max_length:\n", {}),
         (TRL + "label_smoothing: 0.1\n", {"label_smoothing": 0.1}),
         (TRL + "ref_model_name_or_path: a/ref\n", {"reference": "a/ref"}),
@@ -342,7 +342,6 @@ def test_meanings(write, text, settings):
         (AXOLOTL + "datasets:\n  - {path: a/b, shards: 4}\n", "datasets.shards", "not known"),
         (AXOLOTL + "trl: {beta: 0.1, num_generations: 4}\n", "trl.num_generations", "DPO"),
         (AXOLOTL + "dpo_beta: 0.1\nrl_beta: 0.2\n", "rl_beta", "dpo_beta has already set beta to 0.1"),
-        (FULL + "dataset: a/b\npref_ftx: 0.5\n", "pref_ftx", "loss"),
         (FULL + "dataset: a/b, c/d\nmax_samples: 90\n", "max_samples", "each source"),
     ],
 )  # fmt: skip
@@ -355,28 +354,26 @@ def test_what_smoldpo_cannot_do_is_named(write, text, key, says):
     assert any(line.startswith(f"{key}: ") for line in imported.differences)
 
 
+def test_llama_factorys_sft_term_is_rpos(write):
+    imported = write(FULL + "dataset: a/b\npref_ftx: 0.5\n")
+    assert imported.settings["rpo_alpha"] == 0.5 and fates(imported)["pref_ftx"] == "renamed"
+
+
 def test_what_smoldpo_learns_later_is_kept(write, monkeypatch):
     """The configuration is asked, not a list of its losses and settings."""
-    from typing import Literal
-
     from pydantic import create_model
 
-    text = TRL + "loss_type: apo_sideways\nrpo_alpha: 0.5\nlora_r: 4\nuse_peft: true\n"
-    assert fates(write(text))["rpo_alpha"] == "unsupported"
+    text = TRL + "loss_type: apo_zero\nrpo_alpha: 0.5\nlora_r: 4\nuse_peft: true\n"
+    before = write(text)
+    assert before.settings["loss_type"] == ["apo_zero"] and before.settings["rpo_alpha"] == 0.5
+    assert {fates(before)[key] for key in ("use_peft", "lora_r")} == {"unsupported"}
     later = create_model(
-        "TrainConfig",
-        __base__=TrainConfig,
-        loss_type=(Literal["sigmoid", "apo_sideways"], "sigmoid"),
-        rpo_alpha=(float | None, None),
-        use_peft=(bool, False),
-        lora_rank=(int, 8),
+        "TrainConfig", __base__=TrainConfig, use_peft=(bool, False), lora_rank=(int, 8)
     )
     for module in ("account", "rules", "shared", "importing"):
         monkeypatch.setattr(f"smoldpo.recipes.{module}.TrainConfig", later)
     monkeypatch.setattr(configuration, "TrainConfig", later)
     imported = write(text)
-    assert imported.settings["loss_type"] == "apo_sideways"
-    assert imported.settings["rpo_alpha"] == 0.5
     assert imported.settings["use_peft"] is True and imported.settings["lora_rank"] == 4
     assert not any("ten times" in note for note in imported.notes)
 

@@ -6,7 +6,6 @@ and both engines after memory ran out.
 """
 
 import copy
-import functools
 
 import pytest
 import torch
@@ -16,13 +15,13 @@ from smoldpo.engine.out_of_memory import is_out_of_memory, with_less_at_once
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.errors import SmoldpoError
-from smoldpo.losses import LOSSES
+from smoldpo.losses import Objective
 from smoldpo.types import TokenizedPair
 
 PAIRS = [
     TokenizedPair(f"p{n}", (5, n + 10), tuple(range(20, 22 + n)), (n + 40, 41, 2)) for n in range(8)
 ]
-LOSS = functools.partial(LOSSES["sigmoid"], beta=0.3, label_smoothing=0.1)
+LOSS = Objective.of(beta=0.3, options={"label_smoothing": 0.1})
 
 
 def engine_of(model, kind, size):
