@@ -165,7 +165,7 @@ def prune(folder: Path, step: int, keep: int, protect: Collection[int] = ()) -> 
     Later ones are not counted: a run only saves before them when it refused them.
     """
     older = [number for number in saved_steps(folder) if number <= step]
-    for number in older[: len(older) - keep]:
+    for number in older[: max(0, len(older) - keep)]:
         if number not in protect:
             _remove(folder / f"step-{number}")
 

@@ -25,6 +25,18 @@ def _split_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def _split_judges(value: Any) -> Any:
+    """Commas part judges, but for the one between an implicit judge's model and its reference."""
+    parts: list[str] = []
+    for part in _split_commas(value) if isinstance(value, str) else ():
+        known = part == "length" or part.split(":", 1)[0] in ("reward", "implicit", "http", "https")
+        if not known and parts and parts[-1].startswith("implicit:") and "," not in parts[-1]:
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return parts if isinstance(value, str) else value
+
+
 def _none_word(value: Any) -> Any:
     return None if isinstance(value, str) and value.lower() in ("none", "null") else value
 
@@ -213,7 +225,7 @@ class TrainConfig(BaseModel):
         "needs; 0: the likeliest token each time",
     )
     max_new_tokens: PositiveInt = Field(128, description="length limit of an answer, in tokens")
-    judges: Names = Field(
+    judges: Annotated[list[str], BeforeValidator(_split_judges)] = Field(
         ["length"],
         description="who compares the answers of policy and reference: length, reward:MODEL, "
         "implicit:MODEL[,REFERENCE], or the URL of an OpenAI-compatible endpoint "

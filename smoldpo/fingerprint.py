@@ -22,6 +22,7 @@ from smoldpo.engine.identity import code_sha256
 from smoldpo.errors import SmoldpoError, UsageError
 from smoldpo.files import processor_name, write_json
 from smoldpo.materials import Models, TokenizedData
+from smoldpo.types import PLAIN, PreferencePair
 
 FILE = "resume.json"
 FORMAT = 1
@@ -61,7 +62,7 @@ def fingerprint(
             "tokenizer": _tokenizer_sha256(models.tokenizer),
             "chat_template": _sha256([str(models.tokenizer.chat_template)]),
             "data": _sha256(
-                f"{part} {pair.id} {pair.content_hash()}"
+                f"{part} {pair.id} {pair.content_hash()}{_numbers(pair)}"
                 for part, pairs in (("train", data.train), ("eval", data.eval))
                 for pair in pairs
             ),
@@ -85,6 +86,11 @@ def fingerprint(
             **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
         },
     }
+
+
+def _numbers(pair: PreferencePair) -> str:
+    """A pair's own weight, margin and beta, where it has any."""
+    return "" if pair.numbers == PLAIN else f" {pair.numbers}"
 
 
 def differences(began: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ class Keeper:
         self.folder, self._config, self._state, self._metrics = folder, config, state, metrics
         self.more: dict[str, Any] = {}
         self._saved: int | None = None
+        self._rows_at_end: int | None = None
         self._when = time.monotonic()
         sweep(folder)
 
@@ -37,10 +38,15 @@ class Keeper:
         if self._saved != state.step:
             with progress.spinner(f"saving checkpoints/step-{state.step}"):
                 rows = self._metrics.sync()
+                rows = rows if self._rows_at_end is None else self._rows_at_end
                 save_checkpoint(self.folder, state.capture(metrics_rows=rows, **self.more))
             best = {state.best.step} - {None} if config.load_best_model_at_end else set()
             prune(self.folder, state.step, config.keep_checkpoints, best)
         self._saved, self._when = state.step, time.monotonic()
+
+    def training_is_over(self) -> None:
+        """What is logged from now on belongs to no step: a run that goes on from here logs it again."""
+        self._rows_at_end = self._metrics.sync()
 
     def after_step(self, last: bool) -> None:
         """Save if it is time to: every so many steps or minutes; the last one where there are others."""

@@ -32,6 +32,12 @@ from smoldpo.phases import Phases
 Scores = Sequence[PairScore]
 
 
+def _is_logistic(config: TrainConfig) -> bool:
+    """Whether the loss takes σ(β margin) for the probability that chosen is preferred."""
+    plain = set(config.loss_type) <= {"sigmoid", "sft"} and config.f_divergence_type == "reverse_kl"
+    return plain and "beta" not in config.column_names
+
+
 def question_of(config: TrainConfig, models: Models) -> Question | None:
     """The sample prompt; made before training, so that a bad one costs none."""
     if config.sample_prompt is None:
@@ -61,7 +67,10 @@ class Proof:
         if before is None or after is None:
             return None
         facts = [PairFacts.of(pair) for pair in self._data.eval_pairs]
-        evaluation = analyse(before, after, facts, self._config.last_beta, self._config.seed)
+        config = self._config
+        evaluation = analyse(
+            before, after, facts, config.last_beta, config.seed, logistic=_is_logistic(config)
+        )
         evaluation |= SideBySide().in_evaluation()
         evaluation["pairs"] = pair_rows(before, after, facts)
         write_json(folder / "evaluation.json", evaluation)

@@ -43,9 +43,9 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
         step = checkpoint.step if checkpoint else 0
         progress.say(f"resume: {folder.name} goes on after step {step:,} of {total:,}")
         if extend:
-            _write_extended(folder, kept, config)
-            if checkpoint:
-                checkpoint.state["best"]["since"] = 0  # patience begins anew
+            kept = _write_extended(folder, kept, config, step)
+        if checkpoint and kept.get("extended_at") == step:
+            checkpoint.state["best"]["since"] = 0  # patience begins anew
         cut_back(folder / "metrics.jsonl", checkpoint.state["metrics_rows"] if checkpoint else 0)
         # On a GPU a pair's numbers depend on the pairs beside it, by rounding (docs/engine.md).
         exact = loaded.models.device == "cpu" and not other_machine(began, loaded.fingerprint)
@@ -130,13 +130,22 @@ def _require_unfinished(
         raise UsageError(f"{folder.name}: is at step {checkpoint.step:,} of {total:,} already")
 
 
-def _write_extended(folder: Path, kept: dict[str, Any], config: TrainConfig) -> None:
-    """The longer length, in resume.json and config.yaml; in the latter nothing else changes."""
+def _write_extended(
+    folder: Path, kept: dict[str, Any], config: TrainConfig, step: int
+) -> dict[str, Any]:
+    """The longer length, in resume.json and config.yaml; in the latter nothing else changes.
+
+    What the shorter run found is removed, lest it stand for the longer one's. Returns what resume.json holds.
+    """
     longer = {"num_train_epochs": config.num_train_epochs}
     began = kept["began"] | {"settings": kept["began"]["settings"] | longer}
     plain = build_config(load_yaml(folder / "config.yaml")).model_copy(update=longer)
     write_text(folder / "config.yaml", to_yaml(plain))
-    write_json(folder / FILE, kept | {"began": began, "finished": None})
+    kept = kept | {"began": began, "finished": None, "extended_at": step}
+    write_json(folder / FILE, kept)
+    for name in ("evaluation.json", "samples.jsonl", "timings.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    return kept
 
 
 def check_epochs(epochs: float | None) -> None:

@@ -31,7 +31,7 @@ from smoldpo.phases import Phases
 from smoldpo.proof import Proof, question_of
 from smoldpo.report import read_run, write_report
 from smoldpo.rng import seed_everything
-from smoldpo.runfolder import choose_folder, environment, make_folder
+from smoldpo.runfolder import choose_folder, environment, make_folder, sweep_leftovers
 from smoldpo.state import TrainingState
 from smoldpo.tracking import MetricsFile
 from smoldpo.trainer import NotFiniteError, Schedule, loss_function, train
@@ -128,6 +128,7 @@ class Run:
         exact: bool = True,
     ):
         self.folder, self.config = folder, config
+        sweep_leftovers(folder)
         self.models, self.data, self.proof = loaded.models, loaded.data, loaded.proof
         self.gates = loaded.gates
         self.interruption, self.checkpoint, self.exact = interruption, checkpoint, exact
@@ -169,14 +170,15 @@ class Run:
         self._restore()
         self._train()
         self._take_best()
+        self.keeper.training_is_over()
         self._save("model")  # before anything else can go wrong
         after = self._evaluate("evaluating after") if self.data.eval else None
         evaluation = self.proof.write_analysis(self.folder, before, after)
         card = model_card(self.config, evaluation, len(self.data.train), self.steps)
         write_text(self.folder / "README.md", card)
         write_text(self.folder / "model" / "README.md", card)
-        self.metrics.close()
         sample = self.proof.write_side_by_side(self.folder, evaluation, before, after, self.phases)
+        self.metrics.close()
         write_json(self.folder / "timings.json", self.phases.rows)
         mark_finished(self.folder, self.total)
         report = self._report()

@@ -98,6 +98,15 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what kills left of a model or a file that was being written (files.py stages both)."""
+    for path in folder.glob(".model-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in CONTENTS:
+        for path in folder.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
+
+
 def _holds_run(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("config.yaml", "environment.json"))
 

@@ -96,13 +96,19 @@ def _answers_line(evaluation: dict[str, Any]) -> str:
     """Answers of both models, in one line."""
     generation = evaluation["generation"]
     before, after = generation["reference"], generation["policy"]
+    compares = evaluation.get("kind") == "compare"
+    other = evaluation["names"]["before"] if compares else "reference"
     said = (
         f"Answers to {generation['prompts']} prompts: {after['tokens']:.0f} tokens on average "
-        f"(reference {before['tokens']:.0f}), {after['ended']:.0%} ended by themselves "
+        f"({other} {before['tokens']:.0f}), {after['ended']:.0%} ended by themselves "
         f"({before['ended']:.0%})"
     )
     kl = generation["kl_per_token"]
-    said += f"; KL to the reference {kl['value']:.3f} nats a token" if kl else ""
+    said += (
+        f"; KL to {other if compares else 'the reference'} {kl['value']:.3f} nats a token"
+        if kl
+        else ""
+    )
     for judge in evaluation["judges"]:
         rate = judge["win_rate"]["value"]
         said += f"; judge {judge['judge']}: policy wins {rate:.0%}" if rate is not None else ""

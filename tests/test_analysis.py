@@ -59,6 +59,18 @@ def test_a_change_is_found_and_no_change_is_not():
     assert worse["verdict"] == "worse" and "for the worse" in worse["headline"]
 
 
+def test_where_nothing_changed_no_reach_is_claimed():
+    before, _, facts = synthetic()
+    lines = explanations(analyse(before, before, facts, beta=0.1, seed=0))
+    assert any("Too few pairs changed, or none" in line for line in lines)
+    assert not any("0 points" in line for line in lines)
+
+
+def test_only_a_logistic_loss_is_calibrated():
+    found = analyse(*synthetic(gain=2), beta=0.1, seed=0, logistic=False)
+    assert found["calibration"] is None and found["margins"] is not None
+
+
 def test_comparisons_are_counted_and_corrected():
     found = analyse(*synthetic(gain=1), beta=0.1, seed=0)
     assert found["comparisons"] == 3

@@ -74,6 +74,14 @@ def test_the_newest_stay_and_what_is_protected(tmp_path):
     assert saved_steps(tmp_path) == [4, 12]
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3, 5])
+def test_as_many_stay_as_are_asked_for(tmp_path, keep):
+    for step in range(1, 8):
+        save_checkpoint(tmp_path, some(step))
+        prune(tmp_path, step, keep)
+        assert saved_steps(tmp_path) == list(range(1, step + 1))[-keep:]
+
+
 def test_leftovers_are_swept_and_nothing_else(tmp_path):
     save_checkpoint(tmp_path, some(1))
     (tmp_path / ".step-3-abc").mkdir()

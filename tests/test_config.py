@@ -91,6 +91,19 @@ def test_yaml_reads_back_to_the_same_values():
     assert build_config(yaml.safe_load(to_yaml(config))) == config
 
 
+@pytest.mark.parametrize(
+    ("given", "judges"),
+    [
+        ("length,implicit:a", ["length", "implicit:a"]),
+        ("implicit:runs/a,builtin,length", ["implicit:runs/a,builtin", "length"]),
+        ("implicit:a,b,reward:c,https://h/v1#m", ["implicit:a,b", "reward:c", "https://h/v1#m"]),
+        (["implicit:a,b"], ["implicit:a,b"]),
+    ],
+)
+def test_judges_are_parted_at_the_right_commas(given, judges):
+    assert build_config({"judges": given}).judges == judges
+
+
 def test_help_shows_every_option_with_its_meaning():
     lines: list[str] = []
     describe_options(lines.append)

@@ -46,12 +46,15 @@ def analyse(
     beta: float,
     seed: int,
     compared: Compared = RUN,
+    logistic: bool = True,
 ) -> dict[str, Any]:
     """What evaluation.json holds, but for answers and judges.
 
     Args:
         before, after: of the same pairs in the same order, each with a reference or none with one.
         seed: of the bootstrap.
+        logistic: whether σ(margin) is what the loss makes of a margin, as DPO's does; else there is nothing
+            to be calibrated.
     """
     has_reference = all(s.margins["reward"] is not None for s in (*before, *after))
     names = [name for name in METRICS if has_reference or name != "reward"]
@@ -75,7 +78,7 @@ def analyse(
         "by_length": sliced.by_length(),
         "by_length_difference": sliced.by_length_difference(),
         "slices": {name: sliced.by_fact(name) for name in ("source", "category")},
-        "calibration": calibration(after, facts, beta) if has_reference else None,
+        "calibration": calibration(after, facts, beta) if has_reference and logistic else None,
         "drift": drift(before, after, facts, seed),
         "margins": _margins(before, after, beta) if has_reference else None,
         "logp_margins": margin_histograms(before, after, lambda s: s.margins["logp"] or 0.0),

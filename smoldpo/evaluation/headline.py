@@ -52,13 +52,8 @@ def explanations(evaluation: dict[str, Any]) -> list[str]:
         f"{_first_up(how_often(accuracy['p_corrected']))} ({accuracy['test']}: "
         f"{accuracy['improved']:,} pairs improved, {accuracy['worsened']:,} worsened).",
     ]
-    change = accuracy["change"]
-    if evaluation["verdict"] == "no evidence" and change["low"] is not None:
-        reach = (change["high"] - change["low"]) / 2
-        lines.append(
-            f"With these pairs, a change of less than about {100 * reach:.0f} points could not be told from "
-            "chance; more held-out pairs would narrow that."
-        )
+    if evaluation["verdict"] == "no evidence" and accuracy["change"]["low"] is not None:
+        lines.append(_could_be_seen(accuracy["change"]))
     if (
         metric == "reward"
         and accuracy["before"]["low"] is None
@@ -75,6 +70,17 @@ def explanations(evaluation: dict[str, Any]) -> list[str]:
         )
     lines.append(_against_length(evaluation))
     return lines
+
+
+def _could_be_seen(change: dict[str, float]) -> str:
+    """How small a change these pairs could have shown: half the interval."""
+    reach = (change["high"] - change["low"]) / 2
+    if not reach:
+        return "Too few pairs changed, or none, to say how small a change could have been seen."
+    return (
+        f"With these pairs, a change of less than about {100 * reach:.0f} points could not be told from "
+        "chance; more held-out pairs would narrow that."
+    )
 
 
 def _against_length(evaluation: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ class Workplace:
             "--learning-rate", "1e-2", "--num-train-epochs", 3, "--dtype", "float32", "--device", "cpu",
             "--freeze-layers", 2, "--compile", "off", "--sample-prompt", "none", "--max-tokens", 400,
             "--warmup-ratio", 0,
-            "--save-steps", 2, "--eval-steps", 5, *more,
+            "--generate-prompts", 2, "--max-new-tokens", 4, "--save-steps", 2, "--eval-steps", 5, *more,
         ]  # fmt: skip
 
     def start(self, *words: object, environment: dict | None = None, **options) -> child.Child:

@@ -84,6 +84,7 @@ def signal_in(place: str, number: int, then: int = 0) -> None:
     from transformers import AutoModelForCausalLM
 
     from smoldpo import checkpoint, trainer
+    from smoldpo.answering import Comparison
     from smoldpo.engine.fast import FastEngine
 
     def strike(module: Any, name: str, when: int = 1) -> None:
@@ -106,6 +107,7 @@ def signal_in(place: str, number: int, then: int = 0) -> None:
             "optimizer": (trainer, "learning_rate", 5),
             "evaluation": (FastEngine, "policy_logps", 2),
             "last evaluation": (FastEngine, "policy_logps", 3),
+            "answers": (Comparison, "run", 1),
             "loading": (AutoModelForCausalLM, "from_pretrained", 1),
             "pass": (FastEngine, "_prepare_stream", 3),
             "save": (checkpoint, "save_file", 4),

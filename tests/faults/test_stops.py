@@ -28,6 +28,7 @@ def whole(place):
         ("optimizer", 5),
         ("evaluation", 10),
         ("last evaluation", 12),
+        ("answers", 12),
         ("pass", 0),
         ("save", 4),
     ],
