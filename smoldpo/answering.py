@@ -28,8 +28,6 @@ from smoldpo.evaluation.statistics import mean_interval
 from smoldpo.models.generate import Answer, generate_answers
 from smoldpo.types import Advance, PreferencePair, Prompt, TokenizedPair
 
-SAMPLE = "sample_prompt"
-"""The id of the sample prompt's row in samples.jsonl."""
 AT_ONCE = 16
 """Prompts answered side by side."""
 

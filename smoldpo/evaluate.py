@@ -67,7 +67,6 @@ class Evaluation:
     data: LoadedPairs
     notes: dict[str, int]
     analysis: dict[str, Any]
-    side_by_side: SideBySide
     failed_gates: list[str]
 
     def summary(self) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) 
         side_by_side = scoring.side_by_side(pairs, scores, judges)
     analysis |= side_by_side.in_evaluation()
     failed = failures(analysis, gates)
-    return Evaluation(scores, facts, loaded, scoring.notes, analysis, side_by_side, failed)
+    return Evaluation(scores, facts, loaded, scoring.notes, analysis, failed)
 
 
 def _require_second(

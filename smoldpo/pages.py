@@ -72,12 +72,12 @@ def count(value: float | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """As people print it: two digits that count, and no zero."""
+    """As people print it: two digits that count, and no bare zero."""
     if _missing(value):
         return NONE
     if value < 0.0001:
         return "< 0.0001"
-    return f"{value:.4f}" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+    return f"{value:.2g}" if value < 0.095 else f"{value:.2f}"
 
 
 def duration(seconds: float | None) -> str:

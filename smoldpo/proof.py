@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from smoldpo.answering import (
-    SAMPLE,
     Comparison,
     Question,
     Settings,
@@ -25,6 +24,7 @@ from smoldpo.engine.kernels import Kernels
 from smoldpo.evaluation.analysis import analyse, pair_rows
 from smoldpo.evaluation.judges import Judge
 from smoldpo.evaluation.metrics import PairFacts, PairScore
+from smoldpo.evaluation.record import SAMPLE_PROMPT
 from smoldpo.files import write_json, write_jsonl
 from smoldpo.materials import Models, TokenizedData
 from smoldpo.phases import Phases
@@ -43,7 +43,7 @@ def question_of(config: TrainConfig, models: Models) -> Question | None:
     if config.sample_prompt is None:
         return None
     ids = PairTokenizer(models.tokenizer, config.max_length).prompt_ids(config.sample_prompt)
-    return Question(SAMPLE, config.sample_prompt, tuple(ids))
+    return Question(SAMPLE_PROMPT, config.sample_prompt, tuple(ids))
 
 
 class Proof:
@@ -98,7 +98,7 @@ class Proof:
         if evaluation is not None:
             evaluation |= found.in_evaluation()
             write_json(folder / "evaluation.json", evaluation)
-        return next((row for row in found.samples if row["id"] == SAMPLE), None)
+        return next((row for row in found.samples if row["id"] == SAMPLE_PROMPT), None)
 
     def _comparison(self, before: Scores | None, after: Scores | None) -> Comparison:
         config, models = self._config, self._models

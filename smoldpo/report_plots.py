@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from smoldpo.evaluation.metrics import METRICS
 from smoldpo.evaluation.record import Accuracy, CalibrationBin, Evaluation, LengthBin, Margins
 from smoldpo.plots import AMBER, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, svg
 from smoldpo.runfiles import Row, RunFiles
@@ -16,11 +17,7 @@ from smoldpo.runfiles import Row, RunFiles
 RUN_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
 MOST_POINTS = 400
 """Steps that a curve shows; of more, neighbours are drawn as their mean."""
-METRIC_WORDS = {
-    "logp": "Log-probability (sum)",
-    "logp_per_token": "Log-probability per token",
-    "reward": "Implicit reward",
-}
+METRIC_WORDS = {name: words[0].upper() + words[1:] for name, words in METRICS.items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from smoldpo.cache import Entry
 from smoldpo.evaluation.metrics import METRICS
-from smoldpo.evaluation.statistics import p_text
+from smoldpo.pages import p_value
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +69,7 @@ def _before_after(evaluation: dict[str, Any]) -> Table:
             _share(row["before"]),
             _share(row["after"]),
             _points(row["change"]),
-            p_text(row["p_corrected"]).removeprefix("p = ").removeprefix("p "),
+            p_value(row["p_corrected"]),
         )
     return table
 
