@@ -10,7 +10,7 @@ from smoldpo.errors import UsageError
 from smoldpo.evaluation.analysis import Compared, analyse, describe, pair_rows
 from smoldpo.evaluation.drift import FALL, drift
 from smoldpo.evaluation.gate import failures, parse_gates
-from smoldpo.evaluation.headline import explanations
+from smoldpo.evaluation.headline import explanations, verdict
 from smoldpo.evaluation.metrics import PairFacts, PairScore, wins
 from smoldpo.evaluation.notable import notable
 from smoldpo.evaluation.slices import calibration
@@ -179,6 +179,19 @@ def test_drift_by_hand():
     assert found["alarm"] is None and found["advice"] == []
 
 
+def test_drift_per_token_weighs_answers_by_their_tokens():
+    """A long answer that falls by 1 and a short one that rises by 1, by turns: a fall per token."""
+    tokens = [(100, 1), (1, 1)] * 100
+    before = [score(-50, -5, pair) for pair in tokens]
+    after = [score(-51 if pair[0] == 100 else -49, -5, pair) for pair in tokens]
+    found = drift(before, after, [PairFacts(str(n)) for n in range(200)], seed=0)["chosen"]
+    assert found["change"]["value"] == 0 and found["change"]["low"] < 0 < found["change"]["high"]
+    even = drift(before[:1] * 60, after[:1] * 60, [PairFacts(str(n)) for n in range(60)], 0)[
+        "chosen"
+    ]
+    assert even["per_token"] == pytest.approx({"value": -0.01, "low": -0.01, "high": -0.01})
+
+
 def test_falling_chosen_answers_raise_the_alarm():
     before, after, facts = synthetic(gain=3, fall=-4)
     found = analyse(before, after, facts, 0.1, 0)
@@ -190,6 +203,18 @@ def test_falling_chosen_answers_raise_the_alarm():
     assert drift(*synthetic(n=12, fall=-1)[:2], synthetic(n=12)[2], 0)["alarm"] is None
     small = synthetic(n=3000, fall=-FALL * 30 / 2)
     assert drift(*small, 0)["alarm"] is None
+
+
+def test_the_verdict_goes_by_the_corrected_p():
+    accuracy = {"p": 0.03, "p_corrected": 0.09, "change": {"value": 0.1}}
+    assert verdict(accuracy) == "no evidence"
+    assert verdict(accuracy | {"p_corrected": 0.04}) == "change"
+
+
+def test_pairs_that_moved_furthest_come_first_whichever_way():
+    before = [score(m, 0, id=str(n)) for n, m in enumerate((-1.0, 2.0))]
+    after = [score(m, 0, id=str(n)) for n, m in enumerate((1.0, -9.0))]
+    assert notable(before, after)["changed"] == [1, 0]
 
 
 def test_notable_pairs():

@@ -9,6 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from smoldpo.answering import Comparison, Question, Settings, choose_questions
+from smoldpo.engine.kernels import Kernels
+from smoldpo.evaluation.judges import LengthJudge
+from smoldpo.models.generate import Answer
+from smoldpo.types import PreferencePair, TokenizedPair
+
 QUICK = [
     "--dtype",
     "float32",
@@ -58,6 +64,11 @@ def test_answers_and_their_log_ratios(run, tiny_folder):
     models = [
         AutoModelForCausalLM.from_pretrained(where) for where in (tiny_folder, folder / "model")
     ]
+    for who in ("policy", "reference"):
+        told = [(row[who], "".join(text for text, _ in row[f"{who}_tokens"])) for row in samples]
+        whole = [(text, tokens) for text, tokens in told if "\ufffd" not in text + tokens]
+        assert whole and all(text in tokens for text, tokens in whole)
+    assert any(row["policy"] != row["reference"] for row in samples)
     evaluation = json.loads((folder / "evaluation.json").read_text())
     shown = evaluation["notable"]["best"] + evaluation["notable"]["worst"]
     assert shown and all(pair["margin_after"] != pair["margin_before"] for pair in shown)
@@ -146,6 +157,30 @@ def test_one_model_alone_has_intervals_and_baselines(cli, tiny_folder, pairs_fil
     assert found["baselines"]["coin"] == 0.5 and found["by_length"]["chosen_longer"]["n"] > 0
     out = cli("evaluate", tiny_folder, pairs_file).out
     assert "Picking the longer answer" in out and " to " in out
+
+
+def test_the_first_pairs_alone(cli, tiny_folder, pairs_file):
+    assert (
+        json.loads(cli("evaluate", tiny_folder, pairs_file, "--max-samples", 7, "--json").out)["n"]
+        == 7
+    )
+
+
+def test_a_judge_is_asked_about_the_policy():
+    questions = [Question(str(n), "Hi", (n,)) for n in range(3)]
+    settings = Settings(max_new_tokens=4, temperature=1.0, seed=0)
+    comparison = Comparison((), None, torch.float32, Kernels(), settings, questions, None, ())
+    terse, wordy = ([Answer((1,), text, True)] * 3 for text in ("Hi.", "Good morning."))
+    found = comparison._judged([LengthJudge()], terse, wordy, lambda: None)[0]
+    assert (found["judge"], found["wins"], found["losses"]) == ("length", 3, 0)
+
+
+def test_questions_are_spread_over_the_pairs():
+    pairs = [PreferencePair(f"p{n // 2}", "c", "r", id=str(n)) for n in range(40)]
+    tokenized = [TokenizedPair(pair.id, (n // 2, 1), (2,), (3,)) for n, pair in enumerate(pairs)]
+    found = choose_questions(pairs, tokenized, 4, None, 8)
+    assert [question.prompt for question in found] == ["p0", "p5", "p10", "p15"]
+    assert len(choose_questions(pairs, tokenized, 99, None, 8)) == 20, "each prompt once"
 
 
 def test_rows_of_two_models(run, cli, tiny_folder, pairs_file, tmp_path):
