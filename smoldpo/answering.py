@@ -122,7 +122,7 @@ class Comparison:
     """Reference and policy, loaded to answer and to be compared token by token.
 
     Args:
-        load: gives the models in full precision, reference first; scored in `dtype`.
+        load: gives the models in full precision, reference first; each is cast to `dtype`.
         sample: a prompt that both answer greedily; it is in no measure.
     """
 
@@ -155,13 +155,9 @@ class Comparison:
         models = []
         for load in self._load:
             give_back_freed_memory()  # what evaluation kept for its next batch
-            model = load().requires_grad_(False)
-            if model.device.type != "cpu":
-                cast(model, self._dtype)
-            # With few rows at a time a CPU is faster in float32 (docs/decisions.md), so it casts afterwards.
-            answers.append(self._answers(model, advance))
-            cast(model, self._dtype)
-            models.append(model)
+            models.append(load().requires_grad_(False))
+            cast(models[-1], self._dtype)
+            answers.append(self._answers(models[-1], advance))
         pairs = self._scored_pairs(*answers)
         for model in models:
             sides.append(token_logps(model, pairs, self._kernels, advance))
