@@ -112,6 +112,13 @@ def test_paired_test_against_ties_is_a_binomial_test():
     assert test.p == pytest.approx(stats.binomtest(70, 110).pvalue, abs=1e-12)
 
 
+def test_many_pairs_are_no_trouble():
+    test = paired_test([0.5] * 5000, [1] * 2600 + [0] * 2400, singles(5000))
+    expected = stats.binomtest(2600, 5000).pvalue
+    assert test.p == pytest.approx(expected, rel=1e-9)
+    assert sign_test(2400, 2600) == pytest.approx(expected, rel=1e-9)
+
+
 def test_paired_test_by_prompt_by_hand():
     # Prompt a improves by 2, b and c by 1 each: totals ±2 ±1 ±1; only +4 and -4 reach 4: 2 of 8.
     test = paired_test([0, 0, 0, 0], [1, 1, 1, 1], ["a", "a", "b", "c"])
@@ -172,6 +179,24 @@ def test_mean_interval_is_a_bootstrap_of_prompts():
     doubled = mean_interval(np.repeat(values, 2), np.repeat(singles(200), 2), seed=0)
     assert doubled[1] - doubled[0] == pytest.approx(high - low, rel=0.05)
     assert mean_interval([1.0, 2.0], ["a", "a"], seed=0) is None
+
+
+def test_mean_interval_is_scipys_percentile_bootstrap():
+    values = np.random.default_rng(8).normal(1, 2, 60)
+    tokens = np.arange(1, 61)
+    expected = stats.bootstrap(
+        (values, tokens),
+        lambda v, n, axis: v.sum(axis) / n.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(9),
+    ).confidence_interval
+    # The bootstrap draws groups in the order of their names.
+    names = [f"{number:02}" for number in range(60)]
+    found = mean_interval(values, names, seed=0, weights=tokens)
+    assert found == pytest.approx(tuple(expected), abs=0.03 * (expected.high - expected.low))
 
 
 def test_mean_interval_per_token():
