@@ -71,7 +71,7 @@ def train(settings: Settings = None) -> None:
             "train", "Tune a policy on preference pairs; without arguments, the demo."
         )
         return
-    from smoldpo.config import config_from_arguments
+    from smoldpo.arguments import config_from_arguments
 
     config = config_from_arguments(arguments)
 
@@ -146,7 +146,8 @@ def config_show(settings: Settings = None) -> None:
     if _asks_for_help(arguments):
         _print_settings_help("config show", "Print the complete effective configuration as YAML.")
         return
-    from smoldpo.config import config_from_arguments, to_yaml
+    from smoldpo.arguments import config_from_arguments
+    from smoldpo.config import to_yaml
 
     print(to_yaml(config_from_arguments(arguments)), end="")
 
@@ -230,7 +231,7 @@ def _asks_for_help(arguments: list[str]) -> bool:
 
 
 def _print_settings_help(name: str, what: str) -> None:
-    from smoldpo.config import describe_options
+    from smoldpo.arguments import describe_options
 
     print(f"Usage: smoldpo {name} {SETTINGS_HELP}\n\n{what}\n")
     print("Hyphens and underscores are alike. Settings given here win over the file's.\n")

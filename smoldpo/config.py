@@ -1,4 +1,4 @@
-"""The configuration: one typed model, filled from YAML and from `--key value`, every error at once.
+"""The configuration: one typed model, every error at once.
 
 A setting is documented once, in its `Field` here; `--help`, the JSON schema and docs read it from
 this file. Names are those of TRL and Hugging Face wherever they have one.
@@ -6,16 +6,16 @@ this file. Names are those of TRL and Hugging Face wherever they have one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from smoldpo.errors import ConfigError, UsageError, nearest
-from smoldpo.loss_facts import FACTS, needs_reference
-from smoldpo.loss_settings import known_losses, loss_checks
+from smoldpo.config_checks import cross_checks
+from smoldpo.errors import ConfigError, nearest
+from smoldpo.loss_facts import FACTS
+from smoldpo.loss_settings import known_losses
 from smoldpo.redact import holds_secret
 
 
@@ -309,55 +309,6 @@ SECTIONS = {
 """First and last field of each section of `--help`, in the order of the fields above."""
 
 
-def cross_checks(config: TrainConfig) -> list[str]:
-    """What is wrong between settings that are each fine alone."""
-    problems = []
-    if config.eval_steps and config.eval_data is None and config.eval_fraction == 0:
-        problems.append("eval_steps needs held-out pairs: set eval_data, or eval_fraction above 0")
-    problems += loss_checks(config, TrainConfig.model_fields) + _answer_checks(config)
-    for name in ("early_stopping_patience", "load_best_model_at_end"):
-        if getattr(config, name) and not config.eval_steps:
-            problems.append(f"{name} needs evaluations during training: set eval_steps")
-    best = config.metric_for_best_model
-    if best.startswith("eval_rewards") and not needs_reference(config.loss_type):
-        problems.append(
-            f"metric_for_best_model {best} needs a reference, and this loss has none: take eval_loss or "
-            "eval_accuracy/logp"
-        )
-    weights, sources = config.data_weights, config.data
-    if weights and len(weights) != len(sources):
-        problems.append(
-            f"data_weights has {len(weights)} numbers for {len(sources)} sources in data"
-        )
-    if any(not weight > 0 for weight in weights):
-        problems.append("data_weights must be positive numbers")
-    problems += [
-        f"columns: {item!r} is not name=column, such as prompt=question"
-        for item in config.columns
-        if not all(map(str.strip, item.partition("=")))
-    ]
-    return problems
-
-
-def _answer_checks(config: TrainConfig) -> list[str]:
-    problems = []
-    held_out = config.eval_data is not None or config.eval_fraction > 0
-    if config.fail_under and not held_out:
-        problems.append("fail_under needs held-out pairs: set eval_data, or eval_fraction above 0")
-    asks = any(gate.split("=")[0].strip() == "win_rate" for gate in config.fail_under)
-    if asks and not (config.judges and config.generate_prompts):
-        problems.append("fail_under win_rate needs a judge, and generate_prompts above 0")
-    if any("://" in judge and ("@" in judge or "?" in judge) for judge in config.judges):
-        problems.append(
-            "judges: a URL with a name, password or query would be written to config.yaml; give the key in "
-            "the environment variable SMOLDPO_JUDGE_API_KEY"
-        )
-    default = TrainConfig.model_fields["judges"].default
-    if config.judges not in ([], default) and not config.generate_prompts:
-        problems.append("judges need answers to judge: set generate_prompts above 0")
-    return problems
-
-
 def build_config(settings: dict[str, Any], *, extra_problems: Sequence[str] = ()) -> TrainConfig:
     """A checked configuration from plain values.
 
@@ -394,118 +345,6 @@ def _explain(detail: Any) -> str:
     return f"{key} is {detail['input']!r}: {message}"
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file.
-
-    Raises:
-        UsageError: no such file, not YAML, or not `key: value` lines.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            # A few lines of them stand for gigabytes.
-            raise UsageError(f"{path}: uses YAML aliases (*name); write the values out")
-        settings = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as text: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # The last two: a 13th month, a thousand brackets.
-        mark = getattr(error, "problem_mark", None)
-        where = f", row {mark.line + 1}" if mark else ""
-        raise UsageError(
-            f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}"
-        ) from None
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise UsageError(f"{path}: holds {type(settings).__name__}, not `key: value` lines")
-    return settings
-
-
-def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """Split `[CONFIG.yaml] [--key value ...]` into a file, settings and complaints.
-
-    `--key=value` works too; hyphens and underscores are alike; a boolean needs no value, and
-    `--no-key` turns it off; the last of repeated keys counts, except for lists, which grow.
-    """
-    path: Path | None = None
-    settings: dict[str, Any] = {}
-    problems: list[str] = []
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            if path is None:
-                path = Path(word)
-            else:
-                problems.append(f"unexpected argument {word!r}; settings are given as --key value")
-            continue
-        name, equals, value = word[2:].partition("=")
-        key = name.replace("-", "_")
-        if not equals and _is_switch(key):
-            if rest and rest[0].lower() in ("true", "false"):
-                value = rest.pop(0)
-            else:
-                key, value = (
-                    (key, "true") if key in TrainConfig.model_fields else (key[3:], "false")
-                )
-        elif not equals:
-            if not rest or rest[0].startswith("--"):
-                problems.append(f"--{name} needs a value{_unknown(key)}")
-                continue
-            value = rest.pop(0)
-        if _is_list(key) and key in settings:
-            settings[key] += f",{value}"
-        else:
-            settings[key] = value
-    return path, settings, problems
-
-
-def _unknown(key: str) -> str:
-    known = TrainConfig.model_fields
-    return "" if key in known else f", and no such setting is known{nearest(key, known)}"
-
-
-def _is_switch(key: str) -> bool:
-    known = TrainConfig.model_fields
-    bare = key if key in known else key.removeprefix("no_")
-    return bare in known and known[bare].annotation is bool
-
-
-def _is_list(key: str) -> bool:
-    field = TrainConfig.model_fields.get(key)
-    return field is not None and get_origin(field.annotation) is list
-
-
-def config_from_arguments(arguments: Sequence[str]) -> TrainConfig:
-    """The configuration of a command line: a YAML file, and settings over it.
-
-    Raises:
-        UsageError, ConfigError: as `load_yaml` and `build_config`.
-    """
-    path, settings, problems = parse_arguments(arguments)
-    base = load_yaml(path) if path is not None else {}
-    base = {str(key).replace("-", "_"): value for key, value in base.items()}
-    return build_config(base | settings, extra_problems=problems)
-
-
 def to_yaml(config: TrainConfig) -> str:
     """The complete configuration as YAML that `smoldpo train` reads back to the same values."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-
-
-def describe_options(write: Callable[[str], None]) -> None:
-    """Write every option with its default and meaning, in sections."""
-    names = list(TrainConfig.model_fields)
-    for title, (first, last) in SECTIONS.items():
-        write(f"{title}:")
-        for name in names[names.index(first) : names.index(last) + 1]:
-            field = TrainConfig.model_fields[name]
-            value = field.default
-            value = ",".join(map(str, value)) if isinstance(value, list) else value
-            default = "" if value in (None, "") else f" [default: {value}]"
-            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-            values = " {" + ",".join(choices) + "}" if len(choices) > 1 else ""
-            write(f"  --{name.replace('_', '-')}{values}\n      {field.description}{default}")

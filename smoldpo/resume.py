@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from smoldpo import progress
+from smoldpo.arguments import load_yaml
 from smoldpo.checkpoint import Checkpoint, newest
-from smoldpo.config import TrainConfig, build_config, load_yaml, to_yaml
+from smoldpo.config import TrainConfig, build_config, to_yaml
 from smoldpo.errors import SmoldpoError, UsageError
 from smoldpo.files import write_json, write_text
 from smoldpo.fingerprint import FILE, differences, other_machine, read_beginning

@@ -5,14 +5,8 @@ import sys
 import pytest
 import yaml
 
-from smoldpo.config import (
-    SECTIONS,
-    TrainConfig,
-    build_config,
-    config_from_arguments,
-    describe_options,
-    to_yaml,
-)
+from smoldpo.arguments import config_from_arguments, describe_options
+from smoldpo.config import SECTIONS, TrainConfig, build_config, to_yaml
 from smoldpo.errors import ConfigError, UsageError
 from smoldpo.loss_facts import FACTS
 

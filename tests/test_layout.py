@@ -13,7 +13,7 @@ LEVELS = [
     {"types", "losses", "loss_facts", "loss_settings", "errors", "files", "progress", "reach"}
     | {"redact", "cache", "pages", "plots", "__init__"},
     {"interrupts", "checkpoint", "rng", "early_stopping"},
-    {"config"},
+    {"config", "config_checks", "arguments"},
     {"data", "models", "recipes"},
     {"engine"},
     {"optim", "tracking", "state", "trainer", "evaluation", "export", "runfolder"},

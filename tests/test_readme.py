@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from conftest import ROOT, rows
-from smoldpo.config import TrainConfig, config_from_arguments
+from smoldpo.arguments import config_from_arguments
+from smoldpo.config import TrainConfig
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)

@@ -9,7 +9,8 @@ import yaml
 
 from conftest import ROOT
 from smoldpo import config as configuration
-from smoldpo.config import TrainConfig, config_from_arguments
+from smoldpo.arguments import config_from_arguments
+from smoldpo.config import TrainConfig
 from smoldpo.errors import ConfigError, UsageError
 from smoldpo.recipes import DIALECTS, import_recipe
 from smoldpo.recipes.account import STATUSES, complaint

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from smoldpo.config import TrainConfig, build_config, load_yaml
+from smoldpo.arguments import load_yaml
+from smoldpo.config import TrainConfig, build_config
 from smoldpo.errors import ConfigError, UsageError
 from smoldpo.recipes import axolotl, handbook, llamafactory, shared, trl
 from smoldpo.recipes.account import DEFAULT, STATUSES, UNSUPPORTED, Draft, Entry, one_line
