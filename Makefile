@@ -10,7 +10,7 @@ demo: .venv/.installed  ## tune SmolLM2-135M on the built-in preference pairs, w
 	$(BIN)/smoldpo train $(ARGS)
 
 test: .venv/.installed-test lint  ## the whole suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
