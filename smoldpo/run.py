@@ -12,7 +12,8 @@ import torch
 from smoldpo import cache, progress
 from smoldpo.checkpoint import Checkpoint
 from smoldpo.config import TrainConfig, to_yaml
-from smoldpo.engine.memory import give_back_freed_memory
+from smoldpo.engine.memory import free_memory, give_back_freed_memory
+from smoldpo.engine.memory_budget import fit_budget
 from smoldpo.engine.out_of_memory import with_less_at_once
 from smoldpo.errors import SmoldpoError
 from smoldpo.evaluation.gate import failures, parse_gates
@@ -269,6 +270,8 @@ class Run:
     def _train(self) -> None:
         if self.steps and self._evaluate_if_due():
             return
+        if not self.steps:  # a run that goes on has the budget that it had
+            self._fit_memory()
         with self.phases.phase("training", self.total - self.steps, "steps") as advance:
             train(
                 self.engine,
@@ -281,6 +284,14 @@ class Run:
                 state=self.state,
                 advance=self.interruption.checking(no_progress),
             )
+
+    def _fit_memory(self) -> None:
+        """On a CPU; a GPU says that its memory ran out, and nothing is lost then."""
+        device = torch.device(self.models.device)
+        if device.type == "cpu":
+            per_step = Schedule.of(self.config, len(self.data.train)).pairs_per_step
+            free = free_memory(device)
+            fit_budget(self.engine, self.data.train, per_step, self.state.bytes, free)
 
     def _after_step(self, steps: int) -> bool:
         self.steps = steps

@@ -102,6 +102,14 @@ class Engine(Protocol):
         """
         ...
 
+    def backward_bytes(
+        self, pairs: Sequence[TokenizedPair], pairs_per_step: int
+    ) -> tuple[int, int]:
+        """Bytes kept for a backward pass over the longest pair alone, and over as many at once as the budget
+        allows; measured by a forward pass. Called after `prepare`.
+        """
+        ...
+
     def disk_bytes(self, pairs: Sequence[TokenizedPair]) -> int:
         """Bytes that `prepare` over these pairs will write to disk."""
         ...

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable, Sequence
 
@@ -23,6 +24,7 @@ from smoldpo.engine.base import LossFunction, StepResult
 from smoldpo.engine.identity import pair_key
 from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.memory import free_memory
+from smoldpo.engine.memory_budget import kept_for_backward
 from smoldpo.engine.packing import (
     PackedBatch,
     by_length,
@@ -111,6 +113,17 @@ class FastEngine:
             return False  # every stream held one pair already
         self.max_tokens //= 2
         return True
+
+    def backward_bytes(
+        self, pairs: Sequence[TokenizedPair], pairs_per_step: int
+    ) -> tuple[int, int]:
+        longest = max(pairs, key=pair_length)
+        one = kept_for_backward(
+            lambda: self._policy_forward([longest]), self._policy.model.parameters()
+        )
+        alone = pair_length(longest)
+        tokens = max(alone, min(TRAIN_SHARE * self.max_tokens, pairs_per_step * alone))
+        return one, int(one * _filled(tokens) / _filled(alone))
 
     def disk_bytes(self, pairs: Sequence[TokenizedPair]) -> int:
         if self._policy.trunk is None:
@@ -258,3 +271,8 @@ class FastEngine:
     def _policy_forward(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
         batch = self._pack(pairs)
         return self._policy.logps(batch, self._states_of(pairs, batch))
+
+
+def _filled(tokens: float) -> int:
+    """Length of a stream of so many tokens with what fills it up."""
+    return math.ceil(tokens / FILL) * FILL

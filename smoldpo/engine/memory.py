@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names and numbers for mallopt(3)."""
@@ -26,14 +32,35 @@ MADV_PAGEOUT = 21
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device: the GPU's own, or the machine's."""
+    """Bytes that this process may still take on the device: the GPU's own, or the machine's.
+
+    Of the machine's, no more than a container or a limit of the process (ulimit -v) leaves.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return int(
+        max(0, min(psutil.virtual_memory().available, _left_in_container(), _left_of_limit()))
+    )
+
+
+def _left_in_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that a container (cgroup, version 2) has left, its file cache counted as free."""
+    try:
+        most, used = (folder / "memory.max").read_text(), (folder / "memory.current").read_text()
+        facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int(most) - int(used) + int(facts["inactive_file"])
+    except (OSError, ValueError, KeyError):  # no container, none of version 2, or "max": no limit
+        return math.inf
+
+
+def _left_of_limit() -> float:
+    """Bytes that RLIMIT_AS leaves."""
+    if resource is None:
+        return math.inf
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    return limit - psutil.Process().memory_info().vms
 
 
 def keep_freed_memory() -> bool:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from smoldpo.engine.base import LossFunction, StepResult, join
+from smoldpo.engine.memory_budget import kept_for_backward
 from smoldpo.engine.steps import accumulate_step
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
@@ -110,6 +111,15 @@ class PlainEngine:
         self.train_batch_size = max(1, min(self.train_batch_size, len(pairs)) // 2)
         self.eval_batch_size = max(1, self.eval_batch_size // 2)
         return True
+
+    def backward_bytes(
+        self, pairs: Sequence[TokenizedPair], pairs_per_step: int
+    ) -> tuple[int, int]:
+        longest = max(pairs, key=lambda pair: pair.longest)
+        one = kept_for_backward(
+            lambda: self._forward(self.policy, [longest]), self.policy.parameters()
+        )
+        return one, one * min(self.train_batch_size, pairs_per_step)
 
     def disk_bytes(self, pairs: Sequence[TokenizedPair]) -> int:
         return 0

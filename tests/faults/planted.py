@@ -174,6 +174,25 @@ def wrong_resume(fault: str) -> None:
         state.TrainingState.restore = late
 
 
+def memory_is_short_before_training(spare: int) -> None:
+    """From before the first step on, the address space may grow by `spare` bytes and no more (RLIMIT_AS)."""
+    from smoldpo.run import Run
+
+    original = Run._fit_memory
+
+    def short(self: Any) -> None:
+        _limit_address_space(spare)
+        original(self)
+
+    Run._fit_memory = short
+
+
+def _limit_address_space(spare: int) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + spare
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
 def memory_runs_out_in_steps(spare: int) -> None:
     """From the first step on, the address space may grow by `spare` bytes and no more (RLIMIT_AS)."""
     from smoldpo.engine.fast import FastEngine
@@ -182,11 +201,7 @@ def memory_runs_out_in_steps(spare: int) -> None:
 
     def starved(self: Any, *args: Any) -> Any:
         if not starved.limited:
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            limit = pages * resource.getpagesize() + spare
-            resource.setrlimit(
-                resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1])
-            )
+            _limit_address_space(spare)
             starved.limited = True
         return original(self, *args)
 

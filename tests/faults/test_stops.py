@@ -130,6 +130,25 @@ def test_out_of_memory(place, write_rows):
     assert budget <= 4000
 
 
+def test_memory_is_counted_before_it_is_taken(place, write_rows):
+    """Fault 10 on a CPU: with little left the step is cut before it is tried, and is the same step."""
+    write_rows([row | {"prompt": row["prompt"] * 12} for row in rows(40)])
+    words = ["--max-tokens", 8000, "--max-steps", 3, "--dtype", "float64", "--eval-steps", "none"]
+    words += ["--per-device-train-batch-size", 16, "--gradient-accumulation-steps", 1]
+    whole = place.ok(*place.training("whole", *words))
+    assert "memory:" not in whole
+    short = {"plant": planted.memory_is_short_before_training}
+    said = place.ok(*place.training("short", *words), **short, planted_with=(124 << 20,))
+    assert "memory: " in said and "instead of 8,000 tokens at once" in said
+    assert "out of memory" not in said
+    for ours, theirs in zip(metrics(place / "whole"), metrics(place / "short"), strict=True):
+        for key, value in ours.items():
+            assert theirs[key] == pytest.approx(value, rel=1e-10, abs=1e-10), key
+    code, said = place.run(*place.training("none", *words), **short, planted_with=(100 << 20,))
+    assert code == 1 and "not enough memory to train" in said and "--freeze-layers" in said
+    assert not (place / "none" / "metrics.jsonl").exists(), "no step was tried"
+
+
 def test_out_of_memory_with_one_pair(place, wide_model):
     place.model = wide_model
     words = place.training("run", "--freeze-layers", 0, "--max-steps", 2)
