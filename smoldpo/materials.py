@@ -192,6 +192,7 @@ def load_models(
         compiled=compiling.compiled,
         kernels=Kernels(**kernels) if kernels else None,
         needs_reference=needs_reference(config.loss_type),
+        use_weighting=config.use_weighting,
     )
     kept_in: set[Path] = set()
     used: dict[str, bool] = {}

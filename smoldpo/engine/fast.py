@@ -59,6 +59,7 @@ class FastEngine:
         reference: a model of its own, only where the reference is not the policy's start.
         trunk_store, reference_store: where what is computed once a pair is kept; by default in memory.
         needs_reference: False for losses that compare with no reference: then none is ever run.
+        use_weighting: give the policy's squares (types.PairLogps) too.
     """
 
     budget_unit = "tokens"
@@ -73,12 +74,13 @@ class FastEngine:
         trunk_store: TrunkStore | None = None,
         reference_store: ReferenceStore | None = None,
         needs_reference: bool = True,
+        use_weighting: bool = False,
     ):
         self.kernels = kernels or Kernels()
         self.device = policy.device
         self.max_tokens = max_tokens
         self._masters = masters
-        self._policy = Scorer(policy, boundary(policy), self.kernels)
+        self._policy = Scorer(policy, boundary(policy), self.kernels, use_weighting)
         self._reference = None if reference is None else Scorer(reference, 0, self.kernels)
         self._needs_reference = needs_reference
         if trunk_store is None:
@@ -136,7 +138,7 @@ class FastEngine:
         if not self._needs_reference:
             return None
         logps = self.reference_logps(pairs)
-        sides = json.dumps([logps.chosen.tolist(), logps.rejected.tolist()])
+        sides = json.dumps([each.tolist() for each in logps.sums.values()])
         return hashlib.sha256(sides.encode()).hexdigest()
 
     @torch.no_grad()
@@ -191,10 +193,9 @@ class FastEngine:
             logps = self._policy.logps(batch, states)
         else:
             logps = self._reference.logps(batch, None)
-        for pair, chosen, rejected in zip(
-            pairs, logps.chosen.tolist(), logps.rejected.tolist(), strict=True
-        ):
-            self._reference_logps.put(self._key(pair), chosen, rejected)
+        sums = [each.tolist() for each in logps.sums.values()]
+        for pair, *sides in zip(pairs, *sums, strict=True):
+            self._reference_logps.put(self._key(pair), *sides)
 
     def _states_of(self, pairs: Sequence[TokenizedPair], batch: PackedBatch) -> torch.Tensor | None:
         """Trunk states of the stream, [T, D]: as they were kept, or computed and then kept."""

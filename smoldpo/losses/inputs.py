@@ -35,6 +35,8 @@ class LossInput:
     """One β, or one a pair."""
     mean_chosen_tokens: float
     """|c| averaged over the pairs of the whole step, of which these may be a part."""
+    chosen_likelihood: torch.Tensor
+    """log π(c|x) over all tokens of c, for likelihood terms; `policy.chosen` is less under `ld_alpha`."""
     divergence: Divergence = reverse_kl
     margin: float | torch.Tensor = 0.0
     """How much further apart a pair's rewards must be; one a pair, or 0."""
@@ -48,8 +50,12 @@ class LossInput:
         step: Sequence[TokenizedPair],
         beta: float,
         divergence: Divergence = reverse_kl,
+        chosen_likelihood: torch.Tensor | None = None,
     ) -> LossInput:
-        """From log-probabilities of `pairs`, which are some or all of the pairs of `step`."""
+        """From log-probabilities of `pairs`, which are some or all of the pairs of `step`.
+
+        `chosen_likelihood` is by default `policy.chosen`.
+        """
         numbers = policy.chosen.new_tensor
         margins = [pair.numbers.margin for pair in pairs]
         return cls(
@@ -59,6 +65,7 @@ class LossInput:
             numbers([len(pair.rejected_ids) for pair in pairs]),
             betas(beta, pairs, policy),
             sum(len(pair.chosen_ids) for pair in step) / len(step),
+            policy.chosen if chosen_likelihood is None else chosen_likelihood,
             divergence,
             numbers(margins) if any(margins) else 0.0,
         )
