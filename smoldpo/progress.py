@@ -27,6 +27,7 @@ QUIET_SECONDS = 15.0
 """Off a terminal, a line of progress at most this often."""
 
 
+_silent = False
 _live: Progress | None = None
 """The display that is on the terminal now; bars within bars become further lines of it."""
 
@@ -38,13 +39,31 @@ def console() -> Console:
 
 def say(message: str) -> None:
     """One line for a person, on standard error."""
+    if _silent:
+        return
     console().print(redact(message), markup=False)
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Within the block nothing is said and nothing drawn."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
+
+
+def on_terminal() -> bool:
+    """Whether there is a terminal to draw on, and drawing is wanted."""
+    return not _silent and sys.stderr.isatty()
 
 
 @contextlib.contextmanager
 def bar(title: str, total: int) -> Iterator[Advance]:
     """A bar over `total` units with the time left; yields the function that advances it."""
-    if not sys.stderr.isatty():
+    if not on_terminal():
         yield _QuietBar(title, total).advance
         return
     with _line(title, total) as (progress, task):
@@ -61,7 +80,7 @@ def bar(title: str, total: int) -> Iterator[Advance]:
 @contextlib.contextmanager
 def spinner(title: str) -> Iterator[None]:
     """For work whose length is not known; silent off a terminal."""
-    if not sys.stderr.isatty():
+    if not on_terminal():
         yield
         return
     with _line(title, None):

@@ -63,18 +63,21 @@ class Loaded:
     fingerprint: dict[str, Any]
 
 
-def run_training(config: TrainConfig) -> RunResult:
+def run_training(config: TrainConfig, interruption: Interruption | None = None) -> RunResult:
     """Do everything that `smoldpo train` does.
+
+    Args:
+        interruption: how signals are answered; by default as a program of its own answers them.
 
     Raises:
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
         InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
     """
-    with Interruption() as interruption:
+    with interruption or Interruption() as interruption:
         folder = choose_folder(config)
         loaded = load_everything(config)
         require_disk(folder, config, loaded.models, loaded.data)
-        make_folder(folder)
+        make_folder(folder, [*config.data, config.eval_data or ""])
         _write_start(folder, config, loaded.models, loaded.data)
         write_beginning(folder, loaded.fingerprint)
         return Run(folder, config, loaded, interruption).go()
