@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from smoldpo import progress
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PYTHONS_OWN = (signal.SIG_DFL, signal.default_int_handler)
 """Handlers that a program has which set none."""
@@ -87,15 +89,15 @@ class Interruption:
         if self._received is not None and number == signal.SIGINT:
             if self._guest:
                 raise KeyboardInterrupt
-            _write("stopped at once; smoldpo resume goes on from the last checkpoint\n")
+            _write_now("stopped at once; smoldpo resume goes on from the last checkpoint\n")
             os._exit(128 + number)
         self._received = number
         if not self._deferring:
             self.check()
-        _write("stopping: what is finished is saved first; Ctrl-C (again) stops at once\n")
+        progress.urgent("stopping: what is finished is saved first; Ctrl-C (again) stops at once")
 
 
-def _write(text: str) -> None:
-    """To standard error, past its buffers: the signal may have come in the middle of a print."""
+def _write_now(text: str) -> None:
+    """To standard error, past its buffers; on a terminal the cursor, which displays hide, comes back."""
     with contextlib.suppress(OSError):
-        os.write(2, text.encode())
+        os.write(2, (f"\x1b[?25h\n{text}" if os.isatty(2) else text).encode())

@@ -6,11 +6,13 @@ Everything here goes to standard error; standard output belongs to data.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     Progress,
@@ -28,6 +30,8 @@ QUIET_SECONDS = 15.0
 
 
 _silent = False
+_framed = False
+_notice = ""
 _live: Progress | None = None
 """The display that is on the terminal now; bars within bars become further lines of it."""
 
@@ -75,6 +79,46 @@ def bar(title: str, total: int) -> Iterator[Advance]:
             progress.update(task, completed=done, count=f"{done:,}/{total:,}", note=note)
 
         yield advance
+
+
+@contextlib.contextmanager
+def framed(bars: Progress, frame: RenderableType) -> Iterator[None]:
+    """Draw `frame`, which holds `bars`, for the length of a block; bars within it become lines of `bars`.
+
+    For the outermost display alone, on a terminal. `bars` must write to `console()`.
+    """
+    global _live, _framed, _notice
+    assert _live is None
+    try:
+        with Live(frame, console=bars.console, transient=True, refresh_per_second=4):
+            _live, _framed, _notice = bars, True, ""
+            try:
+                yield
+            finally:
+                _live, _framed = None, False
+    finally:
+        if _notice:
+            say(_notice)
+
+
+def notice() -> str:
+    """What `urgent` had to say during this frame, for the frame to show."""
+    return _notice
+
+
+def urgent(message: str) -> None:
+    """Say something from within a signal handler, which may have come in the middle of anything.
+
+    Past the streams' buffers; within a frame it is remembered, and the frame shows it when it is next drawn.
+    """
+    global _notice
+    if _silent:
+        return
+    if _framed:
+        _notice = message
+        return
+    with contextlib.suppress(OSError):
+        os.write(2, f"{message}\n".encode())
 
 
 @contextlib.contextmanager

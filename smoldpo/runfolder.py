@@ -36,6 +36,9 @@ CONTENTS = (
     "checkpoints",
     "resume.json",
     "not_finite.json",
+    "report_to.json",
+    "tensorboard",
+    "wandb",
     "model",
 )
 GIVEN = "given"

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "smoldpo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"types", "losses", "loss_facts", "loss_settings", "errors", "files", "progress", "reach"}
-    | {"redact", "cache", "pages", "plots"},
+    | {"redact", "cache", "pages", "plots", "loggers"},
     {"interrupts", "checkpoint", "rng", "early_stopping"},
     {"config", "config_checks", "arguments"},
     {"data", "models", "recipes"},
@@ -23,6 +23,7 @@ LEVELS = [
         "keeper",
         "not_finite",
         "phases",
+        "live_view",
         "answering",
         "proof",
         "evaluating",
@@ -101,6 +102,7 @@ def test_transformers_has_few_doors(path):
         "data/sources.py",
         "config.py",
         "loss_facts.py",
+        "tracking.py",
         "loss_settings.py",
         "cli.py",
         "recipes/importing.py",
