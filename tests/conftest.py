@@ -173,7 +173,7 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def same_kernels():
-    """Which kernel is faster may be measured otherwise from run to run, and results then differ by rounding."""
+    """Which kernel is faster is measured, beside other work now so, now so; and another one rounds otherwise."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("smoldpo.engine.kernels._first_is_faster", lambda way: True)
         yield
