@@ -173,7 +173,7 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def same_kernels():
-    """Which kernel is faster is measured, beside other work now so, now so; and another one rounds otherwise."""
+    """Which kernel is faster is measured: beside other work now one, now the other, rounding otherwise."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("smoldpo.engine.kernels._first_is_faster", lambda way: True)
         yield
