@@ -139,8 +139,12 @@ class Objective:
             self.divergence,
             chosen_likelihood=policy.chosen,
         )
-        losses = torch.stack([weight * loss(given) for loss, weight in self.terms]).sum(0)
+        losses = self.of_input(given)
         if self.use_weighting:
             losses = losses * pair_weights(policy, given.chosen_tokens, given.rejected_tokens)
         weights = [pair.numbers.weight for pair in pairs]
         return losses if all(w == 1 for w in weights) else losses * losses.new_tensor(weights)
+
+    def of_input(self, given: LossInput) -> torch.Tensor:
+        """The weighted sum for what is given, [pairs]; pairs' own weights are not in it."""
+        return torch.stack([weight * loss(given) for loss, weight in self.terms]).sum(0)
