@@ -248,3 +248,5 @@ def test_a_run_with_both(train, engine):
     chosen = [row["after"]["chosen_logp"] for row in pairs]
     assert math.fsum(chosen) / len(chosen) < after["eval_logps/chosen"] - 1
     assert "ld_alpha 0 + use_weighting" in (folder / "README.md").read_text()
+    evaluated = json.loads((folder / "evaluation.json").read_text())
+    assert evaluated["calibration"] is None, "σ of whole answers' margins is no probability here"

@@ -35,11 +35,11 @@ class LossInput:
     """One β, or one a pair."""
     mean_chosen_tokens: float
     """|c| averaged over the pairs of the whole step, of which these may be a part."""
-    chosen_likelihood: torch.Tensor
-    """log π(c|x) over all tokens of c, for likelihood terms; `policy.chosen` is less under `ld_alpha`."""
     divergence: Divergence = reverse_kl
     margin: float | torch.Tensor = 0.0
     """How much further apart a pair's rewards must be; one a pair, or 0."""
+    whole_chosen: torch.Tensor | None = None
+    """log π(c|x) over all tokens of c, where `policy.chosen` is another: under `ld_alpha`."""
 
     @classmethod
     def of(
@@ -50,12 +50,9 @@ class LossInput:
         step: Sequence[TokenizedPair],
         beta: float,
         divergence: Divergence = reverse_kl,
-        chosen_likelihood: torch.Tensor | None = None,
+        whole_chosen: torch.Tensor | None = None,
     ) -> LossInput:
-        """From log-probabilities of `pairs`, which are some or all of the pairs of `step`.
-
-        `chosen_likelihood` is by default `policy.chosen`.
-        """
+        """From log-probabilities of `pairs`, which are some or all of the pairs of `step`."""
         numbers = policy.chosen.new_tensor
         margins = [pair.numbers.margin for pair in pairs]
         return cls(
@@ -65,10 +62,15 @@ class LossInput:
             numbers([len(pair.rejected_ids) for pair in pairs]),
             betas(beta, pairs, policy),
             sum(len(pair.chosen_ids) for pair in step) / len(step),
-            policy.chosen if chosen_likelihood is None else chosen_likelihood,
             divergence,
             numbers(margins) if any(margins) else 0.0,
+            whole_chosen,
         )
+
+    @property
+    def chosen_likelihood(self) -> torch.Tensor:
+        """log π(c|x) over all tokens of c, for likelihood terms."""
+        return self.policy.chosen if self.whole_chosen is None else self.whole_chosen
 
     @property
     def chosen_ratio(self) -> torch.Tensor:

@@ -137,7 +137,7 @@ class Objective:
             step,
             self.beta,
             self.divergence,
-            chosen_likelihood=policy.chosen,
+            whole_chosen=policy.chosen,
         )
         losses = self.of_input(given)
         if self.use_weighting:

@@ -20,6 +20,7 @@ from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.reference_store import ReferenceStore
 from smoldpo.engine.scorer import Scorer, score
 from smoldpo.engine.trunk_store import MemoryStore, NoStore
+from smoldpo.library.logps import sequence_logps
 from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
 
@@ -320,6 +321,15 @@ def test_stored_tails_are_of_the_right_side():
         longer = len(pair.chosen_ids) - len(pair.rejected_ids)
         assert (chosen_tail < 0) == (longer > 0) and (rejected_tail < 0) == (longer < 0)
         assert chosen_tail > chosen and rejected_tail > rejected
+
+
+def test_sequence_logps_gives_tails_with_gradients():
+    plain, _ = engines(frozen_model())
+    expected = plain._forward(plain.policy, PAIRS)
+    found = sequence_logps(copy.deepcopy(plain.policy), PAIRS, max_tokens=40)
+    for name, each in expected.sums.items():
+        torch.testing.assert_close(found.sums[name], each, rtol=1e-10, atol=1e-12)
+        assert found.sums[name].requires_grad
 
 
 def test_the_tail_written_out():
