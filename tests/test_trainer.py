@@ -11,7 +11,8 @@ from smoldpo.config import build_config
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.errors import SmoldpoError
 from smoldpo.loss_facts import FACTS
-from smoldpo.optim import learning_rate, make_optimizer
+from smoldpo.optim import make_optimizer
+from smoldpo.schedules import learning_rate
 from smoldpo.tracking import MetricsFile
 from smoldpo.trainer import Schedule, beta_at, epoch_order, train
 from smoldpo.types import TokenizedPair, no_progress

@@ -63,7 +63,7 @@ def freeze(model: PreTrainedModel, layers: int | None, names: Sequence[str] = ()
         frozen |= _group(model, "embeddings")
         frozen |= {name for name in parameters if 0 <= layer_of(name) < layers}
     for name in names:
-        matched = _group(model, name) or set(fnmatch.filter(parameters, name))
+        matched = parameters_of(model, name)
         if not matched:
             raise UsageError(
                 f"freeze: {name!r} fits no parameter{nearest(name, GROUPS)}; give embeddings, norms, or a "
@@ -75,6 +75,11 @@ def freeze(model: PreTrainedModel, layers: int | None, names: Sequence[str] = ()
     for name, parameter in parameters.items():
         parameter.requires_grad_(name not in frozen)
     return layers
+
+
+def parameters_of(model: PreTrainedModel, name: str) -> set[str]:
+    """Names of the parameters that a group ("embeddings", "norms") or a pattern stands for."""
+    return _group(model, name) or set(fnmatch.filter(dict(model.named_parameters()), name))
 
 
 def layer_of(name: str) -> int:
