@@ -35,7 +35,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def exchange(self) -> None:
-        """Put the average into the parameters and keep their values; twice, and all is as before, bit for bit.
+        """Put the average into the parameters and keep their values; twice, and all is as before.
 
         One parameter at a time, so that it takes no memory of the model's size.
         """

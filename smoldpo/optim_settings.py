@@ -180,6 +180,6 @@ def require_sync(config: OptimSettings, total_steps: int) -> None:
     if config.sync_ref_model and config.ref_model_sync_steps >= total_steps:
         raise UsageError(
             f"ref_model_sync_steps is {config.ref_model_sync_steps}, and the run has {total_steps} steps, so "
-            f"the reference would not move before the last one; set it to {max(1, total_steps // 4)}, say, or "
+            f"the reference would not move before the last; set it to {max(1, total_steps // 4)}, say, or "
             "leave sync_ref_model out"
         )

@@ -92,9 +92,10 @@ class TrainingState:
         moving.sync(config.ref_model_mixup_alpha)
         if moving.syncs == 1:
             progress.say(
-                f"reference: moved after step {self.step}, and from now on every {config.ref_model_sync_steps} "
-                f"steps, {config.ref_model_mixup_alpha:g} of the way to the policy. Its kept log-probabilities "
-                "are those of its start, so each step runs it too; evaluations still compare with its start"
+                f"reference: moved after step {self.step}, {config.ref_model_mixup_alpha:g} of the way to "
+                f"the policy, and again every {config.ref_model_sync_steps} steps. The log-probabilities "
+                "that are kept are those of its start, so each step now runs it too; evaluations still "
+                "compare with its start"
             )
 
     @contextlib.contextmanager
