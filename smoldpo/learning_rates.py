@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from smoldpo.errors import UsageError, nearest
-from smoldpo.models.freeze import GROUPS, parameters_of
+from smoldpo.errors import UsageError
+from smoldpo.models.freeze import parameters_of
 from smoldpo.optim_settings import parse_rates
 
 
@@ -26,13 +26,11 @@ def rates_of(model: PreTrainedModel, items: Sequence[str]) -> dict[str, float]:
     trains = {name for name, p in model.named_parameters() if p.requires_grad}
     rates: dict[str, float] = {}
     for pattern, rate in parse_rates(items).items():
-        matched = parameters_of(model, pattern)
+        matched = parameters_of(model, "learning_rates", pattern)
         if not matched & trains:
-            what = "fits only what is frozen" if matched else "fits no parameter"
-            hint = "" if matched else nearest(pattern, GROUPS)
             raise UsageError(
-                f"learning_rates: {pattern!r} {what}{hint}; give embeddings, norms, or a pattern such as "
-                f"'*.mlp.*' (what trains looks like {sorted(trains)[0]})"
+                f"learning_rates: {pattern!r} fits only what is frozen (what trains looks like "
+                f"{sorted(trains)[0]})"
             )
         left = matched & trains - rates.keys()
         if not left:

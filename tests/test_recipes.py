@@ -582,7 +582,12 @@ def test_the_docs_tables_are_true(title, name):
     module = DIALECTS[name].module
     grouped = "".join(
         (ROOT / "smoldpo" / "recipes" / file).read_text()
-        for file in ("shared.py", "optimization.py", "trl.py", f"{module.__name__.rpartition('.')[2]}.py")
+        for file in (
+            "shared.py",
+            "optimization.py",
+            "trl.py",
+            f"{module.__name__.rpartition('.')[2]}.py",
+        )
     )
     rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
     assert len(rows) >= 3
