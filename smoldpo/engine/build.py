@@ -25,6 +25,7 @@ from smoldpo.engine.trunk import boundary, unsupported
 from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore, TrunkStore
 from smoldpo.errors import UsageError
 from smoldpo.files import free_bytes
+from smoldpo.models.adapters import adapted_modules
 from smoldpo.models.load import tensors_sha256
 
 DISK_SHARE = 0.5
@@ -73,9 +74,12 @@ def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
 def build_plain(
     policy: PreTrainedModel, reference: PreTrainedModel | None, settings: EngineSettings
 ) -> Engine:
-    """The reference implementation; without a reference, the policy as it is now is one."""
+    """The reference implementation; without a reference, the policy as it is now is one.
+
+    Where adapters train, that is the policy with its adapters off, and no second model.
+    """
     if reference is None and settings.needs_reference:
-        reference = copy.deepcopy(policy)
+        reference = policy if adapted_modules(policy) else copy.deepcopy(policy)
     return PlainEngine(
         policy,
         reference,
