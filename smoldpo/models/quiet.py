@@ -12,7 +12,7 @@ from transformers.utils import logging
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars, no word of deprecations, and nothing below an error, for the length of a block."""
-    verbosity = logging.get_verbosity()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -21,4 +21,5 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
