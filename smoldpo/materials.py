@@ -28,6 +28,7 @@ from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
 from smoldpo.engine.work import Parameters
 from smoldpo.errors import ModelError, UsageError
 from smoldpo.export import base_of, model_bytes, save_adapter, save_model
+from smoldpo.learning_rates import rates_of
 from smoldpo.loss_facts import needs_reference
 from smoldpo.models.adapters import Adapter, AdapterSettings, add_adapters
 from smoldpo.models.freeze import freeze, summarize
@@ -66,6 +67,8 @@ class Models:
     """How it computes, for environment.json."""
     adapter: Adapter | None = None
     """Where adapters train: which."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Peak learning rates of parameters that have one of their own."""
 
     def reference(self) -> PreTrainedModel:
         """The reference, loaded anew in full precision."""
@@ -196,6 +199,7 @@ def load_models(
     hashes = {"policy_start": weights_sha256(policy)}
     adapter, frozen_layers = _choose_what_trains(config, policy)
     progress.say(describe_parameters(policy))
+    rates = rates_of(policy, config.learning_rates)
     hashes["reference"] = weights_sha256(reference) if reference else hashes["policy_start"]
     configuration = configuration_sha256(policy, reference or policy)
     for model in (policy, reference):
@@ -220,6 +224,7 @@ def load_models(
         compiled=compiling.compiled,
         kernels=Kernels(**kernels) if kernels else None,
         needs_reference=needs_reference(config.loss_type),
+        sync_ref_model=config.sync_ref_model,
     )
     kept_in: set[Path] = set()
     used: dict[str, bool] = {}
@@ -244,6 +249,7 @@ def load_models(
         kept_in=kept_in,
         decided={"engine": choice.name, "kernels": used, "compiled": compiling.compiled},
         adapter=adapter,
+        rates=rates,
     )
 
 

@@ -45,4 +45,9 @@ def _adapter_checks(config: TrainConfig) -> list[str]:
         for name in ("train", "freeze")
         if getattr(config, name)
     ]
+    if config.sync_ref_model:
+        problems.append(
+            "sync_ref_model moves a reference's weights, and with use_peft the reference is the policy with "
+            "its adapters off: leave one of them out"
+        )
     return problems

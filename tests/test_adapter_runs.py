@@ -261,6 +261,7 @@ def test_adapters_that_cannot_be_loaded_say_why(foreign, tmp_path):
         ({"lora_dropout": 0.1}, "must be 0"),
         ({"use_peft": True, "freeze": ["norms"]}, "freeze is of the weights themselves"),
         ({"use_peft": True, "train": ["norms"]}, "train is of the weights themselves"),
+        ({"use_peft": True, "sync_ref_model": True}, "sync_ref_model moves a reference"),
         ({"use_peft": True, "lora_r": 0}, "lora_r is 0"),
         ({"use_peft": True, "lora_alpha": 0}, "lora_alpha is 0"),
     ],

@@ -17,7 +17,7 @@ RATE = (
     "The recipe trains {kind} adapters, the written config the model's upper layers. Rates for adapters are "
     "usually about ten times those for the weights themselves: lower learning_rate, or set freeze_layers"
 )
-PLUS = unsupported("A and B of an adapter have one learning rate here")
+PLUS = unsupported("set learning_rates: *.lora_B.*=RATE, with RATE so many times learning_rate")
 BEGINNING = unsupported("A begins at random and B at 0, so that the policy starts as its reference")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smoldpo.recipes import shared
+from smoldpo.recipes import optimization, shared
 from smoldpo.recipes.account import Draft, number
 from smoldpo.recipes.adapters import adapters
 from smoldpo.recipes.rules import Rules, drop, is_off, loss, same, to, unsupported, where_known
@@ -99,8 +99,9 @@ def common(draft: Draft, held_out: bool) -> None:
         targets = ["q_proj", "v_proj"]
         draft.default("(adapters)", "lora_target_modules", targets, "peft's own for Llama models")
     shared.precision(draft, "torch_dtype", "dtype")
-    shared.schedule(draft)
-    shared.optimizer(draft)
+    optimization.schedule(draft)
+    optimization.optimizer(draft)
+    optimization.moving_reference(draft)
     shared.clipping(draft)
     shared.length_of_run(draft)
     shared.saving(draft)
