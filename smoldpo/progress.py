@@ -29,6 +29,7 @@ QUIET_SECONDS = 15.0
 
 _live: Progress | None = None
 """The display that is on the terminal now; bars within bars become further lines of it."""
+_hushed = False
 
 
 def console() -> Console:
@@ -36,15 +37,28 @@ def console() -> Console:
     return _live.console if _live else Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Within the block nothing is said and no bar is drawn: for work that was announced already."""
+    global _hushed
+    before, _hushed = _hushed, True
+    try:
+        yield
+    finally:
+        _hushed = before
+
+
 def say(message: str) -> None:
     """One line for a person, on standard error."""
+    if _hushed:
+        return
     console().print(redact(message), markup=False)
 
 
 @contextlib.contextmanager
 def bar(title: str, total: int) -> Iterator[Advance]:
     """A bar over `total` units with the time left; yields the function that advances it."""
-    if not sys.stderr.isatty():
+    if _hushed or not sys.stderr.isatty():
         yield _QuietBar(title, total).advance
         return
     with _line(title, total) as (progress, task):
@@ -61,7 +75,7 @@ def bar(title: str, total: int) -> Iterator[Advance]:
 @contextlib.contextmanager
 def spinner(title: str) -> Iterator[None]:
     """For work whose length is not known; silent off a terminal."""
-    if not sys.stderr.isatty():
+    if _hushed or not sys.stderr.isatty():
         yield
         return
     with _line(title, None):

@@ -29,6 +29,7 @@ from smoldpo.loss_facts import needs_reference
 from smoldpo.materials import Models, TokenizedData, load_data, load_models, tokenize
 from smoldpo.not_finite import keep_not_finite
 from smoldpo.phases import Phases
+from smoldpo.plan.pick import settle_depth
 from smoldpo.proof import Proof, question_of
 from smoldpo.report import read_run, write_report
 from smoldpo.rng import seed_everything
@@ -70,12 +71,14 @@ def run_training(config: TrainConfig) -> RunResult:
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
         InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
     """
+    choose_folder(config)  # a folder that cannot be is refused before time goes into planning
+    config, picked = settle_depth(config)
     with Interruption() as interruption:
         folder = choose_folder(config)
         loaded = load_everything(config)
         require_disk(folder, config, loaded.models, loaded.data)
         make_folder(folder)
-        _write_start(folder, config, loaded.models, loaded.data)
+        _write_start(folder, config, loaded.models, loaded.data, picked)
         write_beginning(folder, loaded.fingerprint)
         return Run(folder, config, loaded, interruption).go()
 
@@ -93,8 +96,13 @@ def load_everything(config: TrainConfig, computing: dict[str, Any] | None = None
 
 
 def _write_start(
-    folder: Path, config: TrainConfig, models: Models, tokenized: TokenizedData
+    folder: Path,
+    config: TrainConfig,
+    models: Models,
+    tokenized: TokenizedData,
+    picked: dict[str, Any] | None,
 ) -> None:
+    """What was decided at the start; `picked` is how freeze_layers auto became a number."""
     decided = {
         "overwrite": False,
         "freeze_layers": models.frozen_layers,
@@ -107,7 +115,8 @@ def _write_start(
         str(models.dtype).removeprefix("torch."),
         models.hashes,
     )
-    write_json(folder / "environment.json", machine | models.decided)
+    how = {"freeze_layers_auto": picked} if picked else {}
+    write_json(folder / "environment.json", machine | models.decided | how)
     write_json(folder / "data.json", tokenized.account)
 
 

@@ -147,6 +147,33 @@ def _trunk_store(
         return NoStore()
     if settings.cache == "memory":
         return MemoryStore(KEEP_SHARE * free_memory(policy.device))
+    folder = trunk_folder(policy, at, settings, kernels)
+    about = about | {"what": states_behind(at)}
+    return DiskStore(
+        folder,
+        policy.config.hidden_size,
+        settings.compute_dtype,
+        disk_room(folder, settings),
+        about,
+        progress.say,
+    )
+
+
+def states_behind(at: int) -> str:
+    """What a trunk store's about.json says of the boundary."""
+    return f"states behind layer {at - 1}"
+
+
+def disk_room(folder: Path, settings: EngineSettings) -> float:
+    """Bytes that states may still take in a store's folder."""
+    limit = settings.cache_bytes - cache.size_of(folder)
+    return min(limit, DISK_SHARE * free_bytes(folder))
+
+
+def trunk_folder(
+    policy: PreTrainedModel, at: int, settings: EngineSettings, kernels: Kernels
+) -> Path:
+    """Where states behind the first `at` layers are kept; the policy is in the compute dtype."""
     base = policy.model
     named = [(name, p) for name, p in base.layers[:at].named_parameters()]
     named.append(("embeddings", base.embed_tokens.weight))
@@ -158,12 +185,7 @@ def _trunk_store(
         attention=kernels.fused_attention,
         compiled=settings.compiled,
     )
-    folder = cache.entry_folder("trunk", key)
-    room = min(settings.cache_bytes - cache.size_of(folder), DISK_SHARE * free_bytes(folder))
-    about = about | {"what": f"states behind layer {at - 1}"}
-    return DiskStore(
-        folder, policy.config.hidden_size, settings.compute_dtype, room, about, progress.say
-    )
+    return cache.entry_folder("trunk", key)
 
 
 def _reference_store(
@@ -176,6 +198,15 @@ def _reference_store(
 ) -> ReferenceStore:
     if settings.cache in ("off", "memory"):
         return ReferenceStore()
+    about = about | {"what": "log-probabilities"}
+    folder = reference_folder(model, at, sha256, settings, kernels)
+    return ReferenceStore(folder, about, progress.say)
+
+
+def reference_folder(
+    model: PreTrainedModel, at: int, sha256: str, settings: EngineSettings, kernels: Kernels
+) -> Path:
+    """Where the log-probabilities of a reference with these weights are kept."""
     key = results_key(
         sha256,
         settings.compute_dtype,
@@ -185,8 +216,7 @@ def _reference_store(
         kernels=asdict(kernels),
         compiled=settings.compiled,
     )
-    about = about | {"what": "log-probabilities"}
-    return ReferenceStore(cache.entry_folder("reference", key), about, progress.say)
+    return cache.entry_folder("reference", key)
 
 
 def configuration_sha256(*models: PreTrainedModel) -> str:
