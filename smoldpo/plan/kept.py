@@ -122,11 +122,11 @@ class Cupboard:
 @contextlib.contextmanager
 def _looking(folder: Path):
     """Within the block the folder may be opened; its time of last use stays what it was."""
-    used = folder.stat().st_mtime if folder.exists() else None
+    before = folder.stat() if folder.exists() else None
     yield
-    if used is not None:
+    if before is not None:
         with contextlib.suppress(OSError):
-            os.utime(folder, (used, used))
+            os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _writable(folder: Path) -> bool:
