@@ -116,7 +116,11 @@ def check(name: str, folder: Path, a: argparse.Namespace) -> list[str]:
     lines.append(_line("**peak memory, MB**", row["peak_bytes"] / 1e6, peak / 1e6))
     phases = ", ".join(f"{k} {v / 1e6:,.0f}" for k, v in row["memory_by_phase"].items())
     peaks = ", ".join(f"{title} {there['peak_mb']:,.0f}" for title, there in timings.items())
-    return [*lines, "", f"Forecast peaks, MB: {phases}. Peaks up to the end of each phase: {peaks}."]
+    return [
+        *lines,
+        "",
+        f"Forecast peaks, MB: {phases}. Peaks up to the end of each phase: {peaks}.",
+    ]
 
 
 def _line(title: str, forecast: float, run: float) -> str:

@@ -26,6 +26,13 @@ def _split_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def _words(value: Any) -> Any:
+    """Numbers as YAML reads them are words here: `train_layers: [0, 5, 20-29]`."""
+    if isinstance(value, list):
+        return [_words(item) for item in value]
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _split_judges(value: Any) -> Any:
     """Commas part judges, but for the one between an implicit judge's model and its reference."""
     parts: list[str] = []
@@ -95,8 +102,8 @@ class TrainConfig(BaseModel):
     ] = Field(
         None,
         description="freeze the first N layers and the embeddings; 0 freezes none; by default "
-        "five sixths of the layers (25 of SmolLM2-135M's 30); auto: the fewest that fit budget "
-        "(docs/plan.md)",
+        "five sixths of the layers (25 of SmolLM2-135M's 30), or none where train, train_layers or use_peft "
+        "says what trains; auto: the fewest that fit budget (docs/plan.md)",
     )
     budget: _optional(Annotated[str, AfterValidator(_duration)]) = Field(
         None,
@@ -104,8 +111,18 @@ class TrainConfig(BaseModel):
     )
     freeze: Names = Field(
         [],
-        description="freeze these too: embeddings, norms, or patterns of parameter names such as "
+        description="freeze these too: embeddings, norms, biases, or patterns of parameter names such as "
         "'*.mlp.*' (comma-separated)",
+    )
+    train_layers: Annotated[Names, BeforeValidator(_words)] = Field(
+        [],
+        description="train these decoder layers and nothing else, instead of freeze_layers: last:4, first:4, "
+        "every:3, numbers from 0 and ranges such as 0,5,20-29 (docs/training.md)",
+    )
+    train: Names = Field(
+        [],
+        description="of what would train, train these alone: embeddings, norms, biases, or patterns of "
+        "parameter names such as '*.mlp.*' (comma-separated)",
     )
 
     # Data
@@ -325,7 +342,7 @@ class TrainConfig(BaseModel):
 
 
 SECTIONS = {
-    "Model": ("model", "freeze"),
+    "Model": ("model", "train"),
     "Data": ("data", "max_length"),
     "Loss": ("loss_type", "cpo_alpha"),
     "Training": ("learning_rate", "seed"),

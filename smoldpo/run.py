@@ -105,7 +105,7 @@ def _write_start(
     """What was decided at the start; `picked` is how freeze_layers auto became a number."""
     decided = {
         "overwrite": False,
-        "freeze_layers": models.frozen_layers,
+        "freeze_layers": None if config.train_layers else models.frozen_layers,
         "dtype": str(models.dtype).removeprefix("torch."),
     }
     write_text(folder / "config.yaml", to_yaml(config.model_copy(update=decided)))

@@ -13,7 +13,7 @@ LEVELS = [
     {"types", "losses", "loss_facts", "loss_settings", "errors", "files", "progress", "reach"}
     | {"redact", "cache", "pages", "plots", "durations", "__init__"},
     {"interrupts", "checkpoint", "rng", "early_stopping"},
-    {"config", "config_checks", "arguments"},
+    {"config", "config_checks", "training_checks", "layer_choice", "arguments"},
     {"data", "models", "recipes"},
     {"engine"},
     {"optim", "tracking", "state", "trainer", "evaluation", "export", "runfolder"},
@@ -103,6 +103,8 @@ def test_transformers_has_few_doors(path):
         "config.py",
         "loss_facts.py",
         "loss_settings.py",
+        "layer_choice.py",
+        "training_checks.py",
         "cli.py",
         "recipes/importing.py",
         "report.py",

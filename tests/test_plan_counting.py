@@ -85,7 +85,7 @@ class Spy:
 @pytest.fixture
 def spy(monkeypatch):
     seen = Spy()
-    trunk_states, token_logps = Scorer.trunk_states, Scorer.token_logps
+    trunk_states, scored = Scorer.trunk_states, Scorer.logps
 
     def trunk(self, batch):
         seen.trunk.append(batch)
@@ -93,10 +93,10 @@ def spy(monkeypatch):
 
     def logps(self, batch, states):
         (seen.steps if torch.is_grad_enabled() else seen.passes).append(batch)
-        return token_logps(self, batch, states)
+        return scored(self, batch, states)
 
     monkeypatch.setattr(Scorer, "trunk_states", trunk)
-    monkeypatch.setattr(Scorer, "token_logps", logps)
+    monkeypatch.setattr(Scorer, "logps", logps)
     return seen
 
 
@@ -133,6 +133,8 @@ def same(work, other):
         {"freeze_layers": 2, "loss_type": "simpo"},
         {"freeze_layers": 2, "reference": "own"},
         {"freeze_layers": 2, "eval_fraction": 0},
+        {"train_layers": "1,3"},
+        {"train": "*.mlp.*"},
     ],
     ids=str,
 )
@@ -155,6 +157,7 @@ def test_a_run_does_what_was_counted(here, spy, tiny_folder, write_rows, setting
     assert depth.trainable == sum(
         p.numel() for n, p in _model(tiny_folder).named_parameters() if _trains(n, settings)
     )
+    assert depth.below == settings.get("freeze_layers", 1 if "train_layers" in settings else 0)
 
 
 def _model(folder):
@@ -164,6 +167,10 @@ def _model(folder):
 
 
 def _trains(name, settings):
+    if "train" in settings:
+        return ".mlp." in name
+    if "train_layers" in settings:
+        return "layers.1." in name or "layers.3." in name
     frozen = settings["freeze_layers"]
     if "embed" in name:
         return frozen == 0

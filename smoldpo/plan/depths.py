@@ -13,18 +13,27 @@ from smoldpo.plan.forecast import Depth
 def every_depth(config: TrainConfig, models: Models) -> list[Depth]:
     """Depths 0 to one less than there are layers, and the configured one; without those where nothing trains.
 
-    The policy's `requires_grad` is as before afterwards.
+    With train_layers there is no depth to choose: what is configured is the only one. The policy's
+    `requires_grad` is as before afterwards.
     """
     policy = models.engine.policy
     before = {name: p.requires_grad for name, p in policy.named_parameters()}
     layers = decoder_layers(policy)
     wanted = sorted({*range(layers), models.frozen_layers})
+    if config.train_layers:
+        wanted = [models.frozen_layers]
     found = []
     try:
         for frozen in wanted:
             try:
-                freeze(policy, frozen, config.freeze)
-            except UsageError:  # the patterns freeze what is left
+                freeze(
+                    policy,
+                    frozen,
+                    config.freeze,
+                    train_layers=config.train_layers,
+                    train=config.train,
+                )
+            except UsageError:  # the patterns leave nothing that trains
                 continue
             found.append(_depth(policy, frozen, layers, models.decided["engine"]))
     finally:

@@ -158,7 +158,7 @@ class Trial:
         decided: dict[str, Any] = self.models.decided
         return self.config.model_copy(
             update={
-                "freeze_layers": depth.frozen,
+                "freeze_layers": None if self.config.train_layers else depth.frozen,
                 "cache": "memory",
                 "dtype": str(self.models.dtype).removeprefix("torch."),
                 "engine": decided["engine"],
