@@ -72,8 +72,15 @@ def _duration(value: str) -> str:
     return value
 
 
+def _logger_names(value: Any) -> Any:
+    return [] if _none_word(value) is None else _split_commas(value)
+
+
 Names = Annotated[list[str], BeforeValidator(_split_commas)]
 LossNames = Annotated[list[Literal[tuple(FACTS)]], BeforeValidator(_loss_names)]
+LoggerNames = Annotated[
+    list[Literal["tensorboard", "trackio", "wandb", "mlflow"]], BeforeValidator(_logger_names)
+]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -326,6 +333,11 @@ class TrainConfig(BaseModel):
     )
     keep_checkpoints: PositiveInt = Field(
         2, description="keep the newest N checkpoints; and the best one, where one is asked for"
+    )
+    report_to: LoggerNames = Field(
+        [],
+        description="send the metrics there too: tensorboard, trackio, wandb, mlflow (docs/loggers.md), "
+        "comma-separated; metrics.jsonl is always written",
     )
     logging_steps: PositiveInt = Field(1, description="write metrics every N steps")
 

@@ -92,13 +92,13 @@ class Trial:
         """The end of a run first, while the policy is what it was; then passes and steps at a few depths."""
         chosen = depths_to_try(self.depths, self.models.frozen_layers)
         with progress.bar("dry run", len(chosen) + 1) as advance:
-            with progress.hushed():
+            with progress.silenced():
                 folder = Path(self.config.output_dir or "runs").expanduser()
                 self.disk: Disk = measure_disk(folder)
                 self.ends: Ends = measure_ends(self.config, self.models, self.data)
             advance(1)
             for number, depth in enumerate(chosen):
-                with progress.hushed():
+                with progress.silenced():
                     self._try(depth, first=number == 0)
                 advance(1)
         self.sizes = replace(self.sizes, answering=self.ends.answering_bytes)
