@@ -32,7 +32,7 @@ def data(write_rows):
 @pytest.fixture
 def planted(monkeypatch):
     """Times that are far above those of this machine: a step's rows take hours, the rest next to nothing."""
-    rates = Rates(step_row=0.1)
+    rates = Rates(step_row=2.0)
     monkeypatch.setattr(trial, "fit_rates", lambda *_: rates)
     return rates
 
@@ -134,6 +134,9 @@ def test_the_table_for_people(cli, tiny_folder, data):
         ["--eval-fraction", 0, "--generate-prompts", 0, "--sample-prompt", "none"],
         ["--max-train-samples", 1],
         ["--freeze", "norms", "--freeze-layers", 4],
+        ["--optim", "adafactor", "--ema-decay", 0.9],
+        ["--train-layers", "1,3"],
+        ["--train", "norms"],
         ["--judges", "length,http://localhost:9/v1"],
     ],
     ids=str,
@@ -146,7 +149,8 @@ def test_every_kind_of_run_can_be_planned(cli, tiny_folder, data, settings):
     result = cli("plan", "--model", tiny_folder, "--data", data, *QUICK, *settings, "--json")
     assert result.code == 0, result.err
     found = json.loads(result.out)
-    assert len(found["depths"]) == 4 and found["run"]["fits"]
+    assert len(found["depths"]) == (1 if "--train-layers" in settings else 4)
+    assert found["run"]["fits"]
     assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in found["depths"])
     if "--judges" in settings:
         assert any("localhost" in note for note in found["notes"])
@@ -223,6 +227,12 @@ def test_settings_that_cannot_be(cli, settings, words):
         result = cli(verb, *settings)
         assert result.code == 2 and words in result.err, result.err
         assert result.err.count(words) == 1 and "1 problem" not in result.err
+
+
+def test_a_moving_reference_is_refused(cli, tiny_folder, data):
+    told = ["--model", tiny_folder, "--data", data, *QUICK]
+    result = cli("plan", *told, "--sync-ref-model", "--ref-model-sync-steps", 2)
+    assert result.code == 2 and "moving reference" in result.err
 
 
 def test_help_and_other_devices(cli, tiny_folder, data, monkeypatch):

@@ -182,6 +182,7 @@ def test_disk_by_hand():
 
 def tried(depth, **more):
     given = {"optimizer": 8.0 * depth.trainable, "checkpoint": 12.0 * depth.trainable}
+    given["step"] = given["checkpoint"]
     given |= {"kept_row": 1000.0 * depth.top, "other": 50.0, "rest": 30.0}
     return Tried(depth, **(given | more))
 

@@ -55,6 +55,7 @@ class DryRun:
         sizes: Sizes,
     ):
         self._config, self._engine, self._depth = config, models.engine, depth
+        self._rates = models.rates
         self._pairs, self._samples, self._sizes = pairs, samples, sizes
         self._fast = models.decided["engine"] == "fast"
         self._state: TrainingState | None = None
@@ -66,10 +67,10 @@ class DryRun:
         engine = self._engine
         before = resident()
         engine.prepare(disguised(self._samples.long, 1))  # threads, kernels: not to be counted
-        self._state = state = TrainingState(engine, self._config)
+        self._state = state = TrainingState(engine, self._config, self._rates)
         per_step = self._config.per_device_train_batch_size
         per_step *= self._config.gradient_accumulation_steps
-        fit_budget(engine, self._pairs, per_step, state.bytes, free_memory(engine.device))
+        fit_budget(engine, self._pairs, per_step, state.step_bytes, free_memory(engine.device))
         self.found.budget = engine.budget
         if with_trunk and self._fast and self._depth.below:
             self._time_trunk()
@@ -161,6 +162,7 @@ class DryRun:
             depth=depth,
             optimizer=moments,
             checkpoint=state.capture().bytes,
+            step=state.step_bytes,
             kept_row=row,
             other=most - before - moments - trainable - held * row,
             rest=resident() - before - moments,

@@ -44,6 +44,8 @@ class Tried:
     optimizer: float
     """Bytes of the optimizer's state."""
     checkpoint: float
+    step: float
+    """Gradients and the optimizer's state, as the run counts them before its first step."""
     kept_row: float
     """Bytes that a backward pass keeps of each row of a stream."""
     other: float
@@ -72,6 +74,11 @@ def optimizer_bytes(tried: Sequence[Tried], depth: Depth) -> float:
 def checkpoint_bytes(tried: Sequence[Tried], depth: Depth) -> float:
     """Of one checkpoint's tensors."""
     return along(tried, _trainable, lambda t: t.checkpoint, depth, proportional=True)
+
+
+def step_bytes(tried: Sequence[Tried], depth: Depth) -> float:
+    """What comes with the first step and stays."""
+    return along(tried, _trainable, lambda t: t.step, depth, proportional=True)
 
 
 def kept_row(tried: Sequence[Tried], depth: Depth) -> float:

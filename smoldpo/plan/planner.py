@@ -20,11 +20,11 @@ from smoldpo.plan.memory import (
     fitting_budget,
     kept_row,
     need,
-    optimizer_bytes,
+    step_bytes,
 )
 from smoldpo.plan.rates import Rates
 from smoldpo.plan.trial import Trial
-from smoldpo.plan.unforeseen import unforeseen
+from smoldpo.plan.unforeseen import require_forecastable, unforeseen
 from smoldpo.trainer import Schedule
 
 CLOSING = 2.0
@@ -82,6 +82,7 @@ def make_plan(config: TrainConfig, imports: float = 0.0) -> Plan:
         raise UsageError(
             "plan forecasts runs on a CPU only; give --device cpu, or time a few steps with --max-steps 20"
         )
+    require_forecastable(config)
     begun = time.perf_counter()
     if config.freeze_layers == "auto":
         config = config.model_copy(update={"freeze_layers": None, "budget": None})
@@ -123,7 +124,7 @@ def _budget(trial: Trial, depth: Depth, sizes: Sizes) -> int | None:
         lambda budget: trial.steps(budget).longest,
         max(packing.held([pair]) for pair in trial.data.train),
         kept_row(trial.tried, depth),
-        trainable + optimizer_bytes(trial.tried, depth),
+        step_bytes(trial.tried, depth),
         trial.free - sizes.weights - sizes.states - trainable * sizes.masters_apart,
     )
 

@@ -1,8 +1,23 @@
-"""What a forecast leaves out, in words."""
+"""What a forecast leaves out, in words, and what it refuses."""
 
 from __future__ import annotations
 
 from smoldpo.config import TrainConfig
+from smoldpo.errors import UsageError
+
+
+def require_forecastable(config: TrainConfig) -> None:
+    """Refuse what the dry run would tell wrongly.
+
+    Raises:
+        UsageError: naming the setting, and what to do.
+    """
+    if config.sync_ref_model:
+        # Its reference stays where it was during the few steps of a dry run, and costs nothing yet.
+        raise UsageError(
+            "plan cannot forecast a moving reference (sync_ref_model): leave it out, or time some steps of "
+            "the run itself with --max-steps"
+        )
 
 
 def unforeseen(config: TrainConfig) -> list[str]:
