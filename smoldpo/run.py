@@ -21,7 +21,7 @@ from smoldpo.evaluation.gate import failures, parse_gates
 from smoldpo.evaluation.judges import parse_judge
 from smoldpo.evaluation.metrics import PairScore, accuracies, logp_metrics, reward_metrics
 from smoldpo.evaluation.scoring import pair_scores
-from smoldpo.export import model_card, save_model
+from smoldpo.export import model_card
 from smoldpo.files import write_json, write_text
 from smoldpo.fingerprint import fingerprint, mark_finished, write_beginning
 from smoldpo.interrupts import InterruptedRunError, Interruption
@@ -202,12 +202,14 @@ class Run:
         self._train()
         self._take_best()
         self.keeper.training_is_over()
-        self._save("model")  # before anything else can go wrong
+        self._save()  # before anything else can go wrong
         after = self._evaluate("evaluating after") if self.data.eval else None
         evaluation = self.proof.write_analysis(self.folder, before, after)
         card = model_card(self.config, evaluation, len(self.data.train), self.steps)
         write_text(self.folder / "README.md", card)
-        write_text(self.folder / "model" / "README.md", card)
+        for name in ("model", "adapter"):
+            if (self.folder / name).is_dir():
+                write_text(self.folder / name / "README.md", card)
         sample = self.proof.write_side_by_side(self.folder, evaluation, before, after, self.phases)
         self.metrics.close()
         write_json(self.folder / "timings.json", self.phases.rows)
@@ -264,7 +266,7 @@ class Run:
             self.reference_logps = self._sparing(
                 lambda: self.engine.reference_logps(pairs, advance), pairs, "evaluation"
             )
-        if self.config.reference is None:
+        if self.config.reference is None and not self.config.use_weighting:
             # The policy still is the reference: its log-probabilities are these.
             return self._scored(self.reference_logps)
         return self._evaluate("evaluating the policy before")
@@ -282,7 +284,10 @@ class Run:
         scores = pair_scores(pairs, policy, reference)
         loss = loss_function(config, config.last_beta)
         row = {"eval_loss": loss(policy, reference, pairs, pairs).double().mean().item()}
-        means = reward_metrics(scores, config.last_beta) if self.compares else logp_metrics(scores)
+        # Under TRL's names is what the loss compares; accuracies and evaluation.json are of whole answers.
+        against = None if reference is None else loss.compared(reference)
+        seen = pair_scores(pairs, loss.compared(policy), against)
+        means = reward_metrics(seen, config.last_beta) if self.compares else logp_metrics(seen)
         row |= {f"eval_{k}": v for k, v in means.items()}
         row |= {f"eval_accuracy/{k}": v for k, v in accuracies(scores).items()}
         if not (self.checkpoint and self.checkpoint.state["metrics_rows"]):
@@ -363,7 +368,7 @@ class Run:
                 f"best: the policy of step {self.steps}, {state.best.metric} {state.best.value:.4g}"
             )
 
-    def _save(self, name: str) -> None:
+    def _save(self) -> None:
         card = model_card(self.config, None, len(self.data.train), self.steps)
-        with progress.spinner(f"saving {name}"), self.state.averaged():
-            save_model(self.folder / name, self.models.trained(), self.models.tokenizer, card)
+        with progress.spinner("saving model"), self.state.averaged():
+            self.models.save(self.folder, card, self.config.merge)

@@ -133,6 +133,7 @@ def same(work, other):
         {"freeze_layers": 2, "loss_type": "simpo"},
         {"freeze_layers": 2, "reference": "own"},
         {"freeze_layers": 2, "eval_fraction": 0},
+        {"freeze_layers": 2, "use_weighting": True},
         {"train_layers": "1,3"},
         {"train": "*.mlp.*"},
     ],

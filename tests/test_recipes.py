@@ -22,6 +22,11 @@ OF = {
     "handbook-mixer": "alignment-handbook",
     "handbook-mixture": "alignment-handbook",
     "handbook-apo": "alignment-handbook",
+    "handbook-orpo": "alignment-handbook",
+    "handbook-simpo": "alignment-handbook",
+    "trl-cpo": "trl",
+    "axolotl-simpo": "axolotl",
+    "llama-factory-orpo": "llama-factory",
     "trl": "trl",
     "axolotl": "axolotl",
     "llama-factory": "llama-factory",
@@ -224,9 +229,13 @@ def test_axolotl_with_lora():
     assert settings["columns"] == ["messages=conversation"]
     assert settings["dtype"] == "auto"
     assert settings["warmup_steps"] == 10 and "warmup_ratio" not in settings
-    assert seen["adapter"] == seen["lora_r"] == seen["load_in_8bit"] == "unsupported"
-    assert "freeze_layers" not in settings, "the upper layers train in place of adapters"
-    assert any("ten times" in note for note in imported.notes)
+    assert settings["use_peft"] is True and seen["adapter"] == "renamed"
+    assert (settings["lora_r"], settings["lora_alpha"]) == (32, 16)
+    assert "lora_target_modules" not in settings and seen["lora_target_linear"] == "kept"
+    assert "lora_dropout" not in settings and seen["lora_dropout"] == "dropped"
+    assert any(line.startswith("lora_dropout") for line in imported.differences)
+    assert "freeze_layers" not in settings, "with adapters none freezes by default"
+    assert seen["load_in_8bit"] == "unsupported"
     assert seen["special_tokens"] == seen["evals_per_epoch"] == "unsupported"
     assert seen["lora_model_dir"] == "dropped", "empty"
 
@@ -244,10 +253,90 @@ def test_llama_factory(write, tmp_path):
 
 def test_llama_factory_trains_adapters_without_being_told(write):
     for said in ("", "finetuning_type:\n"):
-        imported = write(f"stage: dpo\nmodel_name_or_path: a/m\ndataset: a/b\nlora_rank: 8\n{said}")
+        imported = write(f"stage: dpo\nmodel_name_or_path: a/m\ndataset: a/b\nlora_rank: 4\n{said}")
         assert "freeze_layers" not in imported.settings
-        assert fates(imported)["lora_rank"] == "unsupported"
-        assert any("LoRA adapters" in note and "ten times" in note for note in imported.notes)
+        assert imported.config.use_peft and imported.config.lora_r == 4
+        assert imported.config.lora_alpha == 8, "twice the rank"
+        assert fates(imported)["lora_rank"] == "renamed"
+
+
+ADAPTERS = {
+    "trl": TRL + "use_peft: true\n",
+    "axolotl": AXOLOTL + "adapter: lora\n",
+    "llama-factory": FULL.replace("full", "lora") + "dataset: a/b\n",
+}
+
+
+@pytest.mark.parametrize(
+    "dialect, text, settings",
+    [
+        ("trl", "", {"lora_target_modules": ["q_proj", "v_proj"], "lora_r": 16, "lora_alpha": 32}),
+        ("trl", "lora_target_modules: all-linear\n", {"lora_target_modules": []}),
+        ("trl", "lora_target_modules: [q_proj, up_proj]\n",
+         {"lora_target_modules": ["q_proj", "up_proj"]}),
+        ("trl", "lora_r: 8\nlora_alpha: 64\nuse_rslora: true\n",
+         {"lora_r": 8, "lora_alpha": 64, "use_rslora": True}),
+        ("trl", "use_dora: true\nlora_dropout: 0.05\n", {"use_dora": True, "lora_dropout": 0}),
+        ("axolotl", "lora_r: 8\npeft_use_dora: true\nlora_layers_to_transform: [1, 3]\n",
+         {"lora_r": 8, "use_dora": True, "train_layers": ["1", "3"]}),
+        ("axolotl", "peft_use_rslora: true\nlora_target_modules:\n- q_proj\n",
+         {"use_rslora": True, "lora_target_modules": ["q_proj"]}),
+        ("llama-factory", "", {"lora_r": 8, "lora_alpha": 16, "lora_target_modules": []}),
+        ("llama-factory", "lora_rank: 32\nlora_target: all\nuse_dora: true\n",
+         {"lora_r": 32, "lora_alpha": 64, "lora_target_modules": [], "use_dora": True}),
+        ("llama-factory", "lora_alpha: 10\nlora_target: q_proj,v_proj\n",
+         {"lora_r": 8, "lora_alpha": 10, "lora_target_modules": ["q_proj", "v_proj"]}),
+    ],
+)  # fmt: skip
+def test_adapters_of_each_dialect(write, dialect, text, settings):
+    imported = write(ADAPTERS[dialect] + text)
+    assert imported.dialect == dialect
+    for name, value in {"use_peft": True, "freeze_layers": None, **settings}.items():
+        assert getattr(imported.config, name) == value, name
+
+
+@pytest.mark.parametrize(
+    "text, fate, says",
+    [
+        ("lora_modules_to_save: [lm_head]\n", "unsupported", "adapters alone train"),
+        ("lora_model_dir: ./mine\n", "unsupported", "set model to that adapter's folder"),
+        ("loraplus_lr_ratio: 16\n", "unsupported", "set learning_rates"),
+        ("lora_mlp_kernel: true\n", "dropped", "own exact kernels"),
+        ("lora_modules_to_save:\n", "dropped", "empty"),
+    ],
+)
+def test_what_adapters_cannot_do(write, text, fate, says):
+    imported = write(ADAPTERS["axolotl"] + text)
+    key = text.partition(":")[0]
+    assert fates(imported)[key] == fate and says in reasons(imported)[key]
+
+
+def test_quantised_adapters_are_adapters_and_others_are_not(write):
+    imported = write(AXOLOTL + "adapter: qlora\nlora_r: 4\n")
+    assert imported.config.use_peft and imported.config.lora_r == 4
+    assert any("not quantised" in line for line in imported.differences)
+    imported = write(FULL.replace("full", "oft") + "dataset: a/b\noft_rank: 4\n")
+    assert not imported.config.use_peft and fates(imported)["finetuning_type"] == "unsupported"
+    assert any("OFT adapters" in note and "ten times" in note for note in imported.notes)
+
+
+@pytest.mark.parametrize(
+    "text, settings",
+    [
+        ("", {"train_layers": ["last:2"], "train": []}),
+        ("freeze_trainable_layers: 4\n", {"train_layers": ["last:4"]}),
+        ("freeze_trainable_layers: -3\n", {"train_layers": ["first:3"]}),
+        ("freeze_trainable_modules: all\n", {"train": []}),
+        ("freeze_trainable_modules: mlp,self_attn\n", {"train": ["*.mlp.*", "*.self_attn.*"]}),
+        ("freeze_trainable_layers: no\n", {"train_layers": []}),
+    ],
+)
+def test_llama_factory_trains_some_layers(write, text, settings):
+    imported = write(FULL.replace("full", "freeze") + "dataset: a/b\n" + text)
+    for name, value in {"use_peft": False, "freeze_layers": None, **settings}.items():
+        assert getattr(imported.config, name) == value, name
+    if text == "freeze_trainable_layers: no\n":
+        assert fates(imported)["finetuning_type"] == "unsupported"
 
 
 def test_llama_factorys_dataset_info_is_read_where_it_lies(write, tmp_path):
@@ -408,19 +497,15 @@ def test_what_smoldpo_learns_later_is_kept(write, monkeypatch):
     """The configuration is asked, not a list of its losses and settings."""
     from pydantic import create_model
 
-    text = TRL + "loss_type: apo_zero\nrpo_alpha: 0.5\nlora_r: 4\nuse_peft: true\n"
+    text = TRL + "loss_type: apo_zero\nrpo_alpha: 0.5\nreference_free: true\n"
     before = write(text)
     assert before.settings["loss_type"] == ["apo_zero"] and before.settings["rpo_alpha"] == 0.5
-    assert {fates(before)[key] for key in ("use_peft", "lora_r")} == {"unsupported"}
-    later = create_model(
-        "TrainConfig", __base__=TrainConfig, use_peft=(bool, False), lora_rank=(int, 8)
-    )
+    assert fates(before)["reference_free"] == "unsupported"
+    later = create_model("TrainConfig", __base__=TrainConfig, reference_free=(bool, False))
     for module in ("account", "rules", "shared", "optimization", "importing"):
         monkeypatch.setattr(f"smoldpo.recipes.{module}.TrainConfig", later)
     monkeypatch.setattr(configuration, "TrainConfig", later)
-    imported = write(text)
-    assert imported.settings["use_peft"] is True and imported.settings["lora_rank"] == 4
-    assert not any("ten times" in note for note in imported.notes)
+    assert write(text).settings["reference_free"] is True
 
 
 @pytest.mark.parametrize(
@@ -433,7 +518,7 @@ def test_what_smoldpo_learns_later_is_kept(write, monkeypatch):
         ("base_model: a/m\nrl: grpo\n", "GRPO"),
         ("model_name_or_path: a/m\nbeta: 0.1\nnum_generations: 8\n", "GRPO.*num_generations"),
         ("model_name_or_path: a/m\ndataset_splits: [a]\npacking: true\n", "supervised"),
-        ("model_name_or_path: a/m\nbeta: 0.1\noutput_dir: out/m-orpo\n", "ORPO"),
+        ("model_name_or_path: a/m\nbeta: 0.1\noutput_dir: out/m-kto\n", "KTO"),
         ("model_name_or_path: a/m\ndataset_name: imdb\n", "--from trl"),
         ("lr: 3\n", "--from"),
         ("model: builtin\nbeta: 0.2\n", "a smoldpo configuration already"),
@@ -596,3 +681,142 @@ def test_the_docs_tables_are_true(title, name):
             assert find(module.RULES, key) or f'"{key}"' in grouped, key
         for setting in re.findall(r"`([^`]+)`", becomes):
             assert setting in TrainConfig.model_fields, setting
+
+
+# ORPO, CPO and SimPO
+
+
+def loss_of(imported) -> dict:
+    names = ("loss_type", "loss_weights", "beta", "simpo_gamma", "cpo_alpha", "label_smoothing")
+    return {name: imported.settings[name] for name in names if name in imported.settings}
+
+
+@pytest.mark.parametrize(
+    "name, expected, differs",
+    [
+        ("handbook-orpo", {"loss_type": ["orpo"], "beta": 0.05}, "prompt's tokens"),
+        ("handbook-simpo", {"loss_type": ["simpo"], "beta": 2.5, "simpo_gamma": 1.0}, None),
+        (
+            "trl-cpo",
+            {"loss_type": ["cpo"], "beta": 0.15, "cpo_alpha": 0.8, "label_smoothing": 0.1},
+            None,
+        ),
+        (
+            "axolotl-simpo",
+            {"loss_type": ["simpo", "sft"], "loss_weights": [1.0, 0.05], "beta": 2.2}
+            | {"simpo_gamma": 1.1},
+            None,
+        ),
+        ("llama-factory-orpo", {"loss_type": ["orpo"], "beta": 0.2}, "LLaMA-Factory's ORPO weighs"),
+    ],
+)
+def test_losses_without_a_reference(name, expected, differs):
+    imported = import_recipe(FOLDER / f"{name}.yaml")
+    assert loss_of(imported) == expected
+    told = [line for line in imported.differences if "likelihood" in line or "ORPO" in line]
+    assert [differs in line for line in told] == [True] if differs else told == []
+    assert "reference" not in imported.settings
+
+
+CPO = "model_name_or_path: a/m\ndataset_name: a/p\ncpo_alpha: {}\n"
+
+
+@pytest.mark.parametrize(
+    "text, dialect, expected",
+    [
+        (CPO.format("0.0") + "loss_type: simpo\nsimpo_gamma: 0.9\n", None,
+         {"loss_type": ["simpo"], "simpo_gamma": 0.9}),
+        (CPO.format("0.3") + "loss_type: [simpo]\n", None,
+         {"loss_type": ["simpo", "sft"], "loss_weights": [1.0, 0.3]}),
+        # TRL's own default adds the likelihood with weight 1.
+        (TRL + "loss_type: simpo\n", None,
+         {"loss_type": ["simpo", "sft"], "loss_weights": [1.0, 1.0], "beta": 0.1}),
+        (CPO.format("0.3"), None, {"loss_type": ["cpo"], "cpo_alpha": 0.3}),
+        (CPO.format("0.3") + "simpo_gamma: 2\n", None, {"loss_type": ["cpo"], "cpo_alpha": 0.3}),
+        (TRL + "output_dir: out/tiny-orpo\n", "trl", {"loss_type": ["orpo"], "beta": 0.1}),
+        (TRL + "output_dir: out/tiny-orpo-then-dpo\n", None, {"beta": 0.1}),
+        (TRL + "gamma_beta_ratio:\nsft_weight: 0.2\n", None,
+         {"loss_type": ["simpo", "sft"], "loss_weights": [1.0, 0.2], "beta": 0.1}),
+        ("model_name_or_path: a/m\ndataset_name: a/p\nsft_weight: 0\n", None,
+         {"loss_type": ["simpo"], "beta": 2.0, "simpo_gamma": 0.5}),
+        (AXOLOTL.replace("dpo", "orpo") + "orpo_alpha: 0.3\n", None,
+         {"loss_type": ["orpo"], "beta": 0.3}),
+        (AXOLOTL.replace("dpo", "orpo") + "orpo_alpha: 0.3\nrl_beta: 0.4\n", None,
+         {"loss_type": ["orpo"], "beta": 0.4}),
+        (AXOLOTL.replace("dpo", "cpo") + "cpo_alpha: 0.5\n", None,
+         {"loss_type": ["cpo"], "cpo_alpha": 0.5}),
+        (AXOLOTL.replace("dpo", "ipo") + "cpo_alpha:\n", None, {"loss_type": ["ipo"]}),
+        (FULL + "dataset: a/b\npref_loss: simpo\nsimpo_gamma: 1.2\npref_beta: 2\n", None,
+         {"loss_type": ["simpo"], "simpo_gamma": 1.2, "beta": 2.0}),
+        (FULL + "dataset: a/b\npref_loss: simpo\npref_ftx: 0.1\n", None, {"loss_type": ["simpo"]}),
+    ],
+)  # fmt: skip
+def test_how_they_are_said(write, text, dialect, expected):
+    assert loss_of(write(text, dialect)) == expected
+
+
+@pytest.mark.parametrize(
+    "text, key, says",
+    [
+        (CPO.format("1.0") + "loss_type: hinge\n", "loss_type", "CPO with the loss hinge"),
+        (CPO.format("1.0") + "alpha: 0.5\n", "alpha", "AlphaPO"),
+        (TRL + "gamma_beta_ratio: 0.3\nloss_type: hinge\n", "loss_type", "SimPO with the loss hinge"),
+        (FULL + "dataset: a/b\npref_loss: orpo\npref_ftx: 0.5\n", "pref_ftx", "already"),
+        (FULL + "dataset: a/b\npref_loss: simpo\nld_alpha: 0.5\n", "ld_alpha", "longer answers"),
+    ],
+)  # fmt: skip
+def test_what_they_ask_for_in_vain(write, text, key, says):
+    imported = write(text)
+    entry = next(entry for entry in imported.entries if entry.key == key)
+    assert entry.status == "unsupported" and says in entry.reason
+    assert set(imported.settings["loss_type"]) & {"cpo", "simpo", "orpo"}
+
+
+def test_lengths_and_weights_are_kept(write):
+    imported = write(TRL + "ld_alpha: 0.4\nuse_weighting: true\n")
+    assert imported.config.ld_alpha == 0.4 and imported.config.use_weighting
+    assert {fates(imported)[key] for key in ("ld_alpha", "use_weighting")} == {"kept"}
+    off = write(TRL + "ld_alpha: 1.0\nuse_weighting: false\n")
+    assert not {"ld_alpha", "use_weighting"} & set(off.settings)
+    assert write(AXOLOTL + "dpo_use_weighting: true\n").config.use_weighting
+    factory = write(FULL + "dataset: a/b\nld_alpha: 0.4\n")
+    assert factory.config.ld_alpha == 0.4
+    assert any("policy alone" in line for line in factory.differences)
+    assert not write(FULL + "dataset: a/b\nld_alpha: 1.0\n").settings.get("ld_alpha")
+
+
+def test_every_option_of_orpos_and_cpos_configs_is_known(write):
+    pytest.importorskip("trl")
+    from trl.experimental.cpo import CPOConfig
+    from trl.experimental.orpo import ORPOConfig
+
+    for kind, word in ((CPOConfig, "cpo"), (ORPOConfig, "orpo")):
+        names = sorted(field.name for field in dataclasses.fields(kind))
+        text = TRL + "".join(f"{name}:\n" for name in names if f"{name}:" not in TRL)
+        imported = write(text.replace("output_dir:\n", f"output_dir: a-{word}\n"), "trl")
+        assert imported.settings["loss_type"] == [word]
+        unknown = [key for key, why in reasons(imported).items() if "no key that is known" in why]
+        assert not unknown, kind
+
+
+def test_defaults_of_cpo_and_orpo_are_ours_or_written():
+    pytest.importorskip("trl")
+    from trl.experimental.cpo import CPOConfig
+    from trl.experimental.orpo import ORPOConfig
+
+    ours = {name: field.default for name, field in TrainConfig.model_fields.items()}
+    real = CPOConfig(output_dir="none", bf16=False)
+    for name in ("beta", "label_smoothing", "cpo_alpha", "simpo_gamma"):
+        assert getattr(real, name) == ours[name], name
+    assert ORPOConfig(output_dir="none", bf16=False).beta == ours["beta"]
+
+
+def test_an_imported_recipe_without_a_reference_trains(cli, pairs_file, tiny_folder, tmp_path):
+    (tmp_path / "r.yaml").write_text((FOLDER / "axolotl-simpo.yaml").read_text())
+    assert cli("config", "import", "r.yaml", "--out", "mine.yaml").code == 0
+    result = cli(
+        "train", "mine.yaml", "--model", tiny_folder, "--data", pairs_file, "--max-steps", 1,
+        "--max-new-tokens", 2, "--data-split", "none", "--output-dir", "run",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert config_from_arguments(["run/config.yaml"]).loss_weights == [1.0, 0.05]

@@ -21,11 +21,12 @@ from smoldpo.engine.memory import free_memory
 from smoldpo.engine.moving import moving_copy, moving_model
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights, cast
-from smoldpo.engine.reference_store import ReferenceStore
+from smoldpo.engine.reference_store import FORMAT, ReferenceStore
 from smoldpo.engine.trunk import boundary, unsupported
 from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore, TrunkStore
 from smoldpo.errors import UsageError
 from smoldpo.files import free_bytes
+from smoldpo.models.adapters import adapted_modules
 from smoldpo.models.load import tensors_sha256
 
 DISK_SHARE = 0.5
@@ -55,6 +56,8 @@ class EngineSettings:
     """As an interrupted run had them; by default whichever are faster here."""
     needs_reference: bool = True
     """False where the loss compares with no reference: then no reference is made or run."""
+    use_weighting: bool = False
+    """Whether the loss weighs pairs by the policy's token probabilities: these must be looked at then."""
     sync_ref_model: bool = False
     """Whether the reference moves during training (moving.py)."""
 
@@ -76,10 +79,13 @@ def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
 def build_plain(
     policy: PreTrainedModel, reference: PreTrainedModel | None, settings: EngineSettings
 ) -> Engine:
-    """The reference implementation; without a reference, the policy as it is now is one."""
+    """The reference implementation; without a reference, the policy as it is now is one.
+
+    Where adapters train, that is the policy with its adapters off, and no second model.
+    """
     own = reference is not None
     if reference is None and settings.needs_reference:
-        reference = copy.deepcopy(policy)
+        reference = policy if adapted_modules(policy) else copy.deepcopy(policy)
     moving = None
     if settings.sync_ref_model and reference is not None:
         trains = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
@@ -91,6 +97,7 @@ def build_plain(
         compute_dtype=settings.compute_dtype,
         train_batch_size=settings.train_batch_size,
         eval_batch_size=settings.eval_batch_size,
+        use_weighting=settings.use_weighting,
         moving=moving,
     )
 
@@ -128,6 +135,8 @@ def build_fast(
         progress.say(f"cache: {reason}, so states are kept in memory, for this run alone")
         settings = replace(settings, cache="memory")
     kernels = settings.kernels or choose_kernels(dtype, policy.device.type)
+    if settings.use_weighting:  # the policy's head goes by products then; so must the reference's
+        kernels = replace(kernels, fused_head=False)
     about = about | {"dtype": str(dtype).removeprefix("torch."), "kernels": str(kernels)}
     states = _trunk_store(policy, settings, kernels, about)
     at = boundary(policy) if reference is None else 0
@@ -145,6 +154,7 @@ def build_fast(
         states,
         logps,
         settings.needs_reference,
+        settings.use_weighting,
         moving,
     )
     if len(states) or len(logps):
@@ -229,6 +239,7 @@ def reference_folder(
         settings.compute_dtype,
         model.device,
         config=_shape(model),
+        format=FORMAT,
         boundary=at,  # products below it have other numbers of rows
         kernels=asdict(kernels),
         compiled=settings.compiled,

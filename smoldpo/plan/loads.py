@@ -66,8 +66,9 @@ def load_at(
     if (
         evaluation
     ):  # a fast engine has the reference's log-probabilities, and the policy's with them
-        fresh = own or not needs_reference(config.loss_type)
-        before = int(fresh) if fast else 1 + own
+        apart = own or config.use_weighting  # the policy's own are asked for besides
+        compares = needs_reference(config.loss_type)
+        before = int(apart or not compares) if fast else 1 + (apart and compares)
     per_stream = steps.epochs[0].pairs / max(1, steps.epochs[0].streams)
     return Load(
         trunk=trunk,

@@ -1,4 +1,4 @@
-"""axolotl: `axolotl train recipe.yaml` with `rl: dpo`."""
+"""axolotl: `axolotl train recipe.yaml` with `rl: dpo`, ipo, orpo or simpo."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from smoldpo.recipes import optimization, shared
 from smoldpo.recipes.account import Draft, number
+from smoldpo.recipes.adapters import adapters
 from smoldpo.recipes.rules import (
     Rules,
     drop,
@@ -98,11 +99,15 @@ RULES: Rules = {
     "bnb_config_kwargs": drop("of quantised weights"),
     "gptq": unsupported(shared.QUANTISED),
     "unfrozen_parameters": unsupported(
-        "freeze the others: freeze_layers, and freeze with name patterns"
+        "regular expressions there: set train to name patterns as file names have them, such as '*.mlp.*'"
     ),
     "trl.beta": to("beta"),
     "rl_beta": to("beta"),
     "dpo_beta": to("beta"),
+    "orpo_alpha": drop("of ORPO"),
+    "cpo_alpha": to("cpo_alpha"),
+    "simpo_gamma": to("simpo_gamma"),
+    "kto_*": drop("of KTO"),
     "dpo_label_smoothing": to("label_smoothing"),
     "dpo_loss_type": loss,
     "dpo_loss_weights": where_known(shared.OTHER_LOSS, "loss_weights"),
@@ -191,7 +196,7 @@ def groups(draft: Draft) -> None:
     _method(draft)
     _data(draft)
     kind = draft.recipe.get("adapter")
-    shared.adapters(draft, None if is_off(kind) else f"{kind}", "adapter", ADAPTER_KEYS)
+    adapters(draft, None if is_off(kind) else f"{kind}", "adapter", ADAPTER_KEYS)
     shared.precision(draft, "torch_dtype")
     optimization.lowest_cosine_rate(draft)
     optimization.schedule(draft, "lr_scheduler")
@@ -208,7 +213,9 @@ def groups(draft: Draft) -> None:
 def _method(draft: Draft) -> None:
     if draft.recipe.get("rl") == "dpo":
         draft.same("rl", "smoldpo trains DPO")
-    else:
+        for key in draft.without("cpo_alpha", "simpo_gamma"):
+            draft.drop(key, "of CPO and SimPO")
+    elif draft.method == "dpo":
         loss(draft, "rl", draft.recipe.get("rl"))
 
 
