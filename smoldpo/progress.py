@@ -36,8 +36,24 @@ def console() -> Console:
     return _live.console if _live else Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+_hushed = False
+
+
+@contextlib.contextmanager
+def hushed(quiet: bool = True) -> Iterator[None]:
+    """Within the block nothing is said: what a sweep's first trial has said of all of them."""
+    global _hushed
+    before, _hushed = _hushed, quiet or _hushed
+    try:
+        yield
+    finally:
+        _hushed = before
+
+
 def say(message: str) -> None:
     """One line for a person, on standard error."""
+    if _hushed:
+        return
     console().print(redact(message), markup=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from smoldpo import cache, progress
 from smoldpo.checkpoint import Checkpoint
 from smoldpo.config import TrainConfig, to_yaml
+from smoldpo.data.load import TrainingData
 from smoldpo.engine.memory import free_memory, give_back_freed_memory
 from smoldpo.engine.memory_budget import fit_budget
 from smoldpo.engine.out_of_memory import with_less_at_once
@@ -75,26 +77,36 @@ def run_training(config: TrainConfig) -> RunResult:
         loaded = load_everything(config)
         require_disk(folder, config, loaded.models, loaded.data)
         make_folder(folder)
-        _write_start(folder, config, loaded.models, loaded.data)
+        write_start(folder, config, loaded.models, loaded.data)
         write_beginning(folder, loaded.fingerprint)
         return Run(folder, config, loaded, interruption).go()
 
 
-def load_everything(config: TrainConfig, computing: dict[str, Any] | None = None) -> Loaded:
-    """Data, models and tokens; `computing` is that of a fingerprint, for a run that goes on."""
+def load_everything(
+    config: TrainConfig,
+    computing: dict[str, Any] | None = None,
+    read: Callable[..., TrainingData] = load_data,
+    encode: Callable[..., TokenizedData] = tokenize,
+) -> Loaded:
+    """Data, models and tokens; `computing` is that of a fingerprint, for a run that goes on.
+
+    Args:
+        read, encode: do what `load_data` and `tokenize` do; the trials of a sweep share theirs.
+    """
     judges = [parse_judge(spec) for spec in config.judges]
     gates = parse_gates(config.fail_under)
-    data = load_data(config)
+    data = read(config)
     models = load_models(config, data, computing["kernels"] if computing else None)
-    tokenized = tokenize(config, models, data)
+    tokenized = encode(config, models, data)
     proof = Proof(config, models, tokenized, question_of(config, models), judges)
     known = fingerprint(config, models, data, tokenized)
     return Loaded(models, tokenized, proof, gates, known)
 
 
-def _write_start(
+def write_start(
     folder: Path, config: TrainConfig, models: Models, tokenized: TokenizedData
 ) -> None:
+    """What a run folder holds from its beginning: settings as decided, the machine, the data's account."""
     decided = {
         "overwrite": False,
         "freeze_layers": models.frozen_layers,
@@ -175,9 +187,7 @@ class Run:
         self._save("model")  # before anything else can go wrong
         after = self._evaluate("evaluating after") if self.data.eval else None
         evaluation = self.proof.write_analysis(self.folder, before, after)
-        card = model_card(self.config, evaluation, len(self.data.train), self.steps)
-        write_text(self.folder / "README.md", card)
-        write_text(self.folder / "model" / "README.md", card)
+        self._evaluated(evaluation)
         sample = self.proof.write_side_by_side(self.folder, evaluation, before, after, self.phases)
         self.metrics.close()
         write_json(self.folder / "timings.json", self.phases.rows)
@@ -185,6 +195,12 @@ class Run:
         report = self._report()
         failed = failures(evaluation, self.gates) if evaluation else []
         return RunResult(self.folder, self.steps, evaluation, sample, report, failed)
+
+    def _evaluated(self, evaluation: dict[str, Any] | None) -> None:
+        """What is written as soon as the figures are known."""
+        card = model_card(self.config, evaluation, len(self.data.train), self.steps)
+        write_text(self.folder / "README.md", card)
+        write_text(self.folder / "model" / "README.md", card)
 
     def _report(self) -> Path | None:
         """The page; all that it shows is saved already, so that a run does not fail for it."""

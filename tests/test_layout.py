@@ -19,8 +19,8 @@ LEVELS = [
     {"optim", "tracking", "state", "trainer", "evaluation", "export", "runfolder"},
     {"materials", "fingerprint", "keeper", "not_finite", "phases", "answering", "proof", "evaluate"}
     | {"run", "resume", "chat", "summary", "runfiles", "report", "report_plots", "report_texts"},
-    {"compare_runs", "prove_resume", "doctor"},
-    {"cli", "cli_cache", "cli_data", "cli_evaluate", "cli_support", "__main__"},
+    {"compare_runs", "prove_resume", "doctor", "sweep"},
+    {"cli", "cli_cache", "cli_data", "cli_evaluate", "cli_support", "cli_sweep", "__main__"},
 ]
 """Each part may import from its own level and those above it in this list."""
 
@@ -97,6 +97,10 @@ def test_transformers_has_few_doors(path):
         "report.py",
         "runfiles.py",
         "summary.py",
+        *(
+            f"sweep/{name}.py"
+            for name in ("space", "methods", "winner", "results", "words", "page", "figures")
+        ),
     ],
 )
 def test_free_of_torch(name):

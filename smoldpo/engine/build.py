@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from smoldpo import cache, progress
+from smoldpo.engine import shared_stores
 from smoldpo.engine.base import Engine
 from smoldpo.engine.fast import KEEP_SHARE, FastEngine
 from smoldpo.engine.identity import results_key
@@ -145,8 +146,6 @@ def _trunk_store(
     at = boundary(policy)
     if settings.cache == "off" or at == 0:
         return NoStore()
-    if settings.cache == "memory":
-        return MemoryStore(KEEP_SHARE * free_memory(policy.device))
     base = policy.model
     named = [(name, p) for name, p in base.layers[:at].named_parameters()]
     named.append(("embeddings", base.embed_tokens.weight))
@@ -158,6 +157,9 @@ def _trunk_store(
         attention=kernels.fused_attention,
         compiled=settings.compiled,
     )
+    if settings.cache == "memory":
+        room = KEEP_SHARE * free_memory(policy.device)
+        return shared_stores.store(f"trunk {key}", lambda: MemoryStore(room))
     folder = cache.entry_folder("trunk", key)
     room = min(settings.cache_bytes - cache.size_of(folder), DISK_SHARE * free_bytes(folder))
     about = about | {"what": f"states behind layer {at - 1}"}
@@ -174,8 +176,6 @@ def _reference_store(
     kernels: Kernels,
     about: dict[str, Any],
 ) -> ReferenceStore:
-    if settings.cache in ("off", "memory"):
-        return ReferenceStore()
     key = results_key(
         sha256,
         settings.compute_dtype,
@@ -185,6 +185,8 @@ def _reference_store(
         kernels=asdict(kernels),
         compiled=settings.compiled,
     )
+    if settings.cache in ("off", "memory"):
+        return shared_stores.store(f"reference {key}", ReferenceStore)
     about = about | {"what": "log-probabilities"}
     return ReferenceStore(cache.entry_folder("reference", key), about, progress.say)
 
