@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,33 +79,39 @@ def _require_apart(sides: Sides) -> None:
 def write_sides(folder: Path, sides: Sides) -> dict[str, Any]:
     """Write the three files; returns what sweep.json says of each."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    used = _numbers_used([*sides.train, *sides.validation, *sides.final])
+    used = _numbers_used(sides.train)
     account: dict[str, Any] = {"numbers": used}
     for side in SIDES:
         pairs = getattr(sides, side)
         path = file_of(folder, side)
-        write_text(path, "".join(json.dumps(_row(pair, used)) + "\n" for pair in pairs))
+        known = [name for name in used if all(_number(pair, name) is not None for pair in pairs)]
+        write_text(path, "".join(json.dumps(_row(pair, known)) + "\n" for pair in pairs))
         prompts = len({prompt_key(pair.prompt) for pair in pairs})
         account[side] = {"pairs": len(pairs), "prompts": prompts, "sha256": sha256_of(path)}
     return account
 
 
-def _numbers_used(pairs: Iterable[PreferencePair]) -> list[str]:
-    """Of weight, margin and beta, those in which some pair is not as any other."""
+def _numbers_used(train: Sequence[PreferencePair]) -> list[str]:
+    """Of weight, margin and beta, those that training pairs bring: a source has a column for all or none.
+
+    Held-out pairs of another file may lack it, as they may in any run (`fitting` in data/load.py).
+    """
     plain = asdict(PairNumbers())
-    found = {
+    return sorted(
         name
-        for pair in pairs
-        for name, value in asdict(pair.numbers).items()
-        if value != plain[name]
-    }
-    return sorted(found)
+        for name in plain
+        if any(_number(pair, name) != plain[name] for pair in train)
+        and all(_number(pair, name) is not None for pair in train)
+    )
+
+
+def _number(pair: PreferencePair, name: str) -> float | None:
+    return getattr(pair.numbers, name)
 
 
 def _row(pair: PreferencePair, numbers: Sequence[str]) -> dict[str, Any]:
     named = {key: getattr(pair, key) for key in ("id", "source", "category") if getattr(pair, key)}
-    own = {name: getattr(pair.numbers, name) for name in numbers}
-    return FORMS[FORM].write(pair) | named | own
+    return FORMS[FORM].write(pair) | named | {name: _number(pair, name) for name in numbers}
 
 
 def file_of(folder: Path, side: str) -> Path:
