@@ -78,7 +78,7 @@ def evaluate(
     from smoldpo.progress import spinner
 
     with spinner("starting"):
-        from smoldpo.evaluate import EvaluateOptions, evaluate_models
+        from smoldpo.evaluating import EvaluateOptions, evaluate_models
 
     options = EvaluateOptions(
         reference=reference,

@@ -25,6 +25,13 @@ def _split_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def _words(value: Any) -> Any:
+    """Numbers as YAML reads them are words here: `train_layers: [0, 5, 20-29]`."""
+    if isinstance(value, list):
+        return [_words(item) for item in value]
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _split_judges(value: Any) -> Any:
     """Commas part judges, but for the one between an implicit judge's model and its reference."""
     parts: list[str] = []
@@ -45,8 +52,15 @@ def _loss_names(value: Any) -> Any:
     return known_losses(_split_commas(value))
 
 
+def _logger_names(value: Any) -> Any:
+    return [] if _none_word(value) is None else _split_commas(value)
+
+
 Names = Annotated[list[str], BeforeValidator(_split_commas)]
 LossNames = Annotated[list[Literal[tuple(FACTS)]], BeforeValidator(_loss_names)]
+LoggerNames = Annotated[
+    list[Literal["tensorboard", "trackio", "wandb", "mlflow"]], BeforeValidator(_logger_names)
+]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -73,12 +87,23 @@ class TrainConfig(BaseModel):
     freeze_layers: _optional(Annotated[int, Field(ge=0)]) = Field(
         None,
         description="freeze the first N layers and the embeddings; 0 freezes none; by default "
-        "five sixths of the layers (25 of SmolLM2-135M's 30)",
+        "five sixths of the layers (25 of SmolLM2-135M's 30), or none where train, train_layers or use_peft "
+        "says what trains",
     )
     freeze: Names = Field(
         [],
-        description="freeze these too: embeddings, norms, or patterns of parameter names such as "
+        description="freeze these too: embeddings, norms, biases, or patterns of parameter names such as "
         "'*.mlp.*' (comma-separated)",
+    )
+    train_layers: Annotated[Names, BeforeValidator(_words)] = Field(
+        [],
+        description="train these decoder layers and nothing else, instead of freeze_layers: last:4, first:4, "
+        "every:3, numbers from 0 and ranges such as 0,5,20-29 (docs/training.md)",
+    )
+    train: Names = Field(
+        [],
+        description="of what would train, train these alone: embeddings, norms, biases, or patterns of "
+        "parameter names such as '*.mlp.*' (comma-separated)",
     )
 
     # Data
@@ -283,6 +308,11 @@ class TrainConfig(BaseModel):
     keep_checkpoints: PositiveInt = Field(
         2, description="keep the newest N checkpoints; and the best one, where one is asked for"
     )
+    report_to: LoggerNames = Field(
+        [],
+        description="send the metrics there too: tensorboard, trackio, wandb, mlflow (docs/loggers.md), "
+        "comma-separated; metrics.jsonl is always written",
+    )
     logging_steps: PositiveInt = Field(1, description="write metrics every N steps")
 
     @property
@@ -298,7 +328,7 @@ class TrainConfig(BaseModel):
 
 
 SECTIONS = {
-    "Model": ("model", "freeze"),
+    "Model": ("model", "train"),
     "Data": ("data", "max_length"),
     "Loss": ("loss_type", "cpo_alpha"),
     "Training": ("learning_rate", "seed"),

@@ -14,7 +14,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from smoldpo import progress
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PYTHONS_OWN = (signal.SIG_DFL, signal.default_int_handler)
+"""Handlers that a program has which set none."""
 
 
 class InterruptedRunError(KeyboardInterrupt):
@@ -30,16 +34,24 @@ class InterruptedRunError(KeyboardInterrupt):
 
 
 class Interruption:
-    """A context in which SIGINT and SIGTERM raise InterruptedRunError: at once, or where it is asked for."""
+    """A context in which SIGINT and SIGTERM raise InterruptedRunError: at once, or where it is asked for.
 
-    def __init__(self) -> None:
+    Args:
+        guest: inside somebody else's program: handlers that it set itself stay in force, and a second SIGINT
+            raises KeyboardInterrupt where it would end the process.
+    """
+
+    def __init__(self, guest: bool = False) -> None:
+        self._guest = guest
         self._received: int | None = None
         self._deferring = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            for number in SIGNALS:
+                if not self._guest or signal.getsignal(number) in PYTHONS_OWN:
+                    self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -75,15 +87,17 @@ class Interruption:
 
     def _receive(self, number: int, _frame: Any) -> None:
         if self._received is not None and number == signal.SIGINT:
-            _write("stopped at once; smoldpo resume goes on from the last checkpoint\n")
+            if self._guest:
+                raise KeyboardInterrupt
+            _write_now("stopped at once; smoldpo resume goes on from the last checkpoint\n")
             os._exit(128 + number)
         self._received = number
         if not self._deferring:
             self.check()
-        _write("stopping: what is finished is saved first; Ctrl-C (again) stops at once\n")
+        progress.urgent("stopping: what is finished is saved first; Ctrl-C (again) stops at once")
 
 
-def _write(text: str) -> None:
-    """To standard error, past its buffers: the signal may have come in the middle of a print."""
+def _write_now(text: str) -> None:
+    """To standard error, past its buffers; on a terminal the cursor, which displays hide, comes back."""
     with contextlib.suppress(OSError):
-        os.write(2, text.encode())
+        os.write(2, (f"\x1b[?25h\n{text}" if os.isatty(2) else text).encode())

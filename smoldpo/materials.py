@@ -165,7 +165,13 @@ def load_models(
             reference_source = find_model(config.reference)
             require_same_tokens(tokenizer, reference_source)
             reference = load_model(reference_source, master_dtype(dtype), device)
-    frozen_layers = freeze(policy, config.freeze_layers, config.freeze)
+    frozen_layers = freeze(
+        policy,
+        config.freeze_layers,
+        config.freeze,
+        train_layers=config.train_layers,
+        train=config.train,
+    )
     progress.say(describe_parameters(policy))
     hashes = {"policy_start": weights_sha256(policy)}
     hashes["reference"] = weights_sha256(reference) if reference else hashes["policy_start"]

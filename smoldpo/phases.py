@@ -11,6 +11,7 @@ from typing import Any
 from smoldpo import progress
 from smoldpo.types import Advance
 
+Bar = Callable[[str, int], contextlib.AbstractContextManager[Advance]]
 WORTH_SAYING = 2.0
 """Seconds from which a phase's time is said when it ends."""
 
@@ -31,11 +32,13 @@ class Phases:
         self.rows: dict[str, dict[str, Any]] = {}
 
     @contextlib.contextmanager
-    def phase(self, title: str, units: int, unit: str = "pairs") -> Iterator[Advance]:
+    def phase(
+        self, title: str, units: int, unit: str = "pairs", bar: Bar = progress.bar
+    ) -> Iterator[Advance]:
         """A bar over `units`; what it took is kept when the block ends, also by an error."""
         start = time.perf_counter()
         try:
-            with progress.bar(title, units) as advance:
+            with bar(title, units) as advance:
                 yield self._checking(advance)
         finally:
             took = time.perf_counter() - start

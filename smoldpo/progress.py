@@ -6,11 +6,13 @@ Everything here goes to standard error; standard output belongs to data.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     Progress,
@@ -27,6 +29,9 @@ QUIET_SECONDS = 15.0
 """Off a terminal, a line of progress at most this often."""
 
 
+_silent = False
+_framed = False
+_notice = ""
 _live: Progress | None = None
 """The display that is on the terminal now; bars within bars become further lines of it."""
 
@@ -36,31 +41,33 @@ def console() -> Console:
     return _live.console if _live else Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-_hushed = False
-
-
-@contextlib.contextmanager
-def hushed(quiet: bool = True) -> Iterator[None]:
-    """Within the block nothing is said: what a sweep's first trial has said of all of them."""
-    global _hushed
-    before, _hushed = _hushed, quiet or _hushed
-    try:
-        yield
-    finally:
-        _hushed = before
-
-
 def say(message: str) -> None:
     """One line for a person, on standard error."""
-    if _hushed:
+    if _silent:
         return
     console().print(redact(message), markup=False)
 
 
 @contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Within the block nothing is said and nothing drawn."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
+
+
+def on_terminal() -> bool:
+    """Whether there is a terminal to draw on, and drawing is wanted."""
+    return not _silent and sys.stderr.isatty()
+
+
+@contextlib.contextmanager
 def bar(title: str, total: int) -> Iterator[Advance]:
     """A bar over `total` units with the time left; yields the function that advances it."""
-    if not sys.stderr.isatty():
+    if not on_terminal():
         yield _QuietBar(title, total).advance
         return
     with _line(title, total) as (progress, task):
@@ -75,9 +82,49 @@ def bar(title: str, total: int) -> Iterator[Advance]:
 
 
 @contextlib.contextmanager
+def framed(bars: Progress, frame: RenderableType) -> Iterator[None]:
+    """Draw `frame`, which holds `bars`, for the length of a block; bars within it become lines of `bars`.
+
+    For the outermost display alone, on a terminal. `bars` must write to `console()`.
+    """
+    global _live, _framed, _notice
+    assert _live is None
+    try:
+        with Live(frame, console=bars.console, transient=True, refresh_per_second=4):
+            _live, _framed, _notice = bars, True, ""
+            try:
+                yield
+            finally:
+                _live, _framed = None, False
+    finally:
+        if _notice:
+            say(_notice)
+
+
+def notice() -> str:
+    """What `urgent` had to say during this frame, for the frame to show."""
+    return _notice
+
+
+def urgent(message: str) -> None:
+    """Say something from within a signal handler, which may have come in the middle of anything.
+
+    Past the streams' buffers; within a frame it is remembered, and the frame shows it when it is next drawn.
+    """
+    global _notice
+    if _silent:
+        return
+    if _framed:
+        _notice = message
+        return
+    with contextlib.suppress(OSError):
+        os.write(2, f"{message}\n".encode())
+
+
+@contextlib.contextmanager
 def spinner(title: str) -> Iterator[None]:
     """For work whose length is not known; silent off a terminal."""
-    if not sys.stderr.isatty():
+    if not on_terminal():
         yield
         return
     with _line(title, None):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from smoldpo import cache, progress
+from smoldpo import cache, live_view, progress
 from smoldpo.checkpoint import Checkpoint
 from smoldpo.config import TrainConfig, to_yaml
 from smoldpo.data.load import TrainingData
@@ -27,6 +28,7 @@ from smoldpo.files import write_json, write_text
 from smoldpo.fingerprint import fingerprint, mark_finished, write_beginning
 from smoldpo.interrupts import InterruptedRunError, Interruption
 from smoldpo.keeper import Keeper, require_disk
+from smoldpo.loggers import Reporting, require_loggers
 from smoldpo.loss_facts import needs_reference
 from smoldpo.materials import Models, TokenizedData, load_data, load_models, tokenize
 from smoldpo.not_finite import keep_not_finite
@@ -36,7 +38,7 @@ from smoldpo.report import read_run, write_report
 from smoldpo.rng import seed_everything
 from smoldpo.runfolder import choose_folder, environment, make_folder, sweep_leftovers
 from smoldpo.state import TrainingState
-from smoldpo.tracking import MetricsFile
+from smoldpo.tracking import MetricsFile, read_rows
 from smoldpo.trainer import NotFiniteError, Schedule, loss_function, train
 from smoldpo.types import PairLogps, TokenizedPair, no_progress
 
@@ -65,18 +67,21 @@ class Loaded:
     fingerprint: dict[str, Any]
 
 
-def run_training(config: TrainConfig) -> RunResult:
+def run_training(config: TrainConfig, interruption: Interruption | None = None) -> RunResult:
     """Do everything that `smoldpo train` does.
+
+    Args:
+        interruption: how signals are answered; by default as a program of its own answers them.
 
     Raises:
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
         InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
     """
-    with Interruption() as interruption:
+    with interruption or Interruption() as interruption:
         folder = choose_folder(config)
         loaded = load_everything(config)
         require_disk(folder, config, loaded.models, loaded.data)
-        make_folder(folder)
+        make_folder(folder, [*config.data, config.eval_data or ""])
         write_start(folder, config, loaded.models, loaded.data)
         write_beginning(folder, loaded.fingerprint)
         return Run(folder, config, loaded, interruption).go()
@@ -93,6 +98,7 @@ def load_everything(
     Args:
         read, encode: do what `load_data` and `tokenize` do; the trials of a sweep share theirs.
     """
+    require_loggers(config.report_to)
     judges = [parse_judge(spec) for spec in config.judges]
     gates = parse_gates(config.fail_under)
     data = read(config)
@@ -109,7 +115,7 @@ def write_start(
     """What a run folder holds from its beginning: settings as decided, the machine, the data's account."""
     decided = {
         "overwrite": False,
-        "freeze_layers": models.frozen_layers,
+        "freeze_layers": None if config.train_layers else models.frozen_layers,
         "dtype": str(models.dtype).removeprefix("torch."),
     }
     write_text(folder / "config.yaml", to_yaml(config.model_copy(update=decided)))
@@ -147,14 +153,23 @@ class Run:
         self.interruption, self.checkpoint, self.exact = interruption, checkpoint, exact
         self.steps = 0
         self.phases = Phases(interruption.checking)
-        self.metrics = MetricsFile(folder / "metrics.jsonl")
+        self.metrics = self._metrics_file(folder / "metrics.jsonl")
         self.engine = self.models.engine
         self.state = TrainingState(self.engine, config)
         self.keeper = Keeper(folder / "checkpoints", config, self.state, self.metrics)
         self.compares = needs_reference(config.loss_type)
         """Whether there is a reference; a loss without one has no implicit reward either."""
         self.reference_logps: PairLogps | None = None
+        self.latest: dict[str, float] = {}
+        """The last evaluation."""
         self.total = Schedule.of(config, len(self.data.train)).total_steps
+
+    def _metrics_file(self, path: Path) -> MetricsFile:
+        reporting = None
+        if self.config.report_to:
+            settings = self.config.model_dump()
+            reporting = Reporting(self.config.report_to, self.folder, settings, read_rows(path))
+        return MetricsFile(path, reporting)
 
     def go(self) -> RunResult:
         with self.interruption.deferred():
@@ -164,6 +179,8 @@ class Run:
                 raise self._stopped(stop) from None
             except NotFiniteError as error:
                 raise keep_not_finite(self.folder, error, self.models.tokenizer) from None
+            finally:
+                self.metrics.close()
 
     def _stopped(self, stop: InterruptedRunError) -> InterruptedRunError:
         """Save where the run is, and say how to go on."""
@@ -274,7 +291,7 @@ class Run:
         if not (self.checkpoint and self.checkpoint.state["metrics_rows"]):
             # Of a run that goes on, the evaluation before is in the file already.
             self.metrics.log({"step": self.steps} | row)
-        self.latest = row
+        self.latest = {"step": self.steps} | row
         return scores
 
     def _restore(self) -> None:
@@ -288,7 +305,10 @@ class Run:
             return
         if not self.steps:  # a run that goes on has the budget that it had
             self._fit_memory()
-        with self.phases.phase("training", self.total - self.steps, "steps") as advance:
+        view = partial(
+            live_view.training, step=lambda: self.state.figures, evaluation=lambda: self.latest
+        )
+        with self.phases.phase("training", self.total - self.steps, "steps", view) as advance:
             train(
                 self.engine,
                 self.data.train,

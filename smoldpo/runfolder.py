@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,13 @@ CONTENTS = (
     "checkpoints",
     "resume.json",
     "not_finite.json",
+    "report_to.json",
+    "tensorboard",
+    "wandb",
     "model",
 )
+GIVEN = "given"
+"""In it lie the pairs that were handed over in memory (library/given.py); a run reads them there."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "scipy")
 
 
@@ -80,16 +86,25 @@ def _require_outside(folder: Path, setting: str, name: str | None) -> None:
     """What a run reads must not lie in the folder that it replaces."""
     if name is None or not Path(name).expanduser().exists():
         return
-    if Path(name).expanduser().resolve().is_relative_to(folder.resolve()):
+    path = Path(name).expanduser().resolve()
+    if path.is_relative_to(folder.resolve()) and not path.is_relative_to(
+        (folder / GIVEN).resolve()
+    ):
         raise UsageError(
             f"{setting} {name}: lies in output_dir {folder}, which this run would replace; "
             "choose another output_dir"
         )
 
 
-def make_folder(folder: Path) -> None:
-    """Make the run folder; of a run that is to be replaced, remove just what smoldpo wrote."""
-    for name in CONTENTS:
+def make_folder(folder: Path, sources: Sequence[str] = ()) -> None:
+    """Make the run folder; of a run that is to be replaced, remove just what smoldpo wrote.
+
+    Args:
+        sources: what the new run reads; pairs handed over to it lie in the folder already.
+    """
+    given = (folder / GIVEN).resolve()
+    keeps = any(Path(source).resolve().is_relative_to(given) for source in sources)
+    for name in CONTENTS if keeps else (*CONTENTS, GIVEN):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

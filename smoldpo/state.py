@@ -27,6 +27,8 @@ class TrainingState:
         step: optimizer steps finished.
         evaluated: the last step after which the held-out pairs were evaluated; -1 before any.
         best: the best of those evaluations.
+        figures: what the last step found (trainer.step_metrics), its `pairs` and `seconds`; for those who
+            watch, and no part of a checkpoint.
     """
 
     def __init__(self, engine: Engine, config: TrainConfig):
@@ -36,6 +38,7 @@ class TrainingState:
         self.step = 0
         self.evaluated = -1
         self.best = BestSoFar(config.metric_for_best_model)
+        self.figures: dict[str, float] = {}
 
     @property
     def bytes(self) -> int:

@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from smoldpo.files import write_text
+from smoldpo.loggers import Reporting
 
 
 class MetricsFile:
-    """Appends one JSON object a line. A number that is not finite is written as text, never lost."""
+    """Appends one JSON object a line. A number that is not finite is written as text, never lost.
 
-    def __init__(self, path: Path):
+    Args:
+        reporting: told each row once it is written; by default nobody is.
+    """
+
+    def __init__(self, path: Path, reporting: Reporting | None = None):
+        self._reporting = reporting
         self.rows = len(_rows(path))
         self._file = path.open("a", encoding="utf-8")
 
@@ -24,6 +30,8 @@ class MetricsFile:
         self._file.write(json.dumps(plain, allow_nan=False) + "\n")
         self._file.flush()
         self.rows += 1
+        if self._reporting is not None:
+            self._reporting.log(row)
 
     def sync(self) -> int:
         """Bring what was logged to the disk itself; returns the number of rows in the file."""
@@ -31,7 +39,15 @@ class MetricsFile:
         return self.rows
 
     def close(self) -> None:
+        """Close the file and the loggers; a second time does nothing."""
         self._file.close()
+        if self._reporting is not None:
+            self._reporting.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, as far as it is there."""
+    return [json.loads(row) for row in _rows(path)]
 
 
 def cut_back(path: Path, rows: int) -> None:

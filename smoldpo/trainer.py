@@ -161,6 +161,7 @@ def train(
                 | {"grad_norm": norm, "learning_rate": rate, "pairs": len(batch)}
                 | {"seconds": round(time.perf_counter() - started, 4)}
             )
+        state.figures = row | {"pairs": len(batch), "seconds": time.perf_counter() - started}
         watch(1, note=f"loss {row['loss']:.4f}  accuracy {row[accuracy_name(reference)]:.2f}")
         if after_step(step + 1):
             break

@@ -8,15 +8,7 @@ import pytest
 import torch
 
 from smoldpo import cache
-from smoldpo.engine import build
-from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.scorer import Scorer
-
-
-@pytest.fixture(autouse=True)
-def same_kernels(monkeypatch):
-    """Which kernel is faster is measured, and another one rounds otherwise and keeps elsewhere."""
-    monkeypatch.setattr(build, "choose_kernels", lambda *_: Kernels())
 
 
 @pytest.fixture

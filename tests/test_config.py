@@ -36,6 +36,9 @@ def test_every_error_is_reported_at_once():
         (["--max-grad-norm", "none"], "max_grad_norm", None),
         (["--beta", "0.2", "--beta", "0.3"], "beta", 0.3),
         (["--freeze-layers", "0"], "freeze_layers", 0),
+        (["--train-layers", "0,5,20-29"], "train_layers", ["0", "5", "20-29"]),
+        (["--train-layers", "last:4"], "train_layers", ["last:4"]),
+        (["--train", "norms,*.mlp.*"], "train", ["norms", "*.mlp.*"]),
     ],
 )
 def test_arguments(arguments, key, value):
@@ -51,6 +54,10 @@ def test_arguments(arguments, key, value):
         (["a.yaml", "b.yaml"], "unexpected argument 'b.yaml'"),
         (["--beta", "nan"], "beta is 'nan'"),
         (["--freeze-layers", "-1"], "freeze_layers is '-1'"),
+        (["--train-layers", "top:4"], "'top:4' is not a layer"),
+        (["--train-layers", "last:0"], "'last:0' chooses no layer"),
+        (["--train-layers", "9-2"], "write 2-9"),
+        (["--train-layers", "1", "--freeze-layers", "1"], "both say which layers train"),
         (["--eval-fraction", "0", "--eval-steps", "5"], "eval_steps needs held-out pairs"),
         (["--per-device-train-batch-size", "0"], "per_device_train_batch_size is '0'"),
     ],
@@ -78,6 +85,15 @@ def test_bad_yaml_is_named(tmp_path, text, says):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError, match=says):
         config_from_arguments([str(path)])
+
+
+def test_layers_as_yaml_has_them(tmp_path):
+    for text in ("[0, 5, 20-29]", "0,5,20-29", "['0', '5', '20-29']"):
+        path = tmp_path / "c.yaml"
+        path.write_text(f"train_layers: {text}\n")
+        assert config_from_arguments([str(path)]).train_layers == ["0", "5", "20-29"]
+    path.write_text("train_layers: 5\n")
+    assert config_from_arguments([str(path)]).train_layers == ["5"]
 
 
 def test_yaml_reads_back_to_the_same_values():

@@ -115,6 +115,10 @@ class Objective:
     ) -> torch.Tensor:
         """Losses of `pairs`, [pairs], whose log-probabilities are given; see engine/base.py."""
         given = LossInput.of(policy, reference, pairs, step, self.beta, self.divergence)
-        losses = torch.stack([weight * loss(given) for loss, weight in self.terms]).sum(0)
+        losses = self.of_input(given)
         weights = [pair.numbers.weight for pair in pairs]
         return losses if all(w == 1 for w in weights) else losses * losses.new_tensor(weights)
+
+    def of_input(self, given: LossInput) -> torch.Tensor:
+        """The weighted sum for what is given, [pairs]; pairs' own weights are not in it."""
+        return torch.stack([weight * loss(given) for loss, weight in self.terms]).sum(0)

@@ -1,9 +1,12 @@
 """Which parameters train.
 
-    freeze_layers N     the embeddings and the first N decoder layers
-    freeze "embeddings" the token embeddings alone
-    freeze "norms"      every normalisation weight
-    freeze "*.mlp.*"    parameters whose name fits the pattern (as file names do)
+    freeze_layers N     all but the embeddings and the first N decoder layers
+    train_layers ...    these decoder layers, and nothing else (layer_choice.py)
+    train NAMES         of those, what fits one of the names
+    freeze NAMES        less what fits one of these
+
+A name is a group (embeddings, norms, biases) or a pattern of parameter names, as file names have them
+('*.mlp.*').
 
 In SmolLM and SmolLM2 the LM head is the token embedding (tied weights), so freezing the embeddings
 freezes the head too; it is one parameter.
@@ -20,9 +23,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from smoldpo.errors import UsageError, nearest
+from smoldpo.layer_choice import chosen_layers
 
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-GROUPS = ("embeddings", "norms")
+GROUPS = ("embeddings", "norms", "biases")
 
 
 @dataclass(frozen=True)
@@ -39,42 +43,75 @@ def decoder_layers(model: PreTrainedModel) -> int:
     return model.config.get_text_config().num_hidden_layers
 
 
-def freeze(model: PreTrainedModel, layers: int | None, names: Sequence[str] = ()) -> int:
-    """Set `requires_grad` of every parameter, and return how many layers were frozen.
+def freeze(
+    model: PreTrainedModel,
+    layers: int | None,
+    names: Sequence[str] = (),
+    *,
+    train_layers: Sequence[str] = (),
+    train: Sequence[str] = (),
+) -> int:
+    """Set `requires_grad` of every parameter, and return how many layers from below `layers` froze.
 
     Args:
         layers: how many decoder layers to freeze from below, the embeddings with them; None freezes
-            five sixths of them.
-        names: groups ("embeddings", "norms") or patterns of parameter names to freeze too.
+            five sixths of them, or none where `train` or `train_layers` says what trains.
+        names: groups or patterns of parameter names to freeze too.
+        train_layers: the decoder layers that train, as layer_choice.py reads them; nothing outside does.
+        train: groups or patterns of parameter names; of what would train, the others freeze.
 
     Raises:
-        UsageError: more layers than there are, a pattern that fits no parameter, or nothing left
-            to train.
+        UsageError: layers that there are not, a name that fits no parameter, or nothing left to train.
     """
-    total = decoder_layers(model)
-    layers = total * 5 // 6 if layers is None else layers
-    if layers > total:
-        raise UsageError(
-            f"freeze_layers is {layers}, but the model has {total} layers; give at most {total}"
-        )
-    frozen: set[str] = set()
+    inside, below = layers_that_train(model, layers, train_layers, by_default=not train)
     parameters = dict(model.named_parameters())
-    if layers:
-        frozen |= _group(model, "embeddings")
-        frozen |= {name for name in parameters if 0 <= layer_of(name) < layers}
+    training = {name for name in parameters if layer_of(name) in inside}
+    if not train_layers:
+        outside = {name for name in parameters if layer_of(name) < 0}
+        training |= outside - (_group(model, "embeddings") if below else set())
+    if train:
+        chosen = [_fitting(model, "train", name) for name in train]
+        for name, found in zip(train, chosen, strict=True):
+            if not found & training:
+                raise UsageError(
+                    f"train: {name!r} fits nothing in the layers that may train; freeze fewer, or choose "
+                    "others with train_layers"
+                )
+        training &= set().union(*chosen)
     for name in names:
-        matched = _group(model, name) or set(fnmatch.filter(parameters, name))
-        if not matched:
-            raise UsageError(
-                f"freeze: {name!r} fits no parameter{nearest(name, GROUPS)}; give embeddings, norms, or a "
-                f"pattern such as '*.mlp.*' (names look like {list(parameters)[-2]})"
-            )
-        frozen |= matched
-    if len(frozen) == len(parameters):
+        training -= _fitting(model, "freeze", name)
+    if not training:
         raise UsageError("everything is frozen, so nothing could train; freeze fewer layers")
     for name, parameter in parameters.items():
-        parameter.requires_grad_(name not in frozen)
-    return layers
+        parameter.requires_grad_(name in training)
+    return below
+
+
+def layers_that_train(
+    model: PreTrainedModel,
+    freeze_layers: int | None,
+    train_layers: Sequence[str],
+    by_default: bool,
+) -> tuple[set[int], int]:
+    """The decoder layers that may train, and how many `freeze_layers` froze from below.
+
+    Args:
+        by_default: without either, five sixths freeze; else none does.
+
+    Raises:
+        UsageError: more layers than there are.
+    """
+    total = decoder_layers(model)
+    if train_layers:
+        return chosen_layers(train_layers, total), 0
+    below = freeze_layers
+    if below is None:
+        below = total * 5 // 6 if by_default else 0
+    if below > total:
+        raise UsageError(
+            f"freeze_layers is {below}, but the model has {total} layers; give at most {total}"
+        )
+    return set(range(below, total)), below
 
 
 def layer_of(name: str) -> int:
@@ -83,7 +120,22 @@ def layer_of(name: str) -> int:
     return int(found.group(1)) if found else -1
 
 
+def _fitting(model: PreTrainedModel, setting: str, name: str) -> set[str]:
+    """Names of the parameters that a group or pattern means."""
+    parameters = [parameter for parameter, _ in model.named_parameters()]
+    matched = _group(model, name) or set(fnmatch.filter(parameters, name))
+    if not matched:
+        absent = f"{name!r} fits no parameter" if name not in GROUPS else f"the model has no {name}"
+        raise UsageError(
+            f"{setting}: {absent}{nearest(name, GROUPS)}; give {', '.join(GROUPS)}, or a "
+            f"pattern such as '*.mlp.*' (names look like {parameters[-2]})"
+        )
+    return matched
+
+
 def _group(model: PreTrainedModel, group: str) -> set[str]:
+    if group == "biases":
+        return {name for name, _ in model.named_parameters() if name.endswith(".bias")}
     if group == "embeddings":
         held = {id(model.get_input_embeddings().weight)}
     elif group == "norms":

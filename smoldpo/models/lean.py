@@ -230,6 +230,13 @@ def make_lean(base: nn.Module, rows: int = ROWS) -> None:
             module.forward = types.MethodType(_mlp_forward, module)
 
 
+def leave_lean(base: nn.Module) -> None:
+    """Undo `make_lean`: every module computes by its class again."""
+    for module in base.modules():
+        vars(module).pop("forward", None)
+        vars(module).pop("smoldpo_rows", None)
+
+
 def _is_gated_mlp(module: nn.Module) -> bool:
     parts = [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]
     plain = all(isinstance(part, nn.Linear) and part.bias is None for part in parts)

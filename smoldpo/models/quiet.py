@@ -11,11 +11,12 @@ from transformers.utils import logging
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars, and nothing below an error, for the length of a block."""
-    verbosity = logging.get_verbosity()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()

@@ -9,7 +9,7 @@ from smoldpo.config import TrainConfig
 from smoldpo.recipes.account import UNSUPPORTED, Draft, complaint, number, short
 from smoldpo.recipes.rules import Rules, drop, is_off, keep, same, unsupported, where_known
 
-LOGGERS = "smoldpo writes metrics.jsonl and report.html in the run folder"
+LOGGERS = "smoldpo writes metrics.jsonl and report.html in the run folder; report_to adds others"
 HUB = "nothing is uploaded; the model is in the run folder, with its card"
 MEMORY = "nothing to recompute: the fast engine's memory is flat (max_tokens bounds it)"
 DEVICES = "one process on one device"

@@ -11,7 +11,7 @@ from typing import Any
 
 from smoldpo import progress
 from smoldpo.checkpoint import newest
-from smoldpo.config import TrainConfig, to_yaml
+from smoldpo.config import TrainConfig
 from smoldpo.errors import SmoldpoError
 from smoldpo.files import write_json, write_text
 from smoldpo.fingerprint import write_beginning
@@ -70,9 +70,7 @@ def measure_winner(
         )
     loaded = shared.load(measured)
     make_folder(folder)
-    write_start(folder, measured, loaded.models, loaded.data)
-    text = to_yaml(trained.model_copy(update={"freeze_layers": loaded.models.frozen_layers}))
-    write_text(folder / "config.yaml", text)
+    write_start(folder, trained, loaded.models, loaded.data)
     write_beginning(folder, loaded.fingerprint)
     _copy_steps(trial / "metrics.jsonl", folder / "metrics.jsonl")
     checkpoint.state["metrics_rows"] = (

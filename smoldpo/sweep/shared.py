@@ -6,6 +6,7 @@ the first one. With a cache in memory, the stores themselves are handed on (engi
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Shared:
         """
         known = self._known["computing"]
         kernels = known["kernels"] if known else None
-        with progress.hushed(self._said):
+        with progress.silenced() if self._said else contextlib.nullcontext():
             loaded = load_everything(
                 config, {"kernels": kernels} if kernels else None, self._read, self._encode
             )

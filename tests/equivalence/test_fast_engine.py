@@ -23,6 +23,7 @@ from smoldpo.engine.packing import by_length, common_beginning, pack, pair_lengt
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.scorer import score
+from smoldpo.engine.trunk import boundary
 from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore
 from smoldpo.errors import UsageError
 from smoldpo.losses import Objective
@@ -154,6 +155,27 @@ def test_every_family(family, frozen):
 def test_every_way_to_freeze(tied, frozen, names):
     model = build("llama", tied)
     freeze(model, frozen, names)
+    assert_equal(*engines(model))
+
+
+@pytest.mark.parametrize(
+    "choice, at",
+    [
+        ({"train_layers": ["last:1"]}, 3),
+        ({"train_layers": ["every:2"]}, 1),
+        ({"train_layers": ["0", "2"]}, 0),
+        ({"train": ["norms"]}, 0),
+        ({"train": ["*.mlp.*"], "train_layers": ["1", "3"]}, 1),
+        ({"train": ["model.norm.weight"]}, 4),
+        ({"train": ["embeddings"]}, 0),
+        ({"train": ["biases"], "train_layers": ["last:2"]}, 2),
+    ],
+)
+def test_every_choice_of_what_trains(choice, at):
+    """The trunk ends below the lowest layer in which anything trains, and no sooner."""
+    model = build("qwen2")
+    freeze(model, None, **choice)
+    assert boundary(model) == at
     assert_equal(*engines(model))
 
 

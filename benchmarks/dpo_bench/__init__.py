@@ -1,0 +1,1 @@
+"""The parts of bench_dpo.py, which is the command."""

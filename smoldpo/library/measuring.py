@@ -1,0 +1,83 @@
+"""evaluate: what a model is worth on pairs, or what two models are, pair by pair."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from smoldpo.errors import ConfigError, UsageError, nearest
+from smoldpo.evaluating import EvaluateOptions, evaluate_models
+from smoldpo.library.given import Source, names_of, write_given
+from smoldpo.library.guest import as_guest
+
+OPTIONS = tuple(field.name for field in fields(EvaluateOptions))
+
+
+class Figures(dict[str, Any]):
+    """What `smoldpo evaluate --json` prints, as a dictionary (docs/cli.md).
+
+    Attributes:
+        pairs: one row a pair, as `smoldpo evaluate --rows` writes them.
+        failed_gates: what `fail_under` asks for and the models do not have, in words.
+    """
+
+    def __init__(
+        self, figures: dict[str, Any], pairs: list[dict[str, Any]], failed_gates: list[str]
+    ):
+        super().__init__(figures)
+        self.pairs = pairs
+        self.failed_gates = failed_gates
+
+
+def evaluate(
+    model: str | Path | Sequence[str | Path],
+    data: Source,
+    reference: str | Path | None = None,
+    *,
+    verbose: bool = True,
+    **options: Any,
+) -> Figures:
+    """Preference accuracy of a model on pairs, with intervals; of two models, the test of their difference.
+
+    Args:
+        model: `builtin`, a folder, a run, a .gguf file or a hub id; two of them are compared, the first being
+            the reference unless another is given.
+        data: a source as training reads it, or the pairs themselves.
+        reference: for the implicit reward.
+        verbose: whether progress goes to standard error.
+        options: beta, seed, subset, split, max_samples, max_length, batch_size, dtype, device, engine,
+            format, columns (a dictionary), generate_prompts, temperature, max_new_tokens, judges, fail_under;
+            see `smoldpo evaluate --help`.
+
+    Raises:
+        ConfigError: an option that does not exist.
+        SmoldpoError: data or models that will not do.
+    """
+    unknown = [f"unknown option {key!r}{nearest(key, OPTIONS)}" for key in options.keys() - OPTIONS]
+    if unknown:
+        raise ConfigError(sorted(unknown))
+    for name in ("judges", "fail_under"):
+        if name in options:
+            said = options[name]
+            options[name] = tuple(said.split(",") if isinstance(said, str) else said)
+    settings = EvaluateOptions(reference=None if reference is None else str(reference), **options)
+    names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
+    if len(names) not in (1, 2):
+        raise UsageError(f"evaluate takes one model, or two to compare, not {len(names)}")
+    with as_guest(verbose), tempfile.TemporaryDirectory() as folder:
+        found = evaluate_models(names, _source(data, Path(folder)), settings)
+        return Figures(found.summary(), found.rows(), found.failed_gates)
+
+
+def _source(data: Source, folder: Path) -> str:
+    names = names_of(data)
+    if names is None:
+        path = folder / "pairs.jsonl"
+        write_given(data, path)
+        return str(path)
+    if len(names) != 1:
+        raise UsageError(f"evaluate takes one source of pairs, not {len(names)}")
+    return names[0]

@@ -1,0 +1,93 @@
+"""train: a whole run from Python, with the same settings, results and run folder as `smoldpo train`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smoldpo.arguments import load_yaml
+from smoldpo.config import TrainConfig, build_config
+from smoldpo.errors import UsageError
+from smoldpo.interrupts import Interruption
+from smoldpo.library.given import names_of, write_given
+from smoldpo.library.guest import as_guest
+from smoldpo.run import RunResult, run_training
+from smoldpo.runfolder import GIVEN, choose_folder
+
+
+def train(
+    config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
+    *,
+    verbose: bool = True,
+    **settings: Any,
+) -> RunResult:
+    """Tune a policy on preference pairs, and measure it before and after on pairs that it did not see.
+
+    Args:
+        config: a TrainConfig, a dictionary of settings, or a YAML file; by default the demo's settings.
+        verbose: whether messages and progress go to standard error.
+        settings: what `smoldpo train --help` lists, such as `beta=0.2`; they win over `config`. `data` and
+            `eval_data` may also be the pairs themselves: dictionaries in any schema that smoldpo reads, or
+            PreferencePairs. They are written to `given/` in the run folder, so that the run can be resumed.
+
+    Returns:
+        The run's folder, its evaluation (`result.evaluation["headline"]` is the answer in one sentence; None
+        without held-out pairs), and what the command line would print.
+
+    Raises:
+        ConfigError: everything that is wrong with the settings, at once.
+        SmoldpoError: data, model, memory or disk that will not do; the text says what to do.
+        InterruptedRunError: by Ctrl-C or SIGTERM, after a checkpoint was saved. Handlers that the program
+            set for these signals itself stay in force instead.
+    """
+    asked = _settings(config) | settings
+    asked = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}
+    given = {name: asked.pop(name) for name in ("data", "eval_data") if _is_given(asked, name)}
+    sources = {"data": [f"{name}.jsonl" for name in given]} if "data" in given else {}
+    built = build_config(asked | sources)
+    with as_guest(verbose):
+        if given:
+            built = _with_given(built, given)
+        return run_training(built, Interruption(guest=True))
+
+
+def _settings(config: TrainConfig | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if isinstance(config, TrainConfig):
+        return config.model_dump()
+    settings = load_yaml(Path(config)) if isinstance(config, str | Path) else config
+    if not isinstance(settings, Mapping):
+        raise UsageError(
+            f"config is {type(config).__name__}; give a TrainConfig, a dictionary, or a YAML file"
+        )
+    return {str(key).replace("-", "_"): value for key, value in settings.items()}
+
+
+def _is_given(settings: dict[str, Any], name: str) -> bool:
+    """Whether a setting holds pairs; names are put into the form that the configuration has."""
+    value = settings.get(name)
+    if value is None or isinstance(value, str):  # commas and the word none are the configuration's
+        return False
+    names = names_of(value)
+    if names is None:
+        return True
+    settings[name] = names if name == "data" else ",".join(names)
+    return False
+
+
+def _with_given(config: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
+    """The configuration with its pairs in files of the run folder, which is chosen now."""
+    folder = choose_folder(config)
+    changed: dict[str, Any] = {"output_dir": str(folder)}
+    for name, items in given.items():
+        path = folder / GIVEN / ("pairs.jsonl" if name == "data" else "eval.jsonl")
+        numbers = write_given(items, path, name)
+        if name == "data":
+            known = {item.partition("=")[0].strip() for item in config.columns}
+            columns = [f"{number}={number}" for number in numbers if number not in known]
+            changed |= {"data": [str(path)], "columns": [*config.columns, *columns]}
+        else:
+            changed["eval_data"] = str(path)
+    return build_config(config.model_dump() | changed)
