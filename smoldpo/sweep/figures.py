@@ -17,7 +17,7 @@ from smoldpo.sweep.space import Choices, Range, Space
 from smoldpo.sweep.wording import value_in_words
 
 MOST_LABELS = 30
-"""Trials whose accuracy is written into the map; of more, colour alone tells."""
+"""Places whose accuracy is written into the map, where there is room; of more, colour alone tells."""
 SHORT = re.compile(r"[\w.+,-]{1,10}")
 Trial = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ class Axis:
 
     def __init__(self, name: str, part: Choices | Range):
         self.name = name
-        values = part.values if isinstance(part, Choices) else (part.low, part.high)
+        values = part.values if isinstance(part, Choices) else tuple(map(part.at, (0, 0.5, 1)))
         self.numeric = all(
             isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
             for v in values
@@ -161,7 +161,8 @@ def settings_map(results: Mapping[str, Any], space: Space) -> Plot | None:
             best[place] = trial
 
     def draw(axes: Any) -> None:
-        for (x, y), trial in best.items():
+        labelled: list[tuple[float, float]] = []  # the winner first, so that it is never left out
+        for (x, y), trial in reversed(best.items()):
             share = _share(_value(trial), low, high)
             wins = trial["number"] == results["winner"]
             axes.plot(
@@ -171,7 +172,9 @@ def settings_map(results: Mapping[str, Any], space: Space) -> Plot | None:
                 axes.plot(
                     x, y, "o", color=ORANGE, fillstyle="none", markersize=17, markeredgewidth=2
                 )
-            if len(best) <= MOST_LABELS:
+            near = [1 for u, v in labelled if abs(u - x) < 0.12 and abs(v - y) < 0.13]
+            if len(best) <= MOST_LABELS and not near:
+                labelled.append((x, y))
                 axes.annotate(
                     f"{_value(trial):.1f}", (x, y), (0, 10), textcoords="offset points", ha="center",
                     fontsize=9, color=INK,
