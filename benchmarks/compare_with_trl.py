@@ -14,14 +14,18 @@ import contextlib
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from smoldpo.config import TrainConfig, build_config
 from smoldpo.data.load import load_pairs
 from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.engine.build import EngineSettings, build_plain
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.models.load import ModelSource, find_model, load_model, load_tokenizer
+from smoldpo.optim_settings import lowest_rate
+from smoldpo.schedules import decay_steps
 from smoldpo.tracking import MetricsFile
 from smoldpo.trainer import Schedule, train
 from smoldpo.types import TokenizedPair
@@ -73,13 +77,17 @@ def our_losses(
     micro_batch: int | None = None,
 ) -> list[float]:
     """The loss of each optimizer step of smoldpo, cut into micro-batches of so many pairs."""
-    engine = PlainEngine(
-        load_model(source, torch.float32),
-        load_model(source, torch.float32),
+    about = EngineSettings(
         compute_dtype=torch.float32,
         train_batch_size=micro_batch or config.per_device_train_batch_size,
         eval_batch_size=8,
+        max_tokens=config.max_tokens,
+        cache="off",
+        cache_bytes=0.0,
+        compiled=False,
+        sync_ref_model=config.sync_ref_model,
     )
+    engine = build_plain(load_model(source, torch.float32), None, about)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metrics.jsonl"
         train(
@@ -140,6 +148,12 @@ def trl_losses(source: ModelSource, pairs: list[TokenizedPair], config: TrainCon
                 f_alpha_divergence_coef=config.f_alpha_divergence_coef,
                 learning_rate=config.learning_rate,
                 lr_scheduler_type=config.lr_scheduler_type,
+                lr_scheduler_kwargs=schedule_kwargs(config, schedule.total_steps),
+                optim=config.optim,
+                optim_args=f"momentum={config.sgd_momentum}" if config.optim == "sgd" else None,
+                sync_ref_model=config.sync_ref_model,
+                ref_model_mixup_alpha=config.ref_model_mixup_alpha,
+                ref_model_sync_steps=config.ref_model_sync_steps,
                 warmup_steps=config.warmup_steps,
                 weight_decay=config.weight_decay,
                 max_grad_norm=config.max_grad_norm,
@@ -156,6 +170,19 @@ def trl_losses(source: ModelSource, pairs: list[TokenizedPair], config: TrainCon
         )
         trainer.train()
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def schedule_kwargs(config: TrainConfig, total: int) -> dict[str, Any]:
+    """What transformers' schedule of the same name takes besides its warm-up."""
+    if config.lr_scheduler_type == "cosine_with_min_lr":
+        return {"min_lr_rate": lowest_rate(config)}
+    if config.lr_scheduler_type == "warmup_stable_decay":
+        return {
+            "num_decay_steps": decay_steps(config, total),
+            "decay_type": config.lr_decay_type,
+            "min_lr_ratio": lowest_rate(config),
+        }
+    return {}
 
 
 def read_pairs(path: str, source: ModelSource, count: int, max_length: int) -> list[TokenizedPair]:

@@ -13,7 +13,7 @@ from smoldpo.files import sha256_of
 
 CLOCKED = {"seconds"}
 """What a row of metrics says about time."""
-CHECKPOINT_STATE = ("best", "budget", "rng", "reference_sha256")
+CHECKPOINT_STATE = ("best", "budget", "rng", "reference_sha256", "reference_syncs")
 
 
 def differences(one: Path, other: Path) -> list[str]:

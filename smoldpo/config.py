@@ -16,6 +16,7 @@ from smoldpo.config_checks import cross_checks
 from smoldpo.errors import ConfigError, nearest
 from smoldpo.loss_facts import FACTS
 from smoldpo.loss_settings import known_losses
+from smoldpo.optim_settings import OPTIMIZERS, SCHEDULES
 from smoldpo.redact import holds_secret
 
 
@@ -189,8 +190,33 @@ class TrainConfig(BaseModel):
 
     # Training
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
-        "cosine", description="shape of the learning rate after warm-up"
+    learning_rates: Names = Field(
+        [],
+        description="peak rates of their own for some of what trains: pattern=rate, such as "
+        "norms=1e-4,*.mlp.*=1e-5, with patterns as for freeze; the first that fits counts",
+    )
+    optim: Literal[tuple(OPTIMIZERS)] = Field(
+        "adamw_torch_fused",
+        description="optimizer (docs/optimization.md): AdamW; adafactor and sgd keep less memory; adamw_8bit "
+        "needs bitsandbytes",
+    )
+    sgd_momentum: float = Field(0.0, ge=0, lt=1, description="sgd's momentum; 0 keeps no state")
+    lr_scheduler_type: Literal[tuple(SCHEDULES)] = Field(
+        "cosine", description="shape of the learning rate after warm-up (docs/optimization.md)"
+    )
+    min_lr_rate: _optional(Annotated[float, Field(gt=0, lt=1)]) = Field(
+        None,
+        description="share of the peak rate at which cosine_with_min_lr (0.1 by default) and "
+        "warmup_stable_decay (0 by default) end",
+    )
+    lr_decay_ratio: float = Field(
+        0.2, gt=0, le=1, description="share of the steps in which warmup_stable_decay decays"
+    )
+    lr_decay_steps: _optional(PositiveInt) = Field(
+        None, description="steps in which warmup_stable_decay decays; overrides lr_decay_ratio"
+    )
+    lr_decay_type: Literal["cosine", "linear", "1-sqrt"] = Field(
+        "cosine", description="shape of warmup_stable_decay's decay"
     )
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps that warm up")
     warmup_steps: _optional(Annotated[int, Field(ge=0)]) = Field(
@@ -204,13 +230,25 @@ class TrainConfig(BaseModel):
     max_steps: _optional(PositiveInt) = Field(
         None, description="optimizer steps; overrides num_train_epochs"
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decay, on matrices only")
+    weight_decay: float = Field(0.0, ge=0, description="decay of weights, on matrices only")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: _optional(Annotated[float, Field(gt=0)]) = Field(
         1.0, description="clip the gradient to this norm; none: do not clip"
     )
+    ema_decay: _optional(Annotated[float, Field(gt=0, lt=1)]) = Field(
+        None,
+        description="evaluate and save an exponential moving average of the weights with this decay a step, "
+        "such as 0.98; by default the weights themselves",
+    )
+    sync_ref_model: bool = Field(
+        False, description="move the reference towards the policy during training (TR-DPO)"
+    )
+    ref_model_mixup_alpha: float = Field(
+        0.6, gt=0, le=1, description="share of the way that it goes each time; 1 copies the policy"
+    )
+    ref_model_sync_steps: PositiveInt = Field(512, description="it moves every N steps")
     seed: Annotated[int, Field(ge=0)] = Field(42, description="decides the order of the pairs")
 
     # Evaluation

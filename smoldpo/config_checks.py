@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from smoldpo.loss_facts import needs_reference
 from smoldpo.loss_settings import loss_checks
+from smoldpo.optim_settings import optim_checks
 from smoldpo.training_checks import training_checks
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ def cross_checks(config: TrainConfig) -> list[str]:
     problems = []
     if config.eval_steps and config.eval_data is None and config.eval_fraction == 0:
         problems.append("eval_steps needs held-out pairs: set eval_data, or eval_fraction above 0")
-    problems += loss_checks(config, type(config).model_fields) + _answer_checks(config)
+    fields = type(config).model_fields
+    problems += loss_checks(config, fields) + optim_checks(config, fields) + _answer_checks(config)
     problems += training_checks(config)
     for name in ("early_stopping_patience", "load_best_model_at_end"):
         if getattr(config, name) and not config.eval_steps:

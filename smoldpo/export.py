@@ -62,6 +62,7 @@ def model_card(
         f"{config.per_device_train_batch_size * config.gradient_accumulation_steps} pairs",
         f"- β {config.beta:g}, learning rate {config.learning_rate:g} "
         f"({config.lr_scheduler_type}), seed {config.seed}",
+        *_about_training(config),
         "",
     ]
     if evaluation:
@@ -94,6 +95,25 @@ def _method(config: TrainConfig) -> str:
         return "Direct Preference Optimization"
     extra = [] if config.rpo_alpha is None else [f"rpo_alpha {config.rpo_alpha:g}"]
     return f"preference optimization (loss: {' + '.join([*config.loss_type, *extra])})"
+
+
+def _about_training(config: TrainConfig) -> list[str]:
+    """A line each for what is not as usual."""
+    lines = []
+    if config.optim != type(config).model_fields["optim"].default:
+        lines.append(f"- optimizer {config.optim}")
+    if config.learning_rates:
+        lines.append(f"- rates of their own: {', '.join(config.learning_rates)}")
+    if config.sync_ref_model:
+        lines.append(
+            f"- the reference moved {config.ref_model_mixup_alpha:g} of the way to the policy every "
+            f"{config.ref_model_sync_steps} steps (TR-DPO); evaluated against its start"
+        )
+    if config.ema_decay is not None:
+        lines.append(
+            f"- these weights are a moving average of the weights ({config.ema_decay:g} a step)"
+        )
+    return lines
 
 
 def _about_ties(config: TrainConfig) -> str:

@@ -11,7 +11,7 @@ from smoldpo.checkpoint import load_checkpoint, prune, save_checkpoint, sweep
 from smoldpo.config import TrainConfig
 from smoldpo.files import require_space
 from smoldpo.materials import Models, TokenizedData
-from smoldpo.state import TrainingState
+from smoldpo.state import TrainingState, checkpoint_bytes
 from smoldpo.tracking import MetricsFile
 
 
@@ -78,7 +78,7 @@ def require_disk(folder: Path, config: TrainConfig, models: Models, data: Tokeni
     Raises:
         SmoldpoError: naming the bytes that each takes, and the bytes free.
     """
-    state = TrainingState(models.engine, config).bytes
+    state = checkpoint_bytes(models.engine, config)
     saves = bool(config.save_steps or config.save_minutes or config.load_best_model_at_end)
     count = config.keep_checkpoints + 1 + config.load_best_model_at_end if saves else 1
     needed = models.bytes + count * state

@@ -42,7 +42,7 @@ def training(
         step: what the last step found: `loss`, `rewards/accuracies`, ..., `pairs` and `seconds`.
         evaluation: the last evaluation's row of metrics (`step`, `eval_loss`, ...); empty before any.
     """
-    if not progress.on_terminal():
+    if not progress.on_terminal() or progress.is_drawing():
         with progress.bar(title, total) as advance:
             yield advance
         return

@@ -83,6 +83,9 @@ class Trackio:
     def __init__(self, about: About):
         import trackio
 
+        self._finish = (
+            trackio.finish
+        )  # the run's own leaves it to be finished once more, at the exit
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT") or PROJECT,
             name=f"{about.name}-{about.id[:6]}",  # it knows runs by their names alone
@@ -95,7 +98,7 @@ class Trackio:
         self._run.log(row, step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        self._finish()
 
 
 class WandB:

@@ -28,6 +28,7 @@ from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
 from smoldpo.engine.work import Parameters
 from smoldpo.errors import ModelError
 from smoldpo.export import model_bytes
+from smoldpo.learning_rates import rates_of
 from smoldpo.loss_facts import needs_reference
 from smoldpo.models.freeze import freeze, summarize
 from smoldpo.models.load import (
@@ -63,6 +64,8 @@ class Models:
     """Folders of the cache that this run uses."""
     decided: dict[str, Any]
     """How it computes, for environment.json."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Peak learning rates of parameters that have one of their own."""
 
     def reference(self) -> PreTrainedModel:
         """The reference, loaded anew in full precision."""
@@ -173,6 +176,7 @@ def load_models(
         train=config.train,
     )
     progress.say(describe_parameters(policy))
+    rates = rates_of(policy, config.learning_rates)
     hashes = {"policy_start": weights_sha256(policy)}
     hashes["reference"] = weights_sha256(reference) if reference else hashes["policy_start"]
     configuration = configuration_sha256(policy, reference or policy)
@@ -198,6 +202,7 @@ def load_models(
         compiled=compiling.compiled,
         kernels=Kernels(**kernels) if kernels else None,
         needs_reference=needs_reference(config.loss_type),
+        sync_ref_model=config.sync_ref_model,
     )
     kept_in: set[Path] = set()
     used: dict[str, bool] = {}
@@ -221,6 +226,7 @@ def load_models(
         configuration_sha256=configuration,
         kept_in=kept_in,
         decided={"engine": choice.name, "kernels": used, "compiled": compiling.compiled},
+        rates=rates,
     )
 
 

@@ -1,59 +1,141 @@
-"""AdamW's parameter groups, and the learning rate as a pure function of the step."""
+"""Optimizers by transformers' names: parameter groups, and what a checkpoint holds of their state.
+
+Each is the one that transformers' Trainer takes under its name: torch's AdamW and SGD, transformers' own
+Adafactor with external rates, bitsandbytes' AdamW with 8-bit moments.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
+from transformers.optimization import Adafactor
 
 from smoldpo.config import TrainConfig
+from smoldpo.engine.precision import pick_device
+from smoldpo.errors import UsageError
+from smoldpo.optim_settings import OPTIMIZERS
+
+Named = Mapping[str, torch.nn.Parameter]
 
 
 def make_optimizer(
-    parameters: Iterable[tuple[str, torch.nn.Parameter]], config: TrainConfig
-) -> torch.optim.AdamW:
-    """Fused AdamW (Loshchilov and Hutter 2019) over what trains; decay on matrices only."""
-    named = list(parameters)
-    groups = [
-        {
-            "params": [p for _, p in named if p.ndim >= 2],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=True,
+    parameters: Iterable[tuple[str, torch.nn.Parameter]],
+    config: TrainConfig,
+    rates: Mapping[str, float] | None = None,
+) -> torch.optim.Optimizer:
+    """The configured optimizer over what trains; decay on matrices only.
+
+    A group's `rate_factor` is its peak rate over `learning_rate`; the trainer multiplies by it.
+
+    Args:
+        rates: peak rates of parameters that have one of their own, by name.
+    """
+    rates = rates or {}
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters:
+        rate = rates.get(name, config.learning_rate)
+        decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return _build(
+        [
+            {"params": held, "lr": rate, "weight_decay": decay}
+            | {"rate_factor": rate / config.learning_rate}
+            for (rate, decay), held in groups.items()
+        ],
+        config,
     )
 
 
-def warmup_steps(config: TrainConfig, total: int) -> int:
-    """Steps that warm up: as asked, else the asked share of all steps, rounded up.
+def _build(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    adam = {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
+    if config.optim == "adafactor":  # Shazeer and Stern 2018, with rates from outside
+        return Adafactor(
+            groups, lr=config.learning_rate, scale_parameter=False, relative_step=False
+        )
+    if config.optim == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.sgd_momentum)
+    if config.optim == "adamw_8bit":  # Dettmers et al. 2021
+        from bitsandbytes.optim import AdamW
 
-    A share never takes every step: a run of one step would have a learning rate of 0.
+        return AdamW(groups, lr=config.learning_rate, optim_bits=8, **adam)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True, **adam)
+
+
+def require_optimizer(config: TrainConfig) -> None:
+    """Refuse, before anything is loaded, an optimizer that cannot run here; it takes one small step.
+
+    Raises:
+        UsageError: bitsandbytes is missing, or does nothing on this device.
     """
-    if config.warmup_steps is not None:
-        return config.warmup_steps
-    return min(math.ceil(config.warmup_ratio * total), total - 1)
+    if config.optim != "adamw_8bit":
+        return
+    device = pick_device(config.device)
+    otherwise = "or leave optim out; adafactor takes even less memory"
+    try:
+        probe = torch.nn.Parameter(torch.ones(64, 64, device=device))
+        probe.grad = torch.ones_like(probe)
+        make_optimizer([("probe", probe)], config).step()
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"optim adamw_8bit needs the package bitsandbytes ({error}): pip install it, {otherwise}"
+        ) from None
+    except Exception as error:  # whatever a build without support for the device says
+        said = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise UsageError(
+            f"optim adamw_8bit: bitsandbytes cannot take a step on {device} here ({said[0][:200]}); install "
+            f"a build of it for this machine, {otherwise}"
+        ) from None
+    if bool((probe == 1).all()):
+        raise UsageError(
+            f"optim adamw_8bit: bitsandbytes takes a step on {device} here that changes nothing; install a "
+            f"build of it for this machine, {otherwise}"
+        )
 
 
-def learning_rate(config: TrainConfig, step: int, total: int) -> float:
-    """The rate of optimizer step `step` (from 0) of `total`.
+def optimizer_bytes(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> int:
+    """Bytes of the optimizer's state after its first step, as a checkpoint holds it."""
+    of_one = OPTIMIZERS[config.optim].state_bytes
+    return sum(of_one(tuple(p.shape), p.element_size(), config) for p in parameters)
 
-    Equal to transformers' schedules of the same names: linear warm-up from 0, then constant, linear
-    to 0, or half a cosine to 0.
-    """
-    warmup = warmup_steps(config, total)
-    if step < warmup:
-        return config.learning_rate * step / max(1, warmup)
-    done = (step - warmup) / max(1, total - warmup)
-    shape = {
-        "constant": 1.0,
-        "linear": max(0.0, 1.0 - done),
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))),
-    }
-    return config.learning_rate * shape[config.lr_scheduler_type]
+
+def update_bytes(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> int:
+    """Bytes that an update needs for a moment, beside gradients and state."""
+    largest = max(p.numel() * p.element_size() for p in parameters)
+    return OPTIMIZERS[config.optim].temporaries * largest
+
+
+def capture_optimizer(optimizer: torch.optim.Optimizer, named: Named) -> dict[str, torch.Tensor]:
+    """Its state as tensors by "<key>/<parameter's name>"; a whole number as int64, which no optimizer has."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, parameter in named.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, int):
+                value = torch.tensor(value)
+            if value is None or not isinstance(value, torch.Tensor):
+                raise TypeError(f"{key} of {name} is {type(value).__name__}, which is not saved")
+            tensor = value.detach().cpu().contiguous()
+            address = tensor.untyped_storage().data_ptr()
+            # bitsandbytes' code books are one tensor for all parameters, which safetensors refuses.
+            found[f"{key}/{name}"] = tensor.clone() if address in seen else tensor
+            seen.add(address)
+    return found
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, named: Named, saved: Mapping[str, torch.Tensor]
+) -> None:
+    """The state becomes what `capture_optimizer` found."""
+    for name, parameter in named.items():
+        keys = {key.partition("/")[0] for key in saved if key.endswith(f"/{name}")}
+        state = {key: _as_it_was(saved[f"{key}/{name}"], parameter) for key in sorted(keys)}
+        if state:
+            optimizer.state[parameter] = state
+
+
+def _as_it_was(value: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor | int:
+    if value.dtype == torch.int64 and value.ndim == 0:
+        return int(value)
+    return value.to(parameter.device)

@@ -64,6 +64,11 @@ def on_terminal() -> bool:
     return not _silent and sys.stderr.isatty()
 
 
+def is_drawing() -> bool:
+    """Whether a display is on the terminal now; what is drawn within it becomes a line of it."""
+    return _live is not None
+
+
 @contextlib.contextmanager
 def bar(title: str, total: int) -> Iterator[Advance]:
     """A bar over `total` units with the time left; yields the function that advances it."""

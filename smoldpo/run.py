@@ -32,6 +32,8 @@ from smoldpo.loggers import Reporting, require_loggers
 from smoldpo.loss_facts import needs_reference
 from smoldpo.materials import Models, TokenizedData, load_data, load_models, tokenize
 from smoldpo.not_finite import keep_not_finite
+from smoldpo.optim import require_optimizer
+from smoldpo.optim_settings import require_sync
 from smoldpo.phases import Phases
 from smoldpo.proof import Proof, question_of
 from smoldpo.report import read_run, write_report
@@ -101,7 +103,9 @@ def load_everything(
     require_loggers(config.report_to)
     judges = [parse_judge(spec) for spec in config.judges]
     gates = parse_gates(config.fail_under)
+    require_optimizer(config)
     data = read(config)
+    require_sync(config, Schedule.of(config, len(data.train)).total_steps)
     models = load_models(config, data, computing["kernels"] if computing else None)
     tokenized = encode(config, models, data)
     proof = Proof(config, models, tokenized, question_of(config, models), judges)
@@ -155,7 +159,7 @@ class Run:
         self.phases = Phases(interruption.checking)
         self.metrics = self._metrics_file(folder / "metrics.jsonl")
         self.engine = self.models.engine
-        self.state = TrainingState(self.engine, config)
+        self.state = TrainingState(self.engine, config, self.models.rates)
         self.keeper = Keeper(folder / "checkpoints", config, self.state, self.metrics)
         self.compares = needs_reference(config.loss_type)
         """Whether there is a reference; a loss without one has no implicit reward either."""
@@ -274,7 +278,7 @@ class Run:
 
     def _evaluate(self, title: str) -> list[PairScore]:
         pairs = self.data.eval
-        with self.phases.phase(title, len(pairs)) as advance:
+        with self.phases.phase(title, len(pairs)) as advance, self.state.averaged():
             policy = self._sparing(
                 lambda: self.engine.policy_logps(pairs, advance), pairs, "evaluation"
             )
@@ -327,7 +331,7 @@ class Run:
         if device.type == "cpu":
             per_step = Schedule.of(self.config, len(self.data.train)).pairs_per_step
             free = free_memory(device)
-            fit_budget(self.engine, self.data.train, per_step, self.state.bytes, free)
+            fit_budget(self.engine, self.data.train, per_step, self.state.step_bytes, free)
 
     def _after_step(self, steps: int) -> bool:
         self.steps = steps
@@ -368,5 +372,5 @@ class Run:
 
     def _save(self, name: str) -> None:
         card = model_card(self.config, None, len(self.data.train), self.steps)
-        with progress.spinner(f"saving {name}"):
+        with progress.spinner(f"saving {name}"), self.state.averaged():
             save_model(self.folder / name, self.models.trained(), self.models.tokenizer, card)

@@ -1,27 +1,49 @@
 """What a run is at a moment of training, and its way into a checkpoint and back, to the last bit.
 
-Saved are the weights that train (in the optimizer's precision), AdamW's state, the random generators, and
-a few numbers. The rest is made anew from the configuration: frozen weights and the reference from where
-they were loaded, the order of the pairs and the learning rate from seed and step.
+Saved are the weights that train (in the optimizer's precision), the optimizer's state, the random generators,
+a few numbers, and where there are such the averaged weights and those of a moving reference. The rest is made
+anew from the configuration: frozen weights and the reference from where they were loaded, the order of the
+pairs and the learning rate from seed and step.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
-from smoldpo import rng
+from smoldpo import progress, rng
+from smoldpo.averaging import AveragedWeights
 from smoldpo.checkpoint import Checkpoint, Tensors
 from smoldpo.config import TrainConfig
 from smoldpo.early_stopping import BestSoFar
 from smoldpo.engine.base import Engine
 from smoldpo.errors import SmoldpoError
-from smoldpo.optim import make_optimizer
+from smoldpo.optim import (
+    capture_optimizer,
+    make_optimizer,
+    optimizer_bytes,
+    restore_optimizer,
+    update_bytes,
+)
+
+
+def checkpoint_bytes(engine: Engine, config: TrainConfig) -> int:
+    """Bytes of a checkpoint: weights, the optimizer's state, averaged weights, a moving reference."""
+    parameters = [parameter for _, parameter in engine.trainable_parameters()]
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    copies = 1 if config.ema_decay is None else 2
+    moving = 0 if engine.moving is None else engine.moving.bytes
+    return copies * weights + optimizer_bytes(parameters, config) + moving
 
 
 class TrainingState:
     """Policy, optimizer and position of a run.
+
+    Args:
+        rates: peak rates of parameters that have one of their own, by name.
 
     Attributes:
         step: optimizer steps finished.
@@ -31,10 +53,15 @@ class TrainingState:
             watch, and no part of a checkpoint.
     """
 
-    def __init__(self, engine: Engine, config: TrainConfig):
-        self.engine = engine
+    def __init__(
+        self, engine: Engine, config: TrainConfig, rates: Mapping[str, float] | None = None
+    ):
+        self.engine, self.config = engine, config
         self.parameters = dict(engine.trainable_parameters())
-        self.optimizer = make_optimizer(self.parameters.items(), config)
+        self.optimizer = make_optimizer(self.parameters.items(), config, rates)
+        self.average: AveragedWeights | None = None
+        if config.ema_decay is not None:
+            self.average = AveragedWeights(self.parameters, config.ema_decay)
         self.step = 0
         self.evaluated = -1
         self.best = BestSoFar(config.metric_for_best_model)
@@ -42,28 +69,76 @@ class TrainingState:
 
     @property
     def bytes(self) -> int:
-        """Bytes of a checkpoint: weights, and two moments of each."""
-        return 3 * sum(p.numel() * p.element_size() for p in self.parameters.values())
+        """Bytes of a checkpoint."""
+        return checkpoint_bytes(self.engine, self.config)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes that come with the first step and stay: gradients, the optimizer's state, its temporaries."""
+        parameters = list(self.parameters.values())
+        gradients = sum(p.numel() * p.element_size() for p in parameters)
+        state = optimizer_bytes(parameters, self.config) + update_bytes(parameters, self.config)
+        return gradients + state
+
+    def finish_step(self) -> None:
+        """The optimizer has taken a step: the policy, the average and the reference follow."""
+        self.engine.updated()
+        self.step += 1
+        if self.average is not None:
+            self.average.update()
+        self._move_reference()
+
+    def _move_reference(self) -> None:
+        config, moving = self.config, self.engine.moving
+        if moving is None or self.step % config.ref_model_sync_steps:
+            return
+        moving.sync(config.ref_model_mixup_alpha)
+        if moving.syncs == 1:
+            progress.say(
+                f"reference: moved after step {self.step}, {config.ref_model_mixup_alpha:g} of the way to "
+                f"the policy, and again every {config.ref_model_sync_steps} steps. The log-probabilities "
+                "that are kept are those of its start, so each step now runs it too; evaluations still "
+                "compare with its start"
+            )
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the policy has the averaged weights, where there are any; then its own again."""
+        if self.average is None or not self.step:
+            yield
+            return
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        assert self.average is not None
+        self.average.exchange()
+        self.engine.updated()
 
     def capture(self, **more: Any) -> Checkpoint:
         """A checkpoint of now; `more` goes into its state. Gradients are no part of it."""
-        moments: Tensors = {}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                moments[f"{key}/{name}"] = _plain(value)
         generators, numbers = rng.capture()
         weights = {name: _plain(parameter) for name, parameter in self.parameters.items()}
+        tensors: dict[str, Tensors] = {
+            "weights": weights,
+            "optimizer": capture_optimizer(self.optimizer, self.parameters),
+            "rng": generators,
+        }
         state = {
             "evaluated": self.evaluated,
             "best": self.best.as_dict(),
             "budget": self.engine.budget,
             "rng": numbers,
         }
-        return Checkpoint(
-            self.step,
-            {"weights": weights, "optimizer": moments, "rng": generators},
-            state | more,
-        )
+        if self.average is not None:
+            tensors["averaged"] = {name: _plain(t) for name, t in self.average.tensors.items()}
+        if self.engine.moving is not None:
+            tensors["reference"] = self.engine.moving.capture()
+            state["reference_syncs"] = self.engine.moving.syncs
+        return Checkpoint(self.step, tensors, state | more)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become what was captured.
@@ -73,6 +148,9 @@ class TrainingState:
         """
         self.restore_weights(checkpoint)
         self._restore_optimizer(checkpoint.tensors["optimizer"])
+        if self.engine.moving is not None:
+            moved = checkpoint.state["reference_syncs"]
+            self.engine.moving.restore(checkpoint.tensors["reference"], moved)
         rng.restore(checkpoint.tensors["rng"], checkpoint.state["rng"])
         self.step = checkpoint.step
         self.evaluated = checkpoint.state["evaluated"]
@@ -81,7 +159,7 @@ class TrainingState:
 
     @torch.no_grad()
     def restore_weights(self, checkpoint: Checkpoint) -> None:
-        """The policy alone becomes what it was. Raises as `restore`."""
+        """The policy alone, and its average, becomes what it was. Raises as `restore`."""
         weights = checkpoint.tensors.get("weights", {})
         theirs = {name: (tuple(t.shape), t.dtype) for name, t in weights.items()}
         ours = {name: (tuple(p.shape), p.dtype) for name, p in self.parameters.items()}
@@ -93,15 +171,13 @@ class TrainingState:
             )
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
+        if self.average is not None:
+            self.average.restore(checkpoint.tensors["averaged"])
         if checkpoint.step:
             self.engine.updated()
 
     def _restore_optimizer(self, saved: Tensors) -> None:
-        for name, parameter in self.parameters.items():
-            keys = {key.partition("/")[0] for key in saved if key.endswith(f"/{name}")}
-            state = {key: saved[f"{key}/{name}"].to(parameter.device) for key in sorted(keys)}
-            if state:
-                self.optimizer.state[parameter] = state
+        restore_optimizer(self.optimizer, self.parameters, saved)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The training loop, from top to bottom.
 
 An optimizer step is a list of pairs, a pure function of seed, epoch and step; the engine turns it into
-log-probabilities and gradients, however it cuts it into micro-batches; AdamW moves the policy.
+log-probabilities and gradients, however it cuts it into micro-batches; the optimizer moves the policy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from smoldpo.engine.out_of_memory import with_less_at_once
 from smoldpo.errors import SmoldpoError
 from smoldpo.loss_facts import OPTIONS
 from smoldpo.losses import Objective, betas, implicit_rewards
-from smoldpo.optim import learning_rate
+from smoldpo.schedules import learning_rate
 from smoldpo.state import TrainingState
 from smoldpo.tracking import MetricsFile
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
@@ -147,10 +147,9 @@ def train(
         )
         rate = learning_rate(config, step, schedule.total_steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
         optimizer.step()
-        engine.updated()
-        state.step = step + 1
+        state.finish_step()
 
         row = step_metrics(losses, policy, reference, betas(beta, batch, policy))
         if (step + 1) % config.logging_steps == 0 or step + 1 == schedule.total_steps:

@@ -74,6 +74,53 @@ def test_three_steps_of_every_loss_equal_trls(names, tiny_folder, write_rows):
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
+TRAINING = {
+    "sgd": {"optim": "sgd", "learning_rate": 1.0},
+    "sgd with momentum": {"optim": "sgd", "learning_rate": 1.0, "sgd_momentum": 0.9},
+    "adafactor": {"optim": "adafactor"},
+    "decay": {"weight_decay": 0.5, "learning_rate": 1e-2},
+    "cosine_with_min_lr": {"lr_scheduler_type": "cosine_with_min_lr", "min_lr_rate": 0.4},
+    "wsd": {"lr_scheduler_type": "warmup_stable_decay", "lr_decay_ratio": 0.5},
+    "wsd, linear": {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_decay_steps": 3,
+        "lr_decay_type": "linear",
+        "min_lr_rate": 0.2,
+    },
+    "moving reference": {
+        "sync_ref_model": True,
+        "ref_model_sync_steps": 2,
+        "ref_model_mixup_alpha": 0.6,
+    },
+    "copied reference": {
+        "sync_ref_model": True,
+        "ref_model_sync_steps": 3,
+        "ref_model_mixup_alpha": 1.0,
+    },
+}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_six_steps_of_every_optimizer_schedule_and_moving_reference_equal_trls(
+    name, tiny_folder, pairs_file
+):
+    source = compare.find_model(str(tiny_folder))
+    pairs = compare.read_pairs(str(pairs_file), source, 24, 512)
+    config = build_config(
+        {"max_steps": 6, "warmup_steps": 1, "num_train_epochs": 1, "learning_rate": 3e-3}
+        | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "dtype": "float32"}
+        | TRAINING[name]
+    )
+    ours = compare.our_losses(source, pairs, config, micro_batch=3)
+    theirs = compare.trl_losses(source, pairs, config)
+    assert len({round(loss, 4) for loss in ours}) >= 4, "the steps differ"
+    assert ours == pytest.approx(theirs, rel=2e-5)
+    plain = {"max_steps": 6, "warmup_steps": 1, "num_train_epochs": 1, "learning_rate": 3e-3}
+    plain |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    usual = compare.our_losses(source, pairs, build_config(plain | {"dtype": "float32"}))
+    assert ours != pytest.approx(usual, rel=1e-3), "it makes a difference"
+
+
 @pytest.mark.real
 def test_log_probabilities_of_real_pairs(real, shared):
     pairs = compare.read_pairs(str(shared / "hh_helpful_dev.jsonl"), real, 4, 1024)

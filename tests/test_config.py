@@ -121,7 +121,10 @@ def test_help_shows_every_option_with_its_meaning():
     for name, field in TrainConfig.model_fields.items():
         assert re.search(rf"^  --{name.replace('_', '-')}( {{.*}})?$", text, re.MULTILINE), name
         assert field.description and field.description in text
-    assert "--lr-scheduler-type {constant,linear,cosine}" in text
+    assert (
+        "--lr-scheduler-type {constant,linear,cosine,cosine_with_min_lr,warmup_stable_decay}"
+        in text
+    )
     assert list(TrainConfig.model_fields)[-1] == SECTIONS["Output"][1]
 
 

@@ -1,5 +1,6 @@
 """The live view in a real pseudo-terminal, wide and narrow; plain and quiet where there is none."""
 
+import io
 import json
 import os
 import re
@@ -138,6 +139,17 @@ def test_silence_holds_on_a_terminal_too(monkeypatch, capsys):
         advance(3)
         progress.urgent("nobody hears")
     assert capsys.readouterr() == ("", "")
+
+
+def test_within_another_display_it_is_a_line_of_that(monkeypatch):
+    """As of a run that is one of several."""
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress.bar("runs", 2) as runs, live_view.training("training", 3) as advance:
+        advance(1, note="loss 0.5")
+        runs(1)
+        titles = [task.description for task in progress._live.tasks]
+    assert titles == ["runs", "training"] and not progress.is_drawing()
 
 
 def shown(view, width):

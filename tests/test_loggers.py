@@ -140,6 +140,7 @@ def wandb(monkeypatch, calls):
 def trackio(monkeypatch, calls):
     module = stand_in(monkeypatch, "trackio", types.ModuleType("trackio"))
     module.init = Standing(calls, init=Standing(calls)).init
+    module.finish = Standing(calls).finish
     return calls
 
 
@@ -236,7 +237,7 @@ def test_a_logger_that_fails_is_left_out_and_the_run_goes_on(
 ):
     failing = Standing(calls, log=ConnectionError("no route"))
     module = stand_in(monkeypatch, "trackio", types.ModuleType("trackio"))
-    module.init = lambda **_: failing
+    module.init, module.finish = lambda **_: failing, failing.finish
     run = tmp_path / "run"
     result = cli(
         "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", run, *SHORT,
@@ -251,6 +252,7 @@ def test_a_logger_that_fails_is_left_out_and_the_run_goes_on(
 def test_a_logger_that_cannot_be_started_is_an_error(monkeypatch, calls, tmp_path):
     module = stand_in(monkeypatch, "trackio", types.ModuleType("trackio"))
     module.init = Standing(calls, init=PermissionError("who are you?")).init
+    module.finish = Standing(calls).finish
     with pytest.raises(SmoldpoError, match=r"cannot be started.*who are you"):
         Reporting(["trackio"], tmp_path, {})
 
@@ -260,11 +262,11 @@ def test_greetings_go_to_standard_error_and_closing_never_fails(monkeypatch, tmp
         def log(self, *_, **__):
             print("logged")
 
-        def finish(self):
-            raise OSError("gone")
+    def finish():
+        raise OSError("gone")
 
     module = stand_in(monkeypatch, "trackio", types.ModuleType("trackio"))
-    module.init = lambda **_: print("hello") or Loud()
+    module.init, module.finish = lambda **_: print("hello") or Loud(), finish
     report(tmp_path, "trackio", [STEP])
     out, err = capsys.readouterr()
     assert out == "" and "hello" in err and "logged" in err and "could not be closed (gone)" in err

@@ -303,6 +303,30 @@ def test_columns_from_axolotl_are_read(cli, write_rows):
         (FULL + "dataset: a/b\n", {"max_length": 2048, "lr_scheduler_type": "linear"}),
         (FULL + "dataset: a/b\npure_bf16: true\n", {"dtype": "bfloat16"}),
         (FULL.replace("full", "freeze") + "dataset: a/b\n", {}),
+        (TRL + "optim: adafactor\nadam_beta1: 0.8\n", {"optim": "adafactor"}),
+        (TRL + "optim: sgd\noptim_args: momentum=0.9\n", {"optim": "sgd", "sgd_momentum": 0.9}),
+        (TRL + "optim: paged_adamw_8bit\nadam_beta1: 0.8\n",
+         {"optim": "adamw_8bit", "adam_beta1": 0.8}),
+        (TRL + "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr_rate: 0.2}\n",
+         {"lr_scheduler_type": "cosine_with_min_lr", "min_lr_rate": 0.2}),
+        (TRL + "lr_scheduler_type: cosine_with_min_lr\nlearning_rate: 1e-5\n"
+         "lr_scheduler_kwargs: '{\"min_lr\": 5e-6, \"num_cycles\": 0.5}'\n",
+         {"lr_scheduler_type": "cosine_with_min_lr", "min_lr_rate": 0.5}),
+        (TRL + "lr_scheduler_type: warmup_stable_decay\nlr_scheduler_kwargs: {num_decay_steps: 9, "
+         "decay_type: linear, min_lr_ratio: 0.0, warmup_type: linear}\n",
+         {"lr_scheduler_type": "warmup_stable_decay", "lr_decay_steps": 9, "lr_decay_type": "linear"}),
+        (TRL + "lr_scheduler_kwargs: {}\n", {}),
+        (TRL + "sync_ref_model: true\nref_model_sync_steps: 64\nref_model_mixup_alpha: 0.9\n",
+         {"sync_ref_model": True, "ref_model_sync_steps": 64, "ref_model_mixup_alpha": 0.9}),
+        (TRL + "sync_ref_model: false\nref_model_sync_steps: 64\n", {}),
+        (AXOLOTL + "lr_scheduler: cosine\ncosine_min_lr_ratio: 0.1\n",
+         {"lr_scheduler_type": "cosine_with_min_lr", "min_lr_rate": 0.1}),
+        (AXOLOTL + "lr_groups:\n  - {name: a, modules: [q_proj, mlp], lr: 2e-5}\n",
+         {"learning_rates": ["*q_proj*=2e-05", "*mlp*=2e-05"]}),
+        (AXOLOTL + "embedding_lr_scale: 0.5\n", {"learning_rates": ["embeddings=5e-07"]}),
+        (AXOLOTL + "embedding_lr: 3e-7\noptimizer: adafactor\n",
+         {"learning_rates": ["embeddings=3e-07"], "optim": "adafactor"}),
+        (FULL + "dataset: a/b\noptim: adamw_8bit\n", {"optim": "adamw_8bit"}),
     ],
 )  # fmt: skip
 def test_meanings(write, text, settings):
@@ -315,7 +339,14 @@ def test_meanings(write, text, settings):
         "eval_steps",
         "save_steps",
     }
-    about |= {"eval_fraction", "freeze_layers", "max_length", *settings}
+    about |= {"eval_fraction", "freeze_layers", "max_length", "optim", "learning_rates", *settings}
+    about |= {
+        "min_lr_rate",
+        "sync_ref_model",
+        "ref_model_sync_steps",
+        "sgd_momentum",
+        "lr_decay_steps",
+    }
     got = {name: value for name, value in imported.settings.items() if name in about}
     told = {
         entry.becomes and next(iter(entry.becomes))
@@ -333,6 +364,19 @@ def test_meanings(write, text, settings):
         (TRL + "loss_type: [sigmoid, no_such_loss]\n", "loss_type", "no_such_loss"),
         (TRL + "lr_scheduler_type: polynomial\n", "lr_scheduler_type", "polynomial"),
         (TRL + "optim: lion_32bit\n", "optim", "AdamW"),
+        (TRL + "optim: sgd\noptim_args: nesterov=True\n", "optim_args", "sgd_momentum"),
+        (TRL + "optim_args: [1]\n", "optim_args", "adam_beta1"),
+        (TRL + "lr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: 2}\n",
+         "lr_scheduler_kwargs", "num_cycles of the schedule cosine"),
+        (TRL + "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-6}\n",
+         "lr_scheduler_kwargs", "learning_rate is not given"),
+        (TRL + "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr_rate: 0}\n",
+         "lr_scheduler_kwargs", "min_lr_rate cannot be 0"),
+        (TRL + "lr_scheduler_kwargs: none at all\n", "lr_scheduler_kwargs", "not a mapping"),
+        (AXOLOTL + "lr_scheduler: linear\ncosine_min_lr_ratio: 0.1\n", "cosine_min_lr_ratio", "cosine"),
+        (AXOLOTL + "lr_groups: everything\n", "lr_groups", "learning_rates"),
+        (AXOLOTL + "embedding_lr: 1e-7\nlr_groups:\n  - {name: a, modules: [mlp], lr: 2e-5}\n",
+         "lr_groups", "embedding_lr has already set"),
         (TRL + "fp16: true\n", "fp16", "float16"),
         (TRL + "frobnicate: 1\n", "frobnicate", "no key that is known of TRL"),
         (TRL + "max_length:\n", "max_length", "no limit"),
@@ -371,7 +415,7 @@ def test_what_smoldpo_learns_later_is_kept(write, monkeypatch):
     later = create_model(
         "TrainConfig", __base__=TrainConfig, use_peft=(bool, False), lora_rank=(int, 8)
     )
-    for module in ("account", "rules", "shared", "importing"):
+    for module in ("account", "rules", "shared", "optimization", "importing"):
         monkeypatch.setattr(f"smoldpo.recipes.{module}.TrainConfig", later)
     monkeypatch.setattr(configuration, "TrainConfig", later)
     imported = write(text)
@@ -538,7 +582,12 @@ def test_the_docs_tables_are_true(title, name):
     module = DIALECTS[name].module
     grouped = "".join(
         (ROOT / "smoldpo" / "recipes" / file).read_text()
-        for file in ("shared.py", "trl.py", f"{module.__name__.rpartition('.')[2]}.py")
+        for file in (
+            "shared.py",
+            "optimization.py",
+            "trl.py",
+            f"{module.__name__.rpartition('.')[2]}.py",
+        )
     )
     rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
     assert len(rows) >= 3

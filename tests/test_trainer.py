@@ -11,7 +11,6 @@ from smoldpo.config import build_config
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.errors import SmoldpoError
 from smoldpo.loss_facts import FACTS
-from smoldpo.optim import learning_rate, make_optimizer
 from smoldpo.tracking import MetricsFile
 from smoldpo.trainer import Schedule, beta_at, epoch_order, train
 from smoldpo.types import TokenizedPair, no_progress
@@ -67,30 +66,6 @@ def test_order_depends_on_seed_and_epoch_alone():
 )
 def test_number_of_steps(settings, steps):
     assert Schedule.of(config(**settings), 7).total_steps == steps
-
-
-@pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
-@pytest.mark.parametrize("warmup", [0, 3, 20])
-def test_learning_rate_equals_transformers(shape, warmup):
-    settings = config(lr_scheduler_type=shape, warmup_steps=warmup)
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    optimizer = torch.optim.SGD([parameter], lr=settings.learning_rate)
-    name = "constant_with_warmup" if shape == "constant" else shape
-    theirs = transformers.get_scheduler(
-        name, optimizer, num_warmup_steps=warmup, num_training_steps=20
-    )
-    for step in range(20):
-        assert learning_rate(settings, step, 20) == pytest.approx(
-            theirs.get_last_lr()[0], abs=1e-15
-        )
-        optimizer.step()
-        theirs.step()
-
-
-def test_decay_is_for_matrices(tiny_model):
-    optimizer = make_optimizer(tiny_model.named_parameters(), config(weight_decay=0.1))
-    for group in optimizer.param_groups:
-        assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] > 0}
 
 
 def test_training_lowers_the_loss_from_ln2_and_logs_trls_names(tiny_model, tmp_path):

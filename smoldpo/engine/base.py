@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from smoldpo.engine.moving import MovingReference
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
 
@@ -56,6 +57,9 @@ class Engine(Protocol):
     budget: int
     """How much goes through the model at once, in `budget_unit`; no result depends on it but by rounding."""
     budget_unit: str
+    moving: MovingReference | None
+    """The reference, where it moves during training (sync_ref_model). Once it has moved, steps compute its
+    log-probabilities anew, and those kept from its start serve evaluation alone."""
 
     def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
         """Do once what is the same in every epoch; called with every pair before the first update."""
@@ -70,10 +74,10 @@ class Engine(Protocol):
     def reference_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
-        """The reference's log-probabilities; computed as the policy's are.
+        """The reference's log-probabilities, as it was at the start; computed as the policy's are.
 
         Raises:
-            RuntimeError: the engine was made without a reference.
+            RuntimeError: the engine was made without a reference, or keeps none of a start that is gone.
         """
         ...
 

@@ -19,6 +19,7 @@ from smoldpo.engine.fast import KEEP_SHARE, FastEngine
 from smoldpo.engine.identity import results_key
 from smoldpo.engine.kernels import Kernels, choose_kernels
 from smoldpo.engine.memory import free_memory
+from smoldpo.engine.moving import moving_copy, moving_model
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights, cast
 from smoldpo.engine.reference_store import ReferenceStore
@@ -55,6 +56,8 @@ class EngineSettings:
     """As an interrupted run had them; by default whichever are faster here."""
     needs_reference: bool = True
     """False where the loss compares with no reference: then no reference is made or run."""
+    sync_ref_model: bool = False
+    """Whether the reference moves during training (moving.py)."""
 
 
 def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
@@ -75,14 +78,21 @@ def build_plain(
     policy: PreTrainedModel, reference: PreTrainedModel | None, settings: EngineSettings
 ) -> Engine:
     """The reference implementation; without a reference, the policy as it is now is one."""
+    own = reference is not None
     if reference is None and settings.needs_reference:
         reference = copy.deepcopy(policy)
+    moving = None
+    if settings.sync_ref_model and reference is not None:
+        trains = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+        wide = dict(reference.named_parameters())
+        moving = moving_model(policy, trains, reference, wide, own=own)
     return PlainEngine(
         policy,
         reference,
         compute_dtype=settings.compute_dtype,
         train_batch_size=settings.train_batch_size,
         eval_batch_size=settings.eval_batch_size,
+        moving=moving,
     )
 
 
@@ -105,8 +115,14 @@ def build_fast(
     """
     dtype = settings.compute_dtype
     masters = MasterWeights(policy, dtype)
-    if reference is not None:
+    moving = None
+    if reference is not None and settings.sync_ref_model:
+        wide = MasterWeights(reference.requires_grad_(True), dtype)
+        moving = moving_model(policy, masters.named(), reference, dict(wide.named()), own=True)
+    elif reference is not None:
         cast(reference.requires_grad_(False), dtype)
+    elif settings.sync_ref_model:
+        moving = moving_copy(policy, masters.named())
     if settings.cache in ("auto", "disk") and (reason := cache.unusable()) is not None:
         if settings.cache == "disk":
             raise UsageError(f"cache disk: {reason}; say --cache memory, or set XDG_CACHE_HOME")
@@ -130,6 +146,7 @@ def build_fast(
         states,
         logps,
         settings.needs_reference,
+        moving,
     )
     if len(states) or len(logps):
         progress.say(

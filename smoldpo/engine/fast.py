@@ -4,6 +4,7 @@
                     kept -> top -> final norm -> head on completion positions -> reference logps, kept
                     (the latter unless the loss compares with no reference)
     every epoch     kept -> top -> final norm -> head -> policy logps -> loss -> backward to the boundary
+    (and once a reference has moved, kept -> its own top -> ... -> reference logps, in each step)
 
 Before the first update the policy is the reference, so the reference's log-probabilities come from the
 policy itself; no second model exists. engine/plain.py is what all of this is held against.
@@ -25,6 +26,7 @@ from smoldpo.engine.identity import pair_key
 from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.memory import free_memory
 from smoldpo.engine.memory_budget import kept_for_backward
+from smoldpo.engine.moving import MovingReference
 from smoldpo.engine.packing import (
     PackedBatch,
     by_length,
@@ -59,6 +61,7 @@ class FastEngine:
         reference: a model of its own, only where the reference is not the policy's start.
         trunk_store, reference_store: where what is computed once a pair is kept; by default in memory.
         needs_reference: False for losses that compare with no reference: then none is ever run.
+        moving: the reference, where it moves during training: `reference`, or a copy of the policy's top.
     """
 
     budget_unit = "tokens"
@@ -73,13 +76,19 @@ class FastEngine:
         trunk_store: TrunkStore | None = None,
         reference_store: ReferenceStore | None = None,
         needs_reference: bool = True,
+        moving: MovingReference | None = None,
     ):
         self.kernels = kernels or Kernels()
         self.device = policy.device
         self.max_tokens = max_tokens
         self._masters = masters
-        self._policy = Scorer(policy, boundary(policy), self.kernels)
+        at = boundary(policy)
+        self._policy = Scorer(policy, at, self.kernels)
         self._reference = None if reference is None else Scorer(reference, 0, self.kernels)
+        self.moving = moving
+        self._moving = self._reference
+        if moving is not None and moving.model is not reference:
+            self._moving = Scorer(moving.model, at, self.kernels)
         self._needs_reference = needs_reference
         if trunk_store is None:
             trunk_store = MemoryStore(KEEP_SHARE * free_memory(self.device))
@@ -263,10 +272,20 @@ class FastEngine:
             return accumulate_step(
                 [[pairs[index] for index in indices] for indices in cut],
                 self._policy_forward,
-                lambda some: self._kept_reference(some, self.device),
+                self._reference_of,
                 loss,
                 advance,
             )
+
+    @torch.no_grad()
+    def _reference_of(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
+        """Kept from the start; of a reference that has moved, computed now."""
+        if self.moving is None or not self.moving.syncs:
+            return self._kept_reference(pairs, self.device)
+        assert self._moving is not None
+        batch = self._pack(pairs)
+        own = self._moving is self._reference
+        return self._moving.logps(batch, None if own else self._states_of(pairs, batch))
 
     def _policy_forward(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
         batch = self._pack(pairs)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from smoldpo.engine.base import LossFunction, StepResult, join
 from smoldpo.engine.memory_budget import kept_for_backward
+from smoldpo.engine.moving import MovingReference
 from smoldpo.engine.steps import accumulate_step
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
@@ -63,6 +64,7 @@ class PlainEngine:
     Args:
         policy: the model that trains, its parameters in float32 (or float64).
         reference: a frozen model of its own; None for losses that compare with none.
+        moving: the same model, where its weights move during training.
         compute_dtype: precision of the matrix products; parameters stay as they are (autocast).
         train_batch_size, eval_batch_size: pairs that go through the models at once.
     """
@@ -77,12 +79,14 @@ class PlainEngine:
         compute_dtype: torch.dtype,
         train_batch_size: int,
         eval_batch_size: int,
+        moving: MovingReference | None = None,
     ):
         self.policy = policy
         self.reference = reference
         self.train_batch_size = train_batch_size
         self.eval_batch_size = eval_batch_size
         self.device = policy.device
+        self.moving = moving
         self._compute_dtype = compute_dtype
         if reference is not None:
             reference.eval().requires_grad_(False)
@@ -135,6 +139,8 @@ class PlainEngine:
     def reference_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
+        if self.moving is not None and self.moving.syncs:
+            raise RuntimeError("the reference has moved: its start must be asked before training")
         return self._logps(self._known_reference(), pairs, advance)
 
     @torch.no_grad()

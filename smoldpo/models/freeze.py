@@ -70,7 +70,7 @@ def freeze(
         outside = {name for name in parameters if layer_of(name) < 0}
         training |= outside - (_group(model, "embeddings") if below else set())
     if train:
-        chosen = [_fitting(model, "train", name) for name in train]
+        chosen = [parameters_of(model, "train", name) for name in train]
         for name, found in zip(train, chosen, strict=True):
             if not found & training:
                 raise UsageError(
@@ -79,7 +79,7 @@ def freeze(
                 )
         training &= set().union(*chosen)
     for name in names:
-        training -= _fitting(model, "freeze", name)
+        training -= parameters_of(model, "freeze", name)
     if not training:
         raise UsageError("everything is frozen, so nothing could train; freeze fewer layers")
     for name, parameter in parameters.items():
@@ -120,8 +120,15 @@ def layer_of(name: str) -> int:
     return int(found.group(1)) if found else -1
 
 
-def _fitting(model: PreTrainedModel, setting: str, name: str) -> set[str]:
-    """Names of the parameters that a group or pattern means."""
+def parameters_of(model: PreTrainedModel, setting: str, name: str) -> set[str]:
+    """Names of the parameters that a group or pattern means.
+
+    Args:
+        setting: where it stands, for the error.
+
+    Raises:
+        UsageError: there are none.
+    """
     parameters = [parameter for parameter, _ in model.named_parameters()]
     matched = _group(model, name) or set(fnmatch.filter(parameters, name))
     if not matched:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smoldpo.recipes import shared
+from smoldpo.recipes import optimization, shared
 from smoldpo.recipes.account import Draft, number
 from smoldpo.recipes.rules import (
     Rules,
@@ -124,11 +124,8 @@ RULES: Rules = {
     "micro_batch_size": to("per_device_train_batch_size"),
     "eval_batch_size": to("per_device_eval_batch_size"),
     "num_epochs": to("num_train_epochs"),
-    "cosine_min_lr_ratio": unsupported("the schedules have no further settings"),
-    "cosine_constant_lr_ratio": unsupported("the schedules have no further settings"),
+    "cosine_constant_lr_ratio": unsupported("the schedule has no such part"),
     "lr_quadratic_warmup": unsupported("warm-up is linear"),
-    "lr_groups": where_known("one rate holds for all parameters"),
-    "embedding_lr*": where_known("one rate holds for all parameters"),
     "evals_per_epoch": unsupported(PER_EPOCH.format(setting="eval_steps")),
     "saves_per_epoch": unsupported(PER_EPOCH.format(setting="save_steps")),
     "eval_table_size": drop(shared.SHOWN),
@@ -196,8 +193,11 @@ def groups(draft: Draft) -> None:
     kind = draft.recipe.get("adapter")
     shared.adapters(draft, None if is_off(kind) else f"{kind}", "adapter", ADAPTER_KEYS)
     shared.precision(draft, "torch_dtype")
-    shared.schedule(draft, "lr_scheduler")
-    shared.optimizer(draft, "optimizer")
+    optimization.lowest_cosine_rate(draft)
+    optimization.schedule(draft, "lr_scheduler")
+    optimization.optimizer(draft, "optimizer")
+    optimization.own_rates(draft, adapters=not is_off(kind))
+    optimization.moving_reference(draft)
     shared.clipping(draft)
     shared.length_of_run(draft)
     _total_batch(draft)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smoldpo.recipes import shared
+from smoldpo.recipes import optimization, shared
 from smoldpo.recipes.account import Draft, number
 from smoldpo.recipes.rules import Rules, drop, is_off, loss, same, to, unsupported, where_known
 from smoldpo.recipes.sources import RecipeSource, set_held_out_share, set_sources
@@ -124,8 +124,9 @@ def groups(draft: Draft) -> None:
     _what_trains(draft)
     shared.precision(draft, "infer_dtype", "compute_dtype")
     _pure(draft)
-    shared.schedule(draft)
-    shared.optimizer(draft)
+    optimization.schedule(draft)
+    optimization.optimizer(draft)
+    optimization.moving_reference(draft)
     shared.clipping(draft)
     shared.length_of_run(draft)
     shared.saving(draft)

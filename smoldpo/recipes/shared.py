@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from smoldpo.config import TrainConfig
-from smoldpo.recipes.account import UNSUPPORTED, Draft, complaint, number, short
+from smoldpo.recipes.account import UNSUPPORTED, Draft, complaint, number
 from smoldpo.recipes.rules import Rules, drop, is_off, keep, same, unsupported, where_known
 
 LOGGERS = "smoldpo writes metrics.jsonl and report.html in the run folder; report_to adds others"
@@ -49,9 +49,6 @@ LOSS_PARTS: Rules = {
     "f_alpha_divergence_coef": where_known(OTHER_LOSS, off=(None, 1, 1.0, 0.5)),
     "discopop_tau": where_known(OTHER_LOSS, off=(None, 0.05)),
     "reference_free": where_known(OTHER_LOSS),
-    "sync_ref_model": where_known("the reference stays what it was; leave it out"),
-    "ref_model_mixup_alpha": drop("of sync_ref_model"),
-    "ref_model_sync_steps": drop("of sync_ref_model"),
     "label_smoothing": keep,
     "beta": keep,
 }
@@ -77,8 +74,6 @@ TRAINER: Rules = {
     "do_predict": unsupported("no predictions are written; smoldpo evaluate --rows does that"),
     "data_seed": unsupported("one seed decides the order of the pairs: seed"),
     "resume_from_checkpoint": where_known("start from the checkpoint's folder: set model"),
-    "lr_scheduler_kwargs": where_known("the schedules have no further settings"),
-    "optim_args": unsupported("AdamW's settings are adam_beta1, adam_beta2 and adam_epsilon"),
     "optim_target_modules": unsupported("set freeze or freeze_layers"),
     "neftune_noise_alpha": where_known(NOISE),
     "label_smoothing_factor": unsupported("smooths SFT's labels; DPO's are label_smoothing"),
@@ -186,59 +181,6 @@ def _half(draft: Draft, key: str, value: Any, mixed: bool) -> None:
         draft.drop(key, "off in the recipe" if is_off(value) else "bf16 is what computes")
     else:
         draft.refuse(key, "float16 would need loss scaling; dtype: auto picks bfloat16 or float32")
-
-
-def schedule(draft: Draft, key: str = "lr_scheduler_type") -> None:
-    """The schedule's name and the warm-up, which only some of the names have."""
-    recipe = draft.recipe
-    value = recipe.get(key)
-    name = "constant" if value == "constant_with_warmup" else value
-    if draft.without(key):
-        if value is None:
-            draft.drop(key, "empty")
-        elif complaint("lr_scheduler_type", name) is None:
-            why = "smoldpo's constant rate warms up" if name != value else ""
-            draft.keep(key, "lr_scheduler_type", name, why)
-        else:
-            default = TrainConfig.model_fields["lr_scheduler_type"].default
-            draft.refuse(
-                key, f"smoldpo has no schedule {short(value)}: the written config has {default}"
-            )
-    for warmup in draft.without("warmup_steps", "warmup_ratio"):
-        if value == "constant":
-            draft.drop(warmup, "the schedule constant has no warm-up there")
-        else:
-            _warm_up(draft, warmup, recipe[warmup])
-    if value == "constant":
-        draft.default(
-            "warmup_ratio", "warmup_ratio", 0.0, "the schedule constant has no warm-up there"
-        )
-
-
-def _warm_up(draft: Draft, key: str, value: Any) -> None:
-    amount = number(value)
-    if value is None or (key == "warmup_steps" and amount == 0):
-        draft.drop(key, "none: the other setting holds")
-    elif key == "warmup_steps" and amount is not None and 0 < amount < 1:
-        draft.keep(key, "warmup_ratio", amount, "below 1 it is a share of the steps")
-    else:
-        draft.keep(key, key, value)
-
-
-def optimizer(draft: Draft, key: str = "optim") -> None:
-    """AdamW in its many names; another optimizer only where the configuration knows it."""
-    for _ in draft.without(key):
-        value = draft.recipe[key]
-        if value is None:
-            draft.drop(key, "empty; smoldpo's optimizer is AdamW")
-        elif "optim" in TrainConfig.model_fields and complaint("optim", value) is None:
-            draft.keep(key, "optim", value)
-        elif "adamw" not in str(value).lower():
-            draft.refuse(key, "smoldpo's optimizer is AdamW: the rate may need another value")
-        elif "bit" in str(value) and "32bit" not in str(value):
-            draft.same(key, "AdamW, with its state in float32: more exact")
-        else:
-            draft.same(key, "smoldpo's optimizer is AdamW")
 
 
 def clipping(draft: Draft) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smoldpo.recipes import shared
+from smoldpo.recipes import optimization, shared
 from smoldpo.recipes.account import Draft, number
 from smoldpo.recipes.rules import Rules, drop, is_off, loss, same, to, unsupported, where_known
 from smoldpo.recipes.sources import RecipeSource, as_file, set_held_out_share, set_sources
@@ -95,8 +95,9 @@ def common(draft: Draft, held_out: bool) -> None:
     kind = None if is_off(draft.recipe.get("use_peft")) else "lora"
     shared.adapters(draft, kind, "use_peft", ADAPTER_KEYS)
     shared.precision(draft, "torch_dtype", "dtype")
-    shared.schedule(draft)
-    shared.optimizer(draft)
+    optimization.schedule(draft)
+    optimization.optimizer(draft)
+    optimization.moving_reference(draft)
     shared.clipping(draft)
     shared.length_of_run(draft)
     shared.saving(draft)

@@ -189,8 +189,15 @@ def random_numbers_matter() -> None:
 
 def wrong_resume(fault: str) -> None:
     """A resume that gets one thing wrong."""
-    from smoldpo import rng, state, trainer
+    from smoldpo import averaging, rng, state, trainer
+    from smoldpo.engine.moving import MovingReference
 
+    if fault == "average":
+        averaging.AveragedWeights.restore = lambda *_: None
+        return
+    if fault == "reference":
+        MovingReference.restore = lambda *_: None
+        return
     random_numbers_matter()
     if fault == "rng":
         rng.restore = lambda *_: None

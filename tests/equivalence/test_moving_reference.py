@@ -1,0 +1,272 @@
+"""TR-DPO's moving reference: fast = plain = by hand in float64, whatever is frozen and however it is kept."""
+
+import copy
+
+import pytest
+import torch
+from test_fast_engine import LOSS, PAIRS, SHARING, assert_equal, build
+
+from smoldpo.engine.build import EngineSettings, build_fast, build_plain
+from smoldpo.engine.plain import pad_batch, sequence_logps
+from smoldpo.errors import UsageError
+from smoldpo.losses import Objective
+from smoldpo.models.freeze import freeze
+from smoldpo.types import TokenizedPair
+
+ALPHA = 0.3
+
+
+def about(**settings):
+    base = {"compute_dtype": torch.float64, "train_batch_size": 2, "eval_batch_size": 2}
+    base |= {"max_tokens": 40, "cache": "memory", "cache_bytes": 0.0, "compiled": False}
+    return EngineSettings(**base | {"sync_ref_model": True} | settings)
+
+
+def engines(model, reference=None, pairs=PAIRS, **settings):
+    """Both engines as a run builds them, on copies of the same models."""
+    plain = build_plain(copy.deepcopy(model), copy.deepcopy(reference), about(**settings))
+    fast, _ = build_fast(copy.deepcopy(model), copy.deepcopy(reference), about(**settings), "", {})
+    fast.prepare(pairs)
+    return plain, fast
+
+
+def move(engine, number):
+    """A step of the policy that depends on the parameter and the number alone."""
+    with torch.no_grad():
+        for _, parameter in engine.trainable_parameters():
+            wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) + number)
+            parameter.add_(0.05 * wave.view_as(parameter).to(parameter.dtype))
+    engine.updated()
+
+
+def reference_logps(engine, pairs=PAIRS):
+    for _, parameter in engine.trainable_parameters():
+        parameter.grad = None
+    found = engine.accumulate_gradients(pairs, LOSS).reference
+    return torch.stack([found.chosen, found.rejected])
+
+
+def by_hand(model, pairs=PAIRS):
+    with torch.no_grad():
+        return torch.stack(sequence_logps(model, pad_batch(pairs)).chunk(2))
+
+
+def mixed(model, policy_weights, alpha=ALPHA):
+    """A reference's next weights by the paper's formula; all weights, frozen ones too."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(alpha * policy_weights[name] + (1 - alpha) * parameter)
+
+
+WAYS = [
+    (0, []),
+    (0, ["embeddings"]),
+    (2, []),
+    (2, ["norms"]),
+    (3, ["*.mlp.*"]),
+    (4, []),
+    (0, ["*.layers.0.*", "*.layers.2.*"]),
+]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("frozen, names", WAYS)
+def test_three_moves_by_hand(tied, frozen, names):
+    model = build("llama", tied)
+    freeze(model, frozen, names)
+    plain, fast = engines(model)
+    policy, reference = copy.deepcopy(model), copy.deepcopy(model)
+    start = by_hand(reference)
+    for number in range(3):
+        for engine in (plain, fast):
+            move(engine, number)
+        weights = dict(fast.trainable_parameters())
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                if name in weights:
+                    parameter.copy_(weights[name])
+        before = reference_logps(fast)
+        torch.testing.assert_close(before, by_hand(reference), rtol=1e-10, atol=1e-12)
+        for engine in (plain, fast):
+            engine.moving.sync(ALPHA)
+        mixed(reference, dict(policy.named_parameters()))
+        expected = by_hand(reference)
+        assert (expected - before).abs().max() > 1e-3, "it moved"
+        for engine in (plain, fast):
+            torch.testing.assert_close(reference_logps(engine), expected, rtol=1e-10, atol=1e-12)
+        assert_equal(plain, fast)
+    found = fast.reference_logps(PAIRS)
+    torch.testing.assert_close(
+        torch.stack([found.chosen, found.rejected]), start, rtol=1e-10, atol=1e-12
+    )
+    with pytest.raises(RuntimeError, match="has moved"):
+        plain.reference_logps(PAIRS)
+
+
+@pytest.mark.parametrize("family", ["smollm3", "qwen2-sliding", "qwen3", "mistral"])
+def test_families(family):
+    model = build(family)
+    freeze(model, 2)
+    plain, fast = engines(model)
+    for engine in (plain, fast):
+        move(engine, 1)
+        engine.moving.sync(ALPHA)
+        move(engine, 2)
+    assert_equal(plain, fast)
+
+
+@pytest.mark.parametrize("cache", ["off", "memory"])
+@pytest.mark.parametrize("max_tokens", [1, 40, 10_000])
+def test_any_cut_and_kept_states(cache, max_tokens):
+    model = build("llama")
+    freeze(model, 2)
+    plain, fast = engines(model, pairs=SHARING, cache=cache, max_tokens=max_tokens)
+    for engine in (plain, fast):
+        move(engine, 1)
+        engine.moving.sync(ALPHA)
+        move(engine, 2)
+    assert_equal(plain, fast, SHARING)
+
+
+def test_a_loss_in_two_passes():
+    model = build("llama")
+    freeze(model, 2)
+    plain, fast = engines(model)
+    found = []
+    for engine in (plain, fast):
+        move(engine, 1)
+        engine.moving.sync(ALPHA)
+        move(engine, 2)
+        loss = Objective.of(["aot"], beta=0.3)
+        losses = engine.accumulate_gradients(PAIRS, loss).losses
+        gradients = [p.grad for _, p in engine.trainable_parameters()]
+        found.append([losses, *gradients])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_a_reference_that_is_another_model(frozen):
+    model, other = build("llama"), build("llama", seed=5)
+    freeze(model, frozen)
+    plain, fast = engines(model, other)
+    expected = copy.deepcopy(other)
+    for number in range(2):
+        for engine in (plain, fast):
+            move(engine, number)
+            engine.moving.sync(ALPHA)
+        weights = dict(model.named_parameters()) | dict(fast.trainable_parameters())
+        mixed(expected, weights)
+        for engine in (plain, fast):
+            torch.testing.assert_close(
+                reference_logps(engine), by_hand(expected), rtol=1e-10, atol=1e-12
+            )
+        assert_equal(plain, fast)
+
+
+@pytest.mark.parametrize("kind", ["plain", "fast"])
+def test_a_reference_of_another_shape_is_refused(kind):
+    model = build("llama")
+    freeze(model, 2)
+    other = build("llama", tied=False)
+    build_it = build_plain if kind == "plain" else lambda *args: build_fast(*args, "", {})
+    with pytest.raises(UsageError, match=r"other names or shapes: lm_head.weight"):
+        build_it(model, other, about())
+
+
+def test_alpha_1_copies_the_policy():
+    model = build("llama")
+    freeze(model, 2)
+    for engine in engines(model):
+        move(engine, 1)
+        engine.moving.sync(1.0)
+        for _, parameter in engine.trainable_parameters():
+            parameter.grad = None
+        losses, policy, reference = engine.accumulate_gradients(PAIRS, LOSS)
+        assert torch.equal(policy.chosen, reference.chosen)
+        assert losses.tolist() == pytest.approx([0.6931471805599453] * len(PAIRS), abs=1e-12)
+
+
+def test_bfloat16_moves_add_up_in_float32():
+    """Moves too small for bfloat16 must not be lost, and alpha 1 must give the policy's own bits."""
+    model = build("llama").float()
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+    freeze(model, 2)
+    fast, _ = build_fast(model, None, about(compute_dtype=torch.bfloat16), "", {})
+    fast.prepare(PAIRS)
+    start = {w.name: w.wide.clone() for w in fast.moving._weights}
+    with torch.no_grad():
+        for _, parameter in fast.trainable_parameters():
+            parameter.add_(1.0)
+    fast.updated()
+    for _ in range(8):
+        fast.moving.sync(1e-4)
+    for weight in fast.moving._weights:
+        assert weight.wide.dtype == torch.float32 and weight.narrow.dtype == torch.bfloat16
+        gone = (weight.wide - start[weight.name]).mean().item()
+        assert gone == pytest.approx(1 - (1 - 1e-4) ** 8, rel=1e-2)
+        assert torch.equal(weight.narrow, weight.wide.bfloat16())
+    fast.moving.sync(1.0)
+    _, policy, reference = fast.accumulate_gradients(PAIRS, LOSS)
+    assert torch.equal(policy.chosen, reference.chosen)
+
+
+def test_only_what_trains_is_kept_twice():
+    model = build("llama").float()
+    freeze(model, 3)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    fast, _ = build_fast(model, None, about(compute_dtype=torch.bfloat16), "", {})
+    assert fast.moving.bytes == 4 * trained
+    ours = {p.data_ptr() for p in fast._policy.model.parameters()}
+    copied = [p for p in fast.moving.model.parameters() if p.data_ptr() not in ours]
+    assert sum(p.numel() for p in copied) == trained
+    assert not any(p.requires_grad for p in fast.moving.model.parameters())
+    assert fast.moving.capture() == {}, "before the first move a checkpoint needs none of it"
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("compute", [torch.float64, torch.bfloat16])
+def test_captured_and_restored(own, compute):
+    def fresh():
+        model = build("llama") if compute == torch.float64 else build("llama").float()
+        freeze(model, 2)
+        other = build("llama", seed=5).to(model.dtype) if own else None
+        if compute != torch.float64:
+            for one in (model, other):
+                for module in one.modules() if one is not None else ():
+                    module.__dict__.pop("forward", None)
+        engine, _ = build_fast(model, other, about(compute_dtype=compute), "", {})
+        engine.prepare(PAIRS)
+        return engine
+
+    engine, again = fresh(), fresh()
+    for number in range(2):
+        move(engine, number)
+        engine.moving.sync(ALPHA)
+        move(again, number)
+    again.moving.restore(engine.moving.capture(), 2)
+    assert torch.equal(reference_logps(engine), reference_logps(again))
+    for one in (engine, again):
+        one.moving.sync(ALPHA)
+    kept = engine.moving.capture(), again.moving.capture()
+    assert kept[0] and all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+
+
+def test_pairs_of_before_serve_until_it_moves(monkeypatch):
+    """The reference is not run before the first move; then once a micro-batch."""
+    model = build("llama")
+    freeze(model, 2)
+    _, fast = engines(model, max_tokens=10_000)
+    runs = []
+    logps = fast._moving.logps
+    monkeypatch.setattr(fast._moving, "logps", lambda *args: runs.append(1) or logps(*args))
+    fast.accumulate_gradients(PAIRS, LOSS)
+    assert runs == []
+    fast.moving.sync(ALPHA)
+    fast.accumulate_gradients(PAIRS, LOSS)
+    assert runs == [1]
+    new = TokenizedPair("new", (1,), (2,), (3,))
+    with pytest.raises(RuntimeError, match="before training"):
+        move(fast, 1)
+        fast.accumulate_gradients([new], LOSS)

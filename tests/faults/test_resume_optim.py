@@ -1,0 +1,77 @@
+"""Killed and resumed to the same bits: every optimizer, rates by pattern, averages, a moving reference."""
+
+import importlib.util
+import signal
+
+import pytest
+
+from faults import planted
+from smoldpo.checkpoint import load_checkpoint
+from smoldpo.compare_runs import differences
+
+MOVING = ["--sync-ref-model", "--ref-model-sync-steps", 3, "--ref-model-mixup-alpha", 0.5]
+AVERAGED = ["--ema-decay", 0.9]
+CASES = {
+    "adafactor, averaged": ["--optim", "adafactor", *AVERAGED],
+    "momentum, moving": ["--optim", "sgd", "--sgd-momentum", 0.9, *MOVING],
+    "rates": ["--learning-rates", "norms=1e-3", "--lr-scheduler-type", "warmup_stable_decay"],
+    "the best average": [*AVERAGED, *MOVING, "--load-best-model-at-end"],
+    "8 bits": ["--optim", "adamw_8bit"],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_in_a_step_and_resumed(place, name):
+    if name == "8 bits" and importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
+    place.ok(*place.training("whole", *CASES[name]))
+    words = place.training("run", *CASES[name])
+    code, _ = place.run(*words, plant=planted.kill_in_step, planted_with=(7,))
+    assert code == -signal.SIGKILL
+    assert "after step 6 of 12" in place.ok("resume", "run")
+    assert differences(place / "whole", place / "run") == []
+
+
+def test_the_plain_engine_with_a_moving_reference(place):
+    words = ["--engine", "plain", "--save-steps", 1, *MOVING]
+    place.ok(*place.training("whole", *words))
+    for step in (2, 7):  # before the first move, and after the second
+        name = f"run-{step}"
+        code, _ = place.run(
+            *place.training(name, *words), plant=planted.kill_after_step, planted_with=(step,)
+        )
+        assert code == -signal.SIGKILL
+        place.ok("resume", name)
+        assert differences(place / "whole", place / name) == []
+
+
+@pytest.mark.parametrize(
+    "fault, red",
+    [("average", ("averaged", "model/model")), ("reference", ("weights", "reference"))],
+)
+def test_what_a_resume_forgets_turns_the_comparison_red(place, fault, red):
+    words = [*AVERAGED, *MOVING]
+    place.ok(*place.training("whole", *words))
+    code, _ = place.run(
+        *place.training("run", *words), plant=planted.kill_in_step, planted_with=(7,)
+    )
+    assert code == -signal.SIGKILL
+    kept = load_checkpoint(place / "run" / "checkpoints" / "step-6")
+    assert kept.state["reference_syncs"] == 2 and kept.tensors["averaged"]
+    assert kept.tensors["reference"].keys() == kept.tensors["weights"].keys()
+    place.ok("resume", "run", plant=planted.wrong_resume, planted_with=(fault,))
+    found = differences(place / "whole", place / "run")
+    for part in red:
+        assert any(part in line for line in found), (part, found)
+
+
+def test_another_value_is_another_run(place):
+    words = place.training("run", *AVERAGED, *MOVING)
+    code, _ = place.run(*words, plant=planted.kill_in_step, planted_with=(7,))
+    assert code == -signal.SIGKILL
+    path = place / "run" / "config.yaml"
+    text = path.read_text()
+    for setting, value in (("ema_decay: 0.9", "ema_decay: 0.8"), ("alpha: 0.5", "alpha: 0.6")):
+        path.write_text(text.replace(setting, value))
+        code, said = place.run("resume", "run")
+        assert code == 2 and f"is {value.split()[1]}, and was" in said
