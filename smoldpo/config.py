@@ -107,6 +107,39 @@ class TrainConfig(BaseModel):
         "parameter names such as '*.mlp.*' (comma-separated)",
     )
 
+    # Adapters
+    use_peft: bool = Field(
+        False,
+        description="train low-rank adapters (LoRA) instead of the weights themselves, on all layers or "
+        "those that freeze_layers or train_layers leaves; with a higher learning_rate (docs/training.md)",
+    )
+    lora_r: PositiveInt = Field(16, description="rank of the adapters")
+    lora_alpha: float = Field(
+        32.0, gt=0, description="adapters count lora_alpha / lora_r times (use_rslora: / √lora_r)"
+    )
+    lora_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="must be 0: DPO's log-probabilities are computed without dropout",
+    )
+    lora_target_modules: Names = Field(
+        [],
+        description="linear layers that get adapters: names such as q_proj,v_proj, or patterns such as "
+        "'*.mlp.*'; by default (or all-linear) all of the decoder's",
+    )
+    use_dora: bool = Field(
+        False, description="adapters with magnitudes of their own (DoRA); a little slower"
+    )
+    use_rslora: bool = Field(
+        False, description="scale adapters by lora_alpha / √lora_r, for high ranks (rsLoRA)"
+    )
+    merge: bool = Field(
+        False,
+        description="save the whole model with the adapters in its weights as model/, which plain "
+        "transformers loads; the adapters themselves as adapter/",
+    )
+
     # Data
     data: Names = Field(
         ["builtin"],
@@ -367,6 +400,7 @@ class TrainConfig(BaseModel):
 
 SECTIONS = {
     "Model": ("model", "train"),
+    "Adapters": ("use_peft", "merge"),
     "Data": ("data", "max_length"),
     "Loss": ("loss_type", "cpo_alpha"),
     "Training": ("learning_rate", "seed"),

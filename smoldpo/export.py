@@ -14,9 +14,12 @@ from smoldpo.config import TrainConfig
 from smoldpo.evaluation.metrics import METRICS
 from smoldpo.files import not_saved, staged_folder, write_text
 from smoldpo.loss_facts import needs_reference
+from smoldpo.models.adapter_folder import AdapterBase, write_base
+from smoldpo.models.load import ModelSource
+from smoldpo.models.names import BUILTIN
 from smoldpo.models.quiet import quiet
 
-CARD_BASE = {"builtin": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+CARD_BASE = {BUILTIN: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
 def model_bytes(model: PreTrainedModel) -> int:
@@ -41,6 +44,48 @@ def save_model(
         raise not_saved(folder, "the model", model_bytes(model), error) from None
 
 
+def save_adapter(
+    folder: Path,
+    adapted: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+    source: ModelSource,
+    base: AdapterBase,
+) -> None:
+    """Save peft's model `adapted` as an adapter: its weights and configuration, tokenizer and card.
+
+    Its base is named twice: for peft as others find it, for smoldpo as it was (adapter_folder.py).
+
+    Raises:
+        SmoldpoError: as save_model.
+    """
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path = _found_by_others(source)
+    size = sum(p.numel() * p.element_size() for n, p in adapted.named_parameters() if "lora_" in n)
+    try:
+        with staged_folder(folder) as staging, quiet():
+            adapted.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False)
+            tokenizer.save_pretrained(staging)
+            write_base(staging, base)
+            write_text(staging / "README.md", card)
+    except (OSError, SafetensorError) as error:
+        raise not_saved(folder, "the adapter", size, error) from None
+
+
+def base_of(source: ModelSource, sha256: str, dtype: str) -> AdapterBase:
+    """How smoldpo finds the base again: by the name it was given, a folder or file by its whole path."""
+    path = Path(source.name).expanduser()
+    is_path = source.name != BUILTIN and path.exists()
+    return AdapterBase(str(path.absolute()) if is_path else source.name, sha256, dtype)
+
+
+def _found_by_others(source: ModelSource) -> str:
+    """The hub id where there is one; else the folder on this machine."""
+    if source.name in CARD_BASE:
+        return CARD_BASE[source.name]
+    return str(Path(source.location).absolute()) if source.is_local else source.location
+
+
 def model_card(
     config: TrainConfig, evaluation: dict[str, Any] | None, train_pairs: int, steps: int
 ) -> str:
@@ -48,10 +93,10 @@ def model_card(
     base = CARD_BASE.get(config.model, config.model)
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'peft' if _is_adapter(config) else 'transformers'}",
         "pipeline_tag: text-generation",
         *([] if Path(base).exists() else [f"base_model: {json.dumps(base)}"]),
-        "tags: [dpo, preference-tuning, smoldpo]",
+        f"tags: [dpo, preference-tuning, smoldpo{', lora' if config.use_peft else ''}]",
         "---",
         "",
         f"# {Path(base).name}, tuned on preferences",
@@ -62,8 +107,10 @@ def model_card(
         f"{config.per_device_train_batch_size * config.gradient_accumulation_steps} pairs",
         f"- β {config.beta:g}, learning rate {config.learning_rate:g} "
         f"({config.lr_scheduler_type}), seed {config.seed}",
+        *_about_adapter(config),
         *_about_training(config),
         "",
+        *_how_to_load(config),
     ]
     if evaluation:
         lines += [
@@ -88,6 +135,48 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _is_adapter(config: TrainConfig) -> bool:
+    """Whether model/ holds an adapter, and not a whole model."""
+    return config.use_peft and not config.merge
+
+
+def _about_adapter(config: TrainConfig) -> list[str]:
+    if not config.use_peft:
+        return []
+    kind = "DoRA" if config.use_dora else "LoRA"
+    scaled = ", rank-stabilised" if config.use_rslora else ""
+    targets = ", ".join(config.lora_target_modules) or "all linear layers"
+    end = ", merged into the weights" if config.merge else ""
+    return [f"- {kind} of rank {config.lora_r}, α {config.lora_alpha:g}{scaled}, on {targets}{end}"]
+
+
+def _how_to_load(config: TrainConfig) -> list[str]:
+    """Code that loads what is beside the card; only where that is more than a plain model."""
+    if not _is_adapter(config):
+        return []
+    lines = [
+        "## How to load it",
+        "",
+        "What is saved (`model/` of a run folder) is an adapter. With peft installed:",
+        "",
+        "```python",
+        "from peft import AutoPeftModelForCausalLM",
+        "",
+        'model = AutoPeftModelForCausalLM.from_pretrained("path/to/model")',
+        "model = model.merge_and_unload()  # a plain model, if wanted",
+        "```",
+        "",
+    ]
+    if config.model in CARD_BASE:
+        lines += [
+            f"That takes `{CARD_BASE[config.model]}` from the hub. The adapter was trained, and the "
+            "accuracies measured, on smoldpo's built-in copy, whose weights were once rounded to 4 bits: "
+            "smoldpo's own commands take that one, and `merge` saves its weights with the adapter in them.",
+            "",
+        ]
+    return lines
 
 
 def _method(config: TrainConfig) -> str:

@@ -29,7 +29,7 @@ FORMAT = 1
 FREE_SETTINGS = {
     "output_dir", "overwrite", "save_steps", "save_minutes", "keep_checkpoints", "logging_steps",
     "cache", "cache_limit", "sample_prompt", "generate_prompts", "temperature", "max_new_tokens",
-    "judges", "fail_under", "report_to",
+    "judges", "fail_under", "report_to", "merge",
 }  # fmt: skip
 """Settings without a say in weights or data; an interrupted run may go on with others."""
 FROM_NAMES = {"model", "reference", "data", "eval_data", "freeze_layers", "dtype", "engine"} | {

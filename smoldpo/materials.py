@@ -26,10 +26,11 @@ from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.memory import give_back_freed_memory, let_go_of_file_pages
 from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
 from smoldpo.engine.work import Parameters
-from smoldpo.errors import ModelError
-from smoldpo.export import model_bytes
+from smoldpo.errors import ModelError, UsageError
+from smoldpo.export import base_of, model_bytes, save_adapter, save_model
 from smoldpo.learning_rates import rates_of
 from smoldpo.loss_facts import needs_reference
+from smoldpo.models.adapters import Adapter, AdapterSettings, add_adapters
 from smoldpo.models.freeze import freeze, summarize
 from smoldpo.models.load import (
     ModelSource,
@@ -64,6 +65,8 @@ class Models:
     """Folders of the cache that this run uses."""
     decided: dict[str, Any]
     """How it computes, for environment.json."""
+    adapter: Adapter | None = None
+    """Where adapters train: which."""
     rates: dict[str, float] = field(default_factory=dict)
     """Peak learning rates of parameters that have one of their own."""
 
@@ -74,9 +77,37 @@ class Models:
     def trained(self) -> PreTrainedModel:
         """The policy as it is now, in full precision: what is frozen comes from where it was loaded.
 
+        Adapters are added into the weights.
+
         Raises:
             ModelError: what is there now is not what was loaded at the start.
         """
+        model = self._start()
+        if self.adapter is not None:
+            return self.adapter.on(model, self.engine.trainable_parameters()).merge_and_unload()
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self.engine.trainable_parameters():
+                parameters[name].copy_(parameter)
+        return model
+
+    def save(self, folder: Path, card: str, merge: bool) -> None:
+        """Save the policy as it is now as `folder`/model; adapters as such, unless they are to be merged.
+
+        Raises:
+            SmoldpoError: as save_model; a start that has changed.
+        """
+        if self.adapter is None or merge:
+            save_model(folder / "model", self.trained(), self.tokenizer, card)
+        if self.adapter is not None and self.source.base is None:
+            adapted = self.adapter.on(self._start(), self.engine.trainable_parameters())
+            dtype = str(master_dtype(self.dtype)).removeprefix("torch.")
+            base = base_of(self.source, self.hashes["policy_start"], dtype)
+            target = folder / ("adapter" if merge else "model")
+            save_adapter(target, adapted, self.tokenizer, card, self.source, base)
+
+    def _start(self) -> PreTrainedModel:
+        """The policy as it was loaded, anew and in full precision."""
         give_back_freed_memory()
         model = load_model(self.source, master_dtype(self.dtype))
         digest = weights_sha256(model)
@@ -86,10 +117,6 @@ class Models:
                 f"{self.source.name}: has changed on disk since this run began, so its frozen "
                 "weights cannot be saved together with the trained ones; put it back and run again"
             )
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, parameter in self.engine.trainable_parameters():
-                parameters[name].copy_(parameter)
         return model
 
 
@@ -160,6 +187,7 @@ def load_models(
     dtype, why = compute_dtype(config.dtype, device)
     progress.say(f"precision: {why}; {device}, {torch.get_num_threads()} threads")
     source = reference_source = find_model(config.model)
+    _require_a_base(config, source)
     with progress.spinner(f"loading {config.model}"):
         tokenizer = load_tokenizer(source)
         policy = load_model(source, master_dtype(dtype), device)
@@ -168,21 +196,15 @@ def load_models(
             reference_source = find_model(config.reference)
             require_same_tokens(tokenizer, reference_source)
             reference = load_model(reference_source, master_dtype(dtype), device)
-    frozen_layers = freeze(
-        policy,
-        config.freeze_layers,
-        config.freeze,
-        train_layers=config.train_layers,
-        train=config.train,
-    )
+    hashes = {"policy_start": weights_sha256(policy)}
+    adapter, frozen_layers = _choose_what_trains(config, policy)
     progress.say(describe_parameters(policy))
     rates = rates_of(policy, config.learning_rates)
-    hashes = {"policy_start": weights_sha256(policy)}
     hashes["reference"] = weights_sha256(reference) if reference else hashes["policy_start"]
     configuration = configuration_sha256(policy, reference or policy)
     for model in (policy, reference):
         let_go_of_file_pages(model.parameters() if model is not None else ())
-    size, most = model_bytes(policy), positions(policy)
+    size, most = _bytes_to_save(config, policy), positions(policy)
     choice = choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
     progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))
     compiling = CompileChoice(False, "the plain engine compiles nothing")
@@ -226,8 +248,45 @@ def load_models(
         configuration_sha256=configuration,
         kept_in=kept_in,
         decided={"engine": choice.name, "kernels": used, "compiled": compiling.compiled},
+        adapter=adapter,
         rates=rates,
     )
+
+
+def _require_a_base(config: TrainConfig, source: ModelSource) -> None:
+    if config.use_peft and source.base is not None and not config.merge:
+        raise UsageError(
+            f"model {config.model}: is an adapter itself, and one on top of it would belong to a model that "
+            "is saved nowhere; set merge, which saves the whole model, or train from a merged one"
+        )
+
+
+def _choose_what_trains(config: TrainConfig, policy: PreTrainedModel) -> tuple[Adapter | None, int]:
+    """Freeze, or put adapters in; and how many layers are frozen from below."""
+    if not config.use_peft:
+        layers, named = config.train_layers, config.train
+        return None, freeze(
+            policy, config.freeze_layers, config.freeze, train_layers=layers, train=named
+        )
+    settings = AdapterSettings(
+        lora_r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_target_modules=tuple(config.lora_target_modules),
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+        freeze_layers=config.freeze_layers,
+        train_layers=tuple(config.train_layers),
+        seed=config.seed,
+    )
+    adapter = add_adapters(policy, settings)
+    return adapter, adapter.frozen_layers
+
+
+def _bytes_to_save(config: TrainConfig, policy: PreTrainedModel) -> int:
+    """Of model/ and adapter/: the whole model, the adapters, or both."""
+    if config.use_peft and not config.merge:
+        return sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
+    return model_bytes(policy)
 
 
 def _operations(config: TrainConfig, policy: PreTrainedModel, data: TrainingData) -> float:

@@ -23,7 +23,7 @@ from smoldpo.evaluation.gate import failures, parse_gates
 from smoldpo.evaluation.judges import parse_judge
 from smoldpo.evaluation.metrics import PairScore, accuracies, logp_metrics, reward_metrics
 from smoldpo.evaluation.scoring import pair_scores
-from smoldpo.export import model_card, save_model
+from smoldpo.export import model_card
 from smoldpo.files import write_json, write_text
 from smoldpo.fingerprint import fingerprint, mark_finished, write_beginning
 from smoldpo.interrupts import InterruptedRunError, Interruption
@@ -205,7 +205,7 @@ class Run:
         self._train()
         self._take_best()
         self.keeper.training_is_over()
-        self._save("model")  # before anything else can go wrong
+        self._save()  # before anything else can go wrong
         after = self._evaluate("evaluating after") if self.data.eval else None
         evaluation = self.proof.write_analysis(self.folder, before, after)
         self._evaluated(evaluation)
@@ -221,7 +221,9 @@ class Run:
         """What is written as soon as the figures are known."""
         card = model_card(self.config, evaluation, len(self.data.train), self.steps)
         write_text(self.folder / "README.md", card)
-        write_text(self.folder / "model" / "README.md", card)
+        for name in ("model", "adapter"):
+            if (self.folder / name).is_dir():
+                write_text(self.folder / name / "README.md", card)
 
     def _report(self) -> Path | None:
         """The page; all that it shows is saved already, so that a run does not fail for it."""
@@ -370,7 +372,7 @@ class Run:
                 f"best: the policy of step {self.steps}, {state.best.metric} {state.best.value:.4g}"
             )
 
-    def _save(self, name: str) -> None:
+    def _save(self) -> None:
         card = model_card(self.config, None, len(self.data.train), self.steps)
-        with progress.spinner(f"saving {name}"), self.state.averaged():
-            save_model(self.folder / name, self.models.trained(), self.models.tokenizer, card)
+        with progress.spinner("saving model"), self.state.averaged():
+            self.models.save(self.folder, card, self.config.merge)

@@ -1,7 +1,7 @@
 """The run folder: where a run writes, and what stands in it.
 
 config.yaml  environment.json  data.json  metrics.jsonl  evaluation.json  samples.jsonl  timings.json
-checkpoints/step-N/  resume.json  not_finite.json  model/  README.md  report.html
+checkpoints/step-N/  resume.json  not_finite.json  model/  adapter/  README.md  report.html
 """
 
 from __future__ import annotations
@@ -40,10 +40,20 @@ CONTENTS = (
     "tensorboard",
     "wandb",
     "model",
+    "adapter",
+)
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "numpy",
+    "scipy",
+    "peft",
 )
 GIVEN = "given"
 """In it lie the pairs that were handed over in memory (library/given.py); a run reads them there."""
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "scipy")
 
 
 def choose_folder(config: TrainConfig) -> Path:
@@ -115,8 +125,9 @@ def make_folder(folder: Path, sources: Sequence[str] = ()) -> None:
 
 def sweep_leftovers(folder: Path) -> None:
     """Remove what kills left of a model or a file that was being written (files.py stages both)."""
-    for path in folder.glob(".model-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for name in ("model", "adapter"):
+        for path in folder.glob(f".{name}-*"):
+            shutil.rmtree(path, ignore_errors=True)
     for name in CONTENTS:
         for path in folder.glob(f".{name}.*"):
             path.unlink(missing_ok=True)

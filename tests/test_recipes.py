@@ -224,9 +224,13 @@ def test_axolotl_with_lora():
     assert settings["columns"] == ["messages=conversation"]
     assert settings["dtype"] == "auto"
     assert settings["warmup_steps"] == 10 and "warmup_ratio" not in settings
-    assert seen["adapter"] == seen["lora_r"] == seen["load_in_8bit"] == "unsupported"
-    assert "freeze_layers" not in settings, "the upper layers train in place of adapters"
-    assert any("ten times" in note for note in imported.notes)
+    assert settings["use_peft"] is True and seen["adapter"] == "renamed"
+    assert (settings["lora_r"], settings["lora_alpha"]) == (32, 16)
+    assert "lora_target_modules" not in settings and seen["lora_target_linear"] == "kept"
+    assert "lora_dropout" not in settings and seen["lora_dropout"] == "dropped"
+    assert any(line.startswith("lora_dropout") for line in imported.differences)
+    assert "freeze_layers" not in settings, "with adapters none freezes by default"
+    assert seen["load_in_8bit"] == "unsupported"
     assert seen["special_tokens"] == seen["evals_per_epoch"] == "unsupported"
     assert seen["lora_model_dir"] == "dropped", "empty"
 
@@ -244,10 +248,90 @@ def test_llama_factory(write, tmp_path):
 
 def test_llama_factory_trains_adapters_without_being_told(write):
     for said in ("", "finetuning_type:\n"):
-        imported = write(f"stage: dpo\nmodel_name_or_path: a/m\ndataset: a/b\nlora_rank: 8\n{said}")
+        imported = write(f"stage: dpo\nmodel_name_or_path: a/m\ndataset: a/b\nlora_rank: 4\n{said}")
         assert "freeze_layers" not in imported.settings
-        assert fates(imported)["lora_rank"] == "unsupported"
-        assert any("LoRA adapters" in note and "ten times" in note for note in imported.notes)
+        assert imported.config.use_peft and imported.config.lora_r == 4
+        assert imported.config.lora_alpha == 8, "twice the rank"
+        assert fates(imported)["lora_rank"] == "renamed"
+
+
+ADAPTERS = {
+    "trl": TRL + "use_peft: true\n",
+    "axolotl": AXOLOTL + "adapter: lora\n",
+    "llama-factory": FULL.replace("full", "lora") + "dataset: a/b\n",
+}
+
+
+@pytest.mark.parametrize(
+    "dialect, text, settings",
+    [
+        ("trl", "", {"lora_target_modules": ["q_proj", "v_proj"], "lora_r": 16, "lora_alpha": 32}),
+        ("trl", "lora_target_modules: all-linear\n", {"lora_target_modules": []}),
+        ("trl", "lora_target_modules: [q_proj, up_proj]\n",
+         {"lora_target_modules": ["q_proj", "up_proj"]}),
+        ("trl", "lora_r: 8\nlora_alpha: 64\nuse_rslora: true\n",
+         {"lora_r": 8, "lora_alpha": 64, "use_rslora": True}),
+        ("trl", "use_dora: true\nlora_dropout: 0.05\n", {"use_dora": True, "lora_dropout": 0}),
+        ("axolotl", "lora_r: 8\npeft_use_dora: true\nlora_layers_to_transform: [1, 3]\n",
+         {"lora_r": 8, "use_dora": True, "train_layers": ["1", "3"]}),
+        ("axolotl", "peft_use_rslora: true\nlora_target_modules:\n- q_proj\n",
+         {"use_rslora": True, "lora_target_modules": ["q_proj"]}),
+        ("llama-factory", "", {"lora_r": 8, "lora_alpha": 16, "lora_target_modules": []}),
+        ("llama-factory", "lora_rank: 32\nlora_target: all\nuse_dora: true\n",
+         {"lora_r": 32, "lora_alpha": 64, "lora_target_modules": [], "use_dora": True}),
+        ("llama-factory", "lora_alpha: 10\nlora_target: q_proj,v_proj\n",
+         {"lora_r": 8, "lora_alpha": 10, "lora_target_modules": ["q_proj", "v_proj"]}),
+    ],
+)  # fmt: skip
+def test_adapters_of_each_dialect(write, dialect, text, settings):
+    imported = write(ADAPTERS[dialect] + text)
+    assert imported.dialect == dialect
+    for name, value in {"use_peft": True, "freeze_layers": None, **settings}.items():
+        assert getattr(imported.config, name) == value, name
+
+
+@pytest.mark.parametrize(
+    "text, fate, says",
+    [
+        ("lora_modules_to_save: [lm_head]\n", "unsupported", "adapters alone train"),
+        ("lora_model_dir: ./mine\n", "unsupported", "set model to that adapter's folder"),
+        ("loraplus_lr_ratio: 16\n", "unsupported", "set learning_rates"),
+        ("lora_mlp_kernel: true\n", "dropped", "own exact kernels"),
+        ("lora_modules_to_save:\n", "dropped", "empty"),
+    ],
+)
+def test_what_adapters_cannot_do(write, text, fate, says):
+    imported = write(ADAPTERS["axolotl"] + text)
+    key = text.partition(":")[0]
+    assert fates(imported)[key] == fate and says in reasons(imported)[key]
+
+
+def test_quantised_adapters_are_adapters_and_others_are_not(write):
+    imported = write(AXOLOTL + "adapter: qlora\nlora_r: 4\n")
+    assert imported.config.use_peft and imported.config.lora_r == 4
+    assert any("not quantised" in line for line in imported.differences)
+    imported = write(FULL.replace("full", "oft") + "dataset: a/b\noft_rank: 4\n")
+    assert not imported.config.use_peft and fates(imported)["finetuning_type"] == "unsupported"
+    assert any("OFT adapters" in note and "ten times" in note for note in imported.notes)
+
+
+@pytest.mark.parametrize(
+    "text, settings",
+    [
+        ("", {"train_layers": ["last:2"], "train": []}),
+        ("freeze_trainable_layers: 4\n", {"train_layers": ["last:4"]}),
+        ("freeze_trainable_layers: -3\n", {"train_layers": ["first:3"]}),
+        ("freeze_trainable_modules: all\n", {"train": []}),
+        ("freeze_trainable_modules: mlp,self_attn\n", {"train": ["*.mlp.*", "*.self_attn.*"]}),
+        ("freeze_trainable_layers: no\n", {"train_layers": []}),
+    ],
+)
+def test_llama_factory_trains_some_layers(write, text, settings):
+    imported = write(FULL.replace("full", "freeze") + "dataset: a/b\n" + text)
+    for name, value in {"use_peft": False, "freeze_layers": None, **settings}.items():
+        assert getattr(imported.config, name) == value, name
+    if text == "freeze_trainable_layers: no\n":
+        assert fates(imported)["finetuning_type"] == "unsupported"
 
 
 def test_llama_factorys_dataset_info_is_read_where_it_lies(write, tmp_path):
@@ -408,19 +492,15 @@ def test_what_smoldpo_learns_later_is_kept(write, monkeypatch):
     """The configuration is asked, not a list of its losses and settings."""
     from pydantic import create_model
 
-    text = TRL + "loss_type: apo_zero\nrpo_alpha: 0.5\nlora_r: 4\nuse_peft: true\n"
+    text = TRL + "loss_type: apo_zero\nrpo_alpha: 0.5\nreference_free: true\n"
     before = write(text)
     assert before.settings["loss_type"] == ["apo_zero"] and before.settings["rpo_alpha"] == 0.5
-    assert {fates(before)[key] for key in ("use_peft", "lora_r")} == {"unsupported"}
-    later = create_model(
-        "TrainConfig", __base__=TrainConfig, use_peft=(bool, False), lora_rank=(int, 8)
-    )
+    assert fates(before)["reference_free"] == "unsupported"
+    later = create_model("TrainConfig", __base__=TrainConfig, reference_free=(bool, False))
     for module in ("account", "rules", "shared", "optimization", "importing"):
         monkeypatch.setattr(f"smoldpo.recipes.{module}.TrainConfig", later)
     monkeypatch.setattr(configuration, "TrainConfig", later)
-    imported = write(text)
-    assert imported.settings["use_peft"] is True and imported.settings["lora_rank"] == 4
-    assert not any("ten times" in note for note in imported.notes)
+    assert write(text).settings["reference_free"] is True
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from smoldpo.engine.trunk import boundary, unsupported
 from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore, TrunkStore
 from smoldpo.errors import UsageError
 from smoldpo.files import free_bytes
+from smoldpo.models.adapters import adapted_modules
 from smoldpo.models.load import tensors_sha256
 
 DISK_SHARE = 0.5
@@ -77,10 +78,13 @@ def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
 def build_plain(
     policy: PreTrainedModel, reference: PreTrainedModel | None, settings: EngineSettings
 ) -> Engine:
-    """The reference implementation; without a reference, the policy as it is now is one."""
+    """The reference implementation; without a reference, the policy as it is now is one.
+
+    Where adapters train, that is the policy with its adapters off, and no second model.
+    """
     own = reference is not None
     if reference is None and settings.needs_reference:
-        reference = copy.deepcopy(policy)
+        reference = policy if adapted_modules(policy) else copy.deepcopy(policy)
     moving = None
     if settings.sync_ref_model and reference is not None:
         trains = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]

@@ -16,7 +16,8 @@ from smoldpo.files import processor_name
 from smoldpo.types import TokenizedPair
 
 SOURCES = (
-    *(f"models/{name}.py" for name in ("attention", "flex", "lean", "masks", "regions")),
+    *(f"models/{name}.py" for name in ("attention", "flex", "lean", "lean_adapters", "masks")),
+    "models/regions.py",
     *(f"engine/{name}.py" for name in ("head", "packing", "scorer", "trunk")),
 )
 """The files of the forward pass: an edit to one of them may change a bit of its results."""

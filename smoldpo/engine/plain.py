@@ -7,7 +7,7 @@ sides, then the rejected ones), T tokens in the longest row, V words in the voca
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from smoldpo.engine.base import LossFunction, StepResult, join
 from smoldpo.engine.memory_budget import kept_for_backward
 from smoldpo.engine.moving import MovingReference
 from smoldpo.engine.steps import accumulate_step
+from smoldpo.models.adapters import adapters_off
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
 
@@ -63,7 +64,8 @@ class PlainEngine:
 
     Args:
         policy: the model that trains, its parameters in float32 (or float64).
-        reference: a frozen model of its own; None for losses that compare with none.
+        reference: a frozen model of its own; or the policy itself, which is the reference with its adapters
+            switched off; None for losses that compare with none.
         moving: the same model, where its weights move during training.
         compute_dtype: precision of the matrix products; parameters stay as they are (autocast).
         train_batch_size, eval_batch_size: pairs that go through the models at once.
@@ -88,7 +90,7 @@ class PlainEngine:
         self.device = policy.device
         self.moving = moving
         self._compute_dtype = compute_dtype
-        if reference is not None:
+        if reference is not None and reference is not policy:
             reference.eval().requires_grad_(False)
 
     def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
@@ -141,7 +143,8 @@ class PlainEngine:
     ) -> PairLogps:
         if self.moving is not None and self.moving.syncs:
             raise RuntimeError("the reference has moved: its start must be asked before training")
-        return self._logps(self._known_reference(), pairs, advance)
+        with self._as_reference() as reference:
+            return self._logps(reference, pairs, advance)
 
     @torch.no_grad()
     def _logps(
@@ -183,12 +186,17 @@ class PlainEngine:
 
     @torch.no_grad()
     def _reference_forward(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
-        return self._forward(self._known_reference(), pairs)
+        with self._as_reference() as reference:
+            return self._forward(reference, pairs)
 
-    def _known_reference(self) -> PreTrainedModel:
+    @contextlib.contextmanager
+    def _as_reference(self) -> Iterator[PreTrainedModel]:
         if self.reference is None:
             raise RuntimeError("this engine was made without a reference")
-        return self.reference
+        with (
+            adapters_off(self.policy) if self.reference is self.policy else contextlib.nullcontext()
+        ):
+            yield self.reference
 
 
 def _cut(pairs: Sequence[TokenizedPair], size: int) -> list[Sequence[TokenizedPair]]:

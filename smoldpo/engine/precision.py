@@ -69,9 +69,15 @@ def pick_device(name: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+WIDE = "lora_magnitude_vector"
+"""DoRA's magnitudes, one number a row, scale whole results: they compute in the masters' precision."""
+
+
 def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Bring every parameter to `dtype`, in place; buffers (rotary frequencies) stay as they are."""
-    for parameter in model.parameters():
+    """Bring every parameter but WIDE to `dtype`, in place; buffers (rotary frequencies) stay as they are."""
+    for name, parameter in model.named_parameters():
+        if WIDE in name:
+            continue
         before = parameter.data
         after = before.to(dtype)
         if after is not before:
@@ -92,7 +98,7 @@ class MasterWeights:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 wide = parameter
-                if parameter.dtype != compute:
+                if parameter.dtype != compute and WIDE not in name:
                     wide = torch.nn.Parameter(parameter.detach().clone())
                 self._pairs.append((name, parameter, wide))
         cast(model, compute)

@@ -18,6 +18,7 @@ from smoldpo.engine.packing import PackedBatch, by_length, common_beginning, pac
 from smoldpo.engine.trunk import cut
 from smoldpo.models.attention import shared_prefix
 from smoldpo.models.lean import TRUNK_ROWS, make_lean
+from smoldpo.models.lean_adapters import make_adapters_lean
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
 MAX_TOKENS = 3840
@@ -34,6 +35,7 @@ class Scorer:
         make_lean(model.model)
         for layer in model.model.layers[:at]:
             make_lean(layer, TRUNK_ROWS)
+        make_adapters_lean(model.model)
         self.model = model
         self.kernels = kernels
         self.trunk, self.top = cut(model, at)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from smoldpo.errors import ModelError, UsageError
+from smoldpo.models.adapter_folder import CONFIG, AdapterBase, is_adapter, merged, read_base
 from smoldpo.models.gguf import unpack_gguf
 from smoldpo.models.names import BUILTIN, builtin_gguf
 from smoldpo.models.quiet import quiet
@@ -36,6 +37,10 @@ class ModelSource:
     location: str
     cached_only: bool = False
     """The hub does not answer: what is cached may load, and nothing is asked for."""
+    base: ModelSource | None = None
+    """Of an adapter: the model that it is put into."""
+    base_is: AdapterBase | None = None
+    """Of an adapter: what it says of that model."""
 
     @property
     def is_local(self) -> bool:
@@ -57,7 +62,8 @@ def find_model(name: str) -> ModelSource:
             raise UsageError(f"{name}: no such file")
         return ModelSource(name, str(unpack_gguf(path)))
     if path.is_dir():
-        return ModelSource(name, str(_model_folder(path)))
+        folder = _model_folder(path)
+        return _adapter(name, folder) if is_adapter(folder) else ModelSource(name, str(folder))
     if path.exists():
         raise UsageError(
             f"{name}: is a file of unknown kind; give a folder, a .gguf file or a hub id"
@@ -72,21 +78,41 @@ def find_model(name: str) -> ModelSource:
 
 def _model_folder(folder: Path) -> Path:
     for candidate in (folder, folder / "model"):
-        if (candidate / "config.json").is_file():
+        if (candidate / "config.json").is_file() or is_adapter(candidate):
             return candidate
     raise ModelError(
         f"{folder}: holds no config.json; a model folder has config.json, *.safetensors and the "
-        "tokenizer's files (a run folder has them under model/)"
+        f"tokenizer's files, an adapter has {CONFIG} (a run folder has them under model/)"
     )
+
+
+def _adapter(name: str, folder: Path) -> ModelSource:
+    said = read_base(folder)
+    try:
+        base = find_model(said.model) if not _is_an_adapter_too(said.model) else None
+    except (UsageError, ModelError) as error:
+        raise ModelError(f"{name}: is an adapter, and its model is not there: {error}") from None
+    if base is None:
+        raise ModelError(f"{name}: is an adapter of an adapter, {said.model}; merge that one first")
+    return ModelSource(name, str(folder), base=base, base_is=said)
+
+
+def _is_an_adapter_too(name: str) -> bool:
+    path = Path(name).expanduser()
+    return any(is_adapter(folder) for folder in (path, path / "model"))
 
 
 def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
     """The model in `dtype` on `device`, in evaluation mode and with every dropout at 0.
 
+    An adapter is added into its model's weights, so that what comes is a plain model.
+
     Raises:
         ModelError: weights that are missing, damaged or not safetensors; a hub out of reach; a model
-            that needs code of its own.
+            that needs code of its own; an adapter whose model is not the one that it was trained on.
     """
+    if source.base is not None:
+        return merged(_base_model(source, dtype), Path(source.location)).to(device).eval()
     try:
         with quiet(), cached_only(source.cached_only):
             model = AutoModelForCausalLM.from_pretrained(
@@ -97,6 +123,10 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
             )
     except Exception as error:  # transformers, safetensors and the hub raise without a common base
         raise _explained(source, error) from None
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"{source.name}: is an adapter on the hub; download it (hf download) and give the folder"
+        )
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -106,12 +136,29 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
     return model.to(device).eval()
 
 
+def _base_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of an adapter; one that a run wrote down is held to what it was then."""
+    base, said = source.base, source.base_is
+    assert base is not None and said is not None
+    if said.sha256 is None:
+        return load_model(base, dtype)
+    model = load_model(base, getattr(torch, str(said.dtype), torch.float32))
+    if weights_sha256(model) != said.sha256:
+        raise ModelError(
+            f"{source.name}: is an adapter of {said.model}, whose weights are no longer those that it was "
+            "trained on"
+        )
+    return model.to(dtype)
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
+    """The model's tokenizer; an adapter without one has its model's.
 
     Raises:
         ModelError: there is none, or it is damaged.
     """
+    if source.base is not None and not (Path(source.location) / "tokenizer_config.json").is_file():
+        return load_tokenizer(source.base)
     try:
         with quiet(), cached_only(source.cached_only):
             return AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)

@@ -6,6 +6,7 @@ from typing import Any
 
 from smoldpo.recipes import optimization, shared
 from smoldpo.recipes.account import Draft, number
+from smoldpo.recipes.adapters import adapters
 from smoldpo.recipes.rules import (
     Rules,
     drop,
@@ -98,7 +99,7 @@ RULES: Rules = {
     "bnb_config_kwargs": drop("of quantised weights"),
     "gptq": unsupported(shared.QUANTISED),
     "unfrozen_parameters": unsupported(
-        "freeze the others: freeze_layers, and freeze with name patterns"
+        "regular expressions there: set train to name patterns as file names have them, such as '*.mlp.*'"
     ),
     "trl.beta": to("beta"),
     "rl_beta": to("beta"),
@@ -191,7 +192,7 @@ def groups(draft: Draft) -> None:
     _method(draft)
     _data(draft)
     kind = draft.recipe.get("adapter")
-    shared.adapters(draft, None if is_off(kind) else f"{kind}", "adapter", ADAPTER_KEYS)
+    adapters(draft, None if is_off(kind) else f"{kind}", "adapter", ADAPTER_KEYS)
     shared.precision(draft, "torch_dtype")
     optimization.lowest_cosine_rate(draft)
     optimization.schedule(draft, "lr_scheduler")

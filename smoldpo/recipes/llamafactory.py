@@ -8,6 +8,7 @@ from typing import Any
 
 from smoldpo.recipes import optimization, shared
 from smoldpo.recipes.account import Draft, number
+from smoldpo.recipes.adapters import adapters
 from smoldpo.recipes.rules import Rules, drop, is_off, loss, same, to, unsupported, where_known
 from smoldpo.recipes.sources import RecipeSource, set_held_out_share, set_sources
 
@@ -46,11 +47,11 @@ RULES: Rules = {
     "model_name_or_path": to("model"),
     "ref_model": to("reference"),
     "ref_model_adapters": unsupported(
-        "merge the adapters into a model and set reference to its folder"
+        "set reference to the adapter's folder: it is merged when it is loaded"
     ),
     "ref_model_quantization_bit": unsupported(shared.QUANTISED),
     "adapter_name_or_path": unsupported(
-        "merge the adapters into a model and set model to its folder"
+        "set model to the adapter's folder: it is merged when it is loaded"
     ),
     "model_revision": unsupported(
         "a hub id is read at its newest revision: download this one and set model to its folder",
@@ -141,26 +142,52 @@ def _pure(draft: Draft) -> None:
             draft.keep(key, "dtype", "bfloat16", "what trains is kept in float32")
 
 
+FROZEN_KEYS = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
+
+
 def _what_trains(draft: Draft) -> None:
     """finetuning_type: full, freeze, or adapters (lora is what LLaMA-Factory does without it)."""
     key = "finetuning_type"
     kind = str(draft.recipe.get(key) or "lora")
-    frozen = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
     if kind == "freeze":
-        layers = draft.recipe.get("freeze_trainable_layers", 2)
-        draft.refuse(
-            key,
-            f"trains {layers} layers; smoldpo counts the frozen ones: set freeze_layers to the "
-            "model's number of layers less those. By default the upper sixth trains",
-        )
-        for name in draft.without(*frozen):
-            draft.refuse(name, "see finetuning_type; set freeze_layers and freeze")
-        for name in draft.without(*ADAPTER_KEYS):
-            draft.drop(name, "of adapters, which the recipe does not train")
+        _some_layers(draft, key)
         return
-    shared.adapters(draft, None if kind == "full" else kind, key, ADAPTER_KEYS)
-    for name in draft.without(*frozen):
+    adapters(draft, None if kind == "full" else kind, key, ADAPTER_KEYS)
+    for name in draft.without(*FROZEN_KEYS):
         draft.drop(name, f"of finetuning_type: freeze, not {kind}")
+    if draft.settings.get("use_peft"):
+        draft.default("(rank)", "lora_r", 8, "LLaMA-Factory's own")
+        rank = number(draft.settings["lora_r"])
+        if rank is not None:
+            draft.default("(alpha)", "lora_alpha", 2 * rank, "LLaMA-Factory's own: twice the rank")
+
+
+def _some_layers(draft: Draft, switch: str) -> None:
+    """The last few layers train, or with a negative number the first few; or some modules of them."""
+    layers = number(draft.recipe.get("freeze_trainable_layers", 2))
+    if layers is None or layers == 0 or layers != int(layers):
+        draft.refuse(switch, "freeze_trainable_layers is no number of layers: set train_layers")
+    else:
+        chosen = f"{'last' if layers > 0 else 'first'}:{abs(int(layers))}"
+        for key in draft.without(switch, "freeze_trainable_layers"):
+            draft.keep(key, "train_layers", [chosen])
+    for key in draft.without("freeze_trainable_modules"):
+        names = _names(draft.recipe[key])
+        if names in ([], ["all"]):
+            draft.drop(key, "all of these layers, as by default")
+        else:
+            draft.keep(key, "train", [f"*.{name}.*" for name in names])
+    for key in draft.without("freeze_extra_modules"):
+        if is_off(draft.recipe[key]):
+            draft.drop(key, "empty")
+        else:
+            draft.refuse(
+                key, "train_layers trains nothing outside its layers: set freeze_layers instead"
+            )
+    for key in draft.without(*FROZEN_KEYS):
+        draft.refuse(key, f"see {switch}")
+    for key in draft.without(*ADAPTER_KEYS):
+        draft.drop(key, "of adapters, which the recipe does not train")
 
 
 def _data(draft: Draft) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from smoldpo.config import TrainConfig
-from smoldpo.recipes.account import UNSUPPORTED, Draft, complaint, number
+from smoldpo.recipes.account import Draft, complaint, number
 from smoldpo.recipes.rules import Rules, drop, is_off, keep, same, unsupported, where_known
 
 LOGGERS = "smoldpo writes metrics.jsonl and report.html in the run folder; report_to adds others"
@@ -22,14 +21,6 @@ BUDGET = "smoldpo has one budget for prompt and completion together, max_length"
 TEMPLATE = (
     "prompts get the chat template of the model's own tokenizer; look with smoldpo data show DATA --row 1 "
     "--model MODEL"
-)
-LORA = (
-    "adapters are not supported yet: the written config trains the upper layers themselves "
-    "(freeze_layers' default), which takes little memory too"
-)
-LORA_RATE = (
-    "The recipe trains {kind} adapters, the written config the model's upper layers. Rates for adapters are "
-    "usually about ten times those for the weights themselves: lower learning_rate, or set freeze_layers"
 )
 QUANTISED = "weights are not quantised: a small model needs no 4 or 8 bits"
 OTHER_LOSS = "part of a loss that smoldpo does not have (yet); leave it out, or train this with TRL"
@@ -74,7 +65,7 @@ TRAINER: Rules = {
     "do_predict": unsupported("no predictions are written; smoldpo evaluate --rows does that"),
     "data_seed": unsupported("one seed decides the order of the pairs: seed"),
     "resume_from_checkpoint": where_known("start from the checkpoint's folder: set model"),
-    "optim_target_modules": unsupported("set freeze or freeze_layers"),
+    "optim_target_modules": unsupported("set train, or lora_target_modules"),
     "neftune_noise_alpha": where_known(NOISE),
     "label_smoothing_factor": unsupported("smooths SFT's labels; DPO's are label_smoothing"),
     "auto_find_batch_size": unsupported(
@@ -249,41 +240,6 @@ def _every(draft: Draft, steps: str, strategy: str, always: str, *, off: bool = 
             draft.refuse(key, f"a share of the run: give a number of steps. {always.capitalize()}")
         else:
             draft.keep(key, steps, value)
-
-
-def adapters(draft: Draft, kind: str | None, switch: str, rest: Sequence[str]) -> None:
-    """LoRA's switch and settings: taken where smoldpo has them, else said what trains instead."""
-    known = kind is not None and switch in TrainConfig.model_fields
-    told = "see " + (switch if switch in draft.recipe else "what differs, below")
-    if switch in draft.recipe:
-        if kind is None:
-            draft.same(switch, "all weights train")
-        elif known:
-            draft.keep(switch, switch, draft.recipe[switch])
-        else:
-            draft.refuse(switch, LORA)
-    for key in draft.without(*rest):
-        if kind is None or is_off(draft.recipe[key]):
-            draft.drop(
-                key, "of adapters, which the recipe does not train" if kind is None else "empty"
-            )
-        else:
-            where_known("", *ADAPTER_NAMES.get(key, ()))(draft, key, draft.recipe[key])
-            if draft.entries[key].status == UNSUPPORTED:  # said once, at the switch
-                draft.refuse(key, f"of the adapters: {told}", matters=False)
-    if kind is None:
-        draft.default("(what trains)", "freeze_layers", 0, "the recipe trains all layers")
-    elif not known:
-        draft.notes.append(LORA_RATE.format(kind=KINDS.get(kind, kind)))
-
-
-KINDS = {"lora": "LoRA", "qlora": "QLoRA", "oft": "OFT"}
-ADAPTER_NAMES = {
-    "lora_r": ("lora_rank",),
-    "lora_rank": ("lora_r",),
-    "lora_target": ("lora_target_modules",),
-}
-"""Other names of one setting of adapters, should smoldpo have it under one of them."""
 
 
 def nameless(draft: Draft) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from smoldpo.recipes import optimization, shared
 from smoldpo.recipes.account import Draft, number
+from smoldpo.recipes.adapters import adapters
 from smoldpo.recipes.rules import Rules, drop, is_off, loss, same, to, unsupported, where_known
 from smoldpo.recipes.sources import RecipeSource, as_file, set_held_out_share, set_sources
 
@@ -69,8 +70,8 @@ DPO: Rules = {
     "preprocessing_num_workers": drop(shared.LOADING),
     "tools": unsupported("tools are read from the rows"),
     "base_model_attribute_name": drop("read from the model's folder"),
-    "model_adapter_name": drop("no adapters"),
-    "ref_adapter_name": drop("no adapters"),
+    "model_adapter_name": drop("there is one adapter"),
+    "ref_adapter_name": drop("the reference is the policy with its adapter off"),
     "rpo_alpha": where_known(shared.OTHER_LOSS),
 }
 RULES: Rules = {**shared.TRAINER, **shared.LOSS_PARTS, **MODEL, **DPO}
@@ -93,7 +94,10 @@ def groups(draft: Draft) -> None:
 def common(draft: Draft, held_out: bool) -> None:
     """What every recipe for TRL's trainer has besides its data."""
     kind = None if is_off(draft.recipe.get("use_peft")) else "lora"
-    shared.adapters(draft, kind, "use_peft", ADAPTER_KEYS)
+    adapters(draft, kind, "use_peft", ADAPTER_KEYS)
+    if kind and is_off(draft.recipe.get("lora_target_modules")):
+        targets = ["q_proj", "v_proj"]
+        draft.default("(adapters)", "lora_target_modules", targets, "peft's own for Llama models")
     shared.precision(draft, "torch_dtype", "dtype")
     optimization.schedule(draft)
     optimization.optimizer(draft)

@@ -93,7 +93,7 @@ class Trial(Run):
         super().__init__(*given, **options)
         self._leads = leads
 
-    def _save(self, name: str) -> None:
+    def _save(self) -> None:
         pass
 
     def _evaluated(self, evaluation: dict[str, Any] | None) -> None:

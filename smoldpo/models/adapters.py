@@ -1,0 +1,190 @@
+"""Low-rank adapters (LoRA, DoRA) through peft: where they go, and the policy with and without them.
+
+A linear layer x Wᵀ becomes x (W + s B A)ᵀ with A [r, D] and B [F, r] that train and W that does not
+(Hu et al. 2021); s is alpha / r, or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023). DoRA (Liu et al. 2024)
+also trains the length of each row of W + s B A. At the start B is 0, so the policy is its own reference.
+
+peft makes the modules, their first values and their files; the fast engine computes them its own way
+(lean_adapters.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from smoldpo.errors import UsageError, nearest
+from smoldpo.models.freeze import decoder_layers, layer_of, layers_that_train
+from smoldpo.models.quiet import quiet
+
+NAME = "default"
+"""peft's name for a model's only adapter; a part of parameter names."""
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What adapters a run asks for; see the settings of these names in config.py."""
+
+    lora_r: int
+    lora_alpha: float
+    lora_target_modules: tuple[str, ...]
+    use_dora: bool
+    use_rslora: bool
+    freeze_layers: int | None
+    train_layers: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapter of a policy: peft's own description of it, and how many layers are without from below."""
+
+    config: Any
+    frozen_layers: int
+
+    @torch.no_grad()
+    def on(self, model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+        """peft's model of `model` (changed in place) with this adapter, its weights by their names."""
+        from peft import get_peft_model
+
+        with torch.random.fork_rng(devices=[]), quiet():
+            adapted = get_peft_model(model, copy.deepcopy(self.config))
+        parameters = dict(adapted.named_parameters())
+        for name, weight in weights:
+            parameters[f"base_model.model.{name}"].copy_(weight)
+        return adapted
+
+
+def add_adapters(model: PreTrainedModel, settings: AdapterSettings) -> Adapter:
+    """Put adapters into `model`, in place; nothing else trains then.
+
+    Where A begins is a pure function of the seed.
+
+    Raises:
+        UsageError: layers that there are not; a target that fits no linear layer, or the LM head.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    layers, below = layers_that_train(
+        model, settings.freeze_layers, settings.train_layers, by_default=False
+    )
+    if not layers:
+        raise UsageError(
+            f"freeze_layers is {below}, so no layer is left for adapters; freeze fewer layers"
+        )
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_r,
+        lora_alpha=_plain_number(settings.lora_alpha),
+        lora_dropout=0.0,
+        use_dora=settings.use_dora,
+        use_rslora=settings.use_rslora,
+        **_targets(model, layers, settings.lora_target_modules),
+    )
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(settings.seed)
+        inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    _measure_rows(model)
+    return Adapter(config, below)
+
+
+def _plain_number(value: float) -> float:
+    """Whole numbers as such: some readers of adapter_config.json take no others."""
+    return int(value) if value == int(value) else value
+
+
+def _targets(
+    model: PreTrainedModel, layers: set[int], patterns: Sequence[str]
+) -> dict[str, list[Any]]:
+    """peft's words for what the patterns mean in these layers: last names and layers, or whole names."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    inside = [name for name in linear if layer_of(name) in layers]
+    chosen = set() if patterns else set(inside)
+    for pattern in patterns:
+        matched = {name for name in inside if _fits(name, pattern)}
+        if not matched:
+            raise UsageError(_no_target(model, pattern, linear))
+        chosen |= matched
+    last_names = {_last(name) for name in chosen}
+    if chosen != {name for name in inside if _last(name) in last_names}:
+        return {"target_modules": sorted(chosen)}
+    found: dict[str, list[Any]] = {"target_modules": sorted(last_names)}
+    if len(layers) < decoder_layers(model):
+        found["layers_to_transform"] = sorted(layers)
+    return found
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """A pattern is a module's last names (q_proj, mlp.up_proj), or a pattern of its whole name."""
+    same = f".{name}".endswith(f".{pattern}")
+    return pattern == ALL_LINEAR or same or fnmatch.fnmatchcase(name, pattern)
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _no_target(model: PreTrainedModel, pattern: str, linear: Sequence[str]) -> str:
+    """Why a pattern has no target, in words."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if any(_fits(name, pattern) for name, module in model.named_modules() if module in ends):
+        return (
+            f"lora_target_modules: {pattern!r} is the LM head or the embeddings, which get no adapters here "
+            "(in tied models they are one matrix); give linear layers of the decoder"
+        )
+    if any(_fits(name, pattern) for name in linear):
+        return (
+            f"lora_target_modules: {pattern!r} fits nothing in the layers that may train; freeze fewer, or "
+            "choose others with train_layers"
+        )
+    known = sorted({_last(name) for name in linear if layer_of(name) >= 0})
+    return (
+        f"lora_target_modules: {pattern!r} fits no linear layer{nearest(pattern, known)}; give names such as "
+        f"{', '.join(known)}, or patterns such as '*.mlp.*'"
+    )
+
+
+@torch.no_grad()
+def _measure_rows(model: PreTrainedModel) -> None:
+    """DoRA's magnitudes begin as the lengths of W's rows; their squares stay, in full precision.
+
+    peft's own lengths may differ in their last bit, and then the policy would not start as its reference.
+    """
+    for module in adapted_modules(model):
+        if magnitude := magnitude_of(module):
+            module.smoldpo_squares = module.base_layer.weight.square().sum(1)
+            magnitude.weight.copy_(module.smoldpo_squares.sqrt())
+
+
+def adapted_modules(model: nn.Module) -> list[Any]:
+    """peft's modules that hold a linear layer and its adapter."""
+    return [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+
+
+def magnitude_of(module: Any) -> Any | None:
+    """The module with DoRA's magnitudes, if it is DoRA."""
+    return dict(module.lora_magnitude_vector.items()).get(NAME)
+
+
+@contextlib.contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Within the block the model computes without its adapters: it is the reference."""
+    modules = adapted_modules(model)
+    for module in modules:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.enable_adapters(True)

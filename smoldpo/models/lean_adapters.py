@@ -1,0 +1,158 @@
+"""Linear layers with adapters as lean.py has those without: blocks of rows, closed-form backward.
+
+    LoRA    y = x Wᵀ + s (x Aᵀ) Bᵀ + b
+    DoRA    y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b,   c = m / |W + s B A| by rows; the length has no gradient
+            (Liu et al. 2024, section 4.3)
+
+W is frozen, so its gradient, a third of a full step's products, is not formed. Nothing of W's size is either:
+the lengths come from |w|² + 2 s w·(Aᵀ b) + s² b·(A Aᵀ b) for a row w of W and its row b of B. With B = 0 the
+result is that of the layer without adapter, to the last bit, so that both can share stored log-probabilities.
+
+Dimensions: T rows, D width in, F width out, r rank.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import nn
+
+from smoldpo.models.adapters import NAME, adapted_modules, magnitude_of
+from smoldpo.models.lean import ROWS, block_product, row_blocks
+from smoldpo.models.regions import gated_product, gated_slopes
+
+
+def _add_low_rank(
+    low: torch.Tensor, up: torch.Tensor, scaling: float, result: torch.Tensor, rows: int
+) -> None:
+    """result [n, F] += s low [n, r] upᵀ, filled up to `rows`: each row as if it were alone."""
+    if len(low) == rows or low.device.type != "cpu":
+        result.addmm_(low, up.T, alpha=scaling)
+        return
+    filled_low, filled = low.new_zeros(rows, low.shape[1]), result.new_zeros(rows, len(up))
+    filled_low[: len(low)], filled[: len(low)] = low, result
+    result.copy_(filled.addmm_(filled_low, up.T, alpha=scaling)[: len(low)])
+
+
+class _Adapted(torch.autograd.Function):
+    """Keeps x and x Aᵀ, and for DoRA y."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        scale: torch.Tensor | None,
+        scaling: float,
+        size: int,
+    ) -> torch.Tensor:
+        flat = states.flatten(0, -2)
+        low = flat.new_empty(len(flat), len(down))
+        result = flat.new_empty(len(flat), len(weight))
+        for rows in row_blocks(flat, size):
+            block_product(flat[rows], weight, result[rows], size)
+            block_product(flat[rows], down, low[rows], size)
+            _add_low_rank(low[rows], up, scaling, result[rows], size)
+            if scale is not None:
+                result[rows].mul_(scale)
+        unbiased = result if scale is not None else None
+        if bias is not None:
+            result = result + bias
+        ctx.save_for_backward(flat, low, weight, down, up, scale, unbiased)
+        ctx.scaling = scaling
+        return result.view(*states.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, low, weight, down, up, scale, unbiased = ctx.saved_tensors
+        flat, d_scale = grad.flatten(0, -2), None
+        if scale is not None:
+            if ctx.needs_input_grad[5]:
+                d_scale = _products_by_column(flat, unbiased, scale.dtype) / scale
+            flat = (flat * scale).to(flat.dtype)
+        d_low = (flat @ up).mul_(ctx.scaling)
+        d_states = None
+        if ctx.needs_input_grad[0]:
+            d_states = (flat @ weight).addmm_(d_low, down).view(*grad.shape[:-1], -1)
+        d_up = (flat.T @ low).mul_(ctx.scaling)
+        return d_states, None, None, d_low.T @ states, d_up, d_scale, None, None
+
+
+def _products_by_column(one: torch.Tensor, other: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
+    """Sum over rows of one x other: [F]."""
+    total = one.new_zeros(one.shape[1], dtype=wide)
+    for rows in row_blocks(one, ROWS):
+        total += (one[rows].to(wide) * other[rows]).sum(0)
+    return total
+
+
+class _GatedProduct(torch.autograd.Function):
+    """silu(a) u, which keeps a and u alone."""
+
+    @staticmethod
+    def forward(ctx: Any, gated: torch.Tensor, raised: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gated, raised)
+        flat_gated, flat_raised = gated.flatten(0, -2), raised.flatten(0, -2)
+        result = torch.empty_like(flat_gated)
+        for rows in row_blocks(result, ROWS):
+            result[rows] = gated_product(flat_gated[rows], flat_raised[rows])
+        return result.view_as(gated)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gated, raised = (saved.flatten(0, -2) for saved in ctx.saved_tensors)
+        flat = grad.flatten(0, -2)
+        d_gated, d_raised = torch.empty_like(gated), torch.empty_like(raised)
+        for rows in row_blocks(flat, ROWS):
+            _, d_raised[rows], d_gated[rows] = gated_slopes(gated[rows], raised[rows], flat[rows])
+        return d_gated.view_as(grad), d_raised.view_as(grad)
+
+
+@torch.no_grad()
+def row_lengths(module: Any) -> torch.Tensor:
+    """|W + s B A| of each row, [F], in the magnitudes' precision."""
+    squares, scaling = module.smoldpo_squares, module.scaling[NAME]
+    down, up = (getattr(module, part)[NAME].weight for part in ("lora_A", "lora_B"))
+    wide = up.to(squares.dtype)
+    crossed = (wide * (module.base_layer.weight @ down.T).to(wide.dtype)).sum(1)
+    own = ((up @ (down @ down.T)).to(wide.dtype) * wide).sum(1)
+    return (squares + 2 * scaling * crossed + scaling**2 * own).sqrt()
+
+
+def _adapted_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
+    if self.disable_adapters:
+        return self.base_layer(states)
+    magnitude = magnitude_of(self)
+    return _Adapted.apply(
+        states,
+        self.base_layer.weight,
+        self.base_layer.bias,
+        self.lora_A[NAME].weight,
+        self.lora_B[NAME].weight,
+        None if magnitude is None else magnitude.weight / row_lengths(self),
+        self.scaling[NAME],
+        self.smoldpo_rows,
+    )
+
+
+def _mlp_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
+    return self.down_proj(_GatedProduct.apply(self.gate_proj(states), self.up_proj(states)))
+
+
+def make_adapters_lean(base: nn.Module) -> None:
+    """Swap adapted linear layers and the MLPs that hold some for the above, in place; after `make_lean`."""
+    adapted = set(adapted_modules(base))
+    for module in adapted:
+        if any(parameter.requires_grad for parameter in module.base_layer.parameters()):
+            raise RuntimeError("a linear layer under an adapter must be frozen")
+        module.forward = types.MethodType(_adapted_forward, module)
+    for module in base.modules():
+        parts = [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]
+        silu = type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
+        if None not in parts and silu and adapted.intersection(parts):
+            module.forward = types.MethodType(_mlp_forward, module)
