@@ -172,7 +172,10 @@ def config_schema() -> None:
 @config_app.command("import")
 @verb
 def config_import(
-    recipe: Annotated[Path, typer.Argument(help="A DPO recipe of another trainer, in YAML.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="A recipe of another trainer (DPO, ORPO, CPO, SimPO), in YAML."),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Write the configuration here; without, it is printed.")
     ] = None,

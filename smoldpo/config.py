@@ -210,6 +210,15 @@ class TrainConfig(BaseModel):
         None,
         description="weight of the chosen answers' negative log-likelihood per token, if any (RPO)",
     )
+    ld_alpha: _optional(Annotated[float, Field(ge=0, le=1)]) = Field(
+        None,
+        description="weight of the tokens by which the longer answer of a pair is longer, in policy and "
+        "reference (LD-DPO); by default they count in full, as with 1",
+    )
+    use_weighting: bool = Field(
+        False,
+        description="weigh each pair by how likely the policy itself would give its answers (WPO)",
+    )
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = (
         Field("reverse_kl", description="what holds the policy to the reference (f-DPO)")
     )

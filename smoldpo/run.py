@@ -273,7 +273,7 @@ class Run:
             self.reference_logps = self._sparing(
                 lambda: self.engine.reference_logps(pairs, advance), pairs, "evaluation"
             )
-        if self.config.reference is None:
+        if self.config.reference is None and not self.config.use_weighting:
             # The policy still is the reference: its log-probabilities are these.
             return self._scored(self.reference_logps)
         return self._evaluate("evaluating the policy before")
@@ -291,7 +291,10 @@ class Run:
         scores = pair_scores(pairs, policy, reference)
         loss = loss_function(config, config.last_beta)
         row = {"eval_loss": loss(policy, reference, pairs, pairs).double().mean().item()}
-        means = reward_metrics(scores, config.last_beta) if self.compares else logp_metrics(scores)
+        # Under TRL's names is what the loss compares; accuracies and evaluation.json are of whole answers.
+        against = None if reference is None else loss.compared(reference)
+        seen = pair_scores(pairs, loss.compared(policy), against)
+        means = reward_metrics(seen, config.last_beta) if self.compares else logp_metrics(seen)
         row |= {f"eval_{k}": v for k, v in means.items()}
         row |= {f"eval_accuracy/{k}": v for k, v in accuracies(scores).items()}
         if not (self.checkpoint and self.checkpoint.state["metrics_rows"]):

@@ -96,6 +96,7 @@ def test_sums_divergences_and_numbers_of_pairs(logps):
         ({"loss_type": "sigmoit"}, "did you mean sigmoid"),
         ({"label_smoothign": 0.1}, "did you mean label_smoothing"),
         ({"learning_rate": 0.1}, "unknown option 'learning_rate'"),
+        ({"ld_alpha": 0.5}, "ld_alpha reads more of an answer than its log-probability"),
         ({"beta": -1.0}, "beta is -1.0"),
         ({"simpo_gamma": 1.0}, "simpo_gamma is read by simpo"),
         ({"loss_type": "ipo"}, "this loss is per token: give chosen_tokens"),

@@ -22,7 +22,7 @@ from smoldpo.engine.memory import free_memory
 from smoldpo.engine.moving import moving_copy, moving_model
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights, cast
-from smoldpo.engine.reference_store import ReferenceStore
+from smoldpo.engine.reference_store import FORMAT, ReferenceStore
 from smoldpo.engine.trunk import boundary, unsupported
 from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore, TrunkStore
 from smoldpo.errors import UsageError
@@ -57,6 +57,8 @@ class EngineSettings:
     """As an interrupted run had them; by default whichever are faster here."""
     needs_reference: bool = True
     """False where the loss compares with no reference: then no reference is made or run."""
+    use_weighting: bool = False
+    """Whether the loss weighs pairs by the policy's token probabilities: these must be looked at then."""
     sync_ref_model: bool = False
     """Whether the reference moves during training (moving.py)."""
 
@@ -96,6 +98,7 @@ def build_plain(
         compute_dtype=settings.compute_dtype,
         train_batch_size=settings.train_batch_size,
         eval_batch_size=settings.eval_batch_size,
+        use_weighting=settings.use_weighting,
         moving=moving,
     )
 
@@ -133,6 +136,8 @@ def build_fast(
         progress.say(f"cache: {reason}, so states are kept in memory, for this run alone")
         settings = replace(settings, cache="memory")
     kernels = settings.kernels or choose_kernels(dtype, policy.device.type)
+    if settings.use_weighting:  # the policy's head goes by products then; so must the reference's
+        kernels = replace(kernels, fused_head=False)
     about = about | {"dtype": str(dtype).removeprefix("torch."), "kernels": str(kernels)}
     states = _trunk_store(policy, settings, kernels, about)
     at = boundary(policy) if reference is None else 0
@@ -150,6 +155,7 @@ def build_fast(
         states,
         logps,
         settings.needs_reference,
+        settings.use_weighting,
         moving,
     )
     if len(states) or len(logps):
@@ -202,6 +208,7 @@ def _reference_store(
         settings.compute_dtype,
         model.device,
         config=_shape(model),
+        format=FORMAT,
         boundary=at,  # products below it have other numbers of rows
         kernels=asdict(kernels),
         compiled=settings.compiled,

@@ -19,7 +19,11 @@ def _options() -> list[str]:
     names = list(TrainConfig.model_fields)
     first, last = SECTIONS["Loss"]
     listed = names[names.index(first) : names.index(last) + 1]
-    return [name for name in listed if name not in ("loss_type", "beta", "beta_end")]
+    return [name for name in listed if name not in ("loss_type", "beta", "beta_end", *OF_TOKENS)]
+
+
+OF_TOKENS = ("ld_alpha", "use_weighting")
+"""Settings that read more of an answer than its sum."""
 
 
 class _NotGiven:
@@ -71,7 +75,12 @@ def dpo_loss(
     names = [loss_type] if isinstance(loss_type, str) else list(loss_type)
     known = _options()
     unknown = [
-        f"unknown option {key!r}{nearest(key, known)}" for key in options if key not in known
+        f"{key} reads more of an answer than its log-probability: call smoldpo.losses.Objective on what "
+        "sequence_logps gives"
+        if key in OF_TOKENS
+        else f"unknown option {key!r}{nearest(key, known)}"
+        for key in options
+        if key not in known
     ]
     if unknown:
         raise ConfigError(unknown)
