@@ -467,7 +467,7 @@ def build_config(settings: dict[str, Any], *, extra_problems: Sequence[str] = ()
     try:
         config = TrainConfig(**{key: value for key, value in settings.items() if key in known})
     except ValidationError as error:
-        problems += [_explain(detail) for detail in error.errors()]
+        problems += [explain(detail) for detail in error.errors()]
     else:
         problems += cross_checks(config)
     if problems:
@@ -475,7 +475,8 @@ def build_config(settings: dict[str, Any], *, extra_problems: Sequence[str] = ()
     return config
 
 
-def _explain(detail: Any) -> str:
+def explain(detail: Any) -> str:
+    """One of pydantic's findings in words, by the setting's name."""
     key = str(detail["loc"][0])
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]

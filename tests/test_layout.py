@@ -40,8 +40,17 @@ LEVELS = [
         "report_plots",
         "report_texts",
     },
-    {"compare_runs", "prove_resume", "doctor", "library", "__init__"},
-    {"cli", "cli_cache", "cli_data", "cli_evaluate", "cli_plan", "cli_support", "__main__"},
+    {"compare_runs", "prove_resume", "doctor", "library", "sweep", "__init__"},
+    {
+        "cli",
+        "cli_cache",
+        "cli_data",
+        "cli_evaluate",
+        "cli_plan",
+        "cli_support",
+        "cli_sweep",
+        "__main__",
+    },
 ]
 """Each part may import from its own level and those above it in this list."""
 
@@ -134,6 +143,10 @@ def test_transformers_has_few_doors(path):
         "plan/rates.py",
         "plan/table.py",
         "plan/work.py",
+        *(
+            f"sweep/{name}.py"
+            for name in ("space", "methods", "winner", "results", "words", "page", "figures")
+        ),
     ],
 )
 def test_free_of_torch(name):

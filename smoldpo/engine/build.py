@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from smoldpo import cache, progress
+from smoldpo.engine import shared_stores
 from smoldpo.engine.base import Engine
 from smoldpo.engine.fast import KEEP_SHARE, FastEngine
 from smoldpo.engine.identity import results_key
@@ -173,8 +174,10 @@ def _trunk_store(
     if settings.cache == "off" or at == 0:
         return NoStore()
     if settings.cache == "memory":
-        return MemoryStore(KEEP_SHARE * free_memory(policy.device))
-    folder = trunk_folder(policy, at, settings, kernels)
+        room = KEEP_SHARE * free_memory(policy.device)
+        key = trunk_key(policy, at, settings, kernels)
+        return shared_stores.store(f"trunk {key}", lambda: MemoryStore(room))
+    folder = cache.entry_folder("trunk", trunk_key(policy, at, settings, kernels))
     about = about | {"what": states_behind(at)}
     return DiskStore(
         folder,
@@ -197,14 +200,12 @@ def disk_room(folder: Path, settings: EngineSettings) -> float:
     return min(limit, DISK_SHARE * free_bytes(folder))
 
 
-def trunk_folder(
-    policy: PreTrainedModel, at: int, settings: EngineSettings, kernels: Kernels
-) -> Path:
-    """Where states behind the first `at` layers are kept; the policy is in the compute dtype."""
+def trunk_key(policy: PreTrainedModel, at: int, settings: EngineSettings, kernels: Kernels) -> str:
+    """Under which states behind the first `at` layers are kept; the policy is in the compute dtype."""
     base = policy.model
     named = [(name, p) for name, p in base.layers[:at].named_parameters()]
     named.append(("embeddings", base.embed_tokens.weight))
-    key = results_key(
+    return results_key(
         tensors_sha256(named),
         settings.compute_dtype,
         policy.device,
@@ -212,7 +213,6 @@ def trunk_folder(
         attention=kernels.fused_attention,
         compiled=settings.compiled,
     )
-    return cache.entry_folder("trunk", key)
 
 
 def _reference_store(
@@ -223,18 +223,18 @@ def _reference_store(
     kernels: Kernels,
     about: dict[str, Any],
 ) -> ReferenceStore:
+    key = reference_key(model, at, sha256, settings, kernels)
     if settings.cache in ("off", "memory"):
-        return ReferenceStore()
+        return shared_stores.store(f"reference {key}", ReferenceStore)
     about = about | {"what": "log-probabilities"}
-    folder = reference_folder(model, at, sha256, settings, kernels)
-    return ReferenceStore(folder, about, progress.say)
+    return ReferenceStore(cache.entry_folder("reference", key), about, progress.say)
 
 
-def reference_folder(
+def reference_key(
     model: PreTrainedModel, at: int, sha256: str, settings: EngineSettings, kernels: Kernels
-) -> Path:
-    """Where the log-probabilities of a reference with these weights are kept."""
-    key = results_key(
+) -> str:
+    """Under which the log-probabilities of a reference with these weights are kept."""
+    return results_key(
         sha256,
         settings.compute_dtype,
         model.device,
@@ -244,7 +244,6 @@ def reference_folder(
         kernels=asdict(kernels),
         compiled=settings.compiled,
     )
-    return cache.entry_folder("reference", key)
 
 
 def configuration_sha256(*models: PreTrainedModel) -> str:

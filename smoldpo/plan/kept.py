@@ -13,9 +13,9 @@ from smoldpo.config import TrainConfig
 from smoldpo.engine.build import (
     EngineSettings,
     disk_room,
-    reference_folder,
+    reference_key,
     states_behind,
-    trunk_folder,
+    trunk_key,
 )
 from smoldpo.engine.fast import KEEP_SHARE
 from smoldpo.engine.identity import pair_key
@@ -99,7 +99,8 @@ class Cupboard:
         if not any(entry.about.get("what") == what for entry in self._entries):
             return set(), disk_room(cache.entry_folder("trunk", "none"), self._settings)
         policy = self._models.engine.policy
-        folder = trunk_folder(policy, below, self._settings, self._kernels)
+        key = trunk_key(policy, below, self._settings, self._kernels)
+        folder = cache.entry_folder("trunk", key)
         width, dtype = policy.config.hidden_size, self._models.dtype
         store = DiskStore(folder, width, dtype, 0, {}, _say_nothing, looking=True)
         return set(store.keys()), disk_room(folder, self._settings)
@@ -108,13 +109,14 @@ class Cupboard:
         if self.where != "disk" or not self._settings.needs_reference:
             return set()
         own = self._config.reference is not None
-        folder = reference_folder(
+        key = reference_key(
             self._models.engine.reference if own else self._models.engine.policy,
             0 if own else below,
             self._models.hashes["reference"],
             self._settings,
             self._kernels,
         )
+        folder = cache.entry_folder("reference", key)
         with _looking(folder):
             return set(ReferenceStore(folder, {}, _say_nothing).keys())
 
