@@ -105,8 +105,8 @@ def load_everything(
     """
     if config.freeze_layers == "auto":
         raise UsageError(
-            "freeze_layers auto is settled by smoldpo train alone, one run at a time: give a number here, such as "
-            "the one that smoldpo plan shows"
+            "freeze_layers auto is settled by smoldpo train alone, one run at a time: give a number here, "
+            "such as the one that smoldpo plan shows"
         )
     require_loggers(config.report_to)
     judges = [parse_judge(spec) for spec in config.judges]
