@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,10 @@ def test_the_demo_with_a_few_steps(tmp_path):
 def workplace(tmp_path, monkeypatch, cli, write_rows, tiny_folder):
     """A folder as the README's reader has it: pairs.jsonl, the examples, and a tuned model."""
     write_rows(rows(40))
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    examples = Path(shutil.copytree(ROOT / "examples", tmp_path / "examples"))
+    sweep = yaml.safe_load((examples / "sweep.yaml").read_text())
+    sweep["sweep"]["freeze_layers"], sweep["trials"] = [1, 2], 2
+    (examples / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     result = cli(
         "train", "--model", tiny_folder, "--data", "pairs.jsonl", "--output-dir", "runs/mine",
         "--max-steps", 1, "--max-new-tokens", 2,
@@ -79,9 +83,11 @@ def test_readme_commands_run(command, workplace, cli, tmp_path):
     """As written, but on a small model: its folder stands for `builtin`, and training takes a step."""
     words = shlex.split(command)[1:]
     words = [str(workplace) if word == "builtin" else word for word in words]
-    if words[0] == "train":
+    if words[0] in ("train", "plan", "sweep"):
         words += ["--model", str(workplace), "--max-steps", "1", "--max-new-tokens", "2"]
-        words += ["--freeze-layers", "2", "--overwrite"]
+        words += [] if words[0] == "sweep" or "auto" in words else ["--freeze-layers", "2"]
+    if words[0] == "train":
+        words += ["--overwrite"]
     if words[0] == "data":
         words += ["--model", str(workplace)]
     if words[0] == "chat":
@@ -89,6 +95,14 @@ def test_readme_commands_run(command, workplace, cli, tmp_path):
     result = cli(*words)
     assert result.code == 0, result.err
     assert result.out
+
+
+def test_the_readmes_python_runs(workplace, monkeypatch, capsys):
+    """As written, but on the small model and for one step."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    less = f'model="{workplace}", max_steps=1, max_new_tokens=2, freeze_layers=2'
+    exec(code.replace("freeze_layers=25", less), {})
+    assert "held-out pairs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(TRAINED), ids=lambda p: p.name)
@@ -116,6 +130,8 @@ def test_defaults_in_the_readme_are_the_real_ones():
         )  # as it is written on the command line
         if name == "freeze-layers":
             assert real is None and said == "five sixths"
+        elif isinstance(real, bool):
+            assert said == ("yes" if real else "no"), name
         elif isinstance(real, float):
             assert float(said) == real, name
         else:
