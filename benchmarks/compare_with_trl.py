@@ -77,6 +77,16 @@ def our_losses(
     micro_batch: int | None = None,
 ) -> list[float]:
     """The loss of each optimizer step of smoldpo, cut into micro-batches of so many pairs."""
+    return [row["loss"] for row in our_metrics(source, pairs, config, micro_batch)]
+
+
+def our_metrics(
+    source: ModelSource,
+    pairs: list[TokenizedPair],
+    config: TrainConfig,
+    micro_batch: int | None = None,
+) -> list[dict[str, float]]:
+    """What smoldpo writes of each of these steps."""
     about = EngineSettings(
         compute_dtype=torch.float32,
         train_batch_size=micro_batch or config.per_device_train_batch_size,
@@ -85,6 +95,7 @@ def our_losses(
         cache="off",
         cache_bytes=0.0,
         compiled=False,
+        use_weighting=config.use_weighting,
         sync_ref_model=config.sync_ref_model,
     )
     engine = build_plain(load_model(source, torch.float32), None, about)
@@ -99,11 +110,18 @@ def our_losses(
             after_step=lambda _: None,
             watch=lambda _, note="": None,
         )
-        return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def trl_losses(source: ModelSource, pairs: list[TokenizedPair], config: TrainConfig) -> list[float]:
     """The loss of each optimizer step of TRL's DPOTrainer, fed smoldpo's tokens in its order."""
+    return [row["loss"] for row in trl_metrics(source, pairs, config)]
+
+
+def trl_metrics(
+    source: ModelSource, pairs: list[TokenizedPair], config: TrainConfig
+) -> list[dict[str, float]]:
+    """What TRL's trainer logs of each of these steps."""
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
     from trl import DPOConfig, DPOTrainer
@@ -146,6 +164,8 @@ def trl_losses(source: ModelSource, pairs: list[TokenizedPair], config: TrainCon
                 discopop_tau=config.discopop_tau,
                 f_divergence_type=config.f_divergence_type,
                 f_alpha_divergence_coef=config.f_alpha_divergence_coef,
+                ld_alpha=config.ld_alpha,
+                use_weighting=config.use_weighting,
                 learning_rate=config.learning_rate,
                 lr_scheduler_type=config.lr_scheduler_type,
                 lr_scheduler_kwargs=schedule_kwargs(config, schedule.total_steps),
@@ -169,7 +189,7 @@ def trl_losses(source: ModelSource, pairs: list[TokenizedPair], config: TrainCon
             ),
         )
         trainer.train()
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return [row for row in trainer.state.log_history if "loss" in row]
 
 
 def schedule_kwargs(config: TrainConfig, total: int) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def check(
     options = CheckOptions(subset, split, eval_data, format, mapped, max_length, rules)
     with spinner(f"checking {data}"):
         report = check_data(data, options, counter)
-    _save(report, html, write)
+    _save(report, html, write, mapped)
     if as_json:
         _print_json(report)
     else:
@@ -137,7 +137,10 @@ def convert(
     format: Format = None,
     columns: Columns = None,
 ) -> None:
-    """Write the pairs of DATA to OUT in another schema. Nothing is cleaned."""
+    """Write the pairs of DATA to OUT in another schema. Nothing is cleaned.
+
+    Columns of the pair's own numbers that --columns names (weight, margin, beta) go along, under these names.
+    """
     from smoldpo.data.convert import convert as write_pairs
     from smoldpo.data.load import Reading
     from smoldpo.data.sources import open_source
@@ -145,9 +148,10 @@ def convert(
 
     source = open_source(data, subset)
     part = source.split(split) if split else source.train
-    reading = Reading(part, format, parse_columns(columns))
+    mapped = parse_columns(columns)
+    reading = Reading(part, format, mapped)
     with spinner(f"converting {data}"):
-        converted = write_pairs(reading, out, to)
+        converted = write_pairs(reading, out, to, own_numbers(mapped))
     say(
         f"{out}: {converted.rows:,} pairs as {to}, from {reading.rows_read:,} rows "
         f"in the {reading.format} format"
@@ -172,7 +176,9 @@ def _counter(model: str) -> tuple[Any, tuple[str, ...]]:
     return TokenCounter(tokenizer), control_tokens(tokenizer)
 
 
-def _save(report: CheckReport, html: Path | None, write: Path | None) -> None:
+def _save(
+    report: CheckReport, html: Path | None, write: Path | None, columns: dict[str, str] | None
+) -> None:
     from smoldpo.progress import say, spinner
 
     if html is not None:
@@ -186,7 +192,7 @@ def _save(report: CheckReport, html: Path | None, write: Path | None) -> None:
         from smoldpo.data.convert import convert as write_pairs
 
         with spinner(f"writing {write}"):
-            written = write_pairs(kept_pairs(report), write)
+            written = write_pairs(kept_pairs(report), write, numbers=own_numbers(columns))
         say(f"{write}: {written.rows:,} cleaned pairs")
 
 
@@ -222,3 +228,10 @@ def _mappings(given: str) -> Iterator[tuple[str, str]]:
 
             raise UsageError(f"--columns {part!r}: write name=column, such as prompt=question")
         yield name, column
+
+
+def own_numbers(columns: dict[str, str] | None) -> list[str]:
+    """Those of a pair's own numbers for which --columns names a column."""
+    from smoldpo.data.formats.numbers import NUMBERS
+
+    return [name for name in NUMBERS if name in (columns or {})]

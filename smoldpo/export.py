@@ -186,9 +186,11 @@ def _how_to_load(config: TrainConfig) -> list[str]:
 
 
 def _method(config: TrainConfig) -> str:
-    if config.loss_type == ["sigmoid"] and config.rpo_alpha is None:
-        return "Direct Preference Optimization"
     extra = [] if config.rpo_alpha is None else [f"rpo_alpha {config.rpo_alpha:g}"]
+    extra += [] if config.ld_alpha is None else [f"ld_alpha {config.ld_alpha:g}"]
+    extra += ["use_weighting"] if config.use_weighting else []
+    if config.loss_type == ["sigmoid"] and not extra:
+        return "Direct Preference Optimization"
     return f"preference optimization (loss: {' + '.join([*config.loss_type, *extra])})"
 
 

@@ -30,6 +30,12 @@ class Facts:
     """Whether a pair's own margin has a place in it."""
     likelihood: bool = False
     """Whether it holds the negative log-likelihood of the chosen answer already."""
+    ld_alpha: bool = True
+    """Whether the tokens by which one answer is longer may count for less in it.
+
+    Not in a likelihood, and not in an average per token without a reference: divided by all its tokens, a
+    sum of which some were left out makes the longer answer the likelier one.
+    """
 
 
 FACTS: dict[str, Facts] = {
@@ -49,10 +55,12 @@ FACTS: dict[str, Facts] = {
     "apo_down": Facts(),
     "aot": Facts(("label_smoothing",), whole_step=True),
     "aot_unpaired": Facts(("label_smoothing",), whole_step=True),
-    "sft": Facts(beta=False, needs_reference=False, by_difference=True, likelihood=True),
-    "simpo": Facts(("label_smoothing", "simpo_gamma"), needs_reference=False),
+    "sft": Facts(
+        beta=False, needs_reference=False, by_difference=True, likelihood=True, ld_alpha=False
+    ),
+    "simpo": Facts(("label_smoothing", "simpo_gamma"), needs_reference=False, ld_alpha=False),
     "cpo": Facts(("label_smoothing", "cpo_alpha"), needs_reference=False, likelihood=True),
-    "orpo": Facts(needs_reference=False, likelihood=True),
+    "orpo": Facts(needs_reference=False, likelihood=True, ld_alpha=False),
 }
 """By their names in TRL where TRL has them. `sft` may stand beside any f-divergence: it has no part in it."""
 

@@ -25,6 +25,8 @@ class LossSettings(Protocol):
     beta_end: float | None
     label_smoothing: float
     f_divergence_type: str
+    ld_alpha: float | None
+    use_weighting: bool
     fail_under: list[str]
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
@@ -55,6 +57,7 @@ def loss_checks(config: LossSettings, fields: Mapping[str, Any]) -> list[str]:
         *_sum_checks(config),
         *_option_checks(config, changed),
         *_divergence_checks(config, changed),
+        *_token_checks(config),
         *_reference_checks(config),
         *_column_checks(config),
     ]
@@ -138,6 +141,30 @@ def _divergence_checks(config: LossSettings, changed: set[str]) -> list[str]:
         )
     elif not needs_reference(config.loss_type):
         problems.append(f"f_divergence_type has no part in {_listed(config.loss_type)}")
+    return problems
+
+
+def _token_checks(config: LossSettings) -> list[str]:
+    """Of what needs more of each answer than the sum of its log-probabilities."""
+    problems = []
+    names = config.loss_type
+    unfit = [name for name in names if FACTS[name].beta and not FACTS[name].ld_alpha]
+    if config.ld_alpha is not None and unfit:
+        fit = [name for name, facts in FACTS.items() if facts.ld_alpha]
+        problems.append(
+            f"ld_alpha has no meaning for {_listed(unfit)}: in an average per token without a reference it "
+            f"would make longer answers look likelier; it goes with {_listed(fit)}"
+        )
+    pairwise = any(FACTS[name].beta for name in names)
+    if not pairwise:
+        told = {"ld_alpha": config.ld_alpha is not None, "use_weighting": config.use_weighting}
+        problems += [f"{key} has no part in {_listed(names)}" for key in told if told[key]]
+    whole = [name for name in names if FACTS[name].whole_step]
+    if config.use_weighting and whole:
+        problems.append(
+            f"use_weighting weighs pairs, and the terms of {_listed(whole)} belong to ranks and not to "
+            "pairs; leave it out"
+        )
     return problems
 
 

@@ -224,6 +224,7 @@ def load_models(
         compiled=compiling.compiled,
         kernels=Kernels(**kernels) if kernels else None,
         needs_reference=needs_reference(config.loss_type),
+        use_weighting=config.use_weighting,
         sync_ref_model=config.sync_ref_model,
     )
     kept_in: set[Path] = set()

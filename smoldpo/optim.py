@@ -79,7 +79,8 @@ def require_optimizer(config: TrainConfig) -> None:
         make_optimizer([("probe", probe)], config).step()
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"optim adamw_8bit needs the package bitsandbytes ({error}): pip install it, {otherwise}"
+            f"optim adamw_8bit needs the package bitsandbytes ({error}): pip install bitsandbytes, "
+            f"{otherwise}"
         ) from None
     except Exception as error:  # whatever a build without support for the device says
         said = str(error).strip().splitlines()[:1] or [type(error).__name__]

@@ -35,7 +35,7 @@ Scores = Sequence[PairScore]
 def _is_logistic(config: TrainConfig) -> bool:
     """Whether the loss takes σ(β margin) for the probability that chosen is preferred."""
     plain = set(config.loss_type) <= {"sigmoid", "sft"} and config.f_divergence_type == "reverse_kl"
-    return plain and "beta" not in config.column_names
+    return plain and "beta" not in config.column_names and config.ld_alpha in (None, 1)
 
 
 def question_of(config: TrainConfig, models: Models) -> Question | None:

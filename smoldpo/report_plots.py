@@ -84,7 +84,8 @@ def loss_name(config: Mapping[str, Any]) -> str:
     """The loss of a run in words; a list, or a name in runs of the first versions."""
     names = config.get("loss_type", "sigmoid")
     names = [names] if isinstance(names, str) else list(map(str, names or ()))
-    return " + ".join([*names, *(["rpo"] if config.get("rpo_alpha") else [])])
+    parts = " + ".join([*names, *(["rpo"] if config.get("rpo_alpha") else [])])
+    return f"{parts}, weighted" if config.get("use_weighting") else parts
 
 
 def run_style(index: int) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,6 +87,8 @@ def loss_function(config: TrainConfig, beta: float) -> Objective:
         rpo_alpha=config.rpo_alpha,
         f_divergence_type=config.f_divergence_type,
         f_alpha_divergence_coef=config.f_alpha_divergence_coef,
+        ld_alpha=config.ld_alpha,
+        use_weighting=config.use_weighting,
     )
 
 
@@ -137,7 +139,8 @@ def train(
 
         losses, policy, reference = with_less_at_once(gradients, engine, batch, f"step {step + 1}")
         if step == 0 and starts_at_reference and reference is not None:
-            _check_first_loss(losses, loss(reference, reference, batch, batch))
+            start = policy_at_start(policy, reference)
+            _check_first_loss(losses, loss(start, reference, batch, batch))
         gradients_now = [p.grad for p in parameters.values() if p.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients_now)
         norm = total.item()
@@ -151,7 +154,9 @@ def train(
         optimizer.step()
         state.finish_step()
 
-        row = step_metrics(losses, policy, reference, betas(beta, batch, policy))
+        compared = None if reference is None else loss.compared(reference)
+        own_beta = betas(beta, batch, policy)
+        row = step_metrics(losses, loss.compared(policy), compared, own_beta)
         if (step + 1) % config.logging_steps == 0 or step + 1 == schedule.total_steps:
             metrics.log(
                 {"step": step + 1, "epoch": round((step + 1) / schedule.steps_per_epoch, 6)}
@@ -168,6 +173,12 @@ def train(
     return state.step
 
 
+def policy_at_start(policy: PairLogps, reference: PairLogps) -> PairLogps:
+    """What the policy's log-probabilities must be while it is the reference, which has no squares."""
+    squares = {name: vars(policy)[name] for name in ("chosen_squares", "rejected_squares")}
+    return replace(reference, **squares)
+
+
 def accuracy_name(reference: PairLogps | None) -> str:
     """The accuracy of a step: by implicit reward, or by log-probability where there is no reference."""
     return "logps/accuracies" if reference is None else "rewards/accuracies"
@@ -181,9 +192,14 @@ def step_metrics(
 ) -> dict[str, float]:
     """Means over the pairs of one optimizer step, under TRL's names. Inputs are [pairs].
 
+    Log-probabilities are those that the loss compares (Objective.compared), as in TRL.
+
     Without a reference there is no implicit reward: accuracy and margin are of log-probabilities.
     """
-    losses, policy = losses.cpu(), _on_cpu(policy)  # some devices (MPS) have no float64
+    losses, policy = (
+        losses.cpu(),
+        policy.map(torch.Tensor.cpu),
+    )  # some devices (MPS) have no float64
     beta = beta.cpu() if isinstance(beta, torch.Tensor) else beta
     row = {
         "loss": losses.double().mean().item(),
@@ -193,17 +209,16 @@ def step_metrics(
     if reference is None:
         name, (chosen, rejected) = "logps", (policy.chosen, policy.rejected)
     else:
-        name, (chosen, rejected) = "rewards", implicit_rewards(policy, _on_cpu(reference), beta)
+        name, (chosen, rejected) = (
+            "rewards",
+            implicit_rewards(policy, reference.map(torch.Tensor.cpu), beta),
+        )
         row["rewards/chosen"] = chosen.double().mean().item()
         row["rewards/rejected"] = rejected.double().mean().item()
     wins = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
     row[f"{name}/accuracies"] = wins.mean().item()
     row[f"{name}/margins"] = (chosen - rejected).double().mean().item()
     return row
-
-
-def _on_cpu(logps: PairLogps) -> PairLogps:
-    return PairLogps(logps.chosen.cpu(), logps.rejected.cpu())
 
 
 def _check_first_loss(losses: torch.Tensor, where_equal: torch.Tensor) -> None:

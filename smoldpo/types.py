@@ -82,13 +82,45 @@ class TokenizedPair:
         """Tokens of the prompt with the longer of its two completions."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
+    @property
+    def shorter(self) -> int:
+        """Tokens of the shorter completion."""
+        return min(len(self.chosen_ids), len(self.rejected_ids))
+
 
 @dataclass(frozen=True)
 class PairLogps:
-    """log π(chosen|x) and log π(rejected|x), summed over completion tokens; each of shape [pairs]."""
+    """log π(chosen|x) and log π(rejected|x), summed over completion tokens; each of shape [pairs].
+
+    A part of the sums stands beside them for losses that treat it otherwise (losses/token_sums.py).
+    """
 
     chosen: torch.Tensor
     rejected: torch.Tensor
+    chosen_tail: torch.Tensor | None = None
+    rejected_tail: torch.Tensor | None = None
+    """Of these sums what comes after as many tokens as the pair's shorter answer has; 0 for that one.
+
+    Engines always give it, with gradients as the sums have; None: not known.
+    """
+    chosen_squares: torch.Tensor | None = None
+    rejected_squares: torch.Tensor | None = None
+    """log Σ_v π(v|...)² over the vocabulary, summed over completion tokens, without gradients.
+
+    None unless the engine was made to give it (`use_weighting`), and for a reference.
+    """
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PairLogps:
+        """`change` done to each tensor that is there."""
+        return PairLogps(
+            **{name: None if t is None else change(t) for name, t in vars(self).items()}
+        )
+
+    @property
+    def sums(self) -> dict[str, torch.Tensor]:
+        """Those of the log-probabilities by their names, through which gradients flow."""
+        kept = ("chosen", "rejected", "chosen_tail", "rejected_tail")
+        return {name: t for name, t in vars(self).items() if name in kept and t is not None}
 
 
 Advance = Callable[[int], None]

@@ -45,7 +45,37 @@ LOSSES = {
         "f_divergence_type": "alpha_divergence",
         "f_alpha_divergence_coef": 0.3,
     },
+    "sigmoid with lengths": {"ld_alpha": 0.3},
+    "sigmoid_norm with lengths": {"ld_alpha": 0.0, "beta": 5.0},
+    "aot with lengths": {"ld_alpha": 0.5, "beta": 3.0},
+    "sigmoid,sft with lengths": {"ld_alpha": 0.5},
+    "sigmoid with weights": {"use_weighting": True},
+    "sigmoid,bco_pair with weights": {"use_weighting": True, "loss_weights": [0.8, 0.2]},
+    "ipo with both": {"use_weighting": True, "ld_alpha": 0.2},
 }
+
+
+def test_what_is_reported_with_lengths_is_what_trl_reports(tiny_folder, pairs_file):
+    """logps, rewards, accuracies and margins are of the log-probabilities that the loss compares."""
+    source = compare.find_model(str(tiny_folder))
+    pairs = compare.read_pairs(str(pairs_file), source, 24, 512)
+    said = {}
+    for ld_alpha in (0.0, None):
+        config = build_config(
+            {"max_steps": 3, "warmup_steps": 0, "per_device_train_batch_size": 8}
+            | {"gradient_accumulation_steps": 1, "learning_rate": 1e-3, "dtype": "float32"}
+            | {"ld_alpha": ld_alpha}
+        )
+        ours = compare.our_metrics(source, pairs, config, micro_batch=3)
+        theirs = compare.trl_metrics(source, pairs, config)
+        for name in ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"):
+            found, expected = ([row[name] for row in rows] for rows in (ours, theirs))
+            # TRL rounds what it logs, and has float32 sums of its own.
+            assert found == pytest.approx(expected, rel=1e-3, abs=2e-5), name
+            said[name, ld_alpha] = found
+        for our, their in zip(ours[1:], theirs[1:], strict=True):  # at first all rewards tie
+            assert our["rewards/accuracies"] == their["rewards/accuracies"]
+    assert said["logps/chosen", 0.0] != said["logps/chosen", None]
 
 
 @pytest.mark.parametrize("names", LOSSES)

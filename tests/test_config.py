@@ -178,6 +178,14 @@ def test_yaml_may_have_a_string_or_a_list(tmp_path):
         ({"loss_type": "aot", "columns": "weight=w"}, "weight cannot be a pair's own with aot"),
         ({"loss_type": "apo_zero", "columns": "margin=m"}, "margin has no part in apo_zero"),
         ({"loss_type": "sft", "columns": "beta=b"}, "columns: beta has no part in sft"),
+        ({"loss_type": "simpo", "ld_alpha": 0.5}, "ld_alpha has no meaning for simpo"),
+        ({"loss_type": "sft", "ld_alpha": 0.5}, "ld_alpha has no part in sft"),
+        ({"ld_alpha": 1.5}, "ld_alpha is 1.5"),
+        ({"loss_type": "sft", "use_weighting": True}, "use_weighting has no part in sft"),
+        (
+            {"loss_type": "aot", "use_weighting": True},
+            "use_weighting weighs pairs, and the terms of aot",
+        ),
         (
             {
                 "loss_type": "aot",
@@ -207,6 +215,11 @@ def test_settings_of_the_loss_that_make_no_sense(settings, says):
         {"loss_type": "exo_pair", "label_smoothing": 0.001},
         {"loss_type": "sigmoid,sft", "columns": "weight=w,margin=m,beta=b"},
         {"loss_type": "orpo", "per_device_train_batch_size": 1},
+        {"ld_alpha": 0, "use_weighting": True, "loss_type": "sigmoid,sft"},
+        {"ld_alpha": "none"},
+        {"loss_type": "cpo", "ld_alpha": 0.5},
+        {"loss_type": "aot", "ld_alpha": 1},
+        {"loss_type": "simpo", "use_weighting": True},
     ],
 )
 def test_settings_of_the_loss_that_go_together(settings):

@@ -22,6 +22,11 @@ OF = {
     "handbook-mixer": "alignment-handbook",
     "handbook-mixture": "alignment-handbook",
     "handbook-apo": "alignment-handbook",
+    "handbook-orpo": "alignment-handbook",
+    "handbook-simpo": "alignment-handbook",
+    "trl-cpo": "trl",
+    "axolotl-simpo": "axolotl",
+    "llama-factory-orpo": "llama-factory",
     "trl": "trl",
     "axolotl": "axolotl",
     "llama-factory": "llama-factory",
@@ -513,7 +518,7 @@ def test_what_smoldpo_learns_later_is_kept(write, monkeypatch):
         ("base_model: a/m\nrl: grpo\n", "GRPO"),
         ("model_name_or_path: a/m\nbeta: 0.1\nnum_generations: 8\n", "GRPO.*num_generations"),
         ("model_name_or_path: a/m\ndataset_splits: [a]\npacking: true\n", "supervised"),
-        ("model_name_or_path: a/m\nbeta: 0.1\noutput_dir: out/m-orpo\n", "ORPO"),
+        ("model_name_or_path: a/m\nbeta: 0.1\noutput_dir: out/m-kto\n", "KTO"),
         ("model_name_or_path: a/m\ndataset_name: imdb\n", "--from trl"),
         ("lr: 3\n", "--from"),
         ("model: builtin\nbeta: 0.2\n", "a smoldpo configuration already"),
@@ -676,3 +681,142 @@ def test_the_docs_tables_are_true(title, name):
             assert find(module.RULES, key) or f'"{key}"' in grouped, key
         for setting in re.findall(r"`([^`]+)`", becomes):
             assert setting in TrainConfig.model_fields, setting
+
+
+# ORPO, CPO and SimPO
+
+
+def loss_of(imported) -> dict:
+    names = ("loss_type", "loss_weights", "beta", "simpo_gamma", "cpo_alpha", "label_smoothing")
+    return {name: imported.settings[name] for name in names if name in imported.settings}
+
+
+@pytest.mark.parametrize(
+    "name, expected, differs",
+    [
+        ("handbook-orpo", {"loss_type": ["orpo"], "beta": 0.05}, "prompt's tokens"),
+        ("handbook-simpo", {"loss_type": ["simpo"], "beta": 2.5, "simpo_gamma": 1.0}, None),
+        (
+            "trl-cpo",
+            {"loss_type": ["cpo"], "beta": 0.15, "cpo_alpha": 0.8, "label_smoothing": 0.1},
+            None,
+        ),
+        (
+            "axolotl-simpo",
+            {"loss_type": ["simpo", "sft"], "loss_weights": [1.0, 0.05], "beta": 2.2}
+            | {"simpo_gamma": 1.1},
+            None,
+        ),
+        ("llama-factory-orpo", {"loss_type": ["orpo"], "beta": 0.2}, "LLaMA-Factory's ORPO weighs"),
+    ],
+)
+def test_losses_without_a_reference(name, expected, differs):
+    imported = import_recipe(FOLDER / f"{name}.yaml")
+    assert loss_of(imported) == expected
+    told = [line for line in imported.differences if "likelihood" in line or "ORPO" in line]
+    assert [differs in line for line in told] == [True] if differs else told == []
+    assert "reference" not in imported.settings
+
+
+CPO = "model_name_or_path: a/m\ndataset_name: a/p\ncpo_alpha: {}\n"
+
+
+@pytest.mark.parametrize(
+    "text, dialect, expected",
+    [
+        (CPO.format("0.0") + "loss_type: simpo\nsimpo_gamma: 0.9\n", None,
+         {"loss_type": ["simpo"], "simpo_gamma": 0.9}),
+        (CPO.format("0.3") + "loss_type: [simpo]\n", None,
+         {"loss_type": ["simpo", "sft"], "loss_weights": [1.0, 0.3]}),
+        # TRL's own default adds the likelihood with weight 1.
+        (TRL + "loss_type: simpo\n", None,
+         {"loss_type": ["simpo", "sft"], "loss_weights": [1.0, 1.0], "beta": 0.1}),
+        (CPO.format("0.3"), None, {"loss_type": ["cpo"], "cpo_alpha": 0.3}),
+        (CPO.format("0.3") + "simpo_gamma: 2\n", None, {"loss_type": ["cpo"], "cpo_alpha": 0.3}),
+        (TRL + "output_dir: out/tiny-orpo\n", "trl", {"loss_type": ["orpo"], "beta": 0.1}),
+        (TRL + "output_dir: out/tiny-orpo-then-dpo\n", None, {"beta": 0.1}),
+        (TRL + "gamma_beta_ratio:\nsft_weight: 0.2\n", None,
+         {"loss_type": ["simpo", "sft"], "loss_weights": [1.0, 0.2], "beta": 0.1}),
+        ("model_name_or_path: a/m\ndataset_name: a/p\nsft_weight: 0\n", None,
+         {"loss_type": ["simpo"], "beta": 2.0, "simpo_gamma": 0.5}),
+        (AXOLOTL.replace("dpo", "orpo") + "orpo_alpha: 0.3\n", None,
+         {"loss_type": ["orpo"], "beta": 0.3}),
+        (AXOLOTL.replace("dpo", "orpo") + "orpo_alpha: 0.3\nrl_beta: 0.4\n", None,
+         {"loss_type": ["orpo"], "beta": 0.4}),
+        (AXOLOTL.replace("dpo", "cpo") + "cpo_alpha: 0.5\n", None,
+         {"loss_type": ["cpo"], "cpo_alpha": 0.5}),
+        (AXOLOTL.replace("dpo", "ipo") + "cpo_alpha:\n", None, {"loss_type": ["ipo"]}),
+        (FULL + "dataset: a/b\npref_loss: simpo\nsimpo_gamma: 1.2\npref_beta: 2\n", None,
+         {"loss_type": ["simpo"], "simpo_gamma": 1.2, "beta": 2.0}),
+        (FULL + "dataset: a/b\npref_loss: simpo\npref_ftx: 0.1\n", None, {"loss_type": ["simpo"]}),
+    ],
+)  # fmt: skip
+def test_how_they_are_said(write, text, dialect, expected):
+    assert loss_of(write(text, dialect)) == expected
+
+
+@pytest.mark.parametrize(
+    "text, key, says",
+    [
+        (CPO.format("1.0") + "loss_type: hinge\n", "loss_type", "CPO with the loss hinge"),
+        (CPO.format("1.0") + "alpha: 0.5\n", "alpha", "AlphaPO"),
+        (TRL + "gamma_beta_ratio: 0.3\nloss_type: hinge\n", "loss_type", "SimPO with the loss hinge"),
+        (FULL + "dataset: a/b\npref_loss: orpo\npref_ftx: 0.5\n", "pref_ftx", "already"),
+        (FULL + "dataset: a/b\npref_loss: simpo\nld_alpha: 0.5\n", "ld_alpha", "longer answers"),
+    ],
+)  # fmt: skip
+def test_what_they_ask_for_in_vain(write, text, key, says):
+    imported = write(text)
+    entry = next(entry for entry in imported.entries if entry.key == key)
+    assert entry.status == "unsupported" and says in entry.reason
+    assert set(imported.settings["loss_type"]) & {"cpo", "simpo", "orpo"}
+
+
+def test_lengths_and_weights_are_kept(write):
+    imported = write(TRL + "ld_alpha: 0.4\nuse_weighting: true\n")
+    assert imported.config.ld_alpha == 0.4 and imported.config.use_weighting
+    assert {fates(imported)[key] for key in ("ld_alpha", "use_weighting")} == {"kept"}
+    off = write(TRL + "ld_alpha: 1.0\nuse_weighting: false\n")
+    assert not {"ld_alpha", "use_weighting"} & set(off.settings)
+    assert write(AXOLOTL + "dpo_use_weighting: true\n").config.use_weighting
+    factory = write(FULL + "dataset: a/b\nld_alpha: 0.4\n")
+    assert factory.config.ld_alpha == 0.4
+    assert any("policy alone" in line for line in factory.differences)
+    assert not write(FULL + "dataset: a/b\nld_alpha: 1.0\n").settings.get("ld_alpha")
+
+
+def test_every_option_of_orpos_and_cpos_configs_is_known(write):
+    pytest.importorskip("trl")
+    from trl.experimental.cpo import CPOConfig
+    from trl.experimental.orpo import ORPOConfig
+
+    for kind, word in ((CPOConfig, "cpo"), (ORPOConfig, "orpo")):
+        names = sorted(field.name for field in dataclasses.fields(kind))
+        text = TRL + "".join(f"{name}:\n" for name in names if f"{name}:" not in TRL)
+        imported = write(text.replace("output_dir:\n", f"output_dir: a-{word}\n"), "trl")
+        assert imported.settings["loss_type"] == [word]
+        unknown = [key for key, why in reasons(imported).items() if "no key that is known" in why]
+        assert not unknown, kind
+
+
+def test_defaults_of_cpo_and_orpo_are_ours_or_written():
+    pytest.importorskip("trl")
+    from trl.experimental.cpo import CPOConfig
+    from trl.experimental.orpo import ORPOConfig
+
+    ours = {name: field.default for name, field in TrainConfig.model_fields.items()}
+    real = CPOConfig(output_dir="none", bf16=False)
+    for name in ("beta", "label_smoothing", "cpo_alpha", "simpo_gamma"):
+        assert getattr(real, name) == ours[name], name
+    assert ORPOConfig(output_dir="none", bf16=False).beta == ours["beta"]
+
+
+def test_an_imported_recipe_without_a_reference_trains(cli, pairs_file, tiny_folder, tmp_path):
+    (tmp_path / "r.yaml").write_text((FOLDER / "axolotl-simpo.yaml").read_text())
+    assert cli("config", "import", "r.yaml", "--out", "mine.yaml").code == 0
+    result = cli(
+        "train", "mine.yaml", "--model", tiny_folder, "--data", pairs_file, "--max-steps", 1,
+        "--max-new-tokens", 2, "--data-split", "none", "--output-dir", "run",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert config_from_arguments(["run/config.yaml"]).loss_weights == [1.0, 0.05]

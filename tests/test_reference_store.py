@@ -11,7 +11,11 @@ import torch
 
 from smoldpo.engine.reference_store import ReferenceStore
 
-KEPT = {"one": (-1.5, -math.pi), "two": (-0.1, -1e-300), "three": (-math.inf, -123456.7890123)}
+KEPT = {
+    "one": (-1.5, -math.pi, -0.25, 0.0),
+    "two": (-0.1, -1e-300, 0.0, -1e-301),
+    "three": (-math.inf, -123456.7890123, 0.0, -math.e),
+}
 
 
 @pytest.fixture
@@ -52,11 +56,11 @@ def test_what_was_committed_is_found_again(opened, written, folder, said):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_number_comes_back_exactly(opened, dtype):
     generator = torch.Generator().manual_seed(0)
-    numbers = -torch.randn(2, 500, generator=generator, dtype=torch.float64).exp().to(dtype)
+    numbers = -torch.randn(4, 500, generator=generator, dtype=torch.float64).exp().to(dtype)
     numbers *= 10.0 ** torch.arange(-30, 20, 0.1, dtype=torch.float64).to(dtype)
     store = opened()
-    for index, (chosen, rejected) in enumerate(numbers.T.tolist()):
-        store.put(str(index), chosen, rejected)
+    for index, sides in enumerate(numbers.T.tolist()):
+        store.put(str(index), *sides)
     store.commit()
     again = opened()
     found = torch.tensor([again[str(index)] for index in range(500)], dtype=torch.float64)
@@ -99,15 +103,16 @@ def test_no_changed_bit_gives_another_number(opened, written, said):
 
 def signed(logps):
     digest = hashlib.sha256(json.dumps(logps).encode()).hexdigest()
-    return json.dumps({"logps": logps, "sha256": digest})
+    return json.dumps({"format": 2, "logps": logps, "sha256": digest})
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "null", '{"logps": {}}', '{"sha256": ""}', signed({"one": [-1]}), signed([]),
-     signed({"one": -1}), signed({"one": ["x", -1]}),
-     signed({"one": [-1, -2]}).replace("-2", "-3"),
-     json.dumps({"logps": {"one": [-1, -2]}, "sha256": "0" * 64})],
+     signed({"one": -1}), signed({"one": ["x", -1, 0, 0]}), signed({"one": [-1, -2]}),
+     signed({"one": [-1, -2, -1, 0]}).replace("-2", "-3"),
+     signed({"one": [-1, -2, -1, 0]}).replace('"format": 2', '"format": 1'),
+     json.dumps({"format": 2, "logps": {"one": [-1, -2, -1, 0]}, "sha256": "0" * 64})],
 )  # fmt: skip
 def test_what_is_damaged_is_left_aside_and_written_anew(opened, written, said, text):
     written.write_text(text)
@@ -121,8 +126,15 @@ def test_what_is_damaged_is_left_aside_and_written_anew(opened, written, said, t
 
 def test_the_checksum_alone_does_not_refuse(opened, written, said):
     """What the tests above sign is read where its shape is right."""
-    written.write_text(signed({"one": [-1, -2]}))
-    assert read(opened()) == {"one": (-1, -2)} and said == []
+    written.write_text(signed({"one": [-1, -2, -1, 0]}))
+    assert read(opened()) == {"one": (-1, -2, -1, 0)} and said == []
+
+
+def test_a_file_of_the_first_form_is_not_misread(opened, written, said):
+    """It had no tails; its folder has another name too, for the form is part of the key."""
+    digest = hashlib.sha256(json.dumps({"one": [-1, -2]}).encode()).hexdigest()
+    written.write_text(json.dumps({"logps": {"one": [-1, -2]}, "sha256": digest}))
+    assert read(opened()) == {} and "computed anew" in said[0]
 
 
 def test_two_writers_merge(opened, said):
@@ -140,7 +152,7 @@ def test_two_writers_merge(opened, said):
 def test_a_writer_stays_with_its_own_numbers(opened):
     """The first loss is ln 2 only against the numbers that this very process has computed."""
     one, other = opened(), opened()
-    one.put("one", -1.0, -2.0)
+    one.put("one", -1.0, -2.0, 0.0, -0.5)
     other.put("one", *KEPT["one"])
     one.commit()
     other.commit()

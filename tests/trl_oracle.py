@@ -11,25 +11,35 @@ PROMPT = 3
 """Tokens of every prompt in the oracle's batches."""
 
 
-def dpo(tokens, reference, loss_type, **settings):
+def dpo(tokens, reference, loss_type, squares=None, **settings):
     """DPOTrainer._compute_loss of per-token log-probabilities.
 
     Args:
         tokens: for each side, a list of one tensor [tokens of the answer] a pair.
         reference: for each side, log π_ref of its answers, summed, [pairs].
+        squares: like `tokens`, log Σ p² where each token stands, for `use_weighting`.
     """
     from trl import DPOTrainer
 
     rows = [*tokens[0], *tokens[1]]
     longest = max(len(row) for row in rows)
     logps = torch.zeros(len(rows), PROMPT - 1 + longest, dtype=rows[0].dtype)
+    log_squares = torch.zeros_like(logps)
     mask = torch.zeros(len(rows), PROMPT + longest, dtype=torch.long)
     for index, row in enumerate(rows):
         logps[index, PROMPT - 1 : PROMPT - 1 + len(row)] = row
         mask[index, PROMPT : PROMPT + len(row)] = 1
+        if squares is not None:
+            log_squares[index, PROMPT - 1 : PROMPT - 1 + len(row)] = [*squares[0], *squares[1]][
+                index
+            ]
     blank = torch.zeros_like(logps)
     outputs = SimpleNamespace(
-        log_probs=logps, entropy=blank, mean_logits=blank, is_top1=blank.bool()
+        log_probs=logps,
+        entropy=blank,
+        mean_logits=blank,
+        is_top1=blank.bool(),
+        log_sum_sq_probs=log_squares,
     )
     own = SimpleNamespace(
         model=SimpleNamespace(training=True),
@@ -37,7 +47,7 @@ def dpo(tokens, reference, loss_type, **settings):
             device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x
         ),
         aux_loss_enabled=False,
-        ld_alpha=None,
+        ld_alpha=settings.get("ld_alpha"),
         precompute_ref_logps=True,
         loss_types=loss_type,
         loss_weights=settings.get("loss_weights") or [1.0] * len(loss_type),
@@ -46,7 +56,7 @@ def dpo(tokens, reference, loss_type, **settings):
         f_divergence_type=settings.get("f_divergence_type", "reverse_kl"),
         f_alpha_divergence_coef=settings.get("f_alpha_divergence_coef", 0.5),
         args=SimpleNamespace(discopop_tau=settings.get("discopop_tau", 0.05)),
-        use_weighting=False,
+        use_weighting=squares is not None,
         _metrics=defaultdict(lambda: defaultdict(list)),
         _total_train_tokens=0,
         _tp_size=1,

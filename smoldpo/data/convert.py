@@ -19,7 +19,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from smoldpo.data.formats import PairReader, Unreadable
+from smoldpo.data.formats.numbers import NUMBERS
 from smoldpo.data.formats.pairs import PROMPT_IS_TEXT
 from smoldpo.data.formats.values import TURN, as_messages
 from smoldpo.data.rowfiles import csv_cell
@@ -54,11 +55,15 @@ class _CannotHold(Exception):
 
 
 def convert(
-    pairs: Iterable[PreferencePair], out_path: Path, to: str = "conversational"
+    pairs: Iterable[PreferencePair],
+    out_path: Path,
+    to: str = "conversational",
+    numbers: Sequence[str] = (),
 ) -> Converted:
     """Write `pairs` to `out_path` (.jsonl, .json, .csv, .tsv or .parquet), whole or not at all.
 
-    One pair is held at a time (.parquet: a thousand). Text goes out as it came in.
+    One pair is held at a time (.parquet: a thousand). Text goes out as it came in. `numbers` are those of a
+    pair's own (weight, margin, beta) that get a column, under their own names.
 
     Raises:
         UsageError: an unknown form or kind of file.
@@ -72,7 +77,8 @@ def convert(
         raise UsageError(f"{out_path}: the name must end with {', '.join(WRITERS)}")
     try:
         with _staged(out_path) as staging:
-            converted = writer(_rows(pairs, to), staging, to)
+            columns = [*FORMS[to].cells, "id", "source", "category", *numbers]
+            converted = writer(_rows(pairs, to, numbers), staging, to, columns)
             if not converted.rows:
                 raise DataError("there is no pair to write", file=str(out_path))
     except OSError as error:
@@ -92,7 +98,9 @@ def _staged(target: Path) -> Iterator[Path]:
         staging.unlink(missing_ok=True)
 
 
-def _rows(pairs: Iterable[PreferencePair], to: str) -> Iterator[tuple[PreferencePair, Values]]:
+def _rows(
+    pairs: Iterable[PreferencePair], to: str, numbers: Sequence[str]
+) -> Iterator[tuple[PreferencePair, Values]]:
     form = FORMS[to]
     for pair in pairs:
         try:
@@ -102,7 +110,8 @@ def _rows(pairs: Iterable[PreferencePair], to: str) -> Iterator[tuple[Preference
             hint = "" if form.keeps_kind else "; --to conversational can"
             raise _refused(pair, f"--to {to} cannot hold this pair: {reason}{hint}") from None
         named = {key: getattr(pair, key) for key in ("id", "source", "category")}
-        yield pair, values | {key: value for key, value in named.items() if value}
+        own = {key: getattr(pair.numbers, key) for key in numbers}
+        yield pair, values | {key: value for key, value in named.items() if value} | own
 
 
 def _refused(pair: PreferencePair, problem: str) -> DataError:
@@ -251,7 +260,7 @@ FORMS: dict[str, Form] = {
 Rows = Iterator[tuple[PreferencePair, Values]]
 
 
-def _write_jsonl(rows: Rows, path: Path, to: str) -> Converted:
+def _write_jsonl(rows: Rows, path: Path, to: str, columns: Sequence[str]) -> Converted:
     count = 0
     with path.open("wb") as file:
         for _, values in rows:
@@ -260,7 +269,7 @@ def _write_jsonl(rows: Rows, path: Path, to: str) -> Converted:
     return Converted(count, 0)
 
 
-def _write_json(rows: Rows, path: Path, to: str) -> Converted:
+def _write_json(rows: Rows, path: Path, to: str, columns: Sequence[str]) -> Converted:
     count = 0
     with path.open("wb") as file:
         for count, (_, values) in enumerate(rows, 1):
@@ -277,8 +286,9 @@ def _json_line(values: Values) -> bytes:
         return json.dumps(values, ensure_ascii=True).encode()
 
 
-def _write_csv(rows: Rows, path: Path, to: str, delimiter: str = ",") -> Converted:
-    columns = _columns(to)
+def _write_csv(
+    rows: Rows, path: Path, to: str, columns: Sequence[str], delimiter: str = ","
+) -> Converted:
     count = neutralised = 0
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -295,14 +305,12 @@ def _write_csv(rows: Rows, path: Path, to: str, delimiter: str = ",") -> Convert
 
 def _csv_cell(pair: PreferencePair, value: Any) -> str:
     """A cell's text: messages as JSON. Text that would be read as such JSON is refused."""
+    if isinstance(value, float):
+        return repr(value)
     cell = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if csv_cell(cell) != value:
         raise _refused(pair, "holds text that CSV would read as messages; write .jsonl")
     return cell
-
-
-def _columns(to: str) -> list[str]:
-    return [*FORMS[to].cells, "id", "source", "category"]
 
 
 @contextmanager
@@ -314,11 +322,11 @@ def _encodable(pair: PreferencePair, kind: str) -> Iterator[None]:
         raise _refused(pair, problem) from None
 
 
-def _write_parquet(rows: Rows, path: Path, to: str) -> Converted:
+def _write_parquet(rows: Rows, path: Path, to: str, columns: Sequence[str]) -> Converted:
     import pyarrow
     import pyarrow.parquet
 
-    schema = pyarrow.schema([(name, _arrow_type(to, name)) for name in _columns(to)])
+    schema = pyarrow.schema([(name, _arrow_type(to, name)) for name in columns])
     count = 0
     held: list[Values] = []
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
@@ -350,6 +358,8 @@ def _only_role_and_content(pair: PreferencePair, values: Values) -> None:
 def _arrow_type(to: str, column: str) -> Any:
     import pyarrow
 
+    if column in NUMBERS:
+        return pyarrow.float64()
     text = pyarrow.string()
     turn = pyarrow.struct([("from", text), ("value", text)])
     message = pyarrow.struct([("role", text), ("content", text)])
@@ -357,7 +367,7 @@ def _arrow_type(to: str, column: str) -> Any:
     return kinds.get(FORMS[to].cells.get(column, "text"), text)
 
 
-WRITERS: dict[str, Callable[[Rows, Path, str], Converted]] = {
+WRITERS: dict[str, Callable[[Rows, Path, str, Sequence[str]], Converted]] = {
     ".jsonl": _write_jsonl,
     ".json": _write_json,
     ".csv": _write_csv,

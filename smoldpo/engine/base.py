@@ -125,6 +125,17 @@ class Engine(Protocol):
 
 def join(parts: Sequence[PairLogps]) -> PairLogps:
     """Log-probabilities of consecutive batches as one."""
+    columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
     return PairLogps(
-        torch.cat([part.chosen for part in parts]), torch.cat([part.rejected for part in parts])
+        **{
+            name: None if any(each is None for each in column) else torch.cat(column)
+            for name, column in columns.items()
+        }
     )
+
+
+def ordered(parts: Sequence[PairLogps], order: Sequence[int]) -> PairLogps:
+    """As one, in the pairs' own order: row n of the parts together belongs to pair order[n]."""
+    back = torch.empty(len(order), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    return join(parts).map(lambda each: each[back])

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from smoldpo import cache, progress
+from smoldpo.engine import shared_stores
 from smoldpo.engine.base import Engine
 from smoldpo.engine.fast import KEEP_SHARE, FastEngine
 from smoldpo.engine.identity import results_key
@@ -21,7 +22,7 @@ from smoldpo.engine.memory import free_memory
 from smoldpo.engine.moving import moving_copy, moving_model
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights, cast
-from smoldpo.engine.reference_store import ReferenceStore
+from smoldpo.engine.reference_store import FORMAT, ReferenceStore
 from smoldpo.engine.trunk import boundary, unsupported
 from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore, TrunkStore
 from smoldpo.errors import UsageError
@@ -56,6 +57,8 @@ class EngineSettings:
     """As an interrupted run had them; by default whichever are faster here."""
     needs_reference: bool = True
     """False where the loss compares with no reference: then no reference is made or run."""
+    use_weighting: bool = False
+    """Whether the loss weighs pairs by the policy's token probabilities: these must be looked at then."""
     sync_ref_model: bool = False
     """Whether the reference moves during training (moving.py)."""
 
@@ -95,6 +98,7 @@ def build_plain(
         compute_dtype=settings.compute_dtype,
         train_batch_size=settings.train_batch_size,
         eval_batch_size=settings.eval_batch_size,
+        use_weighting=settings.use_weighting,
         moving=moving,
     )
 
@@ -132,6 +136,8 @@ def build_fast(
         progress.say(f"cache: {reason}, so states are kept in memory, for this run alone")
         settings = replace(settings, cache="memory")
     kernels = settings.kernels or choose_kernels(dtype, policy.device.type)
+    if settings.use_weighting:  # the policy's head goes by products then; so must the reference's
+        kernels = replace(kernels, fused_head=False)
     about = about | {"dtype": str(dtype).removeprefix("torch."), "kernels": str(kernels)}
     states = _trunk_store(policy, settings, kernels, about)
     at = boundary(policy) if reference is None else 0
@@ -149,6 +155,7 @@ def build_fast(
         states,
         logps,
         settings.needs_reference,
+        settings.use_weighting,
         moving,
     )
     if len(states) or len(logps):
@@ -167,23 +174,44 @@ def _trunk_store(
     if settings.cache == "off" or at == 0:
         return NoStore()
     if settings.cache == "memory":
-        return MemoryStore(KEEP_SHARE * free_memory(policy.device))
+        room = KEEP_SHARE * free_memory(policy.device)
+        key = trunk_key(policy, at, settings, kernels)
+        return shared_stores.store(f"trunk {key}", lambda: MemoryStore(room))
+    folder = cache.entry_folder("trunk", trunk_key(policy, at, settings, kernels))
+    about = about | {"what": states_behind(at)}
+    return DiskStore(
+        folder,
+        policy.config.hidden_size,
+        settings.compute_dtype,
+        disk_room(folder, settings),
+        about,
+        progress.say,
+    )
+
+
+def states_behind(at: int) -> str:
+    """What a trunk store's about.json says of the boundary."""
+    return f"states behind layer {at - 1}"
+
+
+def disk_room(folder: Path, settings: EngineSettings) -> float:
+    """Bytes that states may still take in a store's folder."""
+    limit = settings.cache_bytes - cache.size_of(folder)
+    return min(limit, DISK_SHARE * free_bytes(folder))
+
+
+def trunk_key(policy: PreTrainedModel, at: int, settings: EngineSettings, kernels: Kernels) -> str:
+    """Under which states behind the first `at` layers are kept; the policy is in the compute dtype."""
     base = policy.model
     named = [(name, p) for name, p in base.layers[:at].named_parameters()]
     named.append(("embeddings", base.embed_tokens.weight))
-    key = results_key(
+    return results_key(
         tensors_sha256(named),
         settings.compute_dtype,
         policy.device,
         config=_shape(policy),
         attention=kernels.fused_attention,
         compiled=settings.compiled,
-    )
-    folder = cache.entry_folder("trunk", key)
-    room = min(settings.cache_bytes - cache.size_of(folder), DISK_SHARE * free_bytes(folder))
-    about = about | {"what": f"states behind layer {at - 1}"}
-    return DiskStore(
-        folder, policy.config.hidden_size, settings.compute_dtype, room, about, progress.say
     )
 
 
@@ -195,19 +223,27 @@ def _reference_store(
     kernels: Kernels,
     about: dict[str, Any],
 ) -> ReferenceStore:
+    key = reference_key(model, at, sha256, settings, kernels)
     if settings.cache in ("off", "memory"):
-        return ReferenceStore()
-    key = results_key(
+        return shared_stores.store(f"reference {key}", ReferenceStore)
+    about = about | {"what": "log-probabilities"}
+    return ReferenceStore(cache.entry_folder("reference", key), about, progress.say)
+
+
+def reference_key(
+    model: PreTrainedModel, at: int, sha256: str, settings: EngineSettings, kernels: Kernels
+) -> str:
+    """Under which the log-probabilities of a reference with these weights are kept."""
+    return results_key(
         sha256,
         settings.compute_dtype,
         model.device,
         config=_shape(model),
+        format=FORMAT,
         boundary=at,  # products below it have other numbers of rows
         kernels=asdict(kernels),
         compiled=settings.compiled,
     )
-    about = about | {"what": "log-probabilities"}
-    return ReferenceStore(cache.entry_folder("reference", key), about, progress.say)
 
 
 def configuration_sha256(*models: PreTrainedModel) -> str:

@@ -61,6 +61,7 @@ class FastEngine:
         reference: a model of its own, only where the reference is not the policy's start.
         trunk_store, reference_store: where what is computed once a pair is kept; by default in memory.
         needs_reference: False for losses that compare with no reference: then none is ever run.
+        use_weighting: give the policy's squares (types.PairLogps) too.
         moving: the reference, where it moves during training: `reference`, or a copy of the policy's top.
     """
 
@@ -76,6 +77,7 @@ class FastEngine:
         trunk_store: TrunkStore | None = None,
         reference_store: ReferenceStore | None = None,
         needs_reference: bool = True,
+        use_weighting: bool = False,
         moving: MovingReference | None = None,
     ):
         self.kernels = kernels or Kernels()
@@ -83,7 +85,7 @@ class FastEngine:
         self.max_tokens = max_tokens
         self._masters = masters
         at = boundary(policy)
-        self._policy = Scorer(policy, at, self.kernels)
+        self._policy = Scorer(policy, at, self.kernels, use_weighting)
         self._reference = None if reference is None else Scorer(reference, 0, self.kernels)
         self.moving = moving
         self._moving = self._reference
@@ -98,6 +100,16 @@ class FastEngine:
         self._committed = time.monotonic()
         self._shared: tuple[int, ...] = ()
         self._updates = 0
+
+    @property
+    def policy(self) -> PreTrainedModel:
+        """As it computes."""
+        return self._policy.model
+
+    @property
+    def reference(self) -> PreTrainedModel | None:
+        """As it computes, where it is a model of its own."""
+        return None if self._reference is None else self._reference.model
 
     def trainable_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
         return self._masters.named()
@@ -145,7 +157,7 @@ class FastEngine:
         if not self._needs_reference:
             return None
         logps = self.reference_logps(pairs)
-        sides = json.dumps([logps.chosen.tolist(), logps.rejected.tolist()])
+        sides = json.dumps([each.tolist() for each in logps.sums.values()])
         return hashlib.sha256(sides.encode()).hexdigest()
 
     @torch.no_grad()
@@ -200,10 +212,9 @@ class FastEngine:
             logps = self._policy.logps(batch, states)
         else:
             logps = self._reference.logps(batch, None)
-        for pair, chosen, rejected in zip(
-            pairs, logps.chosen.tolist(), logps.rejected.tolist(), strict=True
-        ):
-            self._reference_logps.put(self._key(pair), chosen, rejected)
+        sums = [each.tolist() for each in logps.sums.values()]
+        for pair, *sides in zip(pairs, *sums, strict=True):
+            self._reference_logps.put(self._key(pair), *sides)
 
     def _states_of(self, pairs: Sequence[TokenizedPair], batch: PackedBatch) -> torch.Tensor | None:
         """Trunk states of the stream, [T, D]: as they were kept, or computed and then kept."""

@@ -13,6 +13,10 @@ too, and the parts are put together by their logsumexp: p of all words is p of a
 Where there is no such kernel, or it is slow (`fused=False`), chunks of rows go through plain products, and
 the same two results come out.
 
+Where log Σ p² is asked for as well (`squares`, for losses that weigh pairs by it), it is taken from the
+chunks of plain products, which hold p: the fused kernel never shows it, and asking it twice would be a second
+product.
+
 A frozen head needs nothing more: its backward scales the direction W_y - pᵀW by the incoming gradient.
 A head that trains also gives dW, for a few thousand words at a time, each word's row written once.
 
@@ -48,10 +52,25 @@ def completion_logps(
         targets: [N] token ids.
         fused: take torch's fused attention kernel (CPU alone; see engine/kernels.py for when).
     """
+    return completion_scores(states, weight, targets, fused)[0]
+
+
+def completion_scores(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    fused: bool = False,
+    squares: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`completion_logps`, and log Σ_v p(v)² of each row, [N], without gradient; None unless `squares`.
+
+    With `squares` all comes from plain products, whatever `fused` says.
+    """
     filling = -len(states) % FILL
     states, targets = F.pad(states, (0, 0, 0, filling)), F.pad(targets, (0, filling))
-    found = _Head.apply(states, weight, targets, fused)
-    return found[: len(found) - filling]
+    logps, sums = _Head.apply(states, weight, targets, fused and not squares, squares)
+    rows = len(logps) - filling
+    return logps[:rows], None if sums is None else sums[:rows]
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,7 @@ class _Scored:
     logps: torch.Tensor  # [N] log p(target)
     total: torch.Tensor  # [N] logsumexp of the logits
     mean: torch.Tensor | None  # [N, D] pᵀW, where it is wanted
+    squares: torch.Tensor | None = None  # [N] log Σ p², where it is wanted
 
 
 def _by_fused_kernel(states: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor) -> _Scored:
@@ -82,20 +102,25 @@ def _by_fused_kernel(states: torch.Tensor, weight: torch.Tensor, chosen: torch.T
 
 
 def _by_products(
-    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, wanted: bool
+    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, mean: bool, squares: bool
 ) -> _Scored:
     """In chunks of rows; logits are rounded to the dtype of the product, for all words alike."""
     rows = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
-    parts = [_chunk(some, weight, their, wanted) for some, their in rows]
+    parts = [_chunk(some, weight, their, mean, squares) for some, their in rows]
     return _Scored(
         torch.cat([part.logps for part in parts]),
         torch.cat([part.total for part in parts]),
-        torch.cat([part.mean for part in parts]) if wanted else None,
+        torch.cat([part.mean for part in parts]) if mean else None,
+        torch.cat([part.squares for part in parts]) if squares else None,
     )
 
 
 def _chunk(
-    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, wanted: bool
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    wants_mean: bool,
+    squares: bool,
 ) -> _Scored:
     rows = len(states)
     if rows < CHUNK and states.device.type == "cpu":
@@ -109,24 +134,29 @@ def _chunk(
     total = logits.gather(1, where[:, None]).squeeze(1).to(wide) - best.log()
     logps = logits.gather(1, targets[:, None]).squeeze(1).to(wide) - total
     mean = None
-    if wanted:
+    if wants_mean:
         narrow = probs.to(weight.dtype)
         if states.device.type == "cpu":
             narrow = F.pad(narrow, (0, 0, 0, len(states) - rows))
         mean = (narrow @ weight)[:rows].to(wide)
-    return _Scored(logps, total, mean)
+    return _Scored(logps, total, mean, torch.linalg.vecdot(probs, probs).log() if squares else None)
 
 
 class _Head(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, fused: bool
-    ) -> torch.Tensor:
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        fused: bool,
+        squares: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         chosen = weight[targets]  # [N, D]
         if fused and states.device.type == "cpu" and _fused_kernel is not None:
             scored = _by_fused_kernel(states, weight, chosen)  # the mean comes along, wanted or not
         else:
-            scored = _by_products(states, weight, targets, wanted=ctx.needs_input_grad[0])
+            scored = _by_products(states, weight, targets, ctx.needs_input_grad[0], squares)
         saved = []
         if scored.mean is not None:
             saved = [(chosen.to(scored.mean.dtype) - scored.mean).to(states.dtype)]
@@ -134,10 +164,12 @@ class _Head(torch.autograd.Function):
             saved += [states, weight, targets, scored.total, scored.logps]
         ctx.save_for_backward(*saved)
         ctx.has_direction = scored.mean is not None
-        return scored.logps
+        if scored.squares is not None:
+            ctx.mark_non_differentiable(scored.squares)
+        return scored.logps, scored.squares
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         saved = list(ctx.saved_tensors)
         d_states = d_weight = None
         if ctx.has_direction:
@@ -145,7 +177,7 @@ class _Head(torch.autograd.Function):
             d_states = direction * grad[:, None].to(direction.dtype)
         if ctx.needs_input_grad[1]:
             d_weight = _weight_gradient(*saved, grad)
-        return d_states, d_weight, None, None
+        return d_states, d_weight, None, None, None
 
 
 def _weight_gradient(

@@ -182,13 +182,20 @@ class PackedBatch:
     targets: torch.Tensor  # [N] the tokens they are to predict
     sides: torch.Tensor
     """[N] row of the result: b for the chosen side of pair b, B + b for its rejected."""
+    tail: torch.Tensor
+    """[N] True behind as many tokens as the pair's shorter completion has."""
 
-    def logps(self, token_logps: torch.Tensor) -> PairLogps:
-        """Sum token log-probabilities [N] over each completion: two tensors of [B]."""
-        pairs = len(self.segments)
-        zeros = token_logps.new_zeros(2 * pairs)
-        chosen, rejected = zeros.index_add(0, self.sides, token_logps).chunk(2)
-        return PairLogps(chosen, rejected)
+    def logps(self, token_logps: torch.Tensor, squares: torch.Tensor | None = None) -> PairLogps:
+        """Sum token log-probabilities [N], and `squares` [N], over each completion: tensors of [B]."""
+        parts = [token_logps, torch.where(self.tail, token_logps, 0.0)]
+        parts += [] if squares is None else [squares]
+        sums = (self._summed(part) for part in parts)
+        return PairLogps(*(side for both in sums for side in both))
+
+    def _summed(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Values of tokens [N] added up over each completion: chosen [B], rejected [B]."""
+        zeros = values.new_zeros(2 * len(self.segments))
+        return zeros.index_add(0, self.sides, values).chunk(2)
 
     def __str__(self) -> str:
         """The attention mask, drawn: a row a query, a column a key, # where it looks."""
@@ -230,6 +237,7 @@ def pack(
     predictors: list[int] = []
     targets: list[int] = []
     sides: list[int] = []
+    tail: list[bool] = []
     segments = []
     for number, pair in enumerate(pairs):
         begun = len(shared) if share[number] else 0
@@ -247,6 +255,7 @@ def pack(
             first += len(completion)
             targets += completion
             sides += [side * len(pairs) + number] * len(completion)
+            tail += [place >= pair.shorter for place in range(len(completion))]
         segments.append(segment)
     filling = [0] * (_up_to(len(ids), multiple_of) - len(ids))
     input_ids, position_ids = (
@@ -257,7 +266,7 @@ def pack(
         Layout.of(segments, position_ids[0]),
         input_ids,
         position_ids,
-        *(torch.tensor(part, device=device) for part in (rows, predictors, targets, sides)),
+        *(torch.tensor(part, device=device) for part in (rows, predictors, targets, sides, tail)),
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from smoldpo.engine.base import LossFunction, StepResult, join
+from smoldpo.engine.base import LossFunction, StepResult, ordered
 from smoldpo.engine.memory_budget import kept_for_backward
 from smoldpo.engine.moving import MovingReference
 from smoldpo.engine.steps import accumulate_step
@@ -29,6 +29,7 @@ class PaddedBatch:
     input_ids: torch.Tensor  # [R, T]
     attention_mask: torch.Tensor  # [R, T] 1 on tokens, 0 on padding
     scored: torch.Tensor  # [R, T] True on completion tokens
+    tail: torch.Tensor  # [R, T] True on those behind the length of the pair's shorter completion
 
 
 def pad_batch(pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu") -> PaddedBatch:
@@ -38,15 +39,21 @@ def pad_batch(pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu"
     input_ids = [torch.tensor(prompt + completion) for prompt, completion in rows]
     attention_mask = [torch.ones_like(ids) for ids in input_ids]
     scored = [torch.arange(len(p + c)) >= len(p) for p, c in rows]
-    return PaddedBatch(
-        pad_sequence(input_ids, batch_first=True).to(device),
-        pad_sequence(attention_mask, batch_first=True).to(device),
-        pad_sequence(scored, batch_first=True).to(device),
-    )
+    shorter = [pair.shorter for pair in pairs] * 2
+    tail = [torch.arange(len(p + c)) >= len(p) + n for (p, c), n in zip(rows, shorter, strict=True)]
+    columns = (input_ids, attention_mask, scored, tail)
+    return PaddedBatch(*(pad_sequence(rows, batch_first=True).to(device) for rows in columns))
 
 
 def sequence_logps(model: PreTrainedModel, batch: PaddedBatch) -> torch.Tensor:
-    """log π(y|x) of each row, summed over its completion tokens: [R], float32 or wider.
+    """log π(y|x) of each row, summed over its completion tokens: [R], float32 or wider."""
+    return _summed(token_logps(model, batch)[0], batch.scored)
+
+
+def token_logps(
+    model: PreTrainedModel, batch: PaddedBatch, squares: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """log π of each token but the first, [R, T-1], and log Σ_v π(v)² where it stands if `squares`.
 
     The logits at position t predict the token at t + 1; Rafailov et al. 2023, section 4.
     """
@@ -55,8 +62,13 @@ def sequence_logps(model: PreTrainedModel, batch: PaddedBatch) -> torch.Tensor:
     ).logits[:, :-1]
     wide = torch.promote_types(logits.dtype, torch.float32)
     logps = torch.log_softmax(logits.to(wide), dim=-1)  # [R, T-1, V]
-    token_logps = logps.gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)  # [R, T-1]
-    return torch.where(batch.scored[:, 1:], token_logps, 0.0).sum(-1)
+    found = logps.gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)  # [R, T-1]
+    return found, torch.logsumexp(2 * logps.detach(), -1) if squares else None
+
+
+def _summed(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Values of all tokens but the first, [R, T-1], added up where the mask [R, T] is True: [R]."""
+    return torch.where(mask[:, 1:], values, 0.0).sum(-1)
 
 
 class PlainEngine:
@@ -69,6 +81,7 @@ class PlainEngine:
         moving: the same model, where its weights move during training.
         compute_dtype: precision of the matrix products; parameters stay as they are (autocast).
         train_batch_size, eval_batch_size: pairs that go through the models at once.
+        use_weighting: give the policy's squares (types.PairLogps) too.
     """
 
     budget_unit = "pairs"
@@ -81,6 +94,7 @@ class PlainEngine:
         compute_dtype: torch.dtype,
         train_batch_size: int,
         eval_batch_size: int,
+        use_weighting: bool = False,
         moving: MovingReference | None = None,
     ):
         self.policy = policy
@@ -90,6 +104,7 @@ class PlainEngine:
         self.device = policy.device
         self.moving = moving
         self._compute_dtype = compute_dtype
+        self._use_weighting = use_weighting
         if reference is not None and reference is not policy:
             reference.eval().requires_grad_(False)
 
@@ -154,19 +169,18 @@ class PlainEngine:
         order = sorted(range(len(pairs)), key=lambda index: pairs[index].longest)
         parts = []
         for batch in _cut([pairs[index] for index in order], self.eval_batch_size):
-            logps = self._forward(model, batch)
-            parts.append(PairLogps(logps.chosen.cpu(), logps.rejected.cpu()))
+            parts.append(self._forward(model, batch).map(torch.Tensor.cpu))
             advance(len(batch))
-        together = join(parts)
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return PairLogps(together.chosen[back], together.rejected[back])
+        return ordered(parts, order)
 
     def _forward(self, model: PreTrainedModel, pairs: Sequence[TokenizedPair]) -> PairLogps:
+        batch = pad_batch(pairs, self.device)
         with self._autocast():
-            logps = sequence_logps(model, pad_batch(pairs, self.device))
-        chosen, rejected = logps.chunk(2)
-        return PairLogps(chosen, rejected)
+            weighting = self._use_weighting and model is self.policy
+            logps, squares = token_logps(model, batch, weighting)
+        sums = [_summed(logps, batch.scored), _summed(logps, batch.tail)]
+        sums += [] if squares is None else [_summed(squares, batch.scored)]
+        return PairLogps(*(side for both in sums for side in both.chunk(2)))
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._compute_dtype == self.policy.dtype:

@@ -1,10 +1,12 @@
 """The reference's log-probabilities, once a pair, for every epoch and for later runs.
 
     reference/<key>/about.json    what this is, for people
-    reference/<key>/logps.json    {"logps": {pair key: [chosen, rejected]}, "sha256": of the former}
+    reference/<key>/logps.json    {"format", "logps": {pair key: [chosen, rejected, and their tails]},
+                                  "sha256": of the former}
 
 <key> fixes the reference's weights and everything else that the numbers depend on (engine/identity.py). The
-file is written by rename and checked when read; one that does not fit is left aside with a warning.
+file is written by rename and checked when read; one that does not fit is left aside with a warning. The tails
+(types.PairLogps) are always kept, so that one store serves every `ld_alpha`.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from smoldpo.files import write_json, write_text
 
-Sides = tuple[float, float]
-"""log π_ref of chosen and rejected, in nats."""
+FORMAT = 2
+"""Part of <key> too (engine/build.py), so that files of another form are not even met."""
+Sides = tuple[float, float, float, float]
+"""log π_ref of chosen and rejected, and of their tails, in nats."""
 
 
 def damage(folder: Path) -> list[str]:
@@ -55,9 +59,15 @@ class ReferenceStore:
     def __getitem__(self, key: str) -> Sides:
         return self._logps[key]
 
-    def put(self, key: str, chosen: float, rejected: float) -> None:
+    def keys(self) -> Iterable[str]:
+        """Of the pairs whose log-probabilities are kept."""
+        return self._logps.keys()
+
+    def put(
+        self, key: str, chosen: float, rejected: float, chosen_tail: float, rejected_tail: float
+    ) -> None:
         """Remember a pair's log-probabilities."""
-        self._logps[key] = (chosen, rejected)
+        self._logps[key] = (chosen, rejected, chosen_tail, rejected_tail)
         self._changed = True
 
     def commit(self) -> None:
@@ -70,7 +80,10 @@ class ReferenceStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "about.json", self._about)
-            write_text(self.folder / "logps.json", f'{{"logps": {body},\n"sha256": "{digest}"}}\n')
+            write_text(
+                self.folder / "logps.json",
+                f'{{"format": {FORMAT}, "logps": {body},\n"sha256": "{digest}"}}\n',
+            )
         except OSError as error:
             self._warn(f"reference store: {self.folder}: {error.strerror}; nothing is kept there")
         self._changed = False
@@ -81,12 +94,18 @@ class ReferenceStore:
         path = self.folder / "logps.json"
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["format"] != FORMAT:
+                raise ValueError(f"its form is {kept['format']!r}, this smoldpo reads {FORMAT}")
             body = json.dumps(kept["logps"])
             if hashlib.sha256(body.encode()).hexdigest() != kept["sha256"]:
                 raise ValueError("its checksum does not fit")
             with contextlib.suppress(OSError):  # a cache that may only be read
                 os.utime(self.folder)
-            return {key: (float(c), float(r)) for key, (c, r) in kept["logps"].items()}
+            return {key: _sides(*numbers) for key, numbers in kept["logps"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._warn(f"reference store: {path} is damaged ({error}); its pairs are computed anew")
             return {}
+
+
+def _sides(chosen: float, rejected: float, chosen_tail: float, rejected_tail: float) -> Sides:
+    return float(chosen), float(rejected), float(chosen_tail), float(rejected_tail)

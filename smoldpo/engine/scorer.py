@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from smoldpo.engine.head import completion_logps
+from smoldpo.engine.base import ordered
+from smoldpo.engine.head import completion_scores
 from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.memory import keep_freed_memory
 from smoldpo.engine.packing import PackedBatch, by_length, common_beginning, pack
@@ -28,16 +29,19 @@ FILL = 128
 
 
 class Scorer:
-    """One model, its layers below `at` apart from the others; `at` 0 is no trunk."""
+    """One model, its layers below `at` apart from the others; `at` 0 is no trunk.
 
-    def __init__(self, model: PreTrainedModel, at: int, kernels: Kernels):
+    With `squares` it gives PairLogps' squares too, which takes the LM head by products.
+    """
+
+    def __init__(self, model: PreTrainedModel, at: int, kernels: Kernels, squares: bool = False):
         keep_freed_memory()
         make_lean(model.model)
         for layer in model.model.layers[:at]:
             make_lean(layer, TRUNK_ROWS)
         make_adapters_lean(model.model)
         self.model = model
-        self.kernels = kernels
+        self.kernels, self.squares = kernels, squares
         self.trunk, self.top = cut(model, at)
         self.head = model.get_output_embeddings().weight
 
@@ -50,17 +54,24 @@ class Scorer:
 
     def logps(self, batch: PackedBatch, states: torch.Tensor | None) -> PairLogps:
         """Log-probabilities of each pair's sides, [B] each, from trunk states [T, D] or from tokens."""
-        return batch.logps(self.token_logps(batch, states))
+        return batch.logps(*self._token_scores(batch, states))
 
     def token_logps(self, batch: PackedBatch, states: torch.Tensor | None) -> torch.Tensor:
         """Log-probability of each completion token, [N], in the order of `batch.targets`."""
+        return self._token_scores(batch, states)[0]
+
+    def _token_scores(
+        self, batch: PackedBatch, states: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What engine/head.py gives for each completion token, [N]."""
         if states is None:
             states = self._embedded(batch)
         if len(self.top.layers):
             self.top.layers[-1].mlp.rows = batch.rows
         top = self._run(self.top, batch, states)
         read = self.model.model.norm(top[batch.rows])[batch.predictors]
-        return completion_logps(read, self.head, batch.targets, self.kernels.fused_head)
+        fused, squares = self.kernels.fused_head, self.squares
+        return completion_scores(read, self.head, batch.targets, fused, squares)
 
     def _embedded(self, batch: PackedBatch) -> torch.Tensor:
         return self.model.model.embed_tokens(batch.input_ids)[0]
@@ -107,13 +118,11 @@ def in_order(
     advance: Advance,
 ) -> PairLogps:
     """Go through pairs in batches of like length; the results are in the pairs' own order."""
-    chosen, rejected = [torch.empty(0)] * len(pairs), [torch.empty(0)] * len(pairs)
+    parts: list[PairLogps] = []
+    order: list[int] = []
     for indices in by_length(pairs, max_tokens):
         some = [pairs[index] for index in indices]
-        logps = logps_of(some, packed(some))
-        for index, ours, theirs in zip(
-            indices, logps.chosen.cpu(), logps.rejected.cpu(), strict=True
-        ):
-            chosen[index], rejected[index] = ours, theirs
+        parts.append(logps_of(some, packed(some)).map(torch.Tensor.cpu))
+        order += indices
         advance(len(some))
-    return PairLogps(torch.stack(chosen), torch.stack(rejected))
+    return ordered(parts, order)

@@ -2,8 +2,8 @@
 
 A loss that is a sum over pairs is differentiated micro-batch by micro-batch, in one pass. One that is not
 (sorted against sorted) takes two, and is exact all the same, by the chain rule through the log-probabilities
-ℓ of the step's pairs, dL/dθ = Σ dL/dℓ · dℓ/dθ: first all ℓ without gradients, from which dL/dℓ follows, one
-number a pair and side; then micro-batch by micro-batch the gradient of Σ dL/dℓ · ℓ, dL/dℓ held fixed.
+ℓ of the step's pairs, dL/dθ = Σ dL/dℓ · dℓ/dθ: first all ℓ without gradients, from which dL/dℓ follows, a
+number a pair and sum; then micro-batch by micro-batch the gradient of Σ dL/dℓ · ℓ, dL/dℓ held fixed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def accumulate_step(
         each = loss(policy, reference, batch, step)
         (each.sum() / len(step)).backward()
         losses.append(each.detach())
-        policies.append(_detached(policy))
+        policies.append(policy.map(torch.Tensor.detach))
         advance(len(batch))
     return StepResult(torch.cat(losses), join(policies), _join_known(references))
 
@@ -59,21 +59,17 @@ def _two_passes(
     with torch.no_grad():
         policy = join([policy_of(batch) for batch in batches])
     reference = _join_known(references)
-    sides = (policy.chosen.requires_grad_(), policy.rejected.requires_grad_())
+    sums = [each.requires_grad_() for each in policy.sums.values()]
     losses = loss(policy, reference, step, step)
-    slopes = torch.autograd.grad(losses.sum() / len(step), sides, materialize_grads=True)
+    slopes = torch.autograd.grad(losses.sum() / len(step), sums, materialize_grads=True)
     done = 0
     for batch in batches:
-        chosen, rejected = (each[done : done + len(batch)] for each in slopes)
-        again = policy_of(batch)
-        (chosen @ again.chosen + rejected @ again.rejected).backward()
+        again = policy_of(batch).sums.values()
+        parts = [each[done : done + len(batch)] for each in slopes]
+        sum(slope @ each for slope, each in zip(parts, again, strict=True)).backward()
         done += len(batch)
         advance(len(batch))
-    return StepResult(losses.detach(), _detached(policy), reference)
-
-
-def _detached(logps: PairLogps) -> PairLogps:
-    return PairLogps(logps.chosen.detach(), logps.rejected.detach())
+    return StepResult(losses.detach(), policy.map(torch.Tensor.detach), reference)
 
 
 def _join_known(parts: Sequence[PairLogps | None]) -> PairLogps | None:

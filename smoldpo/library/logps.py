@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo.data.tokenize import PairTokenizer, require_room
+from smoldpo.engine.base import ordered
 from smoldpo.engine.kernels import Kernels, choose_kernels
 from smoldpo.engine.packing import by_length, pack
 from smoldpo.engine.scorer import FILL, MAX_TOKENS, Scorer
@@ -86,12 +87,7 @@ def _in_order(scorer: Scorer, pairs: Sequence[TokenizedPair], max_tokens: int) -
         scorer.logps(pack([pairs[index] for index in indices], scorer.model.device, FILL), None)
         for indices in cut
     ]
-    order = torch.tensor([index for indices in cut for index in indices])
-    back = order.argsort().to(scorer.model.device)
-    return PairLogps(
-        torch.cat([part.chosen for part in parts])[back],
-        torch.cat([part.rejected for part in parts])[back],
-    )
+    return ordered(parts, [index for indices in cut for index in indices])
 
 
 def _tokenized(

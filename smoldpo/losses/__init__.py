@@ -6,6 +6,7 @@ difference.py   DPO and its kin: losses of the difference between chosen and rej
 sides.py        losses of each side against the reference
 transport.py    losses of a whole step: sorted against sorted
 likelihood.py   losses without a reference
+token_sums.py   LD-DPO's lengths and WPO's weights: before and after whatever loss
 objective.py    LOSSES, and the weighted sum that a run minimises
 
 A new loss is a function, a line in LOSSES, a line in loss_facts.FACTS, and a row in docs/losses.md.

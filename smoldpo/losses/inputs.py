@@ -38,6 +38,8 @@ class LossInput:
     divergence: Divergence = reverse_kl
     margin: float | torch.Tensor = 0.0
     """How much further apart a pair's rewards must be; one a pair, or 0."""
+    whole_chosen: torch.Tensor | None = None
+    """log π(c|x) over all tokens of c, where `policy.chosen` is another: under `ld_alpha`."""
 
     @classmethod
     def of(
@@ -48,6 +50,7 @@ class LossInput:
         step: Sequence[TokenizedPair],
         beta: float,
         divergence: Divergence = reverse_kl,
+        whole_chosen: torch.Tensor | None = None,
     ) -> LossInput:
         """From log-probabilities of `pairs`, which are some or all of the pairs of `step`."""
         numbers = policy.chosen.new_tensor
@@ -61,7 +64,13 @@ class LossInput:
             sum(len(pair.chosen_ids) for pair in step) / len(step),
             divergence,
             numbers(margins) if any(margins) else 0.0,
+            whole_chosen,
         )
+
+    @property
+    def chosen_likelihood(self) -> torch.Tensor:
+        """log π(c|x) over all tokens of c, for likelihood terms."""
+        return self.policy.chosen if self.whole_chosen is None else self.whole_chosen
 
     @property
     def chosen_ratio(self) -> torch.Tensor:

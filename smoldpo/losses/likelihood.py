@@ -17,7 +17,7 @@ def sft_loss(given: LossInput) -> torch.Tensor:
 
     As TRL's `sft`, but over the tokens of the whole step, however that is cut into micro-batches.
     """
-    return -given.policy.chosen / given.mean_chosen_tokens
+    return -given.chosen_likelihood / given.mean_chosen_tokens
 
 
 def nll_per_answer(given: LossInput) -> torch.Tensor:
@@ -25,7 +25,7 @@ def nll_per_answer(given: LossInput) -> torch.Tensor:
 
     Unlike in `sft` every answer weighs alike, however long it is.
     """
-    return -given.policy.chosen / given.chosen_tokens
+    return -given.chosen_likelihood / given.chosen_tokens
 
 
 def simpo_loss(

@@ -31,6 +31,7 @@ from smoldpo.losses.sides import (
     nca_pair_loss,
     sppo_hard_loss,
 )
+from smoldpo.losses.token_sums import desensitised, pair_weights
 from smoldpo.losses.transport import aot_loss, aot_unpaired_loss
 from smoldpo.types import PairLogps, TokenizedPair
 
@@ -71,6 +72,8 @@ class Objective:
     whole_step: bool
     """Whether the losses need the log-probabilities of a whole step at once."""
     divergence: Divergence = reverse_kl
+    ld_alpha: float | None = None
+    use_weighting: bool = False
 
     @classmethod
     def of(
@@ -83,6 +86,8 @@ class Objective:
         rpo_alpha: float | None = None,
         f_divergence_type: str = "reverse_kl",
         f_alpha_divergence_coef: float = 0.5,
+        ld_alpha: float | None = None,
+        use_weighting: bool = False,
     ) -> Objective:
         """The sum of the named losses.
 
@@ -90,6 +95,8 @@ class Objective:
             weights: one a name; by default 1 each, as in TRL.
             options: values of loss_facts.OPTIONS; each loss takes its own, the others are left.
             rpo_alpha: weight of RPO's likelihood term, if there is one.
+            ld_alpha: weight of the tokens by which the longer answer is longer (LD-DPO), in [0, 1].
+            use_weighting: weigh each pair by how likely the policy itself finds its answers (WPO).
         """
         given = options or {}
         terms: list[tuple[Loss, float]] = []
@@ -104,7 +111,16 @@ class Objective:
             needs_reference(names),
             any(FACTS[name].whole_step for name in names),
             divergence(f_divergence_type, f_alpha_divergence_coef),
+            ld_alpha,
+            use_weighting,
         )
+
+    def compared(self, logps: PairLogps) -> PairLogps:
+        """Log-probabilities as the losses compare them, of policy and reference alike: see `ld_alpha`.
+
+        Likelihood terms alone take the whole sums.
+        """
+        return logps if self.ld_alpha is None else desensitised(logps, self.ld_alpha)
 
     def __call__(
         self,
@@ -114,8 +130,18 @@ class Objective:
         step: Sequence[TokenizedPair],
     ) -> torch.Tensor:
         """Losses of `pairs`, [pairs], whose log-probabilities are given; see engine/base.py."""
-        given = LossInput.of(policy, reference, pairs, step, self.beta, self.divergence)
+        given = LossInput.of(
+            self.compared(policy),
+            None if reference is None else self.compared(reference),
+            pairs,
+            step,
+            self.beta,
+            self.divergence,
+            whole_chosen=policy.chosen,
+        )
         losses = self.of_input(given)
+        if self.use_weighting:
+            losses = losses * pair_weights(policy, given.chosen_tokens, given.rejected_tokens)
         weights = [pair.numbers.weight for pair in pairs]
         return losses if all(w == 1 for w in weights) else losses * losses.new_tensor(weights)
 

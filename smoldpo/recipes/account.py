@@ -39,6 +39,8 @@ class Draft:
 
     recipe: dict[str, Any]
     folder: Path = Path()
+    method: str = "dpo"
+    """What the recipe is for: dpo, or one of reference_free.METHODS."""
     settings: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     """The recipe's key behind each setting."""

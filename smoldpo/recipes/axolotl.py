@@ -1,4 +1,4 @@
-"""axolotl: `axolotl train recipe.yaml` with `rl: dpo`."""
+"""axolotl: `axolotl train recipe.yaml` with `rl: dpo`, ipo, orpo or simpo."""
 
 from __future__ import annotations
 
@@ -104,6 +104,10 @@ RULES: Rules = {
     "trl.beta": to("beta"),
     "rl_beta": to("beta"),
     "dpo_beta": to("beta"),
+    "orpo_alpha": drop("of ORPO"),
+    "cpo_alpha": to("cpo_alpha"),
+    "simpo_gamma": to("simpo_gamma"),
+    "kto_*": drop("of KTO"),
     "dpo_label_smoothing": to("label_smoothing"),
     "dpo_loss_type": loss,
     "dpo_loss_weights": where_known(shared.OTHER_LOSS, "loss_weights"),
@@ -209,7 +213,9 @@ def groups(draft: Draft) -> None:
 def _method(draft: Draft) -> None:
     if draft.recipe.get("rl") == "dpo":
         draft.same("rl", "smoldpo trains DPO")
-    else:
+        for key in draft.without("cpo_alpha", "simpo_gamma"):
+            draft.drop(key, "of CPO and SimPO")
+    elif draft.method == "dpo":
         loss(draft, "rl", draft.recipe.get("rl"))
 
 

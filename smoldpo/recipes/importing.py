@@ -15,9 +15,9 @@ import yaml
 from smoldpo.arguments import load_yaml
 from smoldpo.config import TrainConfig, build_config
 from smoldpo.errors import ConfigError, UsageError
-from smoldpo.recipes import axolotl, handbook, llamafactory, shared, trl
+from smoldpo.recipes import axolotl, handbook, llamafactory, reference_free, shared, trl
 from smoldpo.recipes.account import DEFAULT, STATUSES, UNSUPPORTED, Draft, Entry, one_line
-from smoldpo.recipes.methods import require_dpo
+from smoldpo.recipes.methods import method_of
 from smoldpo.recipes.rules import find
 
 
@@ -130,15 +130,17 @@ def import_recipe(path: Path, dialect: str | None = None) -> Imported:
     """Read a recipe of `dialect`, or of the one that its keys give away.
 
     Raises:
-        UsageError: not readable, of no known kind, or not a recipe for DPO.
+        UsageError: not readable, of no known kind, or not a recipe for DPO, ORPO, CPO or SimPO.
         ConfigError: values that no configuration can have, by the recipe's names.
     """
     recipe = {str(key): value for key, value in load_yaml(path).items()}
     name = dialect or recognise(recipe, path)
     module = DIALECTS[name].module
-    require_dpo(recipe, path, name, told=dialect is not None)
+    method = method_of(recipe, path, name, told=dialect is not None)
     recipe = _flat(recipe, getattr(module, "NESTED", ()))
-    draft = Draft(recipe, path.parent)
+    draft = Draft(recipe, path.parent, method)
+    if method in reference_free.METHODS:
+        reference_free.set_loss(draft, name)
     module.groups(draft)
     _by_rules(draft, DIALECTS[name])
     _by_default(draft, DIALECTS[name])

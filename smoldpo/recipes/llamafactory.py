@@ -13,6 +13,10 @@ from smoldpo.recipes.rules import Rules, drop, is_off, loss, same, to, unsupport
 from smoldpo.recipes.sources import RecipeSource, set_held_out_share, set_sources
 
 INFO = "dataset_info.json"
+POLICY_ALONE = (
+    "LLaMA-Factory takes the longer answer's last tokens down in the policy alone; here, as in the paper and "
+    "in TRL, in the reference too"
+)
 ADAPTER_KEYS = (
     *(
         "lora_rank",
@@ -32,6 +36,14 @@ ADAPTER_KEYS = (
         "module_dropout",
     ),
 )
+
+
+def _lengths(draft: Draft, key: str, value: Any) -> None:
+    where_known("of LD-DPO", off=(None, 1, 1.0))(draft, key, value)
+    if key in draft.settings:
+        draft.keep(key, key, value, POLICY_ALONE, matters=True)
+
+
 RULES: Rules = {
     **shared.TRAINER,
     **shared.LOSS_PARTS,
@@ -41,6 +53,7 @@ RULES: Rules = {
     "pref_ftx": where_known(shared.OTHER_LOSS, "rpo_alpha"),
     "pref_bco_weight": unsupported(shared.OTHER_LOSS),
     "simpo_gamma": where_known("of the loss simpo", off=(None, 0.5)),
+    "ld_alpha": _lengths,
     "kto_*": drop("of KTO"),
     "ppo_*": drop("of PPO"),
     "reward_model*": drop("of PPO"),
@@ -120,7 +133,7 @@ DEFAULTS = {
 
 def groups(draft: Draft) -> None:
     """The keys that hang together."""
-    draft.same("stage", "smoldpo trains DPO")
+    draft.same("stage", "smoldpo trains DPO and its kin")
     _data(draft)
     _what_trains(draft)
     shared.precision(draft, "infer_dtype", "compute_dtype")

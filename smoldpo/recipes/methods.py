@@ -1,4 +1,4 @@
-"""Whether a recipe is one for DPO, told by what its trainer calls the method, or by its keys."""
+"""What a recipe is for, told by what its trainer calls the method, or by its keys."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from smoldpo.errors import UsageError
 from smoldpo.recipes.account import short
+from smoldpo.recipes.reference_free import METHODS as FREE
 from smoldpo.recipes.rules import is_off
 
 NAMES = {
@@ -28,14 +29,14 @@ KEYS = {
     "grpo": {"num_generations", "reward_funcs", "reward_weights", "use_vllm", "vllm_mode"},
     "kto": {"desirable_weight", "undesirable_weight"},
     "reward": {"center_rewards_coefficient"},
-    "orpo": {"orpo_alpha"},
+    "simpo": {"gamma_beta_ratio", "sft_weight"},
     "cpo": {"cpo_alpha", "simpo_gamma"},
     "sft": {
         *("packing", "eval_packing", "dataset_text_field", "max_seq_length", "assistant_only_loss"),
         *("completion_only_loss", "packing_strategy"),
     },
 }
-"""Keys of TRL that only one trainer has."""
+"""Keys that only one trainer has: TRL's, or that of SimPO's authors."""
 DPO_KEYS = {
     *("beta", "loss_type", "label_smoothing", "max_prompt_length", "precompute_ref_log_probs"),
     *(
@@ -52,52 +53,75 @@ SAYING = {"dpo", "apo"}
 """Words of a name that say it."""
 
 
-def require_dpo(recipe: dict[str, Any], path: Path, dialect: str, *, told: bool) -> None:
-    """Let recipes for DPO pass; `told` (--from) settles it where the keys leave it open.
+def method_of(recipe: dict[str, Any], path: Path, dialect: str, *, told: bool) -> str:
+    """What a recipe is for: "dpo", "orpo", "cpo" or "simpo".
+
+    `told` (--from) settles that it is DPO where the keys leave it open.
 
     Raises:
         UsageError: naming what the recipe is for instead.
     """
     if dialect == "llama-factory":
         _named(path, "stage", recipe.get("stage"), "sft", ("dpo",))
-    elif dialect == "axolotl":
-        _named(path, "rl", recipe.get("rl"), "sft", ("dpo", "ipo"))
-    else:
-        _by_keys(recipe, path, told)
+        loss = str(recipe.get("pref_loss")).lower()
+        return loss if loss in ("orpo", "simpo") else "dpo"
+    if dialect == "axolotl":
+        said = _named(path, "rl", recipe.get("rl"), "sft", ("dpo", "ipo", *FREE))
+        # axolotl's SimPO is TRL's CPOTrainer with the loss simpo.
+        return {"ipo": "dpo", "simpo": "cpo"}.get(said, said)
+    return _by_keys(recipe, path, told)
 
 
-def _named(path: Path, key: str, value: Any, default: str, fine: tuple[str, ...]) -> None:
+def _named(path: Path, key: str, value: Any, default: str, fine: tuple[str, ...]) -> str:
     method = default if is_off(value) else str(value).lower()
     if method in fine:
-        return
+        return method
     said = f"{key} is {short(value)}" if not is_off(value) else f"{key} is not set"
     raise UsageError(
         f"{path}: {said}: a recipe for {NAMES.get(method, short(method))}, not for DPO"
     )
 
 
-def _by_keys(recipe: dict[str, Any], path: Path, told: bool) -> None:
+def _by_keys(recipe: dict[str, Any], path: Path, told: bool) -> str:
     for method, keys in KEYS.items():
         found = [key for key in recipe if key in keys]
+        if found and method in FREE:
+            return method
         if found:
             raise UsageError(
                 f"{path}: a recipe for {NAMES[method]}, not for DPO: it has {', '.join(found[:3])}"
             )
-    if told:
-        return
+    if recipe.get("loss_type") in ("simpo", ["simpo"]):
+        return "cpo"  # TRL has this loss in its CPOTrainer alone
     words = _words(
         *(str(recipe.get(key, "")) for key in ("output_dir", "hub_model_id", "run_name"))
     )
     place = _words(path.stem, path.absolute().parent.name)
     others = [word for word in NAMES if word in words]
     if others and not SAYING & words:
-        raise UsageError(
-            f"{path}: a recipe for {NAMES[others[0]]}, not for DPO, by the names that it gives to its output"
-        )
-    if not SAYING & (words | place) and not DPO_KEYS & set(recipe):
+        return _other(path, others, told)
+    if told or SAYING & (words | place):
+        return "dpo"
+    free = [word for word in FREE if word in place]
+    if free:
+        return free[0]
+    if not DPO_KEYS & set(recipe):
         raise UsageError(
             f"{path}: no key says for which method it is; if it is for DPO, say so with --from trl"
         )
+    return "dpo"
+
+
+def _other(path: Path, words: list[str], told: bool) -> str:
+    """The method that the names of a recipe's output say."""
+    free = [word for word in words if word in FREE]
+    if free:
+        return free[0]
+    if told:
+        return "dpo"
+    raise UsageError(
+        f"{path}: a recipe for {NAMES[words[0]]}, not for DPO, by the names that it gives to its output"
+    )
 
 
 def _words(*names: str) -> set[str]:

@@ -1,4 +1,7 @@
-"""TRL's command line: `trl dpo --config recipe.yaml`. Its other keys are those of all of Hugging Face."""
+"""TRL's recipes: `trl dpo --config recipe.yaml`, and its scripts for ORPO and CPO.
+
+Their other keys are those of all of Hugging Face.
+"""
 
 from __future__ import annotations
 
@@ -73,6 +76,14 @@ DPO: Rules = {
     "model_adapter_name": drop("there is one adapter"),
     "ref_adapter_name": drop("the reference is the policy with its adapter off"),
     "rpo_alpha": where_known(shared.OTHER_LOSS),
+    "cpo_alpha": to("cpo_alpha"),
+    "simpo_gamma": to("simpo_gamma"),
+    "is_encoder_decoder": unsupported("decoder models alone are trained"),
+    "alpha": unsupported("AlphaPO is not one of smoldpo's losses: leave it out"),
+    "trainer_type": drop("loss_type says it"),
+    "gamma_beta_ratio": drop("of SimPO"),
+    "sft_weight": drop("of SimPO"),
+    "use_flash_attention_2": drop(shared.ENGINE),
 }
 RULES: Rules = {**shared.TRAINER, **shared.LOSS_PARTS, **MODEL, **DPO}
 

@@ -17,7 +17,7 @@ from smoldpo.data.formats import PairReader, Unreadable
 from smoldpo.data.formats.values import as_messages
 from smoldpo.data.sources import open_source
 from smoldpo.errors import DataError, SmoldpoError, UsageError
-from smoldpo.types import PreferencePair
+from smoldpo.types import PairNumbers, PreferencePair
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -255,3 +255,59 @@ def test_any_pair_is_written_whole_or_refused(tmp_path_factory, one, to, suffix)
         assert (again.chosen, again.rejected) == (one.chosen, one.rejected)
         assert as_messages(again.prompt) == as_messages(one.prompt)
         assert isinstance(again.prompt, type(one.prompt)) or not FORMS[to].keeps_kind
+
+
+# A pair's own numbers
+
+OWN = [
+    pair("one", numbers=PairNumbers(2.0, 0.1, 0.3)),
+    pair("two", numbers=PairNumbers(0.0, 1e-300, 1 / 3)),
+]
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("names", [("weight",), ("margin", "beta"), ("weight", "margin", "beta")])
+def test_numbers_that_are_asked_for_go_along(tmp_path, suffix, names):
+    out = tmp_path / f"x{suffix}"
+    done = convert(OWN, out, "text", names)
+    assert (done.rows, done.neutralised) == (2, 0)
+    reader = PairReader(None, {name: name for name in names})
+    again = [p for row in open_source(str(out)).train.rows() for p in reader.read(row)]
+    for before, after in zip(OWN, again, strict=True):
+        expected = {name: getattr(before.numbers, name) for name in names}
+        assert after.numbers == PairNumbers(**expected), "to the last bit"
+    plain = PairReader()
+    (first, _) = open_source(str(out)).train.rows()
+    plain.read(first)
+    assert set(plain.unused) >= set(names) and not (
+        set(PairNumbers.__dataclass_fields__) - set(names)
+    ) & set(first.values)
+
+
+def test_without_asking_no_number_is_written(tmp_path):
+    convert(OWN, tmp_path / "x.jsonl")
+    assert not {"weight", "margin", "beta"} & set(
+        json.loads((tmp_path / "x.jsonl").read_text().splitlines()[0])
+    )
+
+
+def test_the_commands_carry_numbers_on(cli, tmp_path):
+    rows = [
+        {
+            "prompt": f"Which is {n}?",
+            "chosen": f"It is {n}, well said.",
+            "rejected": f"Not {n} at all.",
+        }
+        | {"w": n / 4, "beta": 0.2, "margin": "not a number"}
+        for n in range(1, 5)
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ("--columns", "weight=w,beta=beta")
+    result = cli("data", "convert", "in.jsonl", "out.jsonl", *columns)
+    assert result.code == 0, result.err
+    result = cli("data", "check", "in.jsonl", "--model", "none", "--write", "kept.jsonl", *columns)
+    assert result.code == 0, result.err
+    for name in ("out.jsonl", "kept.jsonl"):
+        written = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert [row["weight"] for row in written] == [0.25, 0.5, 0.75, 1.0]
+        assert all(row["beta"] == 0.2 and not {"w", "margin"} & set(row) for row in written)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from test_fast_engine import LOSS, PAIRS, SHARING, assert_equal, build
 
+from smoldpo.config import build_config
 from smoldpo.engine.build import EngineSettings, build_fast, build_plain
 from smoldpo.engine.plain import pad_batch, sequence_logps
 from smoldpo.errors import UsageError
 from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
+from smoldpo.state import TrainingState
 from smoldpo.types import TokenizedPair
 
 ALPHA = 0.3
@@ -270,3 +272,26 @@ def test_pairs_of_before_serve_until_it_moves(monkeypatch):
     with pytest.raises(RuntimeError, match="before training"):
         move(fast, 1)
         fast.accumulate_gradients([new], LOSS)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_checkpoint_and_its_count_hold_the_reference(own):
+    model = build("llama").float()
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+    freeze(model, 3)
+    other = copy.deepcopy(model) if own else None
+    engine, _ = build_fast(model, other, about(compute_dtype=torch.bfloat16), "", {})
+    engine.prepare(PAIRS)
+    config = build_config({"sync_ref_model": True, "ref_model_sync_steps": 1, "ema_decay": 0.9})
+    state = TrainingState(engine, config)
+    engine.accumulate_gradients(PAIRS, LOSS)
+    state.optimizer.step()
+    state.finish_step()
+    captured = state.capture()
+    assert captured.state["reference_syncs"] == 1
+    every = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in state.parameters.values())
+    assert engine.moving.bytes == 4 * (every if own else trained)
+    captured.tensors.pop("rng")
+    assert captured.bytes == state.bytes

@@ -11,6 +11,7 @@ from faults import planted
 from faults.conftest import LONG
 from smoldpo.checkpoint import saved_steps
 from smoldpo.compare_runs import differences, metrics
+from smoldpo.fingerprint import FREE_SETTINGS, FROM_NAMES
 
 KILLS = 30 if LONG else 4
 
@@ -56,6 +57,18 @@ def test_killed_at_random_moments(place, whole):
         left = [path for path in (place / name).rglob(".*") if path.name.startswith(".step")]
         assert not left
     assert len(died_after) > 1, "the kills came at different moments"
+
+
+def test_lengths_and_weights_resume_exactly(place):
+    """What these losses read beside the sums is kept with the reference, or computed anew to the bit."""
+    more = ("--ld-alpha", 0.3, "--use-weighting", "--loss-type", "sigmoid,sft")
+    place.ok(*place.training("whole", *more))
+    words = place.training("run", *more)
+    code, _ = place.run(*words, plant=planted.kill_in_step, planted_with=(5,))
+    assert code == -signal.SIGKILL
+    place.ok("resume", "run")
+    assert differences(place / "whole", place / "run") == []
+    assert not {"ld_alpha", "use_weighting"} & (FREE_SETTINGS | FROM_NAMES), "no resume with others"
 
 
 def test_two_steps_differ(place, whole):
