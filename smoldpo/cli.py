@@ -89,6 +89,19 @@ def train(settings: Settings = None) -> None:
     fail_gates(result.failed_gates)
 
 
+@app.command(context_settings=SETTINGS)
+@verb
+def plan(settings: Settings = None) -> None:
+    """Forecast a run's time, memory and disk from a few real steps of it. See plan --help."""
+    from smoldpo.cli_plan import WHAT, plan_run
+
+    arguments = settings or []
+    if _asks_for_help(arguments):
+        _print_settings_help("plan", WHAT)
+        return
+    plan_run(arguments)
+
+
 @app.command()
 @verb
 def resume(

@@ -18,7 +18,7 @@ from smoldpo.data.load import TrainingData
 from smoldpo.engine.memory import free_memory, give_back_freed_memory
 from smoldpo.engine.memory_budget import fit_budget
 from smoldpo.engine.out_of_memory import with_less_at_once
-from smoldpo.errors import SmoldpoError
+from smoldpo.errors import SmoldpoError, UsageError
 from smoldpo.evaluation.gate import failures, parse_gates
 from smoldpo.evaluation.judges import parse_judge
 from smoldpo.evaluation.metrics import PairScore, accuracies, logp_metrics, reward_metrics
@@ -35,6 +35,7 @@ from smoldpo.not_finite import keep_not_finite
 from smoldpo.optim import require_optimizer
 from smoldpo.optim_settings import require_sync
 from smoldpo.phases import Phases
+from smoldpo.plan.pick import settle_depth
 from smoldpo.proof import Proof, question_of
 from smoldpo.report import read_run, write_report
 from smoldpo.rng import seed_everything
@@ -79,12 +80,14 @@ def run_training(config: TrainConfig, interruption: Interruption | None = None) 
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
         InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
     """
+    choose_folder(config)  # a folder that cannot be is refused before time goes into planning
+    config, picked = settle_depth(config)
     with interruption or Interruption() as interruption:
         folder = choose_folder(config)
         loaded = load_everything(config)
         require_disk(folder, config, loaded.models, loaded.data)
         make_folder(folder, [*config.data, config.eval_data or ""])
-        write_start(folder, config, loaded.models, loaded.data)
+        write_start(folder, config, loaded.models, loaded.data, picked)
         write_beginning(folder, loaded.fingerprint)
         return Run(folder, config, loaded, interruption).go()
 
@@ -100,6 +103,11 @@ def load_everything(
     Args:
         read, encode: do what `load_data` and `tokenize` do; the trials of a sweep share theirs.
     """
+    if config.freeze_layers == "auto":
+        raise UsageError(
+            "freeze_layers auto is settled by smoldpo train alone, one run at a time: give a number here, "
+            "such as the one that smoldpo plan shows"
+        )
     require_loggers(config.report_to)
     judges = [parse_judge(spec) for spec in config.judges]
     gates = parse_gates(config.fail_under)
@@ -114,9 +122,17 @@ def load_everything(
 
 
 def write_start(
-    folder: Path, config: TrainConfig, models: Models, tokenized: TokenizedData
+    folder: Path,
+    config: TrainConfig,
+    models: Models,
+    tokenized: TokenizedData,
+    picked: dict[str, Any] | None = None,
 ) -> None:
-    """What a run folder holds from its beginning: settings as decided, the machine, the data's account."""
+    """What a run folder holds from its beginning: settings as decided, the machine, the data's account.
+
+    Args:
+        picked: how freeze_layers auto became a number, where it did.
+    """
     decided = {
         "overwrite": False,
         "freeze_layers": None if config.train_layers else models.frozen_layers,
@@ -129,7 +145,8 @@ def write_start(
         str(models.dtype).removeprefix("torch."),
         models.hashes,
     )
-    write_json(folder / "environment.json", machine | models.decided)
+    how = {"freeze_layers_auto": picked} if picked else {}
+    write_json(folder / "environment.json", machine | models.decided | how)
     write_json(folder / "data.json", tokenized.account)
 
 
