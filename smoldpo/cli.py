@@ -14,6 +14,7 @@ from smoldpo.cli_cache import app as cache_app
 from smoldpo.cli_data import app as data_app
 from smoldpo.cli_evaluate import evaluate, report, show
 from smoldpo.cli_support import fail_gates, one_of, verb, writable
+from smoldpo.cli_sweep import finish, sweep
 
 app = typer.Typer(
     name="smoldpo",
@@ -37,6 +38,7 @@ app.command()(report)
 SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 SETTINGS_HELP = "[CONFIG.yaml] [--key value ...]"
 Settings = Annotated[list[str] | None, typer.Argument(metavar=SETTINGS_HELP)]
+app.command(context_settings=SETTINGS)(sweep)
 
 
 def main() -> None:
@@ -87,23 +89,42 @@ def train(settings: Settings = None) -> None:
     fail_gates(result.failed_gates)
 
 
+@app.command(context_settings=SETTINGS)
+@verb
+def plan(settings: Settings = None) -> None:
+    """Forecast a run's time, memory and disk from a few real steps of it. See plan --help."""
+    from smoldpo.cli_plan import WHAT, plan_run
+
+    arguments = settings or []
+    if _asks_for_help(arguments):
+        _print_settings_help("plan", WHAT)
+        return
+    plan_run(arguments)
+
+
 @app.command()
 @verb
 def resume(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a run, or of a sweep.")],
     extend: Annotated[
         float | None, typer.Option(metavar="EPOCHS", help="Add so many epochs to the run.")
     ] = None,
 ) -> None:
-    """Go on with an interrupted run, exactly as if it had not been interrupted."""
+    """Go on with an interrupted run (or sweep), exactly as if it had not been interrupted."""
     from smoldpo.progress import spinner
 
     with spinner("starting"):
         from smoldpo.resume import check_epochs, resume_training
+        from smoldpo.sweep.conduct import is_sweep, resume_sweep
 
     from smoldpo.summary import print_result
 
     check_epochs(extend)
+    if is_sweep(run):
+        if extend is not None:
+            raise _usage("--extend adds epochs to a run; of a sweep, extend its best run")
+        finish(resume_sweep(run))
+        return
     result = resume_training(run, extend)
     print_result(result)
     fail_gates(result.failed_gates)

@@ -56,6 +56,13 @@ def fail_gates(sentences: Sequence[str]) -> None:
         _fail("\n".join(f"fail_under: {sentence}" for sentence in sentences), 1)
 
 
+def fail_trials(failed: Sequence[str], of: int) -> None:
+    """End with 1 where trials of a sweep failed; what the others found is already printed."""
+    if failed:
+        lines = "\n".join(f"  - {sentence}" for sentence in failed)
+        _fail(f"{len(failed)} of {of} trials failed:\n{lines}", 1)
+
+
 def one_of(option: str, value: Any, known: tuple[str, ...]) -> None:
     """Refuse a value that an option does not know.
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from smoldpo.config_checks import cross_checks
+from smoldpo.durations import parse_duration
 from smoldpo.errors import ConfigError, nearest
 from smoldpo.loss_facts import FACTS
 from smoldpo.loss_settings import known_losses
@@ -53,6 +54,25 @@ def _loss_names(value: Any) -> Any:
     return known_losses(_split_commas(value))
 
 
+def _layers(value: Any) -> Any:
+    """A number of layers from a command line, or auto."""
+    value = _none_word(value)
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    try:
+        number = value if value is None else int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if isinstance(value, bool | float) or (number is not None and number < 0):
+        raise ValueError("give how many layers to freeze from below (0 or more), auto, or none")
+    return number
+
+
+def _duration(value: str) -> str:
+    parse_duration(value)
+    return value
+
+
 def _logger_names(value: Any) -> Any:
     return [] if _none_word(value) is None else _split_commas(value)
 
@@ -85,11 +105,17 @@ class TrainConfig(BaseModel):
     reference: _optional(str) = Field(
         None, description="reference model; by default a frozen copy of the policy's start"
     )
-    freeze_layers: _optional(Annotated[int, Field(ge=0)]) = Field(
+    freeze_layers: Annotated[
+        Annotated[int, Field(ge=0)] | Literal["auto"] | None, BeforeValidator(_layers)
+    ] = Field(
         None,
         description="freeze the first N layers and the embeddings; 0 freezes none; by default "
         "five sixths of the layers (25 of SmolLM2-135M's 30), or none where train, train_layers or use_peft "
-        "says what trains",
+        "says what trains; auto: the fewest that fit budget (docs/plan.md)",
+    )
+    budget: _optional(Annotated[str, AfterValidator(_duration)]) = Field(
+        None,
+        description="for freeze_layers auto: how long the whole run may take, such as 90s, 20m or 1h30m",
     )
     freeze: Names = Field(
         [],
@@ -441,7 +467,7 @@ def build_config(settings: dict[str, Any], *, extra_problems: Sequence[str] = ()
     try:
         config = TrainConfig(**{key: value for key, value in settings.items() if key in known})
     except ValidationError as error:
-        problems += [_explain(detail) for detail in error.errors()]
+        problems += [explain(detail) for detail in error.errors()]
     else:
         problems += cross_checks(config)
     if problems:
@@ -449,7 +475,8 @@ def build_config(settings: dict[str, Any], *, extra_problems: Sequence[str] = ()
     return config
 
 
-def _explain(detail: Any) -> str:
+def explain(detail: Any) -> str:
+    """One of pydantic's findings in words, by the setting's name."""
     key = str(detail["loc"][0])
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]

@@ -30,6 +30,10 @@ def cross_checks(config: TrainConfig) -> list[str]:
             f"metric_for_best_model {best} needs a reference, and this loss has none: take eval_loss or "
             "eval_accuracy/logp"
         )
+    if config.freeze_layers == "auto" and config.budget is None:
+        problems.append("freeze_layers auto needs a budget, such as 20m")
+    if config.budget is not None and config.freeze_layers != "auto":
+        problems.append("budget is for freeze_layers auto; a number of layers is frozen as it is")
     weights, sources = config.data_weights, config.data
     if weights and len(weights) != len(sources):
         problems.append(

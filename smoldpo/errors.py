@@ -44,6 +44,10 @@ class ModelError(SmoldpoError):
     """A model or tokenizer that cannot be loaded, frozen or saved as asked."""
 
 
+class DiskError(SmoldpoError):
+    """No room on the disk: whatever comes next would fail as well."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A "did you mean" suffix for `name`, or an empty string when nothing known is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

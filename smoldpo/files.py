@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smoldpo.errors import SmoldpoError
+from smoldpo.errors import DiskError, SmoldpoError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -70,7 +70,7 @@ def not_saved(path: Path, what: str, needed: int, error: Exception) -> SmoldpoEr
     """The error of a save that failed: for a full disk with the bytes needed and free."""
     if not disk_is_full(error):
         return SmoldpoError(f"{path}: {what} cannot be saved: {error}")
-    return SmoldpoError(
+    return DiskError(
         f"{path}: the disk is full, so {what} was not saved; {needed:,} bytes needed, "
         f"{free_bytes(path.parent):,} free ({errno.errorcode[errno.ENOSPC]}); what was saved before is "
         "untouched"
@@ -109,7 +109,7 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     """
     free = free_bytes(folder)
     if free < needed:
-        raise SmoldpoError(
+        raise DiskError(
             f"{folder}: not enough disk space for {purpose}: {needed:,} bytes needed, {free:,} free; "
             "free some space, or choose another disk with --output-dir"
         )

@@ -59,7 +59,7 @@ def fingerprint(
             "model": models.hashes["policy_start"],
             "reference": models.hashes["reference"],
             "configuration": models.configuration_sha256,
-            "tokenizer": _tokenizer_sha256(models.tokenizer),
+            "tokenizer": tokenizer_sha256(models.tokenizer),
             "chat_template": _sha256([str(models.tokenizer.chat_template)]),
             "data": _sha256(
                 f"{part} {pair.id} {pair.content_hash()}{_numbers(pair)}"
@@ -162,7 +162,8 @@ def read_beginning(folder: Path) -> dict[str, Any]:
         raise SmoldpoError(f"{path}: cannot be read ({error}), so nothing can be resumed") from None
 
 
-def _tokenizer_sha256(tokenizer: Any) -> str:
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """SHA-256 (hex) of all that a tokenizer does, but for its chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     whole = (
         backend.to_str()

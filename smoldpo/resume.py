@@ -35,7 +35,7 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
     began = kept["began"]
     config = _config(folder, began, extend)
     torch.set_num_threads(began["computing"]["threads"])
-    with Interruption() as interruption, _in_folder(kept["folder"]):
+    with Interruption() as interruption, in_folder(kept["folder"]):
         loaded = load_everything(config, began["computing"])
         _require_same(folder, began, loaded.fingerprint, config, extend)
         total = Schedule.of(config, len(loaded.data.train)).total_steps
@@ -76,7 +76,7 @@ def _config(folder: Path, began: dict[str, Any], extend: float | None) -> TrainC
 
 
 @contextlib.contextmanager
-def _in_folder(folder: str):
+def in_folder(folder: str):
     """In the working folder of the run's start, so that relative names mean what they meant."""
     if Path(folder).is_dir():
         with contextlib.chdir(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 from smoldpo import cache, live_view, progress
 from smoldpo.checkpoint import Checkpoint
 from smoldpo.config import TrainConfig, to_yaml
+from smoldpo.data.load import TrainingData
 from smoldpo.engine.memory import free_memory, give_back_freed_memory
 from smoldpo.engine.memory_budget import fit_budget
 from smoldpo.engine.out_of_memory import with_less_at_once
-from smoldpo.errors import SmoldpoError
+from smoldpo.errors import SmoldpoError, UsageError
 from smoldpo.evaluation.gate import failures, parse_gates
 from smoldpo.evaluation.judges import parse_judge
 from smoldpo.evaluation.metrics import PairScore, accuracies, logp_metrics, reward_metrics
@@ -33,6 +35,7 @@ from smoldpo.not_finite import keep_not_finite
 from smoldpo.optim import require_optimizer
 from smoldpo.optim_settings import require_sync
 from smoldpo.phases import Phases
+from smoldpo.plan.pick import settle_depth
 from smoldpo.proof import Proof, question_of
 from smoldpo.report import read_run, write_report
 from smoldpo.rng import seed_everything
@@ -77,34 +80,59 @@ def run_training(config: TrainConfig, interruption: Interruption | None = None) 
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
         InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
     """
+    choose_folder(config)  # a folder that cannot be is refused before time goes into planning
+    config, picked = settle_depth(config)
     with interruption or Interruption() as interruption:
         folder = choose_folder(config)
         loaded = load_everything(config)
         require_disk(folder, config, loaded.models, loaded.data)
         make_folder(folder, [*config.data, config.eval_data or ""])
-        _write_start(folder, config, loaded.models, loaded.data)
+        write_start(folder, config, loaded.models, loaded.data, picked)
         write_beginning(folder, loaded.fingerprint)
         return Run(folder, config, loaded, interruption).go()
 
 
-def load_everything(config: TrainConfig, computing: dict[str, Any] | None = None) -> Loaded:
-    """Data, models and tokens; `computing` is that of a fingerprint, for a run that goes on."""
+def load_everything(
+    config: TrainConfig,
+    computing: dict[str, Any] | None = None,
+    read: Callable[..., TrainingData] = load_data,
+    encode: Callable[..., TokenizedData] = tokenize,
+) -> Loaded:
+    """Data, models and tokens; `computing` is that of a fingerprint, for a run that goes on.
+
+    Args:
+        read, encode: do what `load_data` and `tokenize` do; the trials of a sweep share theirs.
+    """
+    if config.freeze_layers == "auto":
+        raise UsageError(
+            "freeze_layers auto is settled by smoldpo train alone, one run at a time: give a number here, "
+            "such as the one that smoldpo plan shows"
+        )
     require_loggers(config.report_to)
     judges = [parse_judge(spec) for spec in config.judges]
     gates = parse_gates(config.fail_under)
     require_optimizer(config)
-    data = load_data(config)
+    data = read(config)
     require_sync(config, Schedule.of(config, len(data.train)).total_steps)
     models = load_models(config, data, computing["kernels"] if computing else None)
-    tokenized = tokenize(config, models, data)
+    tokenized = encode(config, models, data)
     proof = Proof(config, models, tokenized, question_of(config, models), judges)
     known = fingerprint(config, models, data, tokenized)
     return Loaded(models, tokenized, proof, gates, known)
 
 
-def _write_start(
-    folder: Path, config: TrainConfig, models: Models, tokenized: TokenizedData
+def write_start(
+    folder: Path,
+    config: TrainConfig,
+    models: Models,
+    tokenized: TokenizedData,
+    picked: dict[str, Any] | None = None,
 ) -> None:
+    """What a run folder holds from its beginning: settings as decided, the machine, the data's account.
+
+    Args:
+        picked: how freeze_layers auto became a number, where it did.
+    """
     decided = {
         "overwrite": False,
         "freeze_layers": None if config.train_layers else models.frozen_layers,
@@ -117,7 +145,8 @@ def _write_start(
         str(models.dtype).removeprefix("torch."),
         models.hashes,
     )
-    write_json(folder / "environment.json", machine | models.decided)
+    how = {"freeze_layers_auto": picked} if picked else {}
+    write_json(folder / "environment.json", machine | models.decided | how)
     write_json(folder / "data.json", tokenized.account)
 
 
@@ -196,11 +225,7 @@ class Run:
         self._save()  # before anything else can go wrong
         after = self._evaluate("evaluating after") if self.data.eval else None
         evaluation = self.proof.write_analysis(self.folder, before, after)
-        card = model_card(self.config, evaluation, len(self.data.train), self.steps)
-        write_text(self.folder / "README.md", card)
-        for name in ("model", "adapter"):
-            if (self.folder / name).is_dir():
-                write_text(self.folder / name / "README.md", card)
+        self._evaluated(evaluation)
         sample = self.proof.write_side_by_side(self.folder, evaluation, before, after, self.phases)
         self.metrics.close()
         write_json(self.folder / "timings.json", self.phases.rows)
@@ -208,6 +233,14 @@ class Run:
         report = self._report()
         failed = failures(evaluation, self.gates) if evaluation else []
         return RunResult(self.folder, self.steps, evaluation, sample, report, failed)
+
+    def _evaluated(self, evaluation: dict[str, Any] | None) -> None:
+        """What is written as soon as the figures are known."""
+        card = model_card(self.config, evaluation, len(self.data.train), self.steps)
+        write_text(self.folder / "README.md", card)
+        for name in ("model", "adapter"):
+            if (self.folder / name).is_dir():
+                write_text(self.folder / name / "README.md", card)
 
     def _report(self) -> Path | None:
         """The page; all that it shows is saved already, so that a run does not fail for it."""

@@ -90,12 +90,19 @@ def test_sums_divergences_and_numbers_of_pairs(logps):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_sum_of_losses_is_the_sum_of_losses(logps):
+    one, other = (smoldpo.dpo_loss(*logps, 0.3, name, **lengths()) for name in ("sigmoid", "ipo"))
+    both = smoldpo.dpo_loss(*logps, 0.3, ("sigmoid", "ipo"), loss_weights=[2, 0.5], **lengths())
+    torch.testing.assert_close(both, 2 * one + 0.5 * other)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"loss_type": "sigmoit"}, "did you mean sigmoid"),
         ({"label_smoothign": 0.1}, "did you mean label_smoothing"),
         ({"learning_rate": 0.1}, "unknown option 'learning_rate'"),
+        ({"sync_ref_model": True}, "unknown option 'sync_ref_model'"),
         ({"ld_alpha": 0.5}, "ld_alpha reads more of an answer than its log-probability"),
         ({"beta": -1.0}, "beta is -1.0"),
         ({"simpo_gamma": 1.0}, "simpo_gamma is read by simpo"),

@@ -325,12 +325,13 @@ def split_by_prompt(
     train: list[PreferencePair] = []
     evaluation: list[PreferencePair] = []
     for pair in pairs:
-        share = int(prompt_key(_opening(pair.prompt))[:15], 16) / 16**15
+        share = int(prompt_key(opening(pair.prompt))[:15], 16) / 16**15
         (evaluation if share < eval_fraction else train).append(pair)
     return train, evaluation
 
 
-def _opening(prompt: Prompt) -> Prompt:
+def opening(prompt: Prompt) -> Prompt:
+    """How a dialogue begins: its first user turn, by which its side of a split is decided."""
     if isinstance(prompt, str):
         return prompt
     users = [message for message in prompt if message["role"] == "user"]

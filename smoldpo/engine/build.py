@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from smoldpo import cache, progress
+from smoldpo.engine import shared_stores
 from smoldpo.engine.base import Engine
 from smoldpo.engine.fast import KEEP_SHARE, FastEngine
 from smoldpo.engine.identity import results_key
@@ -173,23 +174,44 @@ def _trunk_store(
     if settings.cache == "off" or at == 0:
         return NoStore()
     if settings.cache == "memory":
-        return MemoryStore(KEEP_SHARE * free_memory(policy.device))
+        room = KEEP_SHARE * free_memory(policy.device)
+        key = trunk_key(policy, at, settings, kernels)
+        return shared_stores.store(f"trunk {key}", lambda: MemoryStore(room))
+    folder = cache.entry_folder("trunk", trunk_key(policy, at, settings, kernels))
+    about = about | {"what": states_behind(at)}
+    return DiskStore(
+        folder,
+        policy.config.hidden_size,
+        settings.compute_dtype,
+        disk_room(folder, settings),
+        about,
+        progress.say,
+    )
+
+
+def states_behind(at: int) -> str:
+    """What a trunk store's about.json says of the boundary."""
+    return f"states behind layer {at - 1}"
+
+
+def disk_room(folder: Path, settings: EngineSettings) -> float:
+    """Bytes that states may still take in a store's folder."""
+    limit = settings.cache_bytes - cache.size_of(folder)
+    return min(limit, DISK_SHARE * free_bytes(folder))
+
+
+def trunk_key(policy: PreTrainedModel, at: int, settings: EngineSettings, kernels: Kernels) -> str:
+    """Under which states behind the first `at` layers are kept; the policy is in the compute dtype."""
     base = policy.model
     named = [(name, p) for name, p in base.layers[:at].named_parameters()]
     named.append(("embeddings", base.embed_tokens.weight))
-    key = results_key(
+    return results_key(
         tensors_sha256(named),
         settings.compute_dtype,
         policy.device,
         config=_shape(policy),
         attention=kernels.fused_attention,
         compiled=settings.compiled,
-    )
-    folder = cache.entry_folder("trunk", key)
-    room = min(settings.cache_bytes - cache.size_of(folder), DISK_SHARE * free_bytes(folder))
-    about = about | {"what": f"states behind layer {at - 1}"}
-    return DiskStore(
-        folder, policy.config.hidden_size, settings.compute_dtype, room, about, progress.say
     )
 
 
@@ -201,9 +223,18 @@ def _reference_store(
     kernels: Kernels,
     about: dict[str, Any],
 ) -> ReferenceStore:
+    key = reference_key(model, at, sha256, settings, kernels)
     if settings.cache in ("off", "memory"):
-        return ReferenceStore()
-    key = results_key(
+        return shared_stores.store(f"reference {key}", ReferenceStore)
+    about = about | {"what": "log-probabilities"}
+    return ReferenceStore(cache.entry_folder("reference", key), about, progress.say)
+
+
+def reference_key(
+    model: PreTrainedModel, at: int, sha256: str, settings: EngineSettings, kernels: Kernels
+) -> str:
+    """Under which the log-probabilities of a reference with these weights are kept."""
+    return results_key(
         sha256,
         settings.compute_dtype,
         model.device,
@@ -213,8 +244,6 @@ def _reference_store(
         kernels=asdict(kernels),
         compiled=settings.compiled,
     )
-    about = about | {"what": "log-probabilities"}
-    return ReferenceStore(cache.entry_folder("reference", key), about, progress.say)
 
 
 def configuration_sha256(*models: PreTrainedModel) -> str:

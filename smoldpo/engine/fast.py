@@ -101,6 +101,16 @@ class FastEngine:
         self._shared: tuple[int, ...] = ()
         self._updates = 0
 
+    @property
+    def policy(self) -> PreTrainedModel:
+        """As it computes."""
+        return self._policy.model
+
+    @property
+    def reference(self) -> PreTrainedModel | None:
+        """As it computes, where it is a model of its own."""
+        return None if self._reference is None else self._reference.model
+
     def trainable_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
         return self._masters.named()
 

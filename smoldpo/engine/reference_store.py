@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,10 @@ class ReferenceStore:
 
     def __getitem__(self, key: str) -> Sides:
         return self._logps[key]
+
+    def keys(self) -> Iterable[str]:
+        """Of the pairs whose log-probabilities are kept."""
+        return self._logps.keys()
 
     def put(
         self, key: str, chosen: float, rejected: float, chosen_tail: float, rejected_tail: float

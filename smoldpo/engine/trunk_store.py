@@ -22,7 +22,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,6 +130,7 @@ class DiskStore:
         width, dtype: of a state.
         about: for people, written to about.json.
         warn: called with a sentence when something kept turns out to be unreadable.
+        looking: for those who only look what is there: nothing in the folder is touched.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class DiskStore:
         room: float,
         about: dict[str, Any],
         warn: Callable[[str], None],
+        looking: bool = False,
     ):
         self.folder, self._width, self._dtype = folder, width, dtype
         self._room, self._about, self._warn = room, about, warn
@@ -147,11 +149,12 @@ class DiskStore:
         self._checked: set[str] = set()
         self._unreadable: set[Path] = set()
         self._shard: _Shard | None = None
-        self._sweep()
+        if not looking:
+            self._sweep()
         found = [path for path in folder.glob("*.json") if path.name != "about.json"]
         for index in sorted(found, key=_age):
             self._read_index(index)
-        if self._index:
+        if self._index and not looking:
             with contextlib.suppress(OSError):  # a cache that may only be read
                 os.utime(folder)  # the least recently used goes first when room is needed
 
@@ -160,6 +163,10 @@ class DiskStore:
 
     def __len__(self) -> int:
         return len(self._index)
+
+    def keys(self) -> Iterable[str]:
+        """Of the pairs whose states are kept."""
+        return self._index.keys()
 
     def get(self, key: str) -> torch.Tensor | None:
         place = self._index.get(key)

@@ -101,10 +101,27 @@ def paired_test(
     """
     difference = np.asarray(after, float) - np.asarray(before, float)
     halves = np.rint(2 * _sums(difference, groups)).astype(int)  # whole numbers: a tie is one half
-    sizes, counts = np.unique(np.abs(halves[halves != 0]), return_counts=True)
-    p = _sign_flip_p(sizes, counts, abs(int(halves.sum())))
-    name = "exact McNemar test" if len(sizes) < 2 else "exact sign-flip test by prompt"
+    p, kinds = _flips(halves)
+    name = "exact McNemar test" if kinds < 2 else "exact sign-flip test by prompt"
     return PairedTest(int((difference > 0).sum()), int((difference < 0).sum()), p, name)
+
+
+def all_pairs_p(scores: Sequence[Sequence[float]], groups: Sequence[str]) -> np.ndarray:
+    """p of `paired_test` for each two of several rows of scores over the same pairs, [rows, rows]."""
+    sums = np.array([_sums(np.asarray(row, float), groups) for row in scores])
+    halves = np.rint(2 * sums).astype(int)
+    p = np.ones((len(halves), len(halves)))
+    for one in range(len(halves)):
+        for other in range(one):
+            p[one, other] = p[other, one] = _flips(halves[one] - halves[other])[0]
+    return p
+
+
+def _flips(halves: np.ndarray) -> tuple[float, int]:
+    """The sign-flip test's p for prompts' differences in halves, and how many sizes these have."""
+    of_size = np.bincount(np.abs(halves))
+    sizes = np.flatnonzero(of_size[1:]) + 1
+    return _sign_flip_p(sizes, of_size[sizes], abs(int(halves.sum()))), len(sizes)
 
 
 def _sign_flip_p(sizes: np.ndarray, counts: np.ndarray, seen: int) -> float:

@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 
-from smoldpo.config import SECTIONS, TrainConfig, build_config
+from smoldpo.config import build_config
 from smoldpo.errors import ConfigError, UsageError, nearest
-from smoldpo.loss_facts import FACTS
+from smoldpo.loss_facts import FACTS, OPTIONS
 from smoldpo.losses import LossInput
 from smoldpo.trainer import loss_function
 from smoldpo.types import PairLogps
 
-
-def _options() -> list[str]:
-    names = list(TrainConfig.model_fields)
-    first, last = SECTIONS["Loss"]
-    listed = names[names.index(first) : names.index(last) + 1]
-    return [name for name in listed if name not in ("loss_type", "beta", "beta_end", *OF_TOKENS)]
-
-
+KNOWN = (
+    *OPTIONS,
+    "loss_weights",
+    "rpo_alpha",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+)
+"""Settings that are the loss's own: all but those of a schedule or of a reference that moves."""
 OF_TOKENS = ("ld_alpha", "use_weighting")
 """Settings that read more of an answer than its sum."""
 
@@ -73,14 +73,13 @@ def dpo_loss(
         UsageError: a tensor that is missing, that this loss has no use for, or of another shape.
     """
     names = [loss_type] if isinstance(loss_type, str) else list(loss_type)
-    known = _options()
     unknown = [
         f"{key} reads more of an answer than its log-probability: call smoldpo.losses.Objective on what "
         "sequence_logps gives"
         if key in OF_TOKENS
-        else f"unknown option {key!r}{nearest(key, known)}"
+        else f"unknown option {key!r}{nearest(key, KNOWN)}"
         for key in options
-        if key not in known
+        if key not in KNOWN
     ]
     if unknown:
         raise ConfigError(unknown)

@@ -79,6 +79,56 @@ def slow_steps(seconds: float) -> None:
     Scorer.logps = slow
 
 
+def without_pages() -> None:
+    """No report is drawn, which takes longer than a tiny sweep."""
+    from smoldpo import run
+    from smoldpo.sweep import conduct
+
+    run.write_report = conduct.write_page = lambda *_: None
+
+
+def kill_in_sweep(place: str, trial: int = 2) -> None:
+    """SIGKILL itself while a sweep writes its pairs, at a trial's beginning, step or end, or at its end."""
+    without_pages()
+    from smoldpo import run
+    from smoldpo.engine.fast import FastEngine
+    from smoldpo.sweep import conduct, pairs, trials
+
+    numbers: list[int] = []
+
+    def strike(module: Any, name: str, when: int = 1, of_trial: bool = False) -> None:
+        original, calls = getattr(module, name), 0
+
+        def struck(*args: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += not of_trial or numbers[-1:] == [trial]
+            if calls == when:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **options)
+
+        setattr(module, name, struck)
+
+    make = trials._make
+
+    def noted(arena: Any, folder: Path, *more: Any) -> Any:
+        numbers.append(int(folder.name))
+        return make(arena, folder, *more)
+
+    trials._make = noted
+    strike(
+        *{
+            "pairs": (pairs, "write_text", 2),
+            "beginning": (trials, "write_beginning", 1, True),
+            "step": (FastEngine, "accumulate_gradients", 4, True),
+            "figures": (trials.Trial, "_evaluated", 1, True),
+            "end": (trials, "_write", 2 * trial),
+            "after": (conduct._Sweep, "_say_result", trial),
+            "winner": (run, "save_model", 1),
+            "results": (conduct, "write_results", 1),
+        }[place]
+    )
+
+
 def signal_in(place: str, number: int, then: int = 0) -> None:
     """Send itself a signal in the middle of: a step, an evaluation, the first pass, or a save."""
     from transformers import AutoModelForCausalLM

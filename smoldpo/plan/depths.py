@@ -1,0 +1,72 @@
+"""What trains at each freeze depth, asked of the run's own freezing."""
+
+from __future__ import annotations
+
+from smoldpo.config import TrainConfig
+from smoldpo.engine.trunk import boundary
+from smoldpo.errors import UsageError
+from smoldpo.materials import Models
+from smoldpo.models.freeze import decoder_layers, freeze, layer_of
+from smoldpo.plan.forecast import Depth
+
+
+def every_depth(config: TrainConfig, models: Models) -> list[Depth]:
+    """Depths 0 to one less than there are layers, and the configured one; without those where nothing trains.
+
+    With train_layers or adapters there is none to choose: what is configured is the only one. The policy's
+    `requires_grad` is as before afterwards.
+    """
+    policy = models.engine.policy
+    if config.use_peft:
+        depth = models.frozen_layers, decoder_layers(policy), models.decided["engine"]
+        return [_depth(policy, *depth)]
+    before = {name: p.requires_grad for name, p in policy.named_parameters()}
+    layers = decoder_layers(policy)
+    wanted = sorted({*range(layers), models.frozen_layers})
+    if config.train_layers:
+        wanted = [models.frozen_layers]
+    found = []
+    try:
+        for frozen in wanted:
+            try:
+                freeze(
+                    policy,
+                    frozen,
+                    config.freeze,
+                    train_layers=config.train_layers,
+                    train=config.train,
+                )
+            except UsageError:  # the patterns leave nothing that trains
+                continue
+            found.append(_depth(policy, frozen, layers, models.decided["engine"]))
+    finally:
+        for name, parameter in policy.named_parameters():
+            parameter.requires_grad_(before[name])
+    return found
+
+
+def _depth(policy, frozen: int, layers: int, engine: str) -> Depth:
+    trains = {name: p.numel() for name, p in policy.named_parameters() if p.requires_grad}
+    head = policy.get_output_embeddings().weight.requires_grad
+    if engine == "fast":
+        below = boundary(policy)
+    elif policy.get_input_embeddings().weight.requires_grad:
+        below = 0
+    else:
+        below = min((layer_of(name) for name in trains if layer_of(name) >= 0), default=layers)
+    return Depth(frozen, below, layers, sum(trains.values()), head)
+
+
+def depths_to_try(depths: list[Depth], configured: int) -> list[Depth]:
+    """The configured one first, then the deepest, one in the upper part, and the shallowest: three in all, or
+    four where everything would train and the configured one is none of them.
+
+    Two that differ in layers alone tell what a layer costs; the shallowest also trains the head.
+    """
+    by_frozen = {depth.frozen: depth for depth in depths}
+    inner = [depth for depth in depths if depth.frozen not in (depths[0].frozen, depths[-1].frozen)]
+    upper = min(inner, key=lambda d: abs(d.frozen - d.layers * 5 // 6), default=None)
+    chosen = [by_frozen[configured], depths[-1], depths[0]]
+    if upper is not None and configured in (depths[0].frozen, depths[-1].frozen):
+        chosen.insert(1, upper)
+    return list(dict.fromkeys(chosen))

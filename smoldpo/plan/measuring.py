@@ -1,0 +1,218 @@
+"""The dry run at one freeze depth: a few passes and a few steps of the real engine, optimizer and trainer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from smoldpo.config import TrainConfig
+from smoldpo.engine.memory import free_memory, give_back_freed_memory
+from smoldpo.engine.memory_budget import fit_budget
+from smoldpo.engine.packing import common_beginning
+from smoldpo.loss_facts import needs_reference
+from smoldpo.materials import Models
+from smoldpo.plan.counting import FastPacking, Packing, PlainPacking, work_of
+from smoldpo.plan.forecast import Depth
+from smoldpo.plan.memory import Sizes, Tried
+from smoldpo.plan.rates import Passed, Stepped
+from smoldpo.plan.resident import height, resident
+from smoldpo.plan.samples import Samples, disguised, stream_samples
+from smoldpo.state import TrainingState
+from smoldpo.trainer import train
+from smoldpo.types import TokenizedPair
+
+WARM_AND_TIMED = 2
+"""Steps over one sample: what is allocated or compiled in the first belongs to no other."""
+
+
+@dataclass
+class Measured:
+    """What one depth told."""
+
+    passed: list[Passed] = field(default_factory=list)
+    stepped: list[Stepped] = field(default_factory=list)
+    tried: Tried | None = None
+    budget: int = 0
+
+
+class DryRun:
+    """Passes and steps at one depth, timed.
+
+    Args:
+        models: loaded for this depth, with a cache in memory; their policy is changed by the steps.
+        pairs: all training pairs, of which the longest decides what fits.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        models: Models,
+        depth: Depth,
+        pairs: Sequence[TokenizedPair],
+        samples: Samples,
+        sizes: Sizes,
+    ):
+        self._config, self._engine, self._depth = config, models.engine, depth
+        self._rates = models.rates
+        self._pairs, self._samples, self._sizes = pairs, samples, sizes
+        self._fast = models.decided["engine"] == "fast"
+        self._state: TrainingState | None = None
+        self._shared = common_beginning(samples.long)  # as the engine finds it in the first pairs
+        self.found = Measured()
+
+    def go(self, with_trunk: bool) -> Measured:
+        """All of it; `with_trunk` also times the pass through the frozen layers."""
+        engine = self._engine
+        before = resident()
+        engine.prepare(disguised(self._samples.long, 1))  # threads, kernels: not to be counted
+        self._state = state = TrainingState(engine, self._config, self._rates)
+        per_step = self._config.per_device_train_batch_size
+        per_step *= self._config.gradient_accumulation_steps
+        fit_budget(engine, self._pairs, per_step, state.step_bytes, free_memory(engine.device))
+        self.found.budget = engine.budget
+        if with_trunk and self._fast and self._depth.below:
+            self._time_trunk()
+        for sample in self._samples.both:
+            engine.prepare(sample)
+            self._time_pass(sample)
+        give_back_freed_memory()
+        with height() as seen:
+            for number, sample in enumerate(self._samples.both):
+                self._time_steps(sample, first=number == 0)
+        self.found.tried = self._memory(before, seen.bytes)
+        return self.found
+
+    def _packing(self) -> Packing:
+        return packing_of(self._engine, self._fast, self._shared)
+
+    def _time_trunk(self) -> None:
+        """Whole streams of fresh pairs, through trunk and reference."""
+        depth, engine = self._depth, self._engine
+        streams = stream_samples(self._pairs, engine.budget)
+        for salt, sample in ((2, streams.long), (3, streams.short), (4, streams.long)):
+            fresh = disguised(sample, salt)
+            seconds = _timed(lambda fresh=fresh: engine.prepare(fresh))
+            packing = self._packing()
+            work = work_of(packing, packing.passes(fresh))
+            top = depth.layers if self._config.reference is not None else depth.top
+            if not needs_reference(self._config.loss_type):
+                top, work = 0, replace(work, scored=0)
+            if salt > 2:  # the first warms up
+                self.found.passed.append(Passed(work, depth.below, top, seconds))
+
+    def _time_pass(self, sample: list[TokenizedPair]) -> None:
+        """The policy's log-probabilities, from states that are there."""
+        packing = self._packing()
+        work = work_of(packing, packing.passes(sample))
+        self._engine.policy_logps(sample)
+        seconds = _timed(lambda: self._engine.policy_logps(sample))
+        layers = self._depth.top if self._fast else self._depth.layers
+        self.found.passed.append(Passed(work, 0, layers, seconds))
+
+    def _time_steps(self, sample: list[TokenizedPair], first: bool) -> None:
+        """The trainer's own loop over one batch; the last of its steps counts."""
+        assert self._state is not None
+        clock = _Clock()
+        self._state.step = 0
+        train(
+            self._engine,
+            sample,
+            _one_batch(self._config, len(sample)),
+            _Unwritten(),
+            starts_at_reference=first and self._config.reference is None,
+            after_step=clock.step_ends,
+            watch=lambda *_, **__: None,
+            state=self._state,
+            advance=clock.gradients_end,
+        )
+        packing = self._packing()
+        depth = self._depth
+        self.found.stepped.append(
+            Stepped(
+                work_of(packing, packing.step(sample)),
+                depth.top,
+                depth.trainable,
+                depth.head_trains,
+                *clock.last,
+            )
+        )
+
+    def _memory(self, before: int, most: int) -> Tried:
+        """What the optimizer holds, what a row keeps, and what no count explains."""
+        state, engine, depth = self._state, self._engine, self._depth
+        assert state is not None
+        moments = sum(
+            value.numel() * value.element_size()
+            for values in state.optimizer.state.values()
+            for value in values.values()
+            if hasattr(value, "numel")
+        )
+        longest = max(self._samples.long, key=lambda pair: self._packing().held([pair]))
+        one, _ = engine.backward_bytes([longest], 1)
+        packing = self._packing()
+        row = one / packing.held([longest])
+        held = max(
+            packing.held(stream) for sample in self._samples.both for stream in packing.step(sample)
+        )
+        give_back_freed_memory()
+        trainable = depth.trainable * self._sizes.master
+        return Tried(
+            depth=depth,
+            optimizer=moments,
+            checkpoint=state.capture().bytes,
+            step=state.step_bytes,
+            kept_row=row,
+            other=most - before - moments - trainable - held * row,
+            rest=resident() - before - moments,
+        )
+
+
+def packing_of(engine: Any, fast: bool, shared: tuple[int, ...]) -> Packing:
+    """The packing rules of an engine as it is set now."""
+    if fast:
+        return FastPacking(engine.budget, shared)
+    return PlainPacking(engine.budget, engine.eval_batch_size)
+
+
+def _one_batch(config: TrainConfig, pairs: int) -> TrainConfig:
+    """The same training, of a few steps over one batch."""
+    return config.model_copy(
+        update={
+            "per_device_train_batch_size": pairs,
+            "gradient_accumulation_steps": 1,
+            "max_steps": WARM_AND_TIMED,
+            "logging_steps": 1,
+        }
+    )
+
+
+class _Clock:
+    """When gradients and steps ended, as the trainer says."""
+
+    def __init__(self) -> None:
+        self._begun = self._gradients = time.perf_counter()
+        self.last = (0.0, 0.0)
+
+    def gradients_end(self, _: int) -> None:
+        self._gradients = time.perf_counter()
+
+    def step_ends(self, _: int) -> bool:
+        now = time.perf_counter()
+        self.last = (self._gradients - self._begun, now - self._gradients)
+        self._begun = now
+        return False
+
+
+class _Unwritten:
+    """Metrics that nobody reads."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        pass
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun

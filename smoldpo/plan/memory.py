@@ -1,0 +1,170 @@
+"""Peak memory of a run, part by part, at any depth, from what it was at the depths tried. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from smoldpo.plan.forecast import Depth
+
+ASIDE = 100 << 20
+"""As engine/memory_budget.py: left for what is no tensor."""
+MARGIN = 1.5
+"""As there: a backward pass holds at most this times what it keeps."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes that are the same at every depth."""
+
+    libraries: float
+    """The process before the models: the interpreter, libraries, the pairs."""
+    model: float
+    """The model in the precision in which it is loaded and saved."""
+    weights: float
+    """Policy and, where it is a model of its own, reference, as they compute."""
+    computing: float
+    """One model in the compute dtype."""
+    master: int
+    """Bytes of a number in the masters' precision."""
+    masters_apart: bool
+    """Whether masters lie beside the computing weights."""
+    states: float = 0.0
+    """Trunk states kept in memory."""
+    answering: float = 0.0
+    """What drawing answers takes beside the models."""
+    answers: bool = True
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was seen at one depth."""
+
+    depth: Depth
+    optimizer: float
+    """Bytes of the optimizer's state."""
+    checkpoint: float
+    step: float
+    """Gradients and the optimizer's state, as the run counts them before its first step."""
+    kept_row: float
+    """Bytes that a backward pass keeps of each row of a stream."""
+    other: float
+    """What a step took at its height beyond the parts that are counted."""
+    rest: float
+    """What of that stayed after freed memory was given back."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes by part while training, and the peak of each phase."""
+
+    parts: dict[str, float]
+    phases: dict[str, float]
+
+    @property
+    def peak(self) -> float:
+        return max(self.phases.values())
+
+
+def optimizer_bytes(tried: Sequence[Tried], depth: Depth) -> float:
+    """Of the optimizer's state: in proportion to what trains."""
+    return along(tried, _trainable, lambda t: t.optimizer, depth, proportional=True)
+
+
+def checkpoint_bytes(tried: Sequence[Tried], depth: Depth) -> float:
+    """Of one checkpoint's tensors."""
+    return along(tried, _trainable, lambda t: t.checkpoint, depth, proportional=True)
+
+
+def step_bytes(tried: Sequence[Tried], depth: Depth) -> float:
+    """What comes with the first step and stays."""
+    return along(tried, _trainable, lambda t: t.step, depth, proportional=True)
+
+
+def kept_row(tried: Sequence[Tried], depth: Depth) -> float:
+    """Bytes that a backward pass keeps of a row: in proportion to the layers it goes through."""
+    return along(tried, _top, lambda t: t.kept_row, depth, proportional=True)
+
+
+def need(sizes: Sizes, tried: Sequence[Tried], depth: Depth, rows: float) -> Need:
+    """Memory at a depth; `rows` are those of the longest stream of a step."""
+    trainable = depth.trainable * sizes.master
+    other = max(0.0, along(tried, _top, lambda t: t.other, depth))
+    rest = max(0.0, along(tried, _top, lambda t: t.rest, depth))
+    parts = {
+        "libraries": sizes.libraries,
+        "weights": sizes.weights,
+        "masters": trainable * sizes.masters_apart,
+        "optimizer": optimizer_bytes(tried, depth),
+        "gradients": float(trainable),
+        "trunk states": sizes.states,
+        "backward": rows * kept_row(tried, depth),
+        "other": other,
+    }
+    staying = ("libraries", "weights", "masters", "optimizer", "trunk states")
+    stays = rest + sum(parts[name] for name in staying)
+    phases = {
+        "loading": sizes.libraries + sizes.model + parts["masters"],
+        "training": sum(parts.values()),
+        "saving": stays + sizes.model,
+    }
+    if sizes.answers:
+        # The reference as it computes is there while the policy is loaded in full precision.
+        loads = sizes.computing + sizes.model
+        draws = 2 * sizes.computing + sizes.answering
+        phases["answers"] = stays + max(loads, draws)
+    return Need(parts, phases)
+
+
+def fitting_budget(
+    budget: int,
+    rows_at: Callable[[int], float],
+    alone: float,
+    row_bytes: float,
+    taken: float,
+    free: float,
+) -> int | None:
+    """The budget of a stream with which a step fits, halved as engine/memory_budget.py does; None: none.
+
+    Args:
+        rows_at: rows of the longest stream of a step under a budget.
+        alone: rows of the longest pair by itself.
+        row_bytes: kept of a row for the backward pass.
+        taken: bytes of gradients and the optimizer's state.
+        free: bytes free when training begins.
+    """
+    room = free - taken - ASIDE
+    if alone * row_bytes > room:
+        return None
+    while MARGIN * max(alone, rows_at(budget)) * row_bytes > room and budget > 1:
+        if rows_at(budget) <= alone:
+            break
+        budget //= 2
+    return budget
+
+
+def along(
+    tried: Sequence[Tried],
+    x_of: Callable[[Depth], float],
+    y_of: Callable[[Tried], float],
+    depth: Depth,
+    *,
+    proportional: bool = False,
+) -> float:
+    """A quantity at `depth`, on straight lines through what was seen at the depths tried."""
+    points = sorted({x_of(t.depth): y_of(t) for t in tried}.items())
+    x = x_of(depth)
+    if len(points) == 1:
+        ((x0, y0),) = points
+        return y0 * x / x0 if proportional and x0 else y0
+    after = next((i for i, (at, _) in enumerate(points) if at >= x), len(points) - 1)
+    (x0, y0), (x1, y1) = points[max(0, after - 1)], points[max(1, after)]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+
+
+def _top(depth: Depth) -> float:
+    return depth.top
+
+
+def _trainable(depth: Depth) -> float:
+    return depth.trainable

@@ -1,0 +1,183 @@
+"""Loading a run's parts as it will, and trying them at a few freeze depths: all that a forecast knows."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smoldpo import progress
+from smoldpo.config import TrainConfig
+from smoldpo.engine.memory import free_memory, give_back_freed_memory
+from smoldpo.engine.out_of_memory import is_out_of_memory
+from smoldpo.engine.packing import common_beginning
+from smoldpo.engine.precision import master_dtype
+from smoldpo.errors import SmoldpoError
+from smoldpo.loss_facts import needs_reference
+from smoldpo.materials import load_data, load_models, tokenize
+from smoldpo.plan.counting import FastPacking, Packing, PlainPacking
+from smoldpo.plan.depths import depths_to_try, every_depth
+from smoldpo.plan.ends import Disk, Ends, measure_disk, measure_ends
+from smoldpo.plan.forecast import Depth
+from smoldpo.plan.kept import NOTHING, Cupboard
+from smoldpo.plan.loads import Steps, count_steps
+from smoldpo.plan.measuring import DryRun, Measured
+from smoldpo.plan.memory import Sizes, Tried, need
+from smoldpo.plan.rates import fit_rates
+from smoldpo.plan.resident import resident
+from smoldpo.plan.samples import step_samples
+from smoldpo.trainer import Schedule
+
+
+class Trial:
+    """What is there and what was seen.
+
+    Args:
+        imports: seconds that the process took before, which a run takes too.
+    """
+
+    def __init__(self, config: TrainConfig, imports: float):
+        self.config = config
+        self._measured: list[Measured] = []
+        self._counted: dict[int, Steps] = {}
+        begun = time.perf_counter()
+        self._raw = load_data(config)
+        libraries, self.free = resident(), free_memory(torch.device("cpu"))
+        # In memory, so that nothing is written; what is on disk is looked up apart.
+        self.models = load_models(config.model_copy(update={"cache": "memory"}), self._raw)
+        self.data = tokenize(config, self.models, self._raw)
+        self.start = imports + time.perf_counter() - begun
+        self.fast = self.models.decided["engine"] == "fast"
+        self.depths = every_depth(config, self.models)
+        self.sizes = self._sizes(libraries)
+        pairs = self.data.train + self.data.eval
+        self.shared = common_beginning(pairs) if self.fast else ()
+        self.kept = dict.fromkeys((depth.frozen for depth in self.depths), NOTHING)
+        self.where = "off"
+        if self.fast:
+            cupboard = Cupboard(config, self.models, self.free)
+            self.where = cupboard.where
+            for depth in self.depths:
+                self.kept[depth.frozen] = cupboard.look(pairs, self.shared, depth.below)
+
+    def _sizes(self, libraries: float) -> Sizes:
+        """Of the models as loaded; what loading left besides counts with the libraries."""
+        models, config = self.models, self.config
+        master = master_dtype(models.dtype).itemsize
+        computing = models.bytes / master * models.dtype.itemsize
+        copies = 1 + (config.reference is not None)
+        if (
+            not self.fast
+        ):  # the plain engine keeps a reference of its own, and both in full precision
+            own = (
+                config.reference is not None or not config.use_peft
+            )  # adapters off: no second model
+            copies = 1 + (needs_reference(config.loss_type) and own)
+        weights = copies * (computing if self.fast else models.bytes)
+        apart = self.fast and models.dtype.itemsize != master
+        trainable = sum(p.numel() for _, p in models.engine.trainable_parameters())
+        left = resident() - libraries - weights - trainable * master * apart
+        return Sizes(
+            libraries=libraries + max(0.0, left),
+            model=models.bytes,
+            weights=weights,
+            computing=computing,
+            master=master,
+            masters_apart=apart,
+            answers=bool(config.generate_prompts or config.sample_prompt),
+        )
+
+    def go(self) -> None:
+        """The end of a run first, while the policy is what it was; then passes and steps at a few depths."""
+        chosen = depths_to_try(self.depths, self.models.frozen_layers)
+        with progress.bar("dry run", len(chosen) + 1) as advance:
+            with progress.silenced():
+                folder = Path(self.config.output_dir or "runs").expanduser()
+                self.disk: Disk = measure_disk(folder)
+                self.ends: Ends = measure_ends(self.config, self.models, self.data)
+            advance(1)
+            for number, depth in enumerate(chosen):
+                with progress.silenced():
+                    self._try(depth, first=number == 0)
+                advance(1)
+        self.sizes = replace(self.sizes, answering=self.ends.answering_bytes)
+        self.rates = fit_rates(
+            [passed for found in self._measured for passed in found.passed],
+            [stepped for found in self._measured for stepped in found.stepped],
+        )
+
+    @property
+    def tried(self) -> list[Tried]:
+        return [found.tried for found in self._measured if found.tried is not None]
+
+    @property
+    def budget(self) -> int:
+        """What goes through at once where memory is no matter."""
+        return self._measured[0].budget
+
+    def _try(self, depth: Depth, first: bool) -> None:
+        """One dry run; a depth that may not fit into memory, or does not, is left out."""
+        if first:
+            models = self.models
+        else:
+            self._let_go()
+            if not self._may_fit(depth):
+                return
+            models = load_models(self._at(depth), self._raw, self.models.decided["kernels"] or None)
+        per_step = Schedule.of(self.config, len(self.data.train)).pairs_per_step
+        samples = step_samples(self.data.train, per_step)
+        try:
+            run = DryRun(self.config, models, depth, self.data.train, samples, self.sizes)
+            found = run.go(with_trunk=first)
+        except Exception as error:
+            refused = isinstance(error, SmoldpoError) and "memory" in str(error)
+            if first or not (refused or is_out_of_memory(error)):
+                raise
+            return
+        if not first and found.tried is not None:
+            there = self.tried[0].rest  # kernels and threads of the first depth were there already
+            other, rest = found.tried.other + there, found.tried.rest + there
+            found.tried = replace(found.tried, other=other, rest=rest)
+        self._measured.append(found)
+
+    def _let_go(self) -> None:
+        """The first depth's engine is not needed any more; what was decided for it stays."""
+        self.models = replace(self.models, engine=None)
+        gc.collect()
+        give_back_freed_memory()
+
+    def _may_fit(self, depth: Depth) -> bool:
+        """Whether a step at this depth is safe to try."""
+        wanted = need(self.sizes, self.tried, depth, self.steps(self.budget).longest)
+        most = wanted.parts["backward"] / 2 + max(wanted.phases[p] for p in ("loading", "training"))
+        return most - self.sizes.libraries <= self.free
+
+    def _at(self, depth: Depth) -> TrainConfig:
+        """The same configuration at another depth, computing in the same way."""
+        decided: dict[str, Any] = self.models.decided
+        return self.config.model_copy(
+            update={
+                "freeze_layers": None if self.config.train_layers else depth.frozen,
+                "cache": "memory",
+                "dtype": str(self.models.dtype).removeprefix("torch."),
+                "engine": decided["engine"],
+                "compile": "on" if decided["compiled"] else "off",
+            }
+        )
+
+    def packing(self, budget: int) -> Packing:
+        """How the run's pairs are laid out under a budget."""
+        if self.fast:
+            return FastPacking(budget, self.shared)
+        return PlainPacking(budget, self.config.per_device_eval_batch_size)
+
+    def steps(self, budget: int) -> Steps:
+        """The run's optimizer steps under a budget; counted once."""
+        if budget not in self._counted:
+            packing = self.packing(budget)
+            self._counted[budget] = count_steps(self.config, packing, self.data.train)
+        return self._counted[budget]

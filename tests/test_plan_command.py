@@ -1,0 +1,267 @@
+"""`smoldpo plan` and `--freeze-layers auto`: what they say, and that they leave nothing behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from conftest import rows
+from smoldpo.engine import build
+from smoldpo.engine.kernels import Kernels
+from smoldpo.plan import trial
+from smoldpo.plan.rates import Rates
+
+QUICK = [
+    "--dtype", "float32", "--max-new-tokens", 4, "--generate-prompts", 2, "--num-train-epochs", 2,
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    """Always the same: measured beside other work they may differ, and then nothing in the cache fits."""
+    monkeypatch.setattr(build, "choose_kernels", lambda *_: Kernels())
+
+
+@pytest.fixture
+def data(write_rows):
+    return write_rows(rows(45))
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Times that are far above those of this machine: a step's rows take hours, the rest next to nothing."""
+    rates = Rates(step_row=2.0)
+    monkeypatch.setattr(trial, "fit_rates", lambda *_: rates)
+    return rates
+
+
+def plan(cli, *arguments):
+    result = cli("plan", *arguments, *QUICK, "--json")
+    assert result.code == 0, result.err
+    return json.loads(result.out)
+
+
+def listing(*folders: Path):
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.mark.parametrize("frozen", [2, 0])
+def test_the_forecasts_counts_are_the_runs(cli, tiny_folder, data, tmp_path, frozen):
+    told = ["--model", tiny_folder, "--data", data, "--freeze-layers", frozen, "--save-steps", 3]
+    found = plan(cli, *told)
+    result = cli("train", *told, *QUICK, "--output-dir", "run")
+    assert result.code == 0, result.err
+    run, counts, forecast = Path("run"), found["counts"], found["run"]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in metrics if "loss" in row]
+    assert counts["steps"] == len(steps) == sum(row["seconds"] >= 0 for row in steps)
+    assert counts["train_pairs"] * 2 == sum(row["pairs"] for row in steps)
+    split = json.loads((run / "data.json").read_text())["split"]
+    assert (counts["train_pairs"], counts["eval_pairs"]) == (
+        split["train_pairs"], split["eval_pairs"],
+    )  # fmt: skip
+    newest = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
+    weights = load_file(newest / "weights.safetensors")
+    assert forecast["trainable_parameters"] == sum(t.numel() for t in weights.values())
+    tensors = [t for path in newest.glob("*.safetensors") for t in load_file(path).values()]
+    bytes_each = sum(t.numel() * t.element_size() for t in tensors)
+    there = list((run / "checkpoints").iterdir())
+    assert forecast["disk"]["checkpoints"] == len(there) * bytes_each
+    assert forecast["checkpoints_saved"] == -(-len(steps) // 3)
+    model = load_file(run / "model" / "model.safetensors")
+    assert forecast["disk"]["model"] == sum(t.numel() * t.element_size() for t in model.values())
+    cached = Path(__import__("os").environ["XDG_CACHE_HOME"]).rglob("*.states")
+    assert forecast["disk"]["store"] == sum(path.stat().st_size for path in cached)
+    assert forecast["disk"]["store"] > 0 or frozen == 0
+    timed = json.loads((run / "timings.json").read_text())
+    names = {phase["name"] for phase in forecast["phases"]}
+    assert "trunk and reference" in names & set(timed) and "evaluating after" in names & set(timed)
+    optimizer = load_file(newest / "optimizer.safetensors")
+    moments = sum(t.numel() * t.element_size() for t in optimizer.values())
+    assert forecast["memory"]["optimizer"] == moments
+
+
+def test_nothing_is_left_behind(cli, tiny_folder, data, tmp_path, monkeypatch):
+    import os
+
+    cache = Path(os.environ["XDG_CACHE_HOME"])
+    before = listing(tmp_path, cache)
+    plan(cli, "--model", tiny_folder, "--data", data, "--freeze-layers", 2)
+    assert listing(tmp_path, cache) == before
+    assert (
+        cli("train", "--model", tiny_folder, "--data", data, *QUICK, "--output-dir", "r").code == 0
+    )
+    before = listing(tmp_path, cache)
+    found = plan(cli, "--model", tiny_folder, "--data", data, "--output-dir", "r")
+    assert listing(tmp_path, cache) == before
+    # And what lies in the cache costs nothing.
+    phases = {phase["name"]: phase["seconds"] for phase in found["run"]["phases"]}
+    assert found["run"]["freeze_layers"] == 3 and phases["trunk and reference"] == 0
+    assert found["run"]["disk"]["store"] == 0
+
+
+def test_the_table_for_people(cli, tiny_folder, data):
+    result = cli("plan", "--model", tiny_folder, "--data", data, *QUICK)
+    assert result.code == 0, result.err
+    for words in (
+        "of 4 layers frozen",
+        "held out",
+        "total",
+        "libraries",
+        "3*",
+        "this run",
+        "epoch 1",
+    ):
+        assert words in result.out
+    assert "length" not in result.out  # the judge that takes no time
+    assert result.err.count("engine: fast") == 1  # the further depths are loaded in silence
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["--engine", "plain"],
+        ["--cache", "off"],
+        ["--cache", "memory", "--freeze-layers", 2],
+        ["--loss-type", "simpo"],
+        ["--loss-type", "aot", "--max-tokens", 400, "--per-device-train-batch-size", 11],
+        ["--eval-fraction", 0, "--generate-prompts", 0, "--sample-prompt", "none"],
+        ["--max-train-samples", 1],
+        ["--freeze", "norms", "--freeze-layers", 4],
+        ["--optim", "adafactor", "--ema-decay", 0.9],
+        ["--train-layers", "1,3"],
+        ["--train", "norms"],
+        ["--judges", "length,http://localhost:9/v1"],
+    ],
+    ids=str,
+)
+def test_every_kind_of_run_can_be_planned(cli, tiny_folder, data, settings):
+    if "norms" in settings:  # everything frozen is refused as in a run
+        result = cli("plan", "--model", tiny_folder, "--data", data, *QUICK, *settings)
+        assert result.code == 2 and "everything is frozen" in result.err
+        return
+    result = cli("plan", "--model", tiny_folder, "--data", data, *QUICK, *settings, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert len(found["depths"]) == (1 if "--train-layers" in settings else 4)
+    assert found["run"]["fits"]
+    assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in found["depths"])
+    if "--judges" in settings:
+        assert any("localhost" in note for note in found["notes"])
+
+
+def test_auto_picks_what_the_table_says(cli, planted, tiny_folder, data):
+    told = ["--model", tiny_folder, "--data", data, "--learning-rate", "1e-2"]
+    table = {row["freeze_layers"]: row["seconds"] for row in plan(cli, *told)["depths"]}
+    assert table[0] > table[1] > table[2] > table[3] + 100
+    budget = f"{(table[1] + table[2]) / 2:.0f}s"  # 2 fits, 1 does not
+    asked = cli("plan", *told, *QUICK, "--freeze-layers", "auto", "--budget", budget, "--json")
+    assert json.loads(asked.out)["run"]["freeze_layers"] == 2 and "fewest that fit" in asked.err
+    result = cli(
+        "train", *told, *QUICK, "--freeze-layers", "auto", "--budget", budget, "--output-dir", "run"
+    )
+    assert result.code == 0, result.err
+    assert "2 of 4 layers frozen, the fewest that fit" in result.err
+    written = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert written["freeze_layers"] == 2 and written["budget"] is None
+    how = json.loads(Path("run/environment.json").read_text())["freeze_layers_auto"]
+    assert how["budget"] == budget and how["freeze_layers"] == 2
+    began = json.loads(Path("run/resume.json").read_text())["began"]
+    assert began["computing"]["frozen_layers"] == 2 and began["settings"]["budget"] is None
+    plain = cli("train", *told, *QUICK, "--freeze-layers", 2, "--output-dir", "plain")
+    assert plain.code == 0, plain.err
+    first, second = (load_file(f"{r}/model/model.safetensors") for r in ("run", "plain"))
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_a_run_that_auto_began_can_be_resumed(cli, planted, tiny_folder, data, monkeypatch):
+    from smoldpo.interrupts import InterruptedRunError
+    from smoldpo.run import Run
+
+    after_step = Run._after_step
+
+    def stopped(self, steps):
+        after_step(self, steps)
+        if steps == 2:
+            raise InterruptedRunError(2, "")
+
+    told = ["--model", tiny_folder, "--data", data, *QUICK, "--output-dir", "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_after_step", stopped)
+        result = cli("train", *told, "--freeze-layers", "auto", "--budget", "9999h")
+        assert result.code == 130, result.err
+    resumed = cli("resume", "run")
+    assert resumed.code == 0, resumed.err
+    assert cli("train", *told[:-1], "whole", "--freeze-layers", 0).code == 0
+    first, second = (load_file(f"{r}/model/model.safetensors") for r in ("run", "whole"))
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_a_budget_too_small_says_what_the_least_is(cli, planted, tiny_folder, data):
+    told = ["--model", tiny_folder, "--data", data, *QUICK, "--output-dir", "run"]
+    result = cli("train", *told, "--freeze-layers", "auto", "--budget", "3s")
+    assert result.code == 2 and "shortest forecast is" in result.err and "3 layers" in result.err
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["--freeze-layers", "auto"], "needs a budget"),
+        (["--budget", "20m"], "budget is for freeze_layers auto"),
+        (["--freeze-layers", 3, "--budget", "20m"], "budget is for freeze_layers auto"),
+        (["--freeze-layers", "auto", "--budget", "20 minutes"], "1h30m"),
+        (["--freeze-layers", "some"], "auto, or none"),
+        (["--freeze-layers", "-1"], "0 or more"),
+        (["--freeze-layers", "1.5"], "0 or more"),
+    ],
+)
+def test_settings_that_cannot_be(cli, settings, words):
+    for verb in ("plan", "train"):
+        result = cli(verb, *settings)
+        assert result.code == 2 and words in result.err, result.err
+        assert result.err.count(words) == 1 and "1 problem" not in result.err
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["--sync-ref-model", "--ref-model-sync-steps", 2], "moving reference"),
+        (["--use-peft"], "adapters"),
+    ],
+)
+def test_what_would_be_forecast_wrongly_is_refused(cli, tiny_folder, data, settings, words):
+    told = ["--model", tiny_folder, "--data", data, *QUICK]
+    for more in ([], ["--freeze-layers", "auto", "--budget", "20m"]):
+        result = cli("train" if more else "plan", *told, *settings, *more)
+        assert result.code == 2 and f"plan cannot forecast {words}" in result.err.replace(
+            " a ", " "
+        )
+    assert not Path("runs").exists()
+
+
+def test_help_and_other_devices(cli, tiny_folder, data, monkeypatch):
+    result = cli("plan", "--help")
+    assert result.code == 0 and "--budget" in result.out and "--json" in result.out
+    from smoldpo.plan import planner
+
+    monkeypatch.setattr(planner, "pick_device", lambda _: "cuda")
+    result = cli("plan", "--model", tiny_folder, "--data", data)
+    assert result.code == 2 and "CPU only" in result.err
+
+
+def test_too_little_memory_is_said(cli, tiny_folder, data, monkeypatch):
+    """Depths for which there is no memory are not tried, and marked."""
+    found = plan(cli, "--model", tiny_folder, "--data", data, "--freeze-layers", 3)
+    libraries = found["run"]["memory"]["libraries"]
+    least = found["run"]["peak_bytes"] - libraries
+    monkeypatch.setattr(trial, "free_memory", lambda _: int(least * 1.02))
+    tight = plan(cli, "--model", tiny_folder, "--data", data, "--freeze-layers", 3)
+    everything = tight["depths"][0]
+    assert not everything["measured"] and not everything["fits"]

@@ -1,0 +1,258 @@
+"""What the forecast counts is what a run of the real engine then does, stream by stream."""
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from conftest import rows
+from smoldpo.config import build_config
+from smoldpo.engine import build
+from smoldpo.engine.kernels import Kernels
+from smoldpo.engine.packing import pack
+from smoldpo.engine.plain import pad_batch
+from smoldpo.engine.scorer import FILL, Scorer
+from smoldpo.models.lean import ROWS, TRUNK_ROWS
+from smoldpo.plan.counting import FastPacking, PlainPacking
+from smoldpo.plan.depths import depths_to_try, every_depth
+from smoldpo.plan.forecast import Depth
+from smoldpo.plan.loads import load_at
+from smoldpo.plan.samples import disguised, step_samples, stream_samples
+from smoldpo.plan.trial import Trial
+from smoldpo.plan.work import Work, total
+from smoldpo.run import run_training
+from smoldpo.types import TokenizedPair
+
+QUICK = {
+    "dtype": "float32", "max_new_tokens": 4, "generate_prompts": 0, "sample_prompt": None,
+    "learning_rate": 1e-3, "num_train_epochs": 3, "max_tokens": 700, "cache_limit": 1.0,
+}  # fmt: skip
+PAIRS = [
+    TokenizedPair(str(n), (7, 8, 9, 1, 2, 3, 4, 5) + (n,) * n, (5,) * (3 * n + 1), (6,) * (40 - n))
+    for n in range(1, 30)
+]
+SHARED = (7, 8, 9, 1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize("shared", [(), SHARED])
+def test_a_stream_is_counted_as_it_is_packed(shared):
+    packing = FastPacking(700, shared)
+    for stream in packing.passes(PAIRS) + packing.step(PAIRS):
+        batch, work = pack(stream, "cpu", FILL, shared), packing.work(stream)
+        filled = batch.input_ids.shape[1]
+        assert work.rows == math.ceil(filled / ROWS) * ROWS
+        assert work.trunk_rows == math.ceil(filled / TRUNK_ROWS) * TRUNK_ROWS
+        assert work.scores == sum(slot.length**2 for slot in batch.layout.slots)
+        assert work.scored == len(batch.targets) and work.pairs == len(stream)
+        assert packing.held(stream) >= filled
+    assert sum(len(stream) for stream in packing.passes(PAIRS)) == len(PAIRS)
+
+
+def test_padded_rows_are_counted_as_they_are_padded():
+    packing = PlainPacking(4, 8)
+    for stream in packing.step(PAIRS):
+        padded, work = pad_batch(stream).input_ids, packing.work(stream)
+        assert work.rows == work.scored == padded.numel()
+        assert work.scores == padded.shape[0] * padded.shape[1] ** 2
+    assert [len(s) for s in packing.step(PAIRS)] == [4] * 7 + [1]
+    assert [len(s) for s in packing.passes(PAIRS)] == [8, 8, 8, 5]
+
+
+@dataclass
+class Spy:
+    """Streams that went through the real engine."""
+
+    trunk: list = field(default_factory=list)
+    passes: list = field(default_factory=list)
+    steps: list = field(default_factory=list)
+
+    @staticmethod
+    def work(batches):
+        return total(
+            Work(
+                rows=math.ceil(b.input_ids.shape[1] / ROWS) * ROWS,
+                trunk_rows=math.ceil(b.input_ids.shape[1] / TRUNK_ROWS) * TRUNK_ROWS,
+                scores=sum(slot.length**2 for slot in b.layout.slots),
+                scored=len(b.targets),
+                streams=1,
+                pairs=len(b.segments),
+            )
+            for b in batches
+        )
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    seen = Spy()
+    trunk_states, scored = Scorer.trunk_states, Scorer.logps
+
+    def trunk(self, batch):
+        seen.trunk.append(batch)
+        return trunk_states(self, batch)
+
+    def logps(self, batch, states):
+        (seen.steps if torch.is_grad_enabled() else seen.passes).append(batch)
+        return scored(self, batch, states)
+
+    monkeypatch.setattr(Scorer, "trunk_states", trunk)
+    monkeypatch.setattr(Scorer, "logps", logps)
+    return seen
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path, tmp_path_factory):
+    """An empty folder and cache; kernels always the same, on which the cache's names depend."""
+    monkeypatch.setattr(build, "choose_kernels", lambda *_: Kernels())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def counted(config):
+    """What the forecast counts for this configuration, by loading as it does."""
+    trial = Trial(config, 0.0)
+    depth = next(d for d in trial.depths if d.frozen == trial.models.frozen_layers)
+    budget = trial.models.engine.budget
+    packing, steps = trial.packing(budget), trial.steps(budget)
+    kept = trial.kept[depth.frozen]
+    return load_at(config, depth, packing, steps, trial.data.eval, kept, Work()), trial, depth
+
+
+def same(work, other):
+    names = ("rows", "trunk_rows", "scores", "scored", "streams", "pairs")
+    assert [getattr(work, n) for n in names] == [getattr(other, n) for n in names]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"freeze_layers": 2},
+        {"freeze_layers": 0},
+        {"freeze_layers": 3, "eval_steps": 3, "load_best_model_at_end": True},
+        {"freeze_layers": 2, "max_steps": 7, "per_device_train_batch_size": 11},
+        {"freeze_layers": 2, "loss_type": "simpo"},
+        {"freeze_layers": 2, "reference": "own"},
+        {"freeze_layers": 2, "eval_fraction": 0},
+        {"freeze_layers": 2, "use_weighting": True},
+        {"train_layers": "1,3"},
+        {"train": "*.mlp.*"},
+    ],
+    ids=str,
+)
+def test_a_run_does_what_was_counted(here, spy, tiny_folder, write_rows, settings):
+    path = write_rows(rows(45))
+    own = {"reference": str(tiny_folder)} if "reference" in settings else {}
+    given = {"model": str(tiny_folder), "data": str(path)} | QUICK | settings | own
+    config = build_config(given)
+    load, _, depth = counted(config)
+    spy.__init__()
+    result = run_training(config.model_copy(update={"output_dir": "run"}))
+    assert result.steps == sum(load.steps) and len(load.epochs) == len(load.steps)
+    same(Spy.work(spy.trunk), load.trunk)
+    # One of the steps' streams is the pair with which the run looks how much memory a step needs.
+    looked = [batch for batch in spy.steps if len(batch.segments) == 1][:1]
+    steps = [batch for batch in spy.steps if batch is not looked[0]]
+    same(Spy.work(steps), total(load.epochs))
+    times = load.before + load.between + bool(load.evaluation.pairs)
+    same(Spy.work(spy.passes), total([load.reference] + [load.evaluation] * times))
+    assert depth.trainable == sum(
+        p.numel() for n, p in _model(tiny_folder).named_parameters() if _trains(n, settings)
+    )
+    assert depth.below == settings.get("freeze_layers", 1 if "train_layers" in settings else 0)
+
+
+def _model(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def _trains(name, settings):
+    if "train" in settings:
+        return ".mlp." in name
+    if "train_layers" in settings:
+        return "layers.1." in name or "layers.3." in name
+    frozen = settings["freeze_layers"]
+    if "embed" in name:
+        return frozen == 0
+    return "layers." not in name or int(name.split("layers.")[1].split(".")[0]) >= frozen
+
+
+def test_what_lies_in_the_cache_is_not_counted_again(here, tiny_folder, write_rows):
+    config = build_config(
+        {"model": str(tiny_folder), "data": str(write_rows(rows(45)))}
+        | QUICK
+        | {"freeze_layers": 2}
+    )
+    cold, trial, _ = counted(config)
+    assert cold.trunk.pairs == cold.reference.pairs == 45 and cold.states_bytes > 0
+    run_training(config.model_copy(update={"output_dir": "run"}))
+    warm, trial, _ = counted(config)
+    assert warm.trunk == warm.reference == Work() and warm.states_bytes == 0
+    # Of another depth nothing is there; and the half of other data is.
+    assert len(trial.kept[1].without_states) == len(trial.kept[1].without_logps) == 45
+    more = write_rows(rows(90), "more.jsonl")
+    half, _, _ = counted(config.model_copy(update={"data": [str(more)]}))
+    assert half.trunk.pairs == half.reference.pairs == 45
+    off, _, _ = counted(config.model_copy(update={"cache": "off"}))
+    assert off.trunk.pairs == 45 and off.again == 1
+
+
+def test_states_without_room_are_computed_again(here, tiny_folder, write_rows):
+    path = write_rows(rows(45))
+    given = {"model": str(tiny_folder), "data": str(path)} | QUICK | {"freeze_layers": 2}
+    load, _, _ = counted(build_config(given))
+    half = load.states_bytes / 2 / 1e9
+    tight, _, _ = counted(build_config(given | {"cache_limit": half}))
+    assert 0.5 < tight.again < 1 and tight.states_bytes == pytest.approx(load.states_bytes / 2)
+
+
+def test_depths_are_the_runs_own(here, tiny_folder, write_rows):
+    path = write_rows(rows(45))
+    given = {"model": str(tiny_folder), "data": str(path)} | QUICK
+    config = build_config(given | {"freeze_layers": 2, "freeze": "*.mlp.*"})
+    trial = Trial(config, 0.0)
+    policy = trial.models.engine.policy
+    assert all(p.requires_grad == ("layers.2" in n or "layers.3" in n or n == "model.norm.weight")
+               for n, p in policy.named_parameters() if ".mlp." not in n)  # fmt: skip
+    assert [d.frozen for d in trial.depths] == [0, 1, 2, 3]
+    assert [d.below for d in trial.depths] == [0, 1, 2, 3]
+    assert [d.head_trains for d in trial.depths] == [True, False, False, False]
+    each = trial.depths[1].trainable - trial.depths[2].trainable
+    layer = policy.model.layers[0]
+    mlp = sum(p.numel() for p in layer.mlp.parameters())
+    assert each == sum(p.numel() for p in layer.parameters()) - mlp
+    assert every_depth(config.model_copy(update={"freeze": []}), trial.models)[1].trainable == (
+        trial.depths[1].trainable + 3 * mlp
+    )
+
+
+def test_which_depths_are_tried():
+    depths = [Depth(n, n, 30, 100 * (30 - n), n == 0) for n in range(30)]
+
+    def tried(configured):
+        return [depth.frozen for depth in depths_to_try(depths, configured)]
+
+    assert tried(25) == [25, 29, 0] and tried(10) == [10, 29, 0]
+    assert tried(0) == [0, 25, 29] and tried(29) == [29, 25, 0]
+    assert [d.frozen for d in depths_to_try(depths[:1], 0)] == [0]
+    assert [d.frozen for d in depths_to_try(depths[:2], 1)] == [1, 0]
+
+
+def test_samples_are_short_and_long_and_fresh():
+    samples = step_samples(PAIRS, 4)
+    assert len(samples.short) == len(samples.long) == 4
+    length = {pair.id: sum(map(len, (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)))
+              for pair in PAIRS}  # fmt: skip
+    assert max(length[p.id] for p in samples.short) < min(length[p.id] for p in samples.long)
+    streams = stream_samples(PAIRS, 400)
+    for half in streams.both:
+        assert 200 < sum(length[pair.id] for pair in half) <= 400
+    one = step_samples(PAIRS[:1], 8)
+    assert one.short == one.long == PAIRS[:1]
+    ids = [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in PAIRS]
+    for salt in (1, 2, 3):
+        copies = disguised(PAIRS, salt)
+        assert all(p.prompt_ids == q.prompt_ids for p, q in zip(PAIRS, copies, strict=True))
+        ids += [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in copies]
+    assert len(set(ids)) == len(ids)
