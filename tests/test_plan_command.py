@@ -142,7 +142,7 @@ def test_the_table_for_people(cli, tiny_folder, data):
     ids=str,
 )
 def test_every_kind_of_run_can_be_planned(cli, tiny_folder, data, settings):
-    if "norms" in settings:  # everything frozen is refused as in a run
+    if "--freeze" in settings:  # everything frozen is refused as in a run
         result = cli("plan", "--model", tiny_folder, "--data", data, *QUICK, *settings)
         assert result.code == 2 and "everything is frozen" in result.err
         return
