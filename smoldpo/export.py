@@ -169,6 +169,12 @@ def _how_to_load(config: TrainConfig) -> list[str]:
         "```",
         "",
     ]
+    if config.use_dora:
+        lines += [
+            "Not by `AutoModelForCausalLM`: transformers (5.23) loads a DoRA adapter without its magnitudes, "
+            "and says so in a warning only.",
+            "",
+        ]
     if config.model in CARD_BASE:
         lines += [
             f"That takes `{CARD_BASE[config.model]}` from the hub. The adapter was trained, and the "

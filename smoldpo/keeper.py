@@ -81,8 +81,10 @@ def require_disk(folder: Path, config: TrainConfig, models: Models, data: Tokeni
     state = checkpoint_bytes(models.engine, config)
     saves = bool(config.save_steps or config.save_minutes or config.load_best_model_at_end)
     count = config.keep_checkpoints + 1 + config.load_best_model_at_end if saves else 1
-    needed = models.bytes + count * state
-    purpose = f"the model ({models.bytes:,} bytes) and {count} checkpoints ({count * state:,})"
+    needed = models.saved_bytes + count * state
+    purpose = (
+        f"the model ({models.saved_bytes:,} bytes) and {count} checkpoints ({count * state:,})"
+    )
     store = models.engine.disk_bytes(data.train + data.eval)
     if store and any(_same_disk(folder, kept) for kept in models.kept_in):
         needed += store

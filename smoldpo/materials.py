@@ -56,6 +56,9 @@ class Models:
     dtype: torch.dtype
     device: str
     bytes: int
+    """Of the policy, its adapters with it, in the precision that it was loaded in."""
+    saved_bytes: int
+    """Of what the run saves: the whole model, its adapters, or both."""
     hashes: dict[str, str]
     frozen_layers: int
     positions: int | None
@@ -204,7 +207,7 @@ def load_models(
     configuration = configuration_sha256(policy, reference or policy)
     for model in (policy, reference):
         let_go_of_file_pages(model.parameters() if model is not None else ())
-    size, most = _bytes_to_save(config, policy), positions(policy)
+    size, saved, most = model_bytes(policy), _bytes_to_save(config, policy), positions(policy)
     choice = choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
     progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))
     compiling = CompileChoice(False, "the plain engine compiles nothing")
@@ -243,6 +246,7 @@ def load_models(
         dtype=dtype,
         device=device,
         bytes=size,
+        saved_bytes=saved,
         hashes=hashes,
         frozen_layers=frozen_layers,
         positions=most,

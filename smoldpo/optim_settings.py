@@ -157,18 +157,12 @@ def _moving_reference_checks(config: OptimSettings, changed: set[str]) -> list[s
             for name in ("ref_model_mixup_alpha", "ref_model_sync_steps")
             if name in changed
         ]
-    problems = []
     if not needs_reference(config.loss_type):
-        problems.append(
+        return [
             f"sync_ref_model moves the reference, and {', '.join(config.loss_type)} compares with none: "
             "leave it out, or choose another loss_type"
-        )
-    if getattr(config, "use_peft", False):
-        problems.append(
-            "sync_ref_model cannot be used with adapters (use_peft), whose reference is the model without "
-            "them; leave one of the two out"
-        )
-    return problems
+        ]
+    return []
 
 
 def require_sync(config: OptimSettings, total_steps: int) -> None:

@@ -226,7 +226,10 @@ class Run:
         after = self._evaluate("evaluating after") if self.data.eval else None
         evaluation = self.proof.write_analysis(self.folder, before, after)
         self._evaluated(evaluation)
-        sample = self.proof.write_side_by_side(self.folder, evaluation, before, after, self.phases)
+        with self.state.averaged():
+            sample = self.proof.write_side_by_side(
+                self.folder, evaluation, before, after, self.phases
+            )
         self.metrics.close()
         write_json(self.folder / "timings.json", self.phases.rows)
         mark_finished(self.folder, self.total)

@@ -45,6 +45,10 @@ def _adapter_checks(config: TrainConfig) -> list[str]:
         for name in ("train", "freeze")
         if getattr(config, name)
     ]
+    if config.freeze_layers == "auto":
+        problems.append(
+            "freeze_layers auto chooses how many of the weights train; with use_peft give a number of layers"
+        )
     if config.sync_ref_model:
         problems.append(
             "sync_ref_model moves a reference's weights, and with use_peft the reference is the policy with "

@@ -91,6 +91,9 @@ def test_merged_and_unmerged_are_the_same_model(kind, train, tiny_folder):
     theirs = AutoPeftModelForCausalLM.from_pretrained(run / "adapter", dtype=torch.float64)
     assert any("lora_A" in name for name, _ in theirs.named_parameters())
     close(logps(theirs.eval(), run), expected)
+    if kind == "lora":  # transformers leaves DoRA's magnitudes out, which the card says
+        theirs = AutoModelForCausalLM.from_pretrained(run / "adapter", dtype=torch.float64)
+        close(logps(theirs.eval(), run), expected)
     evaluated = json.loads((run / "evaluation.json").read_text())["pairs"][0]
     assert evaluated["after"]["chosen_logp"] != evaluated["before"]["chosen_logp"]
 
@@ -126,6 +129,7 @@ def test_every_later_command_takes_the_run(train, cli, tiny_folder, tmp_path):
     card = (run / "model" / "README.md").read_text()
     assert "AutoPeftModelForCausalLM" in card and "library_name: peft" in card
     assert "LoRA of rank 4" in card and "held-out pairs" in card
+    assert "magnitudes" not in card, "that is DoRA's"
     data = tmp_path / "pairs.jsonl"
     result = cli("evaluate", tiny_folder, run, data, "--json")
     assert result.code == 0, result.err
@@ -262,6 +266,7 @@ def test_adapters_that_cannot_be_loaded_say_why(foreign, tmp_path):
         ({"use_peft": True, "freeze": ["norms"]}, "freeze is of the weights themselves"),
         ({"use_peft": True, "train": ["norms"]}, "train is of the weights themselves"),
         ({"use_peft": True, "sync_ref_model": True}, "sync_ref_model moves a reference"),
+        ({"use_peft": True, "freeze_layers": "auto", "budget": "9m"}, "give a number of layers"),
         ({"use_peft": True, "lora_r": 0}, "lora_r is 0"),
         ({"use_peft": True, "lora_alpha": 0}, "lora_alpha is 0"),
     ],
@@ -290,3 +295,18 @@ def test_the_disk_is_asked_for_the_adapter_alone(tiny_folder):
         # q and o: 32 + 32; k and v: 32 + 16; gate and up: 32 + 64; down: 64 + 32
         adapters = 4 * 2 * (2 * 64 + 2 * 48 + 3 * 96)
         assert _bytes_to_save(config, model) == 4 * (adapters + whole * merge)
+
+
+def test_the_plan_of_a_run_with_adapters(train, cli, tiny_folder, tmp_path):
+    """One depth, the configured one, with what trains and what is saved."""
+    run = train("mine", dtype="float32", save_steps=2)
+    told = ["--model", tiny_folder, "--data", tmp_path / "pairs.jsonl", "--freeze-layers", 1]
+    told += ["--use-peft", "--lora-r", 4, "--max-steps", 4, "--save-steps", 2, "--dtype", "float32"]
+    told += ["--generate-prompts", 0, "--sample-prompt", "none", "--json"]
+    result = cli("plan", *told)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["run"]
+    weights = load_file(run / "checkpoints" / "step-4" / "weights.safetensors")
+    assert found["trainable_parameters"] == sum(t.numel() for t in weights.values())
+    saved = load_file(run / "model" / "adapter_model.safetensors")
+    assert found["disk"]["model"] == sum(t.numel() * t.element_size() for t in saved.values())

@@ -18,6 +18,7 @@ from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.scorer import score
+from smoldpo.materials import Models
 from smoldpo.models.freeze import freeze
 from smoldpo.state import TrainingState
 from smoldpo.types import TokenizedPair
@@ -145,6 +146,20 @@ def test_the_best_average_is_what_model_holds(train):
     assert all(torch.equal(saved[name], best[name]) for name in best)
     found = {row["step"]: row["eval_loss"] for row in metrics(run)[:-1] if "eval_loss" in row}
     assert metrics(run)[-1]["eval_loss"] == found[2] < found[4]
+
+
+def test_answers_are_the_averages(train, monkeypatch):
+    seen, trained = [], Models.trained
+
+    def noted(self):
+        model = trained(self)
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        return model
+
+    monkeypatch.setattr(Models, "trained", noted)
+    run = train("run", "--ema-decay", 0.8, "--generate-prompts", 1, "--max-new-tokens", 2)
+    last = tensors(run, 4, "averaged")
+    assert seen and all(torch.equal(seen[-1][name], last[name]) for name in last)
 
 
 @pytest.mark.parametrize("value", [0, 1, -0.5, 1.5])

@@ -142,7 +142,7 @@ def test_the_table_for_people(cli, tiny_folder, data):
     ids=str,
 )
 def test_every_kind_of_run_can_be_planned(cli, tiny_folder, data, settings):
-    if "norms" in settings:  # everything frozen is refused as in a run
+    if "--freeze" in settings:  # everything frozen is refused as in a run
         result = cli("plan", "--model", tiny_folder, "--data", data, *QUICK, *settings)
         assert result.code == 2 and "everything is frozen" in result.err
         return
@@ -229,10 +229,21 @@ def test_settings_that_cannot_be(cli, settings, words):
         assert result.err.count(words) == 1 and "1 problem" not in result.err
 
 
-def test_a_moving_reference_is_refused(cli, tiny_folder, data):
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["--sync-ref-model", "--ref-model-sync-steps", 2], "moving reference"),
+        (["--use-peft"], "adapters"),
+    ],
+)
+def test_what_would_be_forecast_wrongly_is_refused(cli, tiny_folder, data, settings, words):
     told = ["--model", tiny_folder, "--data", data, *QUICK]
-    result = cli("plan", *told, "--sync-ref-model", "--ref-model-sync-steps", 2)
-    assert result.code == 2 and "moving reference" in result.err
+    for more in ([], ["--freeze-layers", "auto", "--budget", "20m"]):
+        result = cli("train" if more else "plan", *told, *settings, *more)
+        assert result.code == 2 and f"plan cannot forecast {words}" in result.err.replace(
+            " a ", " "
+        )
+    assert not Path("runs").exists()
 
 
 def test_help_and_other_devices(cli, tiny_folder, data, monkeypatch):

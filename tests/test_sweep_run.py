@@ -149,6 +149,45 @@ def test_without_a_cache_the_reference_is_still_computed_once(sweep, work):
     assert work[1][0] > 0, "the trunk is computed anew, as was asked"
 
 
+def test_every_trial_computes_as_the_first_one_did(sweep, cli, out, monkeypatch):
+    """Which kernel is faster is measured once: another answer would round otherwise, and miss the cache."""
+    asked = []
+    monkeypatch.setattr(
+        build, "choose_kernels", lambda *_: asked.append(1) or Kernels(len(asked) % 2 == 1)
+    )
+    sweep({"beta": [0.1, 0.5]}, dtype="auto", compile="auto", device="auto")
+    assert len(asked) == 1
+    machines = [
+        json.loads((out / name / "environment.json").read_text())
+        for name in ("trials/001", "trials/002", "best")
+    ]
+    assert all(m["kernels"] == machines[0]["kernels"] for m in machines)
+    shutil.rmtree(out / "trials/002")
+    assert cli("resume", "out").code == 0 and len(asked) == 1, "nor by a sweep that goes on"
+    dtypes = {
+        yaml.safe_load((out / n / "config.yaml").read_text())["dtype"]
+        for n in ("trials/002", "best")
+    }
+    assert len(dtypes) == 1 and dtypes != {"auto"}
+
+
+def test_adapters_and_averages_are_tried_like_any_setting(sweep, cli, out, tmp_path):
+    """And best/ holds what was measured: trained anew, it gives the same figures on the final pairs."""
+    sweep({"lora_r": [2, 4]}, use_peft=True, ema_decay=0.5)
+    found = results(out)
+    assert found["done"] == 2
+    config = yaml.safe_load((out / "best" / "config.yaml").read_text())
+    config |= {"eval_data": str(pairs.file_of(out, "final")), "output_dir": str(tmp_path / "again")}
+    (tmp_path / "final.yaml").write_text(yaml.safe_dump(config))
+    run = cli("train", tmp_path / "final.yaml")
+    assert run.code == 0, run.err
+    ours, theirs = (
+        json.loads((folder / "evaluation.json").read_text())["pairs"]
+        for folder in (out / "best", tmp_path / "again")
+    )
+    assert ours == theirs
+
+
 def test_nothing_is_shared_after_a_sweep(sweep):
     sweep({"beta": [0.1]}, cache="memory")
     assert shared_stores._kept is None
@@ -196,6 +235,12 @@ def test_what_a_sweep_leaves(sweep, cli, out, drawn):
     )
     best = json.loads((out / "best" / "evaluation.json").read_text())
     assert {row["id"] for row in best["pairs"]} == {row["id"] for row in sides(out)["final"]}
+    rows = [json.loads(line) for line in (out / "best/metrics.jsonl").read_text().splitlines()]
+    checks = [row["eval_rewards/accuracies"] for row in rows if "eval_loss" in row]
+    assert checks == [0.5, final["accuracy"]["reward"]["after"]["value"]], (
+        "of the final pairs alone"
+    )
+    assert sum("loss" in row for row in rows) == 5
     assert (out / "best" / "report.html").stat().st_size > 20_000
     again = cli("sweep", "mine.yaml", "--json")
     assert again.code == 0 and json.loads(again.out) == found, "nothing runs a second time"

@@ -187,6 +187,7 @@ def test_problems_of_trials_before_anything_runs():
         ({"sweep": None}, "sweep: says nothing"),
         ({"trials": 5}, "trials is for random and optuna; this grid has 2 trials"),
         ({"trials": 5, "method": "random"}, "trials is 5, and there are 2 different ones"),
+        ({"freeze_layers": "auto", "budget": "20m"}, "give a number"),
         ({"eval_fraction": 0}, "trials are ranked on held-out pairs"),
         ({"rules_off": "eval_prompt"}, "would leave prompts of the final pairs"),
         ({"sweep": {"seed": {"min": 0, "max": 2000}}}, "this grid has 2,001 trials"),

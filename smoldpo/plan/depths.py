@@ -13,10 +13,13 @@ from smoldpo.plan.forecast import Depth
 def every_depth(config: TrainConfig, models: Models) -> list[Depth]:
     """Depths 0 to one less than there are layers, and the configured one; without those where nothing trains.
 
-    With train_layers there is no depth to choose: what is configured is the only one. The policy's
+    With train_layers or adapters there is none to choose: what is configured is the only one. The policy's
     `requires_grad` is as before afterwards.
     """
     policy = models.engine.policy
+    if config.use_peft:
+        depth = models.frozen_layers, decoder_layers(policy), models.decided["engine"]
+        return [_depth(policy, *depth)]
     before = {name: p.requires_grad for name, p in policy.named_parameters()}
     layers = decoder_layers(policy)
     wanted = sorted({*range(layers), models.frozen_layers})

@@ -109,7 +109,7 @@ def _row(trial: Trial, depth: Depth) -> Row:
     times = forecast(trial.rates, load, depth, _fixed(trial), saved, *saves, compares)
     store = load.states_bytes if trial.where == "disk" else 0.0
     keep = config.keep_checkpoints
-    disk = disk_bytes(trial.models.bytes, saved, times.checkpoints, keep, best, store)
+    disk = disk_bytes(trial.models.saved_bytes, saved, times.checkpoints, keep, best, store)
     memory = need(sizes, trial.tried, depth, steps.longest)
     tried = any(t.depth == depth for t in trial.tried)
     return Row(depth, times, memory, disk, budget, trial.free, tried)
@@ -134,7 +134,7 @@ def _fixed(trial: Trial) -> Fixed:
     durable = disk.written + disk.synced + disk.hashed
     return Fixed(
         start=trial.start,
-        saving=ends.loading + trial.models.bytes * disk.written,
+        saving=ends.loading + trial.models.saved_bytes * disk.written,
         answering=ends.answering,
         closing=CLOSING,
         checkpoint_byte=durable,

@@ -73,7 +73,10 @@ class Trial:
         if (
             not self.fast
         ):  # the plain engine keeps a reference of its own, and both in full precision
-            copies = 1 + needs_reference(config.loss_type)
+            own = (
+                config.reference is not None or not config.use_peft
+            )  # adapters off: no second model
+            copies = 1 + (needs_reference(config.loss_type) and own)
         weights = copies * (computing if self.fast else models.bytes)
         apart = self.fast and models.dtype.itemsize != master
         trainable = sum(p.numel() for _, p in models.engine.trainable_parameters())

@@ -286,6 +286,10 @@ def _problems_of(spec: Spec, settings: dict[str, Any]) -> list[str]:
         config = spec.config(settings)
     except ConfigError as error:
         return error.problems
+    if config.freeze_layers == "auto":
+        return [
+            "freeze_layers auto would be another depth for each trial; see smoldpo plan, and give a number"
+        ]
     if spec.settings.metric == "reward" and not needs_reference(config.loss_type):
         return [
             f"metric reward needs a reference, and loss_type {','.join(config.loss_type)} has none; take "

@@ -78,6 +78,8 @@ def build(family, tied=True, seed=0):
             module.forward = types.MethodType(exact_norm, module)
             # Away from all ones, so that a forgotten norm shows.
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+        if isinstance(module, torch.nn.Linear) and module.bias is not None:
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)  # away from all zeros, likewise
     return model
 
 

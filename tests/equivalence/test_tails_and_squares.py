@@ -5,8 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_adapters import KINDS, adapted
+from test_adapters import engines as adapted_engines
 from test_fast_engine import SHARING, build
 from test_fast_engine import engines as engines_of
+from test_moving_reference import engines as moving_engines
+from test_moving_reference import move
 from test_steps import PAIRS, assert_same, step, whole_graph
 
 from smoldpo.engine import plain as plain_engine
@@ -178,6 +182,34 @@ def test_a_reference_of_its_own():
             model, reference=copy.deepcopy(other), use_weighting=loss.use_weighting
         )
         assert_same(step(fast, loss), step(plain, loss))
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("name", ["sigmoid", "aot", "both"])
+def test_adapters(name, kind):
+    """The policy with its adapters off is the reference: of it nothing is weighed."""
+    loss = OBJECTIVES[name]
+    model = adapted(build("llama"), freeze_layers=2, **KINDS[kind])
+    plain, fast = adapted_engines(model, pairs=PAIRS, use_weighting=loss.use_weighting)
+    plain._use_weighting = loss.use_weighting
+    assert_same(step(fast, loss), step(plain, loss))
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "aot", "both"])
+def test_a_moving_reference(name):
+    """Once it has moved, its tails come from where its sums do."""
+    loss = OBJECTIVES[name]
+    told = {"use_weighting": loss.use_weighting, "kernels": Kernels()}
+    plain, fast = moving_engines(frozen_model(), pairs=PAIRS, **told)
+    found = []
+    for number in range(2):
+        for engine in (plain, fast):
+            move(engine, number)
+            engine.moving.sync(0.4)
+        expected = step(plain, loss)
+        assert_same(step(fast, loss), expected)
+        found.append(expected[0].reference.chosen_tail)
+    assert not torch.equal(*found)
 
 
 # The head
