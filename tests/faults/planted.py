@@ -123,7 +123,7 @@ def kill_in_sweep(place: str, trial: int = 2) -> None:
             "figures": (trials.Trial, "_evaluated", 1, True),
             "end": (trials, "_write", 2 * trial),
             "after": (conduct._Sweep, "_say_result", trial),
-            "winner": (run, "save_model", 1),
+            "winner": (run.Run, "_save", 1),  # a trial has a _save of its own
             "results": (conduct, "write_results", 1),
         }[place]
     )
