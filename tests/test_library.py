@@ -220,6 +220,9 @@ def kill_at_step(monkeypatch, number, times=1):
     """Send this process a signal when the first step is finished."""
     from smoldpo import trainer
 
+    if number == signal.SIGINT:  # a background job of a shell begins by ignoring it
+        signal.signal(number, signal.default_int_handler)
+
     real = trainer.step_metrics
 
     def hit(*args):

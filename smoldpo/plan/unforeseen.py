@@ -12,12 +12,6 @@ def require_forecastable(config: TrainConfig) -> None:
     Raises:
         UsageError: naming the setting, and what to do.
     """
-    if config.use_peft:
-        # At another depth there would be other adapters, which no dry run has made.
-        raise UsageError(
-            "plan cannot forecast adapters (use_peft) yet: leave it out for the same layers trained whole, "
-            "which take more memory, or time some steps of the run itself with --max-steps"
-        )
     if config.sync_ref_model:
         # Its reference stays where it was during the few steps of a dry run, and costs nothing yet.
         raise UsageError(
