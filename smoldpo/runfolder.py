@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,12 @@ def make_folder(folder: Path, sources: Sequence[str] = ()) -> None:
     """
     given = (folder / GIVEN).resolve()
     keeps = any(Path(source).resolve().is_relative_to(given) for source in sources)
-    for name in CONTENTS if keeps else (*CONTENTS, GIVEN):
+    make_empty(folder, CONTENTS if keeps else (*CONTENTS, GIVEN))
+
+
+def make_empty(folder: Path, contents: Iterable[str]) -> None:
+    """Make a folder, or remove what `contents` names from one that is there; all else stays."""
+    for name in contents:
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from conftest import rows
 from smoldpo.config import build_config
 from smoldpo.data.tokenize import PairTokenizer
-from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.errors import ConfigError, ModelError, UsageError
 from smoldpo.interrupts import InterruptedRunError
@@ -40,8 +39,6 @@ QUICK = {
 def train(tmp_path, tmp_path_factory, tiny_folder, monkeypatch):
     """Train a tiny model with adapters, in this process; returns the run's folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    # Which is faster is measured, and may come out otherwise from run to run on a busy machine.
-    monkeypatch.setattr("smoldpo.engine.build.choose_kernels", lambda *_: Kernels())
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows(30)))
 

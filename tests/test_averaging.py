@@ -13,7 +13,6 @@ from smoldpo.averaging import AveragedWeights
 from smoldpo.config import build_config
 from smoldpo.data.load import load_pairs
 from smoldpo.data.tokenize import PairTokenizer
-from smoldpo.engine import build
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.precision import MasterWeights
@@ -71,9 +70,8 @@ def test_the_engine_computes_with_the_average_inside_the_block_alone(tiny_model,
 
 
 @pytest.fixture
-def train(cli, tiny_folder, write_rows, tmp_path, monkeypatch):
+def train(cli, tiny_folder, write_rows, tmp_path):
     """Rates so high that the held-out pairs, whose labels are turned round, only get worse."""
-    monkeypatch.setattr(build, "choose_kernels", lambda *_: Kernels())  # else they are measured
     items = rows(40)
     write_rows(items[:32], "train.jsonl")
     held = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} for r in items[32:]]

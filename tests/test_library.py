@@ -31,13 +31,7 @@ QUICK = {
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, tmp_path_factory, monkeypatch):
-    """An empty folder, a cache of its own, and the same kernels for all runs, to compare them to the bit."""
-    from smoldpo import evaluating
-    from smoldpo.engine import build
-    from smoldpo.engine.kernels import Kernels
-
-    for module in (build, evaluating):
-        monkeypatch.setattr(module, "choose_kernels", lambda *_: Kernels())
+    """An empty folder, and a cache of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 

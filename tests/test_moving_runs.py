@@ -5,17 +5,13 @@ import json
 import pytest
 
 from smoldpo.config import build_config
-from smoldpo.engine import build
-from smoldpo.engine.kernels import Kernels
 from smoldpo.errors import ConfigError
 
 SYNC = ["--sync-ref-model", "--ref-model-sync-steps", 2]
 
 
 @pytest.fixture
-def train(cli, tiny_folder, pairs_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "choose_kernels", lambda *_: Kernels())  # else they are measured
-
+def train(cli, tiny_folder, pairs_file, tmp_path):
     def run(name, *more):
         result = cli(
             "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", name,

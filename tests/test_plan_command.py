@@ -8,20 +8,12 @@ import yaml
 from safetensors.torch import load_file
 
 from conftest import rows
-from smoldpo.engine import build
-from smoldpo.engine.kernels import Kernels
 from smoldpo.plan import trial
 from smoldpo.plan.rates import Rates
 
 QUICK = [
     "--dtype", "float32", "--max-new-tokens", 4, "--generate-prompts", 2, "--num-train-epochs", 2,
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def kernels(monkeypatch):
-    """Always the same: measured beside other work they may differ, and then nothing in the cache fits."""
-    monkeypatch.setattr(build, "choose_kernels", lambda *_: Kernels())
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ import torch
 
 from conftest import rows
 from smoldpo.config import build_config
-from smoldpo.engine import build
-from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.packing import pack
 from smoldpo.engine.plain import pad_batch
 from smoldpo.engine.scorer import FILL, Scorer
@@ -102,8 +100,7 @@ def spy(monkeypatch):
 
 @pytest.fixture
 def here(monkeypatch, tmp_path, tmp_path_factory):
-    """An empty folder and cache; kernels always the same, on which the cache's names depend."""
-    monkeypatch.setattr(build, "choose_kernels", lambda *_: Kernels())
+    """An empty folder and cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 

@@ -21,12 +21,6 @@ from smoldpo.sweep import conduct, pairs, shared, trials
 from smoldpo.types import PairNumbers, PreferencePair
 
 
-@pytest.fixture(autouse=True)
-def same_kernels(monkeypatch):
-    """Which kernel is faster is measured, and another one rounds otherwise and keeps elsewhere."""
-    monkeypatch.setattr(build, "choose_kernels", lambda *_: Kernels())
-
-
 def noisy_rows(count):
     """Of every third pair the sides are swapped, so that no trial gets all of them right."""
     found = rows(count)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from smoldpo.materials import load_data
 from smoldpo.models.load import find_model
 from smoldpo.pages import duration, percent
 from smoldpo.resume import in_folder
+from smoldpo.runfolder import make_empty
 from smoldpo.sweep import methods, pairs
 from smoldpo.sweep.final import FOLDER as BEST
 from smoldpo.sweep.final import measure_winner, read_final
@@ -104,13 +104,7 @@ def run_sweep(spec: Spec) -> SweepResult:
         return _Sweep(folder, spec, kept).go()
     _require_room_for(folder, spec)
     _check_models(spec)
-    for name in CONTENTS:
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_empty(folder, CONTENTS)
     kept = {"format": FORMAT, "spec": spec.as_plain(), "folder": str(Path.cwd()), "data": None}
     write_text(folder / "sweep.yaml", spec.as_yaml())
     write_json(folder / FILE, kept)
