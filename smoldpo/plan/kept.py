@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,18 +116,7 @@ class Cupboard:
             self._kernels,
         )
         folder = cache.entry_folder("reference", key)
-        with _looking(folder):
-            return set(ReferenceStore(folder, {}, _say_nothing).keys())
-
-
-@contextlib.contextmanager
-def _looking(folder: Path):
-    """Within the block the folder may be opened; its time of last use stays what it was."""
-    before = folder.stat() if folder.exists() else None
-    yield
-    if before is not None:
-        with contextlib.suppress(OSError):
-            os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return set(ReferenceStore(folder, {}, _say_nothing, looking=True).keys())
 
 
 def _writable(folder: Path) -> bool:
