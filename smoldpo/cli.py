@@ -82,9 +82,10 @@ def train(settings: Settings = None) -> None:
     with spinner("starting"):
         from smoldpo.run import run_training
 
+    from smoldpo.runfolder import command_line
     from smoldpo.summary import print_result
 
-    result = run_training(config)
+    result = run_training(config, command=command_line())
     print_result(result)
     fail_gates(result.failed_gates)
 
