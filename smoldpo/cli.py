@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -123,7 +124,11 @@ def resume(
     check_epochs(extend)
     if is_sweep(run):
         if extend is not None:
-            raise _usage("--extend adds epochs to a run; of a sweep, extend its best run")
+            raise _usage(
+                "--extend adds epochs to a run, and this is a sweep; to train its best settings for longer: "
+                f"smoldpo train {shlex.quote(str(run / 'best' / 'config.yaml'))} --output-dir FOLDER, with "
+                "more --num-train-epochs (or --max-steps, where they have it)"
+            )
         finish(resume_sweep(run))
         return
     result = resume_training(run, extend)

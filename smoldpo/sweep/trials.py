@@ -8,6 +8,7 @@ A trial without an end goes on from its newest checkpoint, or begins anew.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -19,6 +20,7 @@ from typing import Any
 from smoldpo import progress
 from smoldpo.checkpoint import newest
 from smoldpo.config import TrainConfig
+from smoldpo.engine.memory import give_back_freed_memory
 from smoldpo.errors import DiskError, SmoldpoError
 from smoldpo.files import write_json
 from smoldpo.fingerprint import differences, other_machine, read_beginning, write_beginning
@@ -163,6 +165,9 @@ def run_trial(
             result.steps,
             round(time.perf_counter() - began, 2),
         )
+    finally:
+        gc.collect()  # lean modules hold themselves (models/lean.py): the model would stay beside the next
+        give_back_freed_memory()
     _write(sweep, ended)
     if not leads:
         forget_checkpoints(sweep, number)
