@@ -397,6 +397,38 @@ def test_evaluate_refuses(tiny_folder, pairs_file):
         smoldpo.evaluate(tiny_folder, [pairs_file, pairs_file])
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"engine": "fats"}, "did you mean fast"),
+        ({"dtype": "bf16"}, "dtype is 'bf16': .*did you mean bfloat16"),
+        ({"device": "gpu"}, "device is 'gpu'"),
+        ({"beta": 0}, "beta is 0: must be above 0"),
+        ({"beta": float("nan")}, "beta is nan"),
+        ({"max_samples": -1}, "max_samples is -1"),
+        ({"max_length": 1}, "max_length is 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"generate_prompts": -1}, "generate_prompts is -1"),
+        ({"columns": "prompt=question"}, "columns is"),
+        ({"beta": -1, "engine": "x", "batchsize": 3}, "3 problems"),
+    ],
+)
+def test_evaluate_checks_what_the_command_checks(options, says):
+    with pytest.raises(smoldpo.ConfigError, match=says):
+        smoldpo.evaluate("nowhere", "nothing.jsonl", **options)
+
+
+def test_evaluate_parts_judges_as_train_does(tiny_folder, pairs_file):
+    found = smoldpo.evaluate(
+        [tiny_folder, tiny_folder], pairs_file, generate_prompts=2, max_new_tokens=2, max_samples=4,
+        judges=f"length,implicit:{tiny_folder},{tiny_folder}", verbose=False,
+    )  # fmt: skip
+    assert len(found["judges"]) == 2
+
+
 def test_load_pairs_cleans_and_accounts(write_rows):
     given = [*rows(4), rows(1)[0], {"prompt": "empty", "chosen": "", "rejected": "x"}]
     pairs = smoldpo.load_pairs(write_rows(given))
