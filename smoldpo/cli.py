@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -82,9 +83,10 @@ def train(settings: Settings = None) -> None:
     with spinner("starting"):
         from smoldpo.run import run_training
 
+    from smoldpo.runfolder import command_line
     from smoldpo.summary import print_result
 
-    result = run_training(config)
+    result = run_training(config, command=command_line())
     print_result(result)
     fail_gates(result.failed_gates)
 
@@ -122,7 +124,11 @@ def resume(
     check_epochs(extend)
     if is_sweep(run):
         if extend is not None:
-            raise _usage("--extend adds epochs to a run; of a sweep, extend its best run")
+            raise _usage(
+                "--extend adds epochs to a run, and this is a sweep; to train its best settings for longer: "
+                f"smoldpo train {shlex.quote(str(run / 'best' / 'config.yaml'))} --output-dir FOLDER, with "
+                "more --num-train-epochs (or --max-steps, where they have it)"
+            )
         finish(resume_sweep(run))
         return
     result = resume_training(run, extend)

@@ -52,15 +52,17 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def fail_gates(sentences: Sequence[str]) -> None:
     """End with 1 where a figure is lower than --fail-under allows; what was found is already printed."""
-    if sentences:
-        _fail("\n".join(f"fail_under: {sentence}" for sentence in sentences), 1)
+    fail_sweep([], 0, sentences)
 
 
-def fail_trials(failed: Sequence[str], of: int) -> None:
-    """End with 1 where trials of a sweep failed; what the others found is already printed."""
+def fail_sweep(failed: Sequence[str], of: int, missed: Sequence[str]) -> None:
+    """End with 1 where trials of a sweep failed, or its winner misses a gate; the rest is already printed."""
+    lines = [f"  - {sentence}" for sentence in failed]
     if failed:
-        lines = "\n".join(f"  - {sentence}" for sentence in failed)
-        _fail(f"{len(failed)} of {of} trials failed:\n{lines}", 1)
+        lines.insert(0, f"{len(failed)} of {of} trials failed:")
+    lines += [f"fail_under: {sentence}" for sentence in missed]
+    if lines:
+        _fail("\n".join(lines), 1)
 
 
 def one_of(option: str, value: Any, known: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smoldpo.cli_support import fail_gates, fail_trials, verb
+from smoldpo.cli_support import fail_sweep, verb
 
 if TYPE_CHECKING:
     from smoldpo.sweep.conduct import SweepResult
@@ -50,8 +50,7 @@ def finish(result: SweepResult, as_json: bool = False) -> None:
         from smoldpo.sweep.show import print_sweep
 
         print_sweep(result)
-    fail_trials(result.failed, result.results["planned"])
-    fail_gates(result.failed_gates)
+    fail_sweep(result.failed, result.results["planned"], result.failed_gates)
 
 
 def _print_help() -> None:

@@ -19,8 +19,7 @@ from smoldpo.engine.memory import free_memory, give_back_freed_memory
 from smoldpo.engine.memory_budget import fit_budget
 from smoldpo.engine.out_of_memory import with_less_at_once
 from smoldpo.errors import SmoldpoError, UsageError
-from smoldpo.evaluation.gate import failures, parse_gates
-from smoldpo.evaluation.judges import parse_judge
+from smoldpo.evaluation.gate import failures
 from smoldpo.evaluation.metrics import PairScore, accuracies, logp_metrics, reward_metrics
 from smoldpo.evaluation.scoring import pair_scores
 from smoldpo.export import model_card
@@ -28,14 +27,14 @@ from smoldpo.files import write_json, write_text
 from smoldpo.fingerprint import fingerprint, mark_finished, write_beginning
 from smoldpo.interrupts import InterruptedRunError, Interruption
 from smoldpo.keeper import Keeper, require_disk
-from smoldpo.loggers import Reporting, require_loggers
+from smoldpo.loggers import Reporting
 from smoldpo.loss_facts import needs_reference
 from smoldpo.materials import Models, TokenizedData, load_data, load_models, tokenize
 from smoldpo.not_finite import keep_not_finite
-from smoldpo.optim import require_optimizer
 from smoldpo.optim_settings import require_sync
 from smoldpo.phases import Phases
 from smoldpo.plan.pick import settle_depth
+from smoldpo.preflight import preflight
 from smoldpo.proof import Proof, question_of
 from smoldpo.report import read_run, write_report
 from smoldpo.rng import seed_everything
@@ -70,24 +69,30 @@ class Loaded:
     fingerprint: dict[str, Any]
 
 
-def run_training(config: TrainConfig, interruption: Interruption | None = None) -> RunResult:
+def run_training(
+    config: TrainConfig,
+    interruption: Interruption | None = None,
+    command: list[str] | None = None,
+) -> RunResult:
     """Do everything that `smoldpo train` does.
 
     Args:
         interruption: how signals are answered; by default as a program of its own answers them.
+        command: the command line, for environment.json and the report; None where a Python program calls.
 
     Raises:
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
         InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
     """
-    choose_folder(config)  # a folder that cannot be is refused before time goes into planning
+    preflight(config)  # both refuse what cannot be before time goes into planning
+    choose_folder(config)
     config, picked = settle_depth(config)
     with interruption or Interruption() as interruption:
         folder = choose_folder(config)
         loaded = load_everything(config)
         require_disk(folder, config, loaded.models, loaded.data)
         make_folder(folder, [*config.data, config.eval_data or ""])
-        write_start(folder, config, loaded.models, loaded.data, picked)
+        write_start(folder, config, loaded.models, loaded.data, command, picked)
         write_beginning(folder, loaded.fingerprint)
         return Run(folder, config, loaded, interruption).go()
 
@@ -108,10 +113,7 @@ def load_everything(
             "freeze_layers auto is settled by smoldpo train alone, one run at a time: give a number here, "
             "such as the one that smoldpo plan shows"
         )
-    require_loggers(config.report_to)
-    judges = [parse_judge(spec) for spec in config.judges]
-    gates = parse_gates(config.fail_under)
-    require_optimizer(config)
+    judges, gates = preflight(config)
     data = read(config)
     require_sync(config, Schedule.of(config, len(data.train)).total_steps)
     models = load_models(config, data, computing["kernels"] if computing else None)
@@ -126,11 +128,13 @@ def write_start(
     config: TrainConfig,
     models: Models,
     tokenized: TokenizedData,
+    command: list[str] | None,
     picked: dict[str, Any] | None = None,
 ) -> None:
     """What a run folder holds from its beginning: settings as decided, the machine, the data's account.
 
     Args:
+        command: that began it; None where a Python program did.
         picked: how freeze_layers auto became a number, where it did.
     """
     decided = {
@@ -144,6 +148,7 @@ def write_start(
         models.device,
         str(models.dtype).removeprefix("torch."),
         models.hashes,
+        command,
     )
     how = {"freeze_layers_auto": picked} if picked else {}
     write_json(folder / "environment.json", machine | models.decided | how)

@@ -28,6 +28,7 @@ LEVELS = [
         "answering",
         "proof",
         "evaluating",
+        "preflight",
     }
     | {
         "run",

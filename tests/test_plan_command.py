@@ -1,6 +1,8 @@
 """`smoldpo plan` and `--freeze-layers auto`: what they say, and that they leave nothing behind."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -228,6 +230,33 @@ def test_what_would_be_forecast_wrongly_is_refused(cli, tiny_folder, data):
         result = cli("train" if more else "plan", *told, *more)
         assert result.code == 2 and "plan cannot forecast a moving reference" in result.err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["--optim", "adamw_8bit"], "needs the package bitsandbytes"),
+        (["--report-to", "wandb"], "the package wandb is not installed"),
+        (["--judges", "size"], "judge size"),
+        (["--fail-under", "rewards=0.6"], "no metric 'rewards'"),
+    ],
+)
+def test_what_a_run_refuses_is_refused_before_anything_is_planned(
+    cli, tiny_folder, data, monkeypatch, settings, words
+):
+    from smoldpo.plan import pick, planner
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "wandb" else there(n))
+    monkeypatch.setattr(planner, "Trial", None)
+    told = ["--model", tiny_folder, "--data", data, *settings]
+    result = cli("plan", *told)
+    assert result.code == 2 and words in result.err
+    monkeypatch.setattr(pick, "make_plan", None)
+    result = cli("train", *told, "--freeze-layers", "auto", "--budget", "1h")
+    assert result.code == 2 and words in result.err
 
 
 def test_help_and_other_devices(cli, tiny_folder, data, monkeypatch):

@@ -772,6 +772,70 @@ def test_what_they_ask_for_in_vain(write, text, key, says):
     assert set(imported.settings["loss_type"]) & {"cpo", "simpo", "orpo"}
 
 
+@pytest.fixture
+def place(tmp_path):
+    """Import a recipe that lies in a folder of that name."""
+
+    def run(folder: str, text: str, dialect: str | None = None):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "recipe.yaml").write_text(text)
+        return import_recipe(tmp_path / folder / "recipe.yaml", dialect)
+
+    return run
+
+
+@pytest.mark.parametrize("dialect", [None, "trl", "alignment-handbook"])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("loss_type: ipo\nprecompute_ref_log_probs: true\n", {"loss_type": ["ipo"], "beta": 0.1}),
+        ("loss_type: robust\nlabel_smoothing: 0.1\n",
+         {"loss_type": ["robust"], "beta": 0.1, "label_smoothing": 0.1}),
+        ("loss_type: [sigmoid, hinge]\n", {"loss_type": ["sigmoid", "hinge"], "beta": 0.1}),
+        ("rpo_alpha: 0.5\noutput_dir: out/orpo-data\n", {"beta": 0.1}),
+        ("ld_alpha: 0.5\n", {"beta": 0.1}),
+        ("f_divergence_type: forward_kl\n", {"beta": 0.1}),
+        ("sync_ref_model: true\n", {"beta": 0.1}),
+        ("use_weighting: true\n", {"beta": 0.1}),
+        ("reference_free: true\n", {"beta": 0.1}),
+        ("", {"loss_type": ["orpo"], "beta": 0.1}),
+        ("precompute_ref_log_probs:\n", {"loss_type": ["orpo"], "beta": 0.1}),
+        ("output_dir: out/dpo\n", {"beta": 0.1}),
+        ("loss_type: []\n", {"loss_type": ["orpo"], "beta": 0.1}),
+    ],
+)  # fmt: skip
+def test_keys_of_a_reference_win_over_a_folders_name(place, text, expected, dialect):
+    assert loss_of(place("orpo", TRL + text, dialect)) == expected
+
+
+@pytest.mark.parametrize("key", ["precompute_ref_log_probs: true", "sync_ref_model: true"])
+def test_names_win_over_keys_that_ktos_trainer_has_too(place, key):
+    with pytest.raises(UsageError, match="KTO"):
+        place("plain", TRL + f"{key}\noutput_dir: out/m-kto\n")
+
+
+def test_orpo_has_no_other_loss(place):
+    imported = place("orpo", TRL + "loss_type: ipo\n")
+    assert fates(imported)["loss_type"] == "unsupported"
+    assert "ORPO with the loss ipo" in reasons(imported)["loss_type"]
+    assert imported.settings["loss_type"] == ["orpo"]
+    assert any("prompt's tokens" in line for line in imported.differences)
+    assert fates(place("mine", TRL + "loss_type: orpo\n"))["loss_type"] == "kept"
+
+
+def test_keys_of_a_reference_that_moves_do_not_fail_a_loss_without_one(write):
+    orpo = AXOLOTL.replace("dpo", "orpo") + "sync_ref_model: true\nref_model_mixup_alpha: 0.9\n"
+    seen = fates(write(orpo))
+    assert seen["sync_ref_model"] == seen["ref_model_mixup_alpha"] == "dropped"
+
+
+def test_lengths_do_not_fail_simpo_by_cpos_trainer(write):
+    imported = write(CPO.format("0.0") + "loss_type: simpo\nld_alpha: 0.5\n")
+    assert fates(imported)["ld_alpha"] == "unsupported"
+    assert loss_of(imported) == {"loss_type": ["simpo"]}
+    assert write(CPO.format("0.5") + "ld_alpha: 0.5\n").config.ld_alpha == 0.5
+
+
 def test_lengths_and_weights_are_kept(write):
     imported = write(TRL + "ld_alpha: 0.4\nuse_weighting: true\n")
     assert imported.config.ld_alpha == 0.4 and imported.config.use_weighting

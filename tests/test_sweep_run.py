@@ -1,14 +1,18 @@
 """`smoldpo sweep` through the command line, on a tiny model: what is shared, kept, refused and found."""
 
 import csv
+import gc
+import importlib.util
 import json
 import shutil
+import sys
+import weakref
 
 import pytest
 import yaml
 
 from conftest import ROOT, rows
-from smoldpo import run
+from smoldpo import run, runfolder
 from smoldpo.config import TrainConfig
 from smoldpo.data.load import TrainingData
 from smoldpo.data.rules.prompts import prompt_key
@@ -415,6 +419,146 @@ def test_missing_models_are_found_before_anything_runs(sweep, out):
 def test_gates_hold_for_the_winner_on_the_final_pairs(sweep, out):
     said = sweep({"beta": [0.1]}, "--fail-under", "reward=0.999", code=1)
     assert "fail_under: " in said.err and results(out)["failed"] == []
+
+
+def test_a_gate_given_to_a_finished_sweep_holds(sweep, out):
+    sweep({"beta": [0.1]})
+    before = results(out)
+    said = sweep({"beta": [0.1]}, "--fail-under", "reward=0.999", code=1)
+    assert "fail_under: reward is" in said.err
+    assert results(out) == before
+    sweep({"beta": [0.1]}, "--fail-under", "reward=0.001")
+
+
+def test_a_missed_gate_is_said_also_where_a_trial_failed(sweep):
+    said = sweep({"learning_rate": [1e-3, 1e30]}, "--fail-under", "reward=0.999", code=1)
+    assert "1 of 2 trials failed" in said.err and "fail_under: reward is" in said.err
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (["--fail-under", "rewards=0.6"], "no metric 'rewards'"),
+        (["--judges", "size", "--generate-prompts", 1], "judge size"),
+        (["--report-to", "wandb"], "the package wandb is not installed"),
+        (["--optim", "adamw_8bit"], "needs the package bitsandbytes"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_trial(sweep, out, monkeypatch, settings, said):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "wandb" else there(n))
+    assert said in sweep({"beta": [0.1, 0.5]}, *settings, code=2).err
+    assert not out.exists()
+
+
+def test_what_trials_found_outlasts_a_failure_on_the_final_pairs(sweep, cli, out, monkeypatch):
+    def failing(*_):
+        raise SmoldpoError("no final pairs today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conduct, "measure_winner", failing)
+        sweep({"beta": [0.1, 0.5]}, code=1)
+    found = results(out)
+    assert found["winner"] and found["done"] == 2 and found["final"] is None
+    assert (out / "results.csv").exists()
+    assert cli("resume", "out").code == 0
+    assert results(out)["final"] is not None
+
+
+def test_no_trial_keeps_its_model_in_memory(sweep, monkeypatch):
+    models, alive = [], []
+    original = trials._make
+
+    def made(*given):
+        alive.append(sum(model() is not None for model in models))
+        trial = original(*given)
+        policy = trial.models.engine.policy
+        models.append(weakref.ref(policy.model.layers[3].self_attn.q_proj))
+        return trial
+
+    monkeypatch.setattr(trials, "_make", made)
+    gc.disable()
+    try:
+        sweep({"learning_rate": [1e-3, 1e30, 1e-2]}, code=1)
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0] and models[-1]() is None
+
+
+def test_a_sweep_over_precisions(sweep, out):
+    """In float64 the weights are loaded in float64, and hash otherwise."""
+    sweep({"dtype": ["float32", "float64"], "beta": [0.1, 0.5]})
+    assert results(out)["done"] == 4
+
+
+def test_the_first_trial_of_the_fast_engine_decides_its_kernels(sweep, out, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        build, "choose_kernels", lambda *_: asked.append(1) or Kernels(len(asked) % 2 == 1)
+    )
+    sweep({"engine": ["plain", "fast"], "beta": [0.1, 0.5]}, compile="auto")
+    assert len(asked) == 1
+    machines = [
+        json.loads((out / f"trials/00{n}/environment.json").read_text()) for n in (1, 2, 3, 4)
+    ]
+    assert [m["engine"] for m in machines] == ["plain", "plain", "fast", "fast"]
+    assert machines[2]["kernels"] == machines[3]["kernels"] != {}
+
+
+def test_a_sweep_is_not_extended_but_its_best_settings_can_be_trained_for_longer(
+    sweep, cli, out, tmp_path
+):
+    sweep({"beta": [0.1]}, max_steps=None, num_train_epochs=1)
+    refused = cli("resume", "out", "--extend", 1)
+    assert (
+        refused.code == 2
+        and "smoldpo train out/best/config.yaml --output-dir FOLDER" in refused.err
+    )
+    longer = cli("train", "out/best/config.yaml", "--output-dir", "again", "--num-train-epochs", 2)
+    assert longer.code == 0, longer.err
+    steps = [
+        sum(
+            '"loss"' in line
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        )
+        for name in ("out/best", "again")
+    ]
+    assert steps[1] == 2 * steps[0]
+
+
+def test_overwrite_spares_models_that_are_tried(sweep, cli, out, tiny_folder):
+    sweep({"beta": [0.1]})
+    best = out / "best/model"
+    said = sweep({"model": [str(tiny_folder), str(best)]}, "--overwrite", code=2)
+    assert "lies in output_dir" in said.err and best.is_dir()
+
+
+def test_a_replacement_stopped_half_way_can_be_done_again(sweep, out, monkeypatch):
+    sweep({"beta": [0.1]})
+
+    def stopped(path):
+        raise OSError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runfolder.shutil, "rmtree", stopped)
+        sweep({"beta": [0.5]}, "--overwrite", code=1)
+    assert conduct.is_sweep(out)
+    sweep({"beta": [0.5]}, "--overwrite")
+    assert results(out)["trials"][0]["settings"] == {"beta": 0.5}
+
+
+@pytest.mark.parametrize("writes", ["write_json", "write_text"])
+def test_a_sweep_stopped_while_it_begins_goes_on(sweep, out, monkeypatch, writes):
+    def stopped(path, what):
+        raise OSError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conduct, writes, stopped)
+        sweep({"beta": [0.5]}, code=1)
+    sweep({"beta": [0.5]})
+    assert yaml.safe_load((out / "sweep.yaml").read_text())["sweep"] == {"beta": [0.5]}
 
 
 def test_answers_are_the_winners_alone(sweep, out):

@@ -25,6 +25,7 @@ from smoldpo.plan.memory import (
 from smoldpo.plan.rates import Rates
 from smoldpo.plan.trial import Trial
 from smoldpo.plan.unforeseen import require_forecastable, unforeseen
+from smoldpo.preflight import preflight
 from smoldpo.trainer import Schedule
 
 CLOSING = 2.0
@@ -83,6 +84,7 @@ def make_plan(config: TrainConfig, imports: float = 0.0) -> Plan:
             "plan forecasts runs on a CPU only; give --device cpu, or time a few steps with --max-steps 20"
         )
     require_forecastable(config)
+    preflight(config)
     begun = time.perf_counter()
     if config.freeze_layers == "auto":
         config = config.model_copy(update={"freeze_layers": None, "budget": None})

@@ -49,6 +49,13 @@ DPO_KEYS = {
     ),
 }
 
+DPO_ALONE = {"rpo_alpha", "ld_alpha", "f_divergence_type", "use_weighting", "reference_free"}
+"""Of these, keys that no other trainer's recipe has."""
+WITH_REFERENCE = {"precompute_ref_log_probs", "sync_ref_model"}
+"""Keys that trainers with a reference have: not those of FREE, but KTO's and GRPO's."""
+CPO_LOSSES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo")
+"""What CPO's loss_type may be, besides DPO's."""
+
 SAYING = {"dpo", "apo"}
 """Words of a name that say it."""
 
@@ -56,7 +63,9 @@ SAYING = {"dpo", "apo"}
 def method_of(recipe: dict[str, Any], path: Path, dialect: str, *, told: bool) -> str:
     """What a recipe is for: "dpo", "orpo", "cpo" or "simpo".
 
-    `told` (--from) settles that it is DPO where the keys leave it open.
+    TRL's and the handbook's recipes say it by keys, else by names, of their output first and then of file and
+    folder. `told` (--from) names the dialect; that it is DPO, it settles only where nothing else says it, or
+    where the output has the name of a method that smoldpo has not.
 
     Raises:
         UsageError: naming what the recipe is for instead.
@@ -69,7 +78,7 @@ def method_of(recipe: dict[str, Any], path: Path, dialect: str, *, told: bool) -
         said = _named(path, "rl", recipe.get("rl"), "sft", ("dpo", "ipo", *FREE))
         # axolotl's SimPO is TRL's CPOTrainer with the loss simpo.
         return {"ipo": "dpo", "simpo": "cpo"}.get(said, said)
-    return _by_keys(recipe, path, told)
+    return _by_keys(recipe, path) or _by_names(recipe, path, told)
 
 
 def _named(path: Path, key: str, value: Any, default: str, fine: tuple[str, ...]) -> str:
@@ -82,7 +91,8 @@ def _named(path: Path, key: str, value: Any, default: str, fine: tuple[str, ...]
     )
 
 
-def _by_keys(recipe: dict[str, Any], path: Path, told: bool) -> str:
+def _by_keys(recipe: dict[str, Any], path: Path) -> str | None:
+    """What keys say that one trainer alone has; None where there are none."""
     for method, keys in KEYS.items():
         found = [key for key in recipe if key in keys]
         if found and method in FREE:
@@ -91,25 +101,45 @@ def _by_keys(recipe: dict[str, Any], path: Path, told: bool) -> str:
             raise UsageError(
                 f"{path}: a recipe for {NAMES[method]}, not for DPO: it has {', '.join(found[:3])}"
             )
-    if recipe.get("loss_type") in ("simpo", ["simpo"]):
-        return "cpo"  # TRL has this loss in its CPOTrainer alone
+    loss = _loss(recipe)
+    if loss in FREE:
+        return "cpo" if loss == "simpo" else str(loss)  # TRL has simpo in its CPOTrainer alone
+    return "dpo" if _given(recipe, DPO_ALONE) else None
+
+
+def _by_names(recipe: dict[str, Any], path: Path, told: bool) -> str:
+    loss = _loss(recipe)
+    compares = bool(_given(recipe, WITH_REFERENCE)) or not (is_off(loss) or loss in CPO_LOSSES)
+    free = () if compares else FREE
     words = _words(
         *(str(recipe.get(key, "")) for key in ("output_dir", "hub_model_id", "run_name"))
     )
     place = _words(path.stem, path.absolute().parent.name)
-    others = [word for word in NAMES if word in words]
+    others = [word for word in NAMES if word in words and (word in free or word not in FREE)]
     if others and not SAYING & words:
         return _other(path, others, told)
-    if told or SAYING & (words | place):
+    if compares or SAYING & (words | place):
         return "dpo"
-    free = [word for word in FREE if word in place]
-    if free:
-        return free[0]
-    if not DPO_KEYS & set(recipe):
+    found = [word for word in free if word in place]
+    if found:
+        return found[0]
+    if not told and not DPO_KEYS & set(recipe):
         raise UsageError(
             f"{path}: no key says for which method it is; if it is for DPO, say so with --from trl"
         )
     return "dpo"
+
+
+def _loss(recipe: dict[str, Any]) -> Any:
+    """loss_type, of which a list of one is the same as that one."""
+    said = recipe.get("loss_type")
+    said = said[0] if isinstance(said, list) and len(said) == 1 else said
+    return tuple(map(str, said)) or None if isinstance(said, list) else said
+
+
+def _given(recipe: dict[str, Any], keys: set[str]) -> set[str]:
+    """Those of `keys` that the recipe has a value for."""
+    return {key for key in keys if recipe.get(key) is not None}
 
 
 def _other(path: Path, words: list[str], told: bool) -> str:

@@ -165,18 +165,18 @@ def _optimizer_arguments(draft: Draft, key: str, chosen: Any) -> None:
 
 
 def moving_reference(draft: Draft) -> None:
-    """TR-DPO's keys, of which two count only with the first."""
-    on = not is_off(draft.recipe.get("sync_ref_model"))
+    """TR-DPO's keys, of which two count only with the first; a loss without a reference has dropped that."""
     for key in draft.without("sync_ref_model"):
-        if on:
-            draft.keep(key, key, draft.recipe[key])
-        else:
+        if is_off(draft.recipe[key]):
             draft.drop(key, "off in the recipe")
+        else:
+            draft.keep(key, key, draft.recipe[key])
+    on = "sync_ref_model" in draft.settings
     for key in draft.without("ref_model_mixup_alpha", "ref_model_sync_steps"):
         if on and draft.recipe[key] is not None:
             draft.keep(key, key, draft.recipe[key])
         else:
-            draft.drop(key, "of sync_ref_model, which is off")
+            draft.drop(key, "of sync_ref_model, which is off or has no part in this loss")
 
 
 def lowest_cosine_rate(draft: Draft, key: str = "cosine_min_lr_ratio") -> None:

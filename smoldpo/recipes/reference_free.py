@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from smoldpo.loss_facts import FACTS
 from smoldpo.recipes.account import Draft, number, short
 from smoldpo.recipes.rules import is_off
 
@@ -42,7 +43,10 @@ def set_loss(draft: Draft, dialect: str) -> None:
     ways[draft.method](draft, dialect)
     for key in draft.without(*REFERENCE_KEYS):
         draft.drop(key, NO_REFERENCE)
-    for key in draft.without("ld_alpha") if draft.method != "cpo" else ():
+    unfit = any(
+        not FACTS[name].ld_alpha and FACTS[name].beta for name in draft.settings["loss_type"]
+    )
+    for key in draft.without("ld_alpha") if unfit else ():
         if is_off(draft.recipe[key], (None, 1, 1.0)):
             draft.drop(key, "off in the recipe")
         else:
@@ -50,9 +54,15 @@ def set_loss(draft: Draft, dialect: str) -> None:
 
 
 def _orpo(draft: Draft, dialect: str) -> None:
-    factory = dialect == "llama-factory"
-    differs = ANSWERS_ALIKE if factory else PROMPT_TOKENS
+    differs = ANSWERS_ALIKE if dialect == "llama-factory" else PROMPT_TOKENS
     _write(draft, dialect, ["orpo"], differs, matters=True)
+    said = _loss_type(draft, "orpo")
+    if dialect not in _KEYS and said != "orpo":  # ORPO's trainer itself has no such key
+        draft.notes.append(differs)
+        draft.refuse(
+            "loss_type",
+            f"ORPO with the loss {short(said)} is not one of smoldpo's: the written config has orpo",
+        )
     for key in draft.without("orpo_alpha"):
         if draft.without("trl.beta", "rl_beta", "beta"):
             draft.drop(key, "beta says it")
@@ -70,7 +80,7 @@ def _orpo(draft: Draft, dialect: str) -> None:
 
 
 def _cpo(draft: Draft, dialect: str) -> None:
-    said = _loss_type(draft, "rl" if dialect == "axolotl" else "loss_type")
+    said = _loss_type(draft, key="rl" if dialect == "axolotl" else "loss_type")
     if said == "simpo":
         weight = number(draft.recipe.get("cpo_alpha", 1.0))
         _with_likelihood(draft, dialect, "cpo_alpha", 1.0 if weight is None else weight)
@@ -116,8 +126,8 @@ def _simpo(draft: Draft, dialect: str) -> None:
         draft.default("(gamma_beta_ratio)", "simpo_gamma", gamma, why)
 
 
-def _loss_type(draft: Draft, key: str = "loss_type") -> Any:
-    said = draft.recipe.get(key) or "sigmoid"
+def _loss_type(draft: Draft, untold: str = "sigmoid", key: str = "loss_type") -> Any:
+    said = draft.recipe.get(key) or untold
     return said[0] if isinstance(said, list) and len(said) == 1 else said
 
 

@@ -25,16 +25,18 @@ from smoldpo import progress
 from smoldpo.config import TrainConfig
 from smoldpo.engine import shared_stores
 from smoldpo.errors import ConfigError, SmoldpoError, UsageError
+from smoldpo.evaluation.gate import failures, parse_gates
 from smoldpo.files import write_json, write_text
 from smoldpo.interrupts import InterruptedRunError, Interruption
 from smoldpo.materials import load_data
 from smoldpo.models.load import find_model
 from smoldpo.pages import duration, percent
+from smoldpo.preflight import preflight
 from smoldpo.resume import in_folder
 from smoldpo.runfolder import make_empty
 from smoldpo.sweep import methods, pairs
 from smoldpo.sweep.final import FOLDER as BEST
-from smoldpo.sweep.final import measure_winner, read_final
+from smoldpo.sweep.final import measure_winner, read_evaluation, read_final
 from smoldpo.sweep.page import write_page
 from smoldpo.sweep.results import collect, write_results
 from smoldpo.sweep.shared import Shared
@@ -51,9 +53,9 @@ from smoldpo.sweep.trials import (
 )
 from smoldpo.sweep.wording import in_words
 
-FILE, FORMAT = "sweep.json", 1
+FILE, YAML, FORMAT = "sweep.json", "sweep.yaml", 1
 CONTENTS = (
-    FILE, "sweep.yaml", "data", "computing.json", "trials", BEST, "final.json", "results.json",
+    FILE, YAML, "data", "computing.json", "trials", BEST, "final.json", "results.json",
     "results.csv", "report.html",
 )  # fmt: skip
 WITHOUT_ANSWERS = {
@@ -88,6 +90,7 @@ def run_sweep(spec: Spec) -> SweepResult:
         InterruptedRunError: by SIGINT or SIGTERM; the sweep can go on.
     """
     common = spec.common
+    preflight(common)
     folder = (
         Path(common.output_dir).expanduser() if common.output_dir else default_folder(spec.name)
     )
@@ -104,9 +107,8 @@ def run_sweep(spec: Spec) -> SweepResult:
         return _Sweep(folder, spec, kept).go()
     _require_room_for(folder, spec)
     _check_models(spec)
-    make_empty(folder, CONTENTS)
+    make_empty(folder, reversed(CONTENTS))  # FILE last: until then it is a sweep, to be replaced
     kept = {"format": FORMAT, "spec": spec.as_plain(), "folder": str(Path.cwd()), "data": None}
-    write_text(folder / "sweep.yaml", spec.as_yaml())
     write_json(folder / FILE, kept)
     return _Sweep(folder, spec, kept).go()
 
@@ -122,7 +124,9 @@ def resume_sweep(folder: Path) -> SweepResult:
     plain = dict(kept["spec"])
     name = plain.pop("name")
     with in_folder(kept["folder"]):
-        return _Sweep(folder, build_spec(plain, name), kept).go()
+        spec = build_spec(plain, name)
+        preflight(spec.common)
+        return _Sweep(folder, spec, kept).go()
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -146,7 +150,7 @@ def _require_room_for(folder: Path, spec: Spec) -> None:
             f"output_dir {folder}: holds something else; give a new or an empty folder"
         )
     common = spec.common
-    for name in [common.model, common.reference, common.eval_data, *common.data]:
+    for name in [*_models_of(spec), common.eval_data, *common.data]:
         path = Path(name or "").expanduser()
         if name and path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"{name}: lies in output_dir {folder}, which this sweep would replace")
@@ -154,20 +158,25 @@ def _require_room_for(folder: Path, spec: Spec) -> None:
 
 def _check_models(spec: Spec) -> None:
     """That every model that trials name is there."""
-    common = spec.common
-    names: dict[str, None] = {}
-    for setting in ("model", "reference"):
-        part = spec.space.get(setting)
-        values = getattr(part, "values", None) or [getattr(common, setting)]
-        names |= dict.fromkeys(name for name in values if name is not None)
     problems = []
-    for name in names:
+    for name in _models_of(spec):
         try:
             find_model(name)
         except SmoldpoError as error:
             problems.append(str(error))
     if problems:
         raise ConfigError(problems)
+
+
+def _models_of(spec: Spec) -> list[str]:
+    """Every model that a trial may have as its policy or its reference, once each."""
+    common = spec.common
+    names: dict[str, None] = {}
+    for setting in ("model", "reference"):
+        part = spec.space.get(setting)
+        values = getattr(part, "values", None) or [getattr(common, setting)]
+        names |= dict.fromkeys(name for name in values if name is not None)
+    return list(names)
 
 
 class _Sweep:
@@ -192,6 +201,8 @@ class _Sweep:
                     self._one(number, interruption)
                     interruption.check()
                 at = "at the final pairs"
+                if self._known_final() is None:  # lest a failure there hide what trials found
+                    write_results(self.folder, self._results(None))
                 final = self._final(interruption)
             except InterruptedRunError as stop:
                 raise InterruptedRunError(
@@ -204,10 +215,15 @@ class _Sweep:
         with progress.spinner("drawing the report"):
             write_page(self.folder, results, self.spec.space)
         failed = [f"trial {r.number}: {r.error}" for r in self.records if r.error]
-        return SweepResult(self.folder, results, failed, final["failed_gates"] if final else [])
+        return SweepResult(self.folder, results, failed, self._failed_gates() if final else [])
+
+    def _failed_gates(self) -> list[str]:
+        """By the gates of now: a sweep may go on with others."""
+        return failures(read_evaluation(self.folder), parse_gates(self.spec.common.fail_under))
 
     def _prepare_pairs(self) -> None:
         if self.kept["data"] is None:
+            write_text(self.folder / YAML, self.spec.as_yaml())
             data = load_data(self.spec.common)
             sides = pairs.three_sides(data, self.spec.settings.final_fraction)
             self.kept["data"] = pairs.write_sides(self.folder, sides)
@@ -289,11 +305,8 @@ class _Sweep:
         return f" (about {duration(left)} left)"
 
     def _final(self, interruption: Interruption) -> dict[str, Any] | None:
-        best = self._best()
-        if best is None:
-            return None
-        known = read_final(self.folder, best.number)
-        if known is not None:
+        best, known = self._best(), self._known_final()
+        if best is None or known is not None:
             return known
         trained = self._config(best.number, best.settings, "validation")
         trained = trained.model_copy(
@@ -304,6 +317,10 @@ class _Sweep:
         return measure_winner(
             self.folder, best.number, trained, measured, self.shared, interruption
         )
+
+    def _known_final(self) -> dict[str, Any] | None:
+        best = self._best()
+        return best and read_final(self.folder, best.number)
 
     def _results(self, final: dict[str, Any] | None) -> dict[str, Any]:
         done = [record.number for record in self.records if record.status == DONE]
@@ -317,7 +334,5 @@ class _Sweep:
             "validation": account["validation"],
             "final_pairs": account["final"],
         }
-        if final is not None:
-            final = {key: value for key, value in final.items() if key != "failed_gates"}
         folders = {number: folder_of(self.folder, number) for number in done}
         return collect(about, self.records, folders, final)

@@ -17,11 +17,11 @@ from smoldpo.files import write_json, write_text
 from smoldpo.fingerprint import write_beginning
 from smoldpo.interrupts import Interruption
 from smoldpo.run import Run, write_start
-from smoldpo.runfolder import make_folder
+from smoldpo.runfolder import command_line, make_folder
 from smoldpo.sweep.shared import Shared
 from smoldpo.sweep.trials import folder_of
 
-FOLDER, FILE = "best", "final.json"
+FOLDER, FILE, EVALUATION = "best", "final.json", "evaluation.json"
 FIGURES = (
     "n",
     "prompts",
@@ -70,7 +70,7 @@ def measure_winner(
         )
     loaded = shared.load(measured)
     make_folder(folder)
-    write_start(folder, trained, loaded.models, loaded.data)
+    write_start(folder, trained, loaded.models, loaded.data, command_line())
     write_beginning(folder, loaded.fingerprint)
     _copy_steps(trial / "metrics.jsonl", folder / "metrics.jsonl")
     checkpoint.state["metrics_rows"] = (
@@ -81,18 +81,34 @@ def measure_winner(
     result = run.go()
     assert result.evaluation is not None
     figures = {name: result.evaluation.get(name) for name in FIGURES}
-    final = {"trial": number, "failed_gates": result.failed_gates, **figures}
+    final = {"trial": number, **figures}
     write_json(sweep / FILE, final)
     return final
 
 
 def read_final(sweep: Path, number: int) -> dict[str, Any] | None:
-    """What is known of this winner on the final pairs, or None."""
+    """What is known of this winner on the final pairs, or None: then it is measured (again)."""
     path = sweep / FILE
-    if not path.is_file():
+    if not (path.is_file() and (sweep / FOLDER / EVALUATION).is_file()):
         return None
     final = json.loads(path.read_text(encoding="utf-8"))
     return final if final["trial"] == number else None
+
+
+def read_evaluation(sweep: Path) -> dict[str, Any]:
+    """All that was found of the winner on the final pairs.
+
+    Raises:
+        SmoldpoError: the file is damaged.
+    """
+    path = sweep / FOLDER / EVALUATION
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SmoldpoError(
+            f"{path}: cannot be read ({error}); remove {path.parent}, and smoldpo resume measures the winner "
+            "again"
+        ) from None
 
 
 def _copy_steps(source: Path, target: Path) -> None:

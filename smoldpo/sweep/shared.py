@@ -26,6 +26,10 @@ CONTENTS = ("model", "reference", "configuration", "tokenizer", "chat_template")
 """Of a fingerprint: what must be the same in all trials that name the same models."""
 
 
+OF_THE_ENGINE = ("engine", "kernels", "compiled")
+"""Of how a trial computes: what the plain engine does not tell of."""
+
+
 class ChangedError(UsageError):
     """A model is no longer what it was in earlier trials: the sweep cannot go on."""
 
@@ -83,7 +87,8 @@ class Shared:
         return loaded
 
     def _remember(self, config: TrainConfig, fingerprint: dict[str, Any]) -> None:
-        models = f"{config.model} {config.reference or ''}".strip()
+        wide = "in float64" if fingerprint["computing"]["dtype"] == "float64" else ""
+        models = " ".join(filter(None, (config.model, config.reference, wide)))
         contents = {part: fingerprint["contents"][part] for part in CONTENTS}
         then = self._known["models"].setdefault(models, contents)
         changed = [part for part in CONTENTS if then[part] != contents[part]]
@@ -92,9 +97,16 @@ class Shared:
                 f"{models}: has changed since the sweep's first trials ({', '.join(changed)}), so its "
                 "trials could not be compared; put it back, or sweep anew with --overwrite"
             )
-        if self._known["computing"] is None:
-            self._known["computing"] = fingerprint["computing"]
+        self._decide(fingerprint["computing"])
         write_json(self._file, self._known)
+
+    def _decide(self, computing: dict[str, Any]) -> None:
+        """What the first trial came to holds for all; of the fast engine, the first that had it."""
+        known = self._known["computing"]
+        if known is None:
+            self._known["computing"] = computing
+        elif known["engine"] == "plain":
+            self._known["computing"] = known | {part: computing[part] for part in OF_THE_ENGINE}
 
     def _read(self, config: TrainConfig) -> TrainingData:
         """As load_data."""

@@ -8,6 +8,7 @@ A trial without an end goes on from its newest checkpoint, or begins anew.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -19,13 +20,14 @@ from typing import Any
 from smoldpo import progress
 from smoldpo.checkpoint import newest
 from smoldpo.config import TrainConfig
+from smoldpo.engine.memory import give_back_freed_memory
 from smoldpo.errors import DiskError, SmoldpoError
 from smoldpo.files import write_json
 from smoldpo.fingerprint import differences, other_machine, read_beginning, write_beginning
 from smoldpo.interrupts import Interruption
 from smoldpo.keeper import require_disk
 from smoldpo.run import Loaded, Run, write_start
-from smoldpo.runfolder import make_folder
+from smoldpo.runfolder import command_line, make_folder
 from smoldpo.sweep.shared import ChangedError, Shared
 from smoldpo.tracking import cut_back
 
@@ -163,6 +165,9 @@ def run_trial(
             result.steps,
             round(time.perf_counter() - began, 2),
         )
+    finally:
+        gc.collect()  # lean modules hold themselves (models/lean.py): the model would stay beside the next
+        give_back_freed_memory()
     _write(sweep, ended)
     if not leads:
         forget_checkpoints(sweep, number)
@@ -188,7 +193,7 @@ def _make(
         return going_on
     require_disk(folder, config, loaded.models, loaded.data)
     make_folder(folder)
-    write_start(folder, config, loaded.models, loaded.data)
+    write_start(folder, config, loaded.models, loaded.data, command_line())
     write_beginning(folder, loaded.fingerprint)
     return Trial(folder, config, loaded, arena.interruption, leads=leads)
 
