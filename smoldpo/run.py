@@ -69,11 +69,14 @@ class Loaded:
     fingerprint: dict[str, Any]
 
 
-def run_training(config: TrainConfig, interruption: Interruption | None = None) -> RunResult:
+def run_training(
+    config: TrainConfig, interruption: Interruption | None = None, started: float = 0.0
+) -> RunResult:
     """Do everything that `smoldpo train` does.
 
     Args:
         interruption: how signals are answered; by default as a program of its own answers them.
+        started: seconds that the start of the program took, where they are part of a `budget`.
 
     Raises:
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
@@ -81,7 +84,7 @@ def run_training(config: TrainConfig, interruption: Interruption | None = None) 
     """
     preflight(config)  # both refuse what cannot be before time goes into planning
     choose_folder(config)
-    config, picked = settle_depth(config)
+    config, picked = settle_depth(config, started)
     with interruption or Interruption() as interruption:
         folder = choose_folder(config)
         loaded = load_everything(config)
