@@ -112,6 +112,15 @@ def test_the_plain_engine_has_one_model_in_bfloat16_too(train, monkeypatch):
     assert first["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
+@pytest.mark.parametrize("engine", ["plain", "fast"])
+def test_dora_starts_as_its_reference_in_float32(engine, train):
+    """To the last bit: the run itself holds the first loss to ln 2 within 1e-6, and here beta is 100."""
+    told = {"dtype": "float32", "use_dora": True, "freeze_layers": 0, "max_steps": 1}
+    run = train("mine", engine=engine, beta=100.0, **told)
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[1])
+    assert first["loss"] == pytest.approx(0.69314718, abs=1e-6)
+
+
 def test_every_later_command_takes_the_run(train, cli, tiny_folder, tmp_path):
     run = train("mine", dtype="float32", generate_prompts=2, max_new_tokens=3)
     assert {path.name for path in (run / "model").iterdir()} >= {

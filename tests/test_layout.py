@@ -13,7 +13,7 @@ LEVELS = [
     {"types", "losses", "loss_facts", "loss_settings", "errors", "files", "progress", "reach"}
     | {"redact", "cache", "pages", "plots", "loggers", "optim_settings", "durations"},
     {"interrupts", "checkpoint", "rng", "early_stopping"},
-    {"config", "config_checks", "training_checks", "layer_choice", "arguments"},
+    {"config", "evaluate_options", "config_checks", "training_checks", "layer_choice", "arguments"},
     {"data", "models", "recipes"},
     {"engine"},
     {"optim", "schedules", "learning_rates", "averaging"}

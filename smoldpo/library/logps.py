@@ -25,6 +25,9 @@ from smoldpo.models.lean import leave_lean
 from smoldpo.models.load import positions
 from smoldpo.types import PairLogps, PreferencePair, TokenizedPair
 
+VARIANTS = ("Dora", "MiCA")
+"""PEFT's variants of LoRA, by the beginnings of their names, that treat each row by itself."""
+
 
 def tokenize_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Iterable[PreferencePair], max_length: int = 1024
@@ -161,9 +164,26 @@ def _obstacle(model: PreTrainedModel) -> str | None:
             )
         if "forward" in vars(module):
             return f"{name or 'the model'} has a forward of its own (a device map? a patch?); load it plain"
+        if variant := _unknown_variant(module):
+            return (
+                f"{name} has adapters of a kind that may look at more than one row ({variant}), and here "
+                "many pairs lie in one stream; call merge_and_unload()"
+            )
         dropout = (
             module.p if isinstance(module, nn.Dropout) else vars(module).get("attention_dropout")
         )
         if module.training and dropout:
             return f"{name} drops out {dropout:g} in training mode; call model.eval(), which keeps gradients"
     return None
+
+
+def _unknown_variant(module: Any) -> str | None:
+    """Of a layer with PEFT's adapters: what they are, where a row's result may depend on other rows."""
+    found = getattr(module, "lora_variant", None) or {}
+    kinds = {name: type(variant).__name__ for name, variant in found.items()}
+    others = [
+        kind
+        for name, kind in kinds.items()
+        if name in module.active_adapters and not kind.startswith(VARIANTS)
+    ]
+    return others[0] if others else None

@@ -157,14 +157,14 @@ def _no_target(model: PreTrainedModel, pattern: str, linear: Sequence[str]) -> s
 
 @torch.no_grad()
 def _measure_rows(model: PreTrainedModel) -> None:
-    """DoRA's magnitudes begin as the lengths of W's rows; their squares stay, in full precision.
+    """Keep the lengths of W's rows, which DoRA's magnitudes begin as, in full precision.
 
-    peft's own lengths may differ in their last bit, and then the policy would not start as its reference.
+    They are peft's, to the last bit. Its forward divides by them and the fast engine by the ones kept, so in
+    both engines the policy starts as its reference.
     """
     for module in adapted_modules(model):
         if magnitude := magnitude_of(module):
-            module.smoldpo_squares = module.base_layer.weight.square().sum(1)
-            magnitude.weight.copy_(module.smoldpo_squares.sqrt())
+            module.smoldpo_lengths = magnitude.weight.detach().clone()
 
 
 def adapted_modules(model: nn.Module) -> list[Any]:

@@ -8,6 +8,9 @@ W is frozen, so its gradient, a third of a full step's products, is not formed. 
 the lengths come from |w|² + 2 s w·(Aᵀ b) + s² b·(A Aᵀ b) for a row w of W and its row b of B. With B = 0 the
 result is that of the layer without adapter, to the last bit, so that both can share stored log-probabilities.
 
+These are the adapters that adapters.py makes. Others that peft can make (several at once, merged ones, with
+biases, in another precision than W's) keep peft's own forward, around linear layers that are lean.
+
 Dimensions: T rows, D width in, F width out, r rank.
 """
 
@@ -115,13 +118,16 @@ class _GatedProduct(torch.autograd.Function):
 
 @torch.no_grad()
 def row_lengths(module: Any) -> torch.Tensor:
-    """|W + s B A| of each row, [F], in the magnitudes' precision."""
-    squares, scaling = module.smoldpo_squares, module.scaling[NAME]
+    """|W + s B A| of each row, [F], in the magnitudes' precision; with B = 0 |W| as it was measured, exactly.
+
+    As a multiple of |W|: not every kernel's root of a rounded square is the number again.
+    """
+    start, scaling = module.smoldpo_lengths, module.scaling[NAME]
     down, up = (getattr(module, part)[NAME].weight for part in ("lora_A", "lora_B"))
-    wide = up.to(squares.dtype)
+    wide = up.to(start.dtype)
     crossed = (wide * (module.base_layer.weight @ down.T).to(wide.dtype)).sum(1)
     own = ((up @ (down @ down.T)).to(wide.dtype) * wide).sum(1)
-    return (squares + 2 * scaling * crossed + scaling**2 * own).sqrt()
+    return start * (1 + (2 * scaling * crossed + scaling**2 * own) / start.square()).sqrt()
 
 
 def _adapted_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
@@ -144,12 +150,28 @@ def _mlp_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
     return self.down_proj(_GatedProduct.apply(self.gate_proj(states), self.up_proj(states)))
 
 
+def _is_ours(module: Any) -> bool:
+    """Whether `_adapted_forward` computes what peft's forward of this module does."""
+    if list(module.active_adapters) != [NAME] or module.merged or NAME not in module.lora_A:
+        return False
+    linear = (module.base_layer, module.lora_A[NAME], module.lora_B[NAME])
+    if any(type(part) is not nn.Linear for part in linear) or linear[2].bias is not None:
+        return False
+    variant = module.lora_variant.get(NAME)  # DoRA is one
+    return (
+        len({part.weight.dtype for part in linear}) == 1
+        and not any(parameter.requires_grad for parameter in module.base_layer.parameters())
+        and (variant is None or hasattr(module, "smoldpo_lengths"))
+    )
+
+
 def make_adapters_lean(base: nn.Module) -> None:
-    """Swap adapted linear layers and the MLPs that hold some for the above, in place; after `make_lean`."""
+    """Swap adapted linear layers and the MLPs that hold some for the above, in place; after `make_lean`.
+
+    Adapters of another make stay as they are, see above.
+    """
     adapted = set(adapted_modules(base))
-    for module in adapted:
-        if any(parameter.requires_grad for parameter in module.base_layer.parameters()):
-            raise RuntimeError("a linear layer under an adapter must be frozen")
+    for module in filter(_is_ours, adapted):
         module.forward = types.MethodType(_adapted_forward, module)
     for module in base.modules():
         parts = [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]

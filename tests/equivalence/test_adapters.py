@@ -241,7 +241,7 @@ def test_gradients_in_bfloat16_are_near_those_in_float64():
     adapted(wide, freeze_layers=2, use_dora=True)
     narrow = copy.deepcopy(wide).float()
     for module in adapted_modules(narrow):
-        module.smoldpo_squares = module.smoldpo_squares.float()
+        module.smoldpo_lengths = module.smoldpo_lengths.float()
     for module in narrow.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.__dict__.pop("forward", None)

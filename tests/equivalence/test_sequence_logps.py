@@ -97,6 +97,117 @@ def test_with_lora_adapters():
         assert_same_values(model)
 
 
+def with_peft(model, name="default", **settings):
+    """The model with adapters by peft alone, moved away from their start."""
+    import peft
+
+    torch.manual_seed(0)
+    targets = ["q_proj", "v_proj", "down_proj", "gate_proj"]
+    config = peft.LoraConfig(**{"r": 3, "target_modules": targets} | settings)
+    adapted = peft.get_peft_model(model, config, adapter_name=name)
+    shift(adapted)
+    return adapted
+
+
+@torch.no_grad()
+def shift(model):
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        if "lora_" in name:
+            steps = torch.arange(parameter.numel(), dtype=torch.float64) + number
+            parameter.add_(0.1 * torch.sin(steps).view_as(parameter))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "policy"},
+        {"use_rslora": True, "lora_alpha": 5},
+        {"lora_bias": True},
+        {"use_dora": True},
+        {"use_dora": True, "target_modules": ["embed_tokens", "up_proj"]},
+        {"target_modules": ["embed_tokens", "gate_proj"]},
+        {"target_modules": ["embed_tokens"]},
+        {"bias": "lora_only"},
+        {"bias": "all"},
+        {"modules_to_save": ["input_layernorm"]},
+        {"init_lora_weights": "mica"},
+        {"rank_pattern": {"q_proj": 5}, "alpha_pattern": {"v_proj": 3}},
+        {"layers_to_transform": [1, 3]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_adapters_of_every_make(settings, tied):
+    model = with_peft(build("qwen2", tied).float(), **settings).double()  # MiCA starts in no other
+    assert_same(model)
+    with model.disable_adapter():
+        assert_same_values(model)
+
+
+@pytest.mark.parametrize("kind", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_whichever_adapters_are_active(kind):
+    import peft
+
+    model = with_peft(build("qwen2"), **kind)
+    first = smoldpo.sequence_logps(model, PAIRS).chosen.detach()
+    model.add_adapter("ref", peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], **kind))
+    shift(model)
+    model.set_adapter("ref")
+    assert_same(model)
+    assert (smoldpo.sequence_logps(model, PAIRS).chosen - first).abs().min() > 1e-3
+    model.base_model.set_adapter(["default", "ref"])
+    assert_same(model)
+    model.base_model.set_adapter([])
+    assert_same_values(model)
+
+
+@pytest.mark.parametrize("kind", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_merged_and_not_merged_again(kind):
+    model = with_peft(build("qwen2"), **kind)
+    before = smoldpo.sequence_logps(model, PAIRS).chosen.detach()
+    model.merge_adapter()
+    assert_same_values(model)
+    torch.testing.assert_close(smoldpo.sequence_logps(model, PAIRS).chosen, before)
+    model.unmerge_adapter()
+    assert_same(model)
+    model.merge_adapter()
+    with model.disable_adapter():  # which unmerges them
+        assert_same_values(model)
+    assert_same(model)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_dora": True}, {"target_modules": ["embed_tokens", "up_proj"]}],
+    ids=["lora", "dora", "embeddings"],
+)
+def test_float32_adapters_over_a_bfloat16_model(settings):
+    """As peft makes them; the numbers are those of the same weights in float64, but for rounding."""
+    model = with_peft(build("qwen2").bfloat16(), **settings)
+    dtypes = {p.dtype for name, p in model.named_parameters() if "lora_" in name}
+    assert dtypes == {torch.float32}
+    found = smoldpo.sequence_logps(model, PAIRS)
+    (found.chosen - found.rejected).sum().backward()
+    slopes = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    exact = copy.deepcopy(model).double()
+    chosen, rejected = textbook(exact)
+    exact.zero_grad(set_to_none=True)
+    (chosen - rejected).sum().backward()
+    close = {"rtol": 0.02, "atol": 0.1, "check_dtype": False}
+    torch.testing.assert_close(found.chosen, chosen, **close)
+    torch.testing.assert_close(found.rejected, rejected, **close)
+    trained = {n: p.grad for n, p in exact.named_parameters() if p.grad is not None}
+    assert slopes.keys() == trained.keys()
+    for name, slope in trained.items():
+        assert (slopes[name] - slope).norm() < 0.1 * slope.norm(), name
+
+
+def test_adapters_that_look_at_more_than_a_row_are_refused():
+    model = with_peft(build("qwen2"), alora_invocation_tokens=[5], task_type="CAUSAL_LM")
+    with pytest.raises(smoldpo.ModelError, match=r"ALoraLinearVariant.*call merge_and_unload\(\)"):
+        smoldpo.sequence_logps(model, PAIRS)
+
+
 def assert_same_values(model):
     with torch.no_grad():
         found = smoldpo.sequence_logps(model, PAIRS)
