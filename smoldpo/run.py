@@ -73,12 +73,14 @@ def run_training(
     config: TrainConfig,
     interruption: Interruption | None = None,
     command: list[str] | None = None,
+    started: float = 0.0,
 ) -> RunResult:
     """Do everything that `smoldpo train` does.
 
     Args:
         interruption: how signals are answered; by default as a program of its own answers them.
         command: the command line, for environment.json and the report; None where a Python program calls.
+        started: seconds that the start of the program took, where they are part of a `budget`.
 
     Raises:
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
@@ -86,7 +88,7 @@ def run_training(
     """
     preflight(config)  # both refuse what cannot be before time goes into planning
     choose_folder(config)
-    config, picked = settle_depth(config)
+    config, picked = settle_depth(config, started)
     with interruption or Interruption() as interruption:
         folder = choose_folder(config)
         loaded = load_everything(config)
