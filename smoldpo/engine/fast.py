@@ -264,7 +264,9 @@ class FastEngine:
                 pairs,
                 self.max_tokens,
                 self._pack,
-                lambda some, batch: self._policy.logps(batch, self._states_of(some, batch)),
+                lambda some, batch: self._policy.logps(batch, self._states_of(some, batch)).map(
+                    torch.Tensor.cpu
+                ),
                 advance,
             )
         finally:
