@@ -84,6 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--trl-batch-sizes", **sizes, default=[1, 2, 4], help="of which TRL's best is taken (1,2,4)"
     )
+    add("--plan", action="store_true", help="also hold `smoldpo plan` against W1 and W2")
     add("--skip-trl", action="store_true", help="measure smoldpo alone")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--growth", **sizes, help="also run time and peak memory over N synthetic pairs each")

@@ -83,9 +83,11 @@ def train(settings: Settings = None) -> None:
     with spinner("starting"):
         from smoldpo.run import run_training
 
+    from smoldpo.cli_plan import seconds_since_start
+    from smoldpo.runfolder import command_line
     from smoldpo.summary import print_result
 
-    result = run_training(config)
+    result = run_training(config, command=command_line(), started=seconds_since_start())
     print_result(result)
     fail_gates(result.failed_gates)
 

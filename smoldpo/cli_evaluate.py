@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from smoldpo.cli_data import Columns, Format, parse_columns
-from smoldpo.cli_support import fail_gates, names, one_of, verb, writable
+from smoldpo.cli_support import fail_gates, names, verb, writable
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -68,38 +68,37 @@ def evaluate(
     columns: Columns = None,
 ) -> None:
     """Measure preference accuracy of a model on pairs, or compare two models on them."""
-    one_of("dtype", dtype, ("auto", "float32", "bfloat16", "float64"))
-    one_of("device", device, ("auto", "cpu", "cuda", "mps"))
-    one_of("engine", engine, ("auto", "fast", "plain"))
+    from smoldpo.evaluate_options import evaluate_options
+
     models, data = _models_and_data(what)
-    if not beta > 0:
-        raise _usage(f"--beta is {beta:g}; it must be above 0")
+    options = evaluate_options(
+        {
+            "reference": reference,
+            "beta": beta,
+            "seed": seed,
+            "subset": subset,
+            "split": split,
+            "max_samples": max_samples,
+            "max_length": max_length,
+            "batch_size": batch_size,
+            "dtype": dtype,
+            "device": device,
+            "engine": engine,
+            "format": format,
+            "columns": parse_columns(columns),
+            "generate_prompts": generate,
+            "temperature": temperature,
+            "max_new_tokens": max_new_tokens,
+            "judges": judge or [],
+            "fail_under": names(fail_under),
+        }
+    )
     writable("--rows", rows)
     from smoldpo.progress import spinner
 
     with spinner("starting"):
-        from smoldpo.evaluating import EvaluateOptions, evaluate_models
+        from smoldpo.evaluating import evaluate_models
 
-    options = EvaluateOptions(
-        reference=reference,
-        beta=beta,
-        seed=seed,
-        subset=subset,
-        split=split,
-        max_samples=max_samples,
-        max_length=max_length,
-        batch_size=batch_size,
-        dtype=dtype,
-        device=device,
-        engine=engine,
-        format=format,
-        columns=parse_columns(columns),
-        generate_prompts=generate,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        judges=tuple(judge or ()),
-        fail_under=tuple(names(fail_under)),
-    )
     found = evaluate_models(models, data, options)
     if rows is not None:
         from smoldpo.files import write_jsonl

@@ -19,20 +19,17 @@ def plan_run(arguments: Sequence[str]) -> None:
 
     config = config_from_arguments([word for word in arguments if word != "--json"])
 
-    from smoldpo.progress import say, spinner
+    from smoldpo.progress import spinner
 
     with spinner("starting"):
-        from smoldpo.plan.pick import pick, why
+        from smoldpo.plan.pick import pick_and_say
         from smoldpo.plan.planner import make_plan
         from smoldpo.plan.table import as_dict, print_plan
 
     plan, picked = make_plan(config, seconds_since_start()), None
     if config.budget is not None:
-        from smoldpo.durations import parse_duration
-
         # The run will plan, too, before it begins.
-        picked = pick(plan.rows, parse_duration(config.budget) - plan.seconds, config.budget)
-        say(why(picked, config.budget, plan.seconds))
+        picked = pick_and_say(plan, config.budget, plan.seconds)
     if as_json:
         print(json.dumps(as_dict(plan, picked), indent=2))
     else:

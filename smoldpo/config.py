@@ -6,6 +6,7 @@ this file. Names are those of TRL and Hugging Face wherever they have one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -84,6 +85,8 @@ LoggerNames = Annotated[
 ]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+EngineName = Literal["auto", "fast", "plain"]
+Judges = Annotated[list[str], BeforeValidator(_split_judges)]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
@@ -356,7 +359,7 @@ class TrainConfig(BaseModel):
         "needs; 0: the likeliest token each time",
     )
     max_new_tokens: PositiveInt = Field(128, description="length limit of an answer, in tokens")
-    judges: Annotated[list[str], BeforeValidator(_split_judges)] = Field(
+    judges: Judges = Field(
         ["length"],
         description="who compares the answers of policy and reference: length, reward:MODEL, "
         "implicit:MODEL[,REFERENCE], or the URL of an OpenAI-compatible endpoint "
@@ -375,7 +378,7 @@ class TrainConfig(BaseModel):
         "What trains is kept in float32 (float64 with float64)",
     )
     device: Device = Field("auto", description="auto takes cuda, then mps, then cpu")
-    engine: Literal["auto", "fast", "plain"] = Field(
+    engine: EngineName = Field(
         "auto",
         description="fast: nothing computed twice; plain: two models, padded batches, full logits; "
         "auto: fast wherever it is proven exact for the model",
@@ -480,7 +483,9 @@ def explain(detail: Any) -> str:
     key = str(detail["loc"][0])
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return f"{key} is {detail['input']!r}: {message}"
+    expected = detail["ctx"]["expected"] if detail["type"] == "literal_error" else ""
+    near = nearest(str(detail["input"]), re.findall(r"'([^']*)'", expected))
+    return f"{key} is {detail['input']!r}: {message}{near}"
 
 
 def to_yaml(config: TrainConfig) -> str:

@@ -18,6 +18,7 @@ from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import cast, compute_dtype, master_dtype, pick_device
 from smoldpo.engine.scorer import score
 from smoldpo.errors import UsageError
+from smoldpo.evaluate_options import EvaluateOptions
 from smoldpo.evaluation.analysis import Compared, analyse, describe, pair_rows
 from smoldpo.evaluation.gate import failures, parse_gates
 from smoldpo.evaluation.judges import Judge, parse_judge
@@ -32,30 +33,6 @@ from smoldpo.models.load import (
     require_same_tokens,
 )
 from smoldpo.types import PairLogps, PreferencePair, TokenizedPair
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """What `smoldpo evaluate` can be told besides models and data."""
-
-    reference: str | None = None
-    beta: float = 0.1
-    seed: int = 42
-    subset: str | None = None
-    split: str | None = None
-    max_samples: int | None = None
-    max_length: int = 1024
-    batch_size: int = 8
-    dtype: str = "float32"
-    device: str = "auto"
-    engine: str = "auto"
-    format: str | None = None
-    columns: dict[str, str] | None = None
-    generate_prompts: int = 0
-    temperature: float = 1.0
-    max_new_tokens: int = 128
-    judges: tuple[str, ...] = ()
-    fail_under: tuple[str, ...] = ()
 
 
 @dataclass

@@ -96,13 +96,13 @@ def require_optimizer(config: TrainConfig) -> None:
         )
 
 
-def optimizer_bytes(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> int:
+def optimizer_bytes(parameters: Iterable[torch.Tensor], config: TrainConfig) -> int:
     """Bytes of the optimizer's state after its first step, as a checkpoint holds it."""
     of_one = OPTIMIZERS[config.optim].state_bytes
     return sum(of_one(tuple(p.shape), p.element_size(), config) for p in parameters)
 
 
-def update_bytes(parameters: Iterable[torch.nn.Parameter], config: TrainConfig) -> int:
+def update_bytes(parameters: Iterable[torch.Tensor], config: TrainConfig) -> int:
     """Bytes that an update needs for a moment, beside gradients and state."""
     largest = max(p.numel() * p.element_size() for p in parameters)
     return OPTIMIZERS[config.optim].temporaries * largest

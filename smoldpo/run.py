@@ -69,11 +69,18 @@ class Loaded:
     fingerprint: dict[str, Any]
 
 
-def run_training(config: TrainConfig, interruption: Interruption | None = None) -> RunResult:
+def run_training(
+    config: TrainConfig,
+    interruption: Interruption | None = None,
+    command: list[str] | None = None,
+    started: float = 0.0,
+) -> RunResult:
     """Do everything that `smoldpo train` does.
 
     Args:
         interruption: how signals are answered; by default as a program of its own answers them.
+        command: the command line, for environment.json and the report; None where a Python program calls.
+        started: seconds that the start of the program took, where they are part of a `budget`.
 
     Raises:
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
@@ -81,13 +88,13 @@ def run_training(config: TrainConfig, interruption: Interruption | None = None) 
     """
     preflight(config)  # both refuse what cannot be before time goes into planning
     choose_folder(config)
-    config, picked = settle_depth(config)
+    config, picked = settle_depth(config, started)
     with interruption or Interruption() as interruption:
         folder = choose_folder(config)
         loaded = load_everything(config)
         require_disk(folder, config, loaded.models, loaded.data)
         make_folder(folder, [*config.data, config.eval_data or ""])
-        write_start(folder, config, loaded.models, loaded.data, picked)
+        write_start(folder, config, loaded.models, loaded.data, command, picked)
         write_beginning(folder, loaded.fingerprint)
         return Run(folder, config, loaded, interruption).go()
 
@@ -123,11 +130,13 @@ def write_start(
     config: TrainConfig,
     models: Models,
     tokenized: TokenizedData,
+    command: list[str] | None,
     picked: dict[str, Any] | None = None,
 ) -> None:
     """What a run folder holds from its beginning: settings as decided, the machine, the data's account.
 
     Args:
+        command: that began it; None where a Python program did.
         picked: how freeze_layers auto became a number, where it did.
     """
     decided = {
@@ -141,6 +150,7 @@ def write_start(
         models.device,
         str(models.dtype).removeprefix("torch."),
         models.hashes,
+        command,
     )
     how = {"freeze_layers_auto": picked} if picked else {}
     write_json(folder / "environment.json", machine | models.decided | how)

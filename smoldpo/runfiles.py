@@ -91,7 +91,8 @@ class Environment(BaseModel, extra="allow"):
     smoldpo: str = "?"
     python: str = "?"
     libraries: dict[str, str] = {}
-    command: list[str] = ["smoldpo", "train"]
+    command: list[str] = []
+    """Empty where a Python program began the run."""
     started: str = ""
     sha256: dict[str, str] = {}
 

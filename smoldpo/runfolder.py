@@ -110,11 +110,26 @@ def make_folder(folder: Path, sources: Sequence[str] = ()) -> None:
     """Make the run folder; of a run that is to be replaced, remove just what smoldpo wrote.
 
     Args:
-        sources: what the new run reads; pairs handed over to it lie in the folder already.
+        sources: what the new run reads; pairs handed over to it lie in the folder already, perhaps beside
+            those of the run that it replaces.
     """
-    given = (folder / GIVEN).resolve()
-    keeps = any(Path(source).resolve().is_relative_to(given) for source in sources)
-    make_empty(folder, CONTENTS if keeps else (*CONTENTS, GIVEN))
+    given = folder / GIVEN
+    read = [Path(source).resolve() for source in sources if source]
+    kept = [
+        path
+        for path in (given.iterdir() if given.is_dir() else ())
+        if any(_reads(source, path.resolve(), given.resolve()) for source in read)
+    ]
+    if not kept:
+        make_empty(folder, (*CONTENTS, GIVEN))
+        return
+    others = [f"{GIVEN}/{path.name}" for path in given.iterdir() if path not in kept]
+    make_empty(folder, (*CONTENTS, *others))
+
+
+def _reads(source: Path, path: Path, given: Path) -> bool:
+    """Whether a source is this file or folder of `given`, lies in it, or is all of `given`."""
+    return source == given or source.is_relative_to(path)
 
 
 def make_empty(folder: Path, contents: Iterable[str]) -> None:
@@ -151,8 +166,23 @@ def _short(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
 
 
-def environment(threads: int, device: str, dtype: str, hashes: dict[str, str]) -> dict[str, Any]:
-    """What the figures of a run may depend on besides its configuration."""
+def command_line() -> list[str]:
+    """The command that this process was started with, for a run that is the program's and not a guest's."""
+    return ["smoldpo", *map(redact, sys.argv[1:])]
+
+
+def environment(
+    threads: int,
+    device: str,
+    dtype: str,
+    hashes: dict[str, str],
+    command: list[str] | None = None,
+) -> dict[str, Any]:
+    """What the figures of a run may depend on besides its configuration.
+
+    Args:
+        command: that began it; None where a Python program did.
+    """
     return {
         "smoldpo": __version__,
         "python": platform.python_version(),
@@ -163,7 +193,6 @@ def environment(threads: int, device: str, dtype: str, hashes: dict[str, str]) -
         "threads": threads,
         "device": device,
         "dtype": dtype,
-        "command": ["smoldpo", *map(redact, sys.argv[1:])],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "sha256": hashes,
-    }
+    } | ({"command": command} if command else {})

@@ -9,7 +9,7 @@ pairs and the learning rate from seed and step.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,10 +33,24 @@ from smoldpo.optim import (
 def checkpoint_bytes(engine: Engine, config: TrainConfig) -> int:
     """Bytes of a checkpoint: weights, the optimizer's state, averaged weights, a moving reference."""
     parameters = [parameter for _, parameter in engine.trainable_parameters()]
-    weights = sum(p.numel() * p.element_size() for p in parameters)
-    copies = 1 if config.ema_decay is None else 2
     moving = 0 if engine.moving is None else engine.moving.bytes
-    return copies * weights + optimizer_bytes(parameters, config) + moving
+    return saved_bytes(parameters, config) + moving
+
+
+def saved_bytes(parameters: Sequence[torch.Tensor], config: TrainConfig) -> int:
+    """Of a checkpoint, what follows from the shapes of what trains."""
+    copies = 1 if config.ema_decay is None else 2
+    return copies * _bytes_of(parameters) + optimizer_bytes(parameters, config)
+
+
+def step_bytes(parameters: Sequence[torch.Tensor], config: TrainConfig) -> int:
+    """Bytes that come with the first step and stay: gradients, the optimizer's state, its temporaries."""
+    state = optimizer_bytes(parameters, config) + update_bytes(parameters, config)
+    return _bytes_of(parameters) + state
+
+
+def _bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 class TrainingState:
@@ -69,11 +83,8 @@ class TrainingState:
 
     @property
     def step_bytes(self) -> int:
-        """Bytes that come with the first step and stay: gradients, the optimizer's state, its temporaries."""
-        parameters = list(self.parameters.values())
-        gradients = sum(p.numel() * p.element_size() for p in parameters)
-        state = optimizer_bytes(parameters, self.config) + update_bytes(parameters, self.config)
-        return gradients + state
+        """As the function of that name, of what trains here."""
+        return step_bytes(list(self.parameters.values()), self.config)
 
     def finish_step(self) -> None:
         """The optimizer has taken a step: the policy, the average and the reference follow."""

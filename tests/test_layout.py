@@ -24,7 +24,7 @@ LEVELS = [
         "unread_settings",
     },
     {"interrupts", "checkpoint", "rng", "early_stopping"},
-    {"config", "config_checks", "training_checks", "layer_choice", "arguments"},
+    {"config", "evaluate_options", "config_checks", "training_checks", "layer_choice", "arguments"},
     {"data", "models", "recipes"},
     {"engine"},
     {"optim", "schedules", "learning_rates", "averaging"}

@@ -125,12 +125,14 @@ def test_pairs_in_memory_train_as_those_of_a_file(cli, tiny_folder, pairs_file):
     assert "cannot be extended" in cli("resume", "given", "--extend", 1).err
     with pytest.raises(smoldpo.UsageError, match="already holds a run"):
         smoldpo.train(data=rows(8), output_dir="given", verbose=False, **settings)
-    assert len(Path("given/given/pairs.jsonl").read_text().splitlines()) == 40
+    (file,) = Path("given/given").iterdir()
+    assert len(file.read_text().splitlines()) == 40
     smoldpo.train(
         data=rows(40)[:30], eval_data=rows(40)[30:], output_dir="given", overwrite=True,
         verbose=False, **settings,
     )  # fmt: skip
-    assert len(Path("given/given/eval.jsonl").read_text().splitlines()) == 10
+    lengths = [len(path.read_text().splitlines()) for path in sorted(Path("given/given").iterdir())]
+    assert lengths == [10, 30], "of the eval and the data of this run, and no others"
     smoldpo.train(data=pairs_file, output_dir="given", overwrite=True, verbose=False, **settings)
     assert not Path("given/given").exists()
 
@@ -140,6 +142,89 @@ def test_a_run_over_pairs_in_memory_can_be_resumed(cli, tiny_folder):
     smoldpo.train(data=rows(40), output_dir="run", save_steps=2, verbose=False, **settings)
     result = cli("resume", "run", "--extend", 1)
     assert result.code == 0, result.err
+
+
+def test_a_call_that_fails_leaves_what_it_found(cli, tiny_folder):
+    settings = QUICK | {"model": str(tiny_folder), "verbose": False}
+    smoldpo.train(data=rows(40), output_dir="deep/run", save_steps=1, **settings)
+    before = {path: path.read_bytes() for path in Path("deep").rglob("*") if path.is_file()}
+    for wrong in (
+        {"model": "nowhere"},
+        {"data": [{"nothing": "here"}]},
+        {"eval_data": [{"prompt": "a"}, 3]},
+    ):
+        call = settings | {"data": rows(30), "overwrite": True} | wrong
+        with pytest.raises(smoldpo.SmoldpoError):
+            smoldpo.train(output_dir="deep/run", **call)
+        after = {path: path.read_bytes() for path in Path("deep").rglob("*") if path.is_file()}
+        assert after == before, wrong
+        with pytest.raises(smoldpo.SmoldpoError):
+            smoldpo.train(output_dir="another/run", **call)
+        assert not Path("another").exists(), wrong
+    with pytest.raises(smoldpo.SmoldpoError):  # the same pairs: what the run reads stays
+        smoldpo.train(
+            data=rows(40), output_dir="deep/run", overwrite=True, **settings | {"model": "x"}
+        )
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_interrupted_run_keeps_its_pairs(cli, tiny_folder, monkeypatch):
+    kill_at_step(monkeypatch, signal.SIGINT)
+    with pytest.raises(smoldpo.InterruptedRunError):
+        smoldpo.train(
+            data=rows(40), model=str(tiny_folder), output_dir="run", verbose=False, **QUICK
+        )
+    result = cli("resume", "run")
+    assert result.code == 0, result.err
+
+
+def test_settings_are_checked_with_the_pairs_in_memory_counted_in(tiny_folder, pairs_file):
+    settings = QUICK | {"model": str(tiny_folder), "verbose": False, "max_steps": 2}
+    held_out = smoldpo.train(
+        data=pairs_file,
+        eval_data=rows(8),
+        eval_fraction=0,
+        eval_steps=1,
+        output_dir="a",
+        **settings,
+    )
+    assert held_out.evaluation["headline"]
+    smoldpo.train(
+        data=rows(40)[:30], eval_data=rows(40)[30:], data_weights=[1], output_dir="b", **settings
+    )
+    with pytest.raises(smoldpo.ConfigError, match="2 numbers for 1 source"):
+        smoldpo.train(data=rows(8), data_weights=[1, 2], output_dir="c", **settings)
+    assert not Path("c").exists()
+
+
+def test_a_run_from_python_has_no_command(cli, tiny_folder, pairs_file):
+    settings = QUICK | {"model": str(tiny_folder), "max_steps": 1}
+    result = smoldpo.train(data=pairs_file, output_dir="ours", verbose=False, **settings)
+    assert "command" not in json.loads((result.folder / "environment.json").read_text())
+    page = result.report.read_text()
+    assert "The command that was given" not in page and "smoldpo train config.yaml" in page
+    said = [
+        part for key, value in settings.items() for part in (f"--{key.replace('_', '-')}", value)
+    ]
+    assert cli("train", *said, "--data", pairs_file, "--output-dir", "theirs").code == 0
+    assert json.loads(Path("theirs/environment.json").read_text())["command"][0] == "smoldpo"
+    assert "The command that was given" in Path("theirs/report.html").read_text()
+
+
+def test_a_refused_pair_leaves_the_file_as_it_was(tmp_path):
+    from smoldpo.library.given import write_given
+    from smoldpo.types import PairNumbers
+
+    plain, own = (
+        smoldpo.PreferencePair("a", "b", "c", numbers=numbers)
+        for numbers in (PairNumbers(), PairNumbers(beta=0.5))
+    )
+    path = tmp_path / "pairs.jsonl"
+    assert write_given([own, own], path) == ["beta"]
+    before = path.read_text()
+    with pytest.raises(smoldpo.UsageError, match="pair 2 has no beta of its own"):
+        write_given([own, plain], path)
+    assert path.read_text() == before
 
 
 def test_numbers_of_pairs_in_memory_reach_the_loss(tiny_folder, write_rows):
@@ -310,6 +395,38 @@ def test_evaluate_refuses(tiny_folder, pairs_file):
         smoldpo.evaluate([tiny_folder] * 3, pairs_file)
     with pytest.raises(smoldpo.UsageError, match="one source"):
         smoldpo.evaluate(tiny_folder, [pairs_file, pairs_file])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"engine": "fats"}, "did you mean fast"),
+        ({"dtype": "bf16"}, "dtype is 'bf16': .*did you mean bfloat16"),
+        ({"device": "gpu"}, "device is 'gpu'"),
+        ({"beta": 0}, "beta is 0: must be above 0"),
+        ({"beta": float("nan")}, "beta is nan"),
+        ({"max_samples": -1}, "max_samples is -1"),
+        ({"max_length": 1}, "max_length is 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"generate_prompts": -1}, "generate_prompts is -1"),
+        ({"columns": "prompt=question"}, "columns is"),
+        ({"beta": -1, "engine": "x", "batchsize": 3}, "3 problems"),
+    ],
+)
+def test_evaluate_checks_what_the_command_checks(options, says):
+    with pytest.raises(smoldpo.ConfigError, match=says):
+        smoldpo.evaluate("nowhere", "nothing.jsonl", **options)
+
+
+def test_evaluate_parts_judges_as_train_does(tiny_folder, pairs_file):
+    found = smoldpo.evaluate(
+        [tiny_folder, tiny_folder], pairs_file, generate_prompts=2, max_new_tokens=2, max_samples=4,
+        judges=f"length,implicit:{tiny_folder},{tiny_folder}", verbose=False,
+    )  # fmt: skip
+    assert len(found["judges"]) == 2
 
 
 def test_load_pairs_cleans_and_accounts(write_rows):

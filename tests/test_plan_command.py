@@ -10,7 +10,9 @@ import yaml
 from safetensors.torch import load_file
 
 from conftest import rows
-from smoldpo.plan import trial
+from smoldpo import cli_plan
+from smoldpo.engine.memory_budget import ASIDE
+from smoldpo.plan import measuring, trial
 from smoldpo.plan.rates import Rates
 
 QUICK = [
@@ -278,3 +280,63 @@ def test_too_little_memory_is_said(cli, tiny_folder, data, monkeypatch):
     tight = plan(cli, "--model", tiny_folder, "--data", data, "--freeze-layers", 3)
     everything = tight["depths"][0]
     assert not everything["measured"] and not everything["fits"]
+
+
+@pytest.fixture
+def thresholds(monkeypatch):
+    """The bytes below which each dry run refuses its depth, in the order in which they are tried."""
+    found = []
+    fit_budget = measuring.fit_budget
+
+    def watched(engine, pairs, per_step, state_bytes, free):
+        one, _ = engine.backward_bytes(pairs, per_step)
+        found.append(ASIDE + state_bytes + one)
+        fit_budget(engine, pairs, per_step, state_bytes, free)
+
+    monkeypatch.setattr(measuring, "fit_budget", watched)
+    return found
+
+
+def test_a_configured_depth_without_room_leaves_the_deeper_ones(
+    cli, planted, tiny_folder, data, monkeypatch, thresholds
+):
+    told = ["--model", tiny_folder, "--data", data, "--freeze-layers", 1]
+    plan(cli, *told)
+    needs = dict(zip([1, 3, 0], thresholds, strict=True))
+    monkeypatch.setattr(measuring, "free_memory", lambda _: (needs[1] + needs[3]) // 2)
+    tight = plan(cli, *told)
+    depths = {row["freeze_layers"]: row for row in tight["depths"]}
+    assert [depths[n]["fits"] for n in range(4)] == [False, False, True, True]
+    assert [depths[n]["measured"] for n in range(4)] == [False, False, False, True]
+    assert depths[1]["budget"] is None and tight["run"]["freeze_layers"] == 1
+    assert all(row["seconds"] > 0 for row in depths.values())
+    people = cli("plan", *told, *QUICK)
+    assert people.code == 0 and people.out.count("does not fit into memory") == 2
+    auto = [*told[:-1], "auto", "--budget", "9999h"]
+    monkeypatch.setattr(measuring, "free_memory", lambda _: (needs[0] + needs[1]) // 2)
+    assert plan(cli, *auto)["run"]["freeze_layers"] == 1
+
+
+def test_where_no_depth_has_room_that_is_the_error(cli, tiny_folder, data, monkeypatch):
+    monkeypatch.setattr(measuring, "free_memory", lambda _: ASIDE + 1000)
+    result = cli("plan", "--model", tiny_folder, "--data", data, *QUICK)
+    assert result.code == 1 and "not enough memory to train" in result.err
+
+
+def test_every_evaluation_may_save_a_checkpoint(cli, tiny_folder, data):
+    told = ["--eval-steps", 1, "--load-best-model-at-end"]
+    found = plan(cli, "--model", tiny_folder, "--data", data, *told)
+    assert found["run"]["checkpoints_saved"] == found["counts"]["steps"]
+    assert any("load_best_model_at_end" in note for note in found["notes"])
+
+
+def test_auto_counts_the_programs_start_as_plan_does(cli, planted, tiny_folder, data, monkeypatch):
+    """Where it took 1,000 s, a budget 500 s short fits nothing, whoever asks; the error says what went by."""
+    monkeypatch.setattr(cli_plan, "seconds_since_start", lambda: 1000.0)
+    told = ["--model", tiny_folder, "--data", data, "--max-steps", 1, "--freeze-layers", "auto"]
+    depths = plan(cli, *told, "--budget", "9999h")["depths"]
+    budget = f"{min(row['seconds'] for row in depths) - 500:.0f}s"
+    for verb in ("plan", "train"):
+        result = cli(verb, *told, *QUICK, "--budget", budget)
+        assert result.code == 2 and "no depth fits the budget" in result.err
+        assert "s of planning" in result.err and "the shortest forecast is" in result.err

@@ -7,19 +7,28 @@ import pytest
 import torch
 
 from conftest import rows
+from faults.test_micro_batches import PAIRS as TRAINED
+from faults.test_micro_batches import engine_of
 from smoldpo.config import build_config
+from smoldpo.engine.memory_budget import ASIDE, fit_budget
 from smoldpo.engine.packing import pack
 from smoldpo.engine.plain import pad_batch
 from smoldpo.engine.scorer import FILL, Scorer
+from smoldpo.errors import SmoldpoError
 from smoldpo.models.lean import ROWS, TRUNK_ROWS
+from smoldpo.plan import kept, loads
 from smoldpo.plan.counting import FastPacking, PlainPacking
 from smoldpo.plan.depths import depths_to_try, every_depth
+from smoldpo.plan.fitting import fitting
 from smoldpo.plan.forecast import Depth
 from smoldpo.plan.loads import load_at
+from smoldpo.plan.planner import make_plan
 from smoldpo.plan.samples import disguised, step_samples, stream_samples
 from smoldpo.plan.trial import Trial
 from smoldpo.plan.work import Work, total
 from smoldpo.run import run_training
+from smoldpo.state import TrainingState
+from smoldpo.trainer import loss_function
 from smoldpo.types import TokenizedPair
 
 QUICK = {
@@ -109,10 +118,8 @@ def counted(config):
     """What the forecast counts for this configuration, by loading as it does."""
     trial = Trial(config, 0.0)
     depth = next(d for d in trial.depths if d.frozen == trial.models.frozen_layers)
-    budget = trial.models.engine.budget
-    packing, steps = trial.packing(budget), trial.steps(budget)
-    kept = trial.kept[depth.frozen]
-    return load_at(config, depth, packing, steps, trial.data.eval, kept, Work()), trial, depth
+    found = trial.kept[depth.frozen]
+    return load_at(config, depth, trial.packing, trial.counts, found, Work()), trial, depth
 
 
 def same(work, other):
@@ -222,6 +229,72 @@ def test_depths_are_the_runs_own(here, tiny_folder, write_rows):
     assert every_depth(config.model_copy(update={"freeze": []}), trial.models)[1].trainable == (
         trial.depths[1].trainable + 3 * mlp
     )
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adafactor"])
+def test_what_the_optimizer_takes_is_known_at_every_depth(here, tiny_folder, write_rows, optim):
+    """Adafactor's rows and columns are no fixed share of what trains: no line between depths is right."""
+    given = {"model": str(tiny_folder), "data": str(write_rows(rows(45))), "optim": optim} | QUICK
+    given |= {"ema_decay": 0.9}
+    for depth in Trial(build_config(given), 0.0).depths:
+        config = build_config(given | {"freeze_layers": depth.frozen})
+        trial = Trial(config, 0.0)
+        state = TrainingState(trial.models.engine, config)
+        pairs = trial.data.train[:8]
+        train_some(trial.models.engine, pairs, config, state)
+        captured = state.capture()
+        moments = captured.tensors["optimizer"].values()
+        assert depth.optimizer == sum(t.numel() * t.element_size() for t in moments)
+        assert depth.checkpoint == captured.bytes and depth.step == state.step_bytes
+
+
+def train_some(engine, pairs, config, state):
+    """A step, so that the optimizer has its state."""
+    engine.prepare(pairs)
+    engine.accumulate_gradients(pairs, loss_function(config, config.beta))
+    state.optimizer.step()
+
+
+def test_pairs_are_looked_up_and_counted_once_for_all_depths(
+    here, tiny_folder, write_rows, monkeypatch
+):
+    keyed, grouped = [], []
+    pair_key, once = kept.pair_key, loads._once
+    monkeypatch.setattr(kept, "pair_key", lambda *given: keyed.append(1) or pair_key(*given))
+    monkeypatch.setattr(loads, "_once", lambda *given: grouped.append(1) or once(*given))
+    given = {"model": str(tiny_folder), "data": str(write_rows(rows(45)))} | QUICK
+    make_plan(build_config(given | {"freeze_layers": 2}))
+    assert len(keyed) == 45
+    assert len(grouped) == 2, "with frozen layers, and without"
+
+
+@pytest.mark.parametrize("kind, size", [("plain", 8), ("fast", 4000)])
+@pytest.mark.parametrize("per_step", [3, 8])
+def test_the_budget_is_the_runs_at_any_memory(tiny_model, kind, size, per_step):
+    engine = engine_of(tiny_model, kind, size)
+    engine.prepare(TRAINED)
+    packing = FastPacking(size) if kind == "fast" else PlainPacking(size, engine.eval_batch_size)
+    evaluated = getattr(engine, "eval_batch_size", None)
+    one, most = engine.backward_bytes(TRAINED, per_step)
+    longest = packing.longest(TRAINED)
+    row = one / packing.held([longest])
+    seen = set()
+    for free in range(int(0.8 * one), int(1.7 * most), max(1, int(most / 40))):
+        free += ASIDE + 1000
+        engine.budget = size
+        if evaluated:
+            engine.eval_batch_size = evaluated
+        try:
+            fit_budget(engine, TRAINED, per_step, 1000, free)
+            budget = engine.budget
+        except SmoldpoError:
+            budget = None
+        found = fitting(packing, TRAINED, per_step, row, 1000, free)
+        assert (found and found.budget) == budget, free - ASIDE
+        if kind == "plain" and found:
+            assert found.eval_budget == engine.eval_batch_size
+        seen.add(budget)
+    assert None in seen and size in seen and len(seen) > 2
 
 
 def test_which_depths_are_tried():

@@ -4,12 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from smoldpo.engine import memory_budget
 from smoldpo.errors import UsageError
-from smoldpo.plan import memory
 from smoldpo.plan.disk import disk_bytes
 from smoldpo.plan.forecast import Depth, Fixed, Load, Phase, Times, checkpoints, forecast
-from smoldpo.plan.memory import Need, Sizes, Tried, along, fitting_budget, need
+from smoldpo.plan.memory import Need, Sizes, Tried, along, need
 from smoldpo.plan.pick import pick, why
 from smoldpo.plan.planner import Row
 from smoldpo.plan.rates import Passed, Rates, Stepped, fit_rates
@@ -28,12 +26,12 @@ PLANTED = Rates(
     optimizer=3e-9,
     step=0.01,
 )
-SHORT = Work(900, 1024, 1920, 9e4, 300, 1, 8)
-LONG = Work(3300, 3584, 3840, 9e5, 1200, 2, 8)
+SHORT = Work(1024, 1920, 9e4, 300, 1, 8)
+LONG = Work(3584, 3840, 9e5, 1200, 2, 8)
 DEEP, UPPER, ALL = (
-    Depth(29, 29, 30, 3_500_000, False),
-    Depth(25, 25, 30, 17_000_000, False),
-    Depth(0, 0, 30, 134_000_000, True),
+    Depth(29, 29, 30, 3_500_000, False, optimizer=8 * 3_500_000),
+    Depth(25, 25, 30, 17_000_000, False, optimizer=8 * 17_000_000),
+    Depth(0, 0, 30, 134_000_000, True, optimizer=8 * 134_000_000),
 )
 
 
@@ -81,17 +79,17 @@ def test_rates_are_never_negative():
 
 def test_a_pass_and_a_step_by_hand():
     rates = Rates(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
-    work = Work(tokens=99, rows=1, trunk_rows=10, scores=100, scored=1000, streams=2, pairs=3)
+    work = Work(rows=1, trunk_rows=10, scores=100, scored=1000, streams=2, pairs=3)
     assert rates.trunk(work, 3) == 3 * (10 * 1 + 100 * 3)
     assert rates.top(work, 2) == 2 * (1 * 2 + 100 * 3) + 1000 * 4
     assert rates.gradients(work, 2, 50, False) == 2 * (5 + 600) + 7000 + 2 * 50 * 9
     assert rates.gradients(work, 2, 50, True) == 2 * (5 + 600) + 15000 + 2 * 50 * 9
     assert rates.update(50) == 511
-    assert total([work, work]) == Work(198, 2, 20, 200, 2000, 4, 6)
+    assert total([work, work]) == Work(2, 20, 200, 2000, 4, 6)
 
 
 RATES = Rates(trunk_row=0.01, top_row=0.02, head=0.1, step_row=0.05, step_head=0.2, step=1.0)
-WORK = Work(tokens=10, rows=10, trunk_rows=10, scored=5, streams=1, pairs=2)
+WORK = Work(rows=10, trunk_rows=10, scored=5, streams=1, pairs=2)
 DEPTH = Depth(3, 3, 4, 1000, False)
 LOAD = Load(
     trunk=WORK,
@@ -169,6 +167,31 @@ def test_checkpoints_are_counted(seconds, steps, save_steps, save_minutes, best,
     assert checkpoints(seconds, steps, save_steps, save_minutes, best) == count
 
 
+@pytest.mark.parametrize(
+    "steps, save_steps, best, eval_steps, count",
+    [
+        (100, None, True, 30, 4),  # at 30, 60 and 90, and the last
+        (90, None, True, 30, 3),
+        (100, 20, True, 30, 7),  # 20, 30, 40, 60 (once), 80, 90, 100
+        (100, None, False, 30, 0),
+    ],
+)
+def test_every_evaluation_may_be_the_best_so_far(steps, save_steps, best, eval_steps, count):
+    assert checkpoints(60, steps, save_steps, None, best, eval_steps) == count
+
+
+@pytest.mark.parametrize(
+    "before, count",
+    [
+        (0, 0),
+        (500, 2),  # 60 s of steps after 500 s of other passes: over 540 s soon, and the last
+        (5000, 2),  # the clock begins anew with the first step's
+    ],
+)
+def test_the_clock_of_checkpoints_starts_before_the_first_pass(before, count):
+    assert checkpoints(60, 100, None, 9, False, before=before) == count
+
+
 def test_checkpoints_take_time():
     phases, times = seconds_of(steps=2)
     assert times.checkpoints == 3 and phases["checkpoints"] == 3 * 100 * 0.001
@@ -181,9 +204,7 @@ def test_disk_by_hand():
 
 
 def tried(depth, **more):
-    given = {"optimizer": 8.0 * depth.trainable, "checkpoint": 12.0 * depth.trainable}
-    given["step"] = given["checkpoint"]
-    given |= {"kept_row": 1000.0 * depth.top, "other": 50.0, "rest": 30.0}
+    given = {"kept_row": 1000.0 * depth.top, "other": 50.0, "rest": 30.0}
     return Tried(depth, **(given | more))
 
 
@@ -221,7 +242,6 @@ def test_between_depths_memory_goes_in_straight_lines():
     seen = [tried(DEEP, other=10.0), tried(UPPER, other=50.0), tried(ALL, other=100.0)]
     middle = Depth(10, 10, 30, 75_500_000, False)
     found = need(SIZES, seen, middle, rows=1)
-    assert found.parts["optimizer"] == pytest.approx(8 * 75_500_000)
     assert found.parts["backward"] == pytest.approx(20_000)
     assert found.parts["other"] == pytest.approx(50 + 50 * (20 - 5) / 25)
     # Depth 0 did not fit: what the others say of a layer goes on.
@@ -236,19 +256,6 @@ def test_lines_hit_the_points_and_go_on_behind_them():
     read = [along(seen, lambda d: d.top, lambda t: t.other, replace(DEEP, below=30 - top))
             for top in (1, 3, 5, 30, 0)]  # fmt: skip
     assert read == pytest.approx([0, 4, 8, 8, -2])
-
-
-def test_the_budget_is_halved_as_the_run_halves_it():
-    assert (memory.ASIDE, memory.MARGIN) == (memory_budget.ASIDE, memory_budget.MARGIN)
-    rows_at = {4000: 2560, 2000: 1280, 1000: 640}.__getitem__
-    per_row, taken = 10_000, 5e6
-    enough = memory.ASIDE + taken + 1.5 * 2560 * per_row
-    assert fitting_budget(4000, rows_at, 400, per_row, taken, enough) == 4000
-    assert fitting_budget(4000, rows_at, 400, per_row, taken, enough - 1) == 2000
-    assert fitting_budget(4000, rows_at, 400, per_row, taken, enough / 2 + 52e6) == 1000
-    alone = memory.ASIDE + taken + 400 * per_row
-    assert fitting_budget(4000, lambda budget: max(400, budget / 2), 400, per_row, taken, alone)
-    assert fitting_budget(4000, rows_at, 400, per_row, taken, alone - 1) is None
 
 
 def row(frozen, seconds, peak=1e9, free=2e9, budget=3840):

@@ -1,7 +1,7 @@
 """What a run folder is swept of, and what a run's fingerprint sees of its pairs."""
 
 from smoldpo.fingerprint import _numbers
-from smoldpo.runfolder import sweep_leftovers
+from smoldpo.runfolder import make_folder, sweep_leftovers
 from smoldpo.types import PairNumbers, PreferencePair
 
 
@@ -22,3 +22,32 @@ def test_a_pairs_own_numbers_are_part_of_what_a_run_began_with():
         PreferencePair("p", "c", "r", numbers=PairNumbers(weight=w)) for w in (2.0, 3.0)
     )
     assert len({_numbers(plain), _numbers(heavy), _numbers(other)}) == 3
+
+
+def test_a_new_run_leaves_of_the_pairs_handed_over_its_own(tmp_path):
+    def fresh():
+        for name in (
+            "given/a.jsonl",
+            "given/b.jsonl",
+            "given/.half/pairs.jsonl",
+            "config.yaml",
+            "mine",
+        ):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(name)
+
+    def left():
+        return sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+
+    for sources, kept in (
+        ([str(tmp_path / "given" / "a.jsonl"), ""], ["given/a.jsonl", "mine"]),
+        (["builtin", ""], ["mine"]),
+        ([str(tmp_path)], ["mine"]),
+        (
+            [str(tmp_path / "given")],
+            ["given/.half/pairs.jsonl", "given/a.jsonl", "given/b.jsonl", "mine"],
+        ),
+    ):
+        fresh()
+        make_folder(tmp_path, sources)
+        assert left() == kept, sources

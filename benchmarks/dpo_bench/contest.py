@@ -7,16 +7,14 @@ import statistics
 import sys
 from typing import Any
 
-from dpo_bench.running import Bench, Workload, say, train
+from dpo_bench.forecast import forecast_lines
+from dpo_bench.running import Bench, Workload, plan, say, train
 
 PROBE_PAIRS = 24
 
 
-def run_smoldpo(bench: Bench, work: Workload) -> dict[str, Any]:
-    """One whole run through the command line, and what its run folder says."""
-    if not work.is_warm:
-        bench.empty_cache()
-    folder = bench.folder / "run"
+def options_of(bench: Bench, work: Workload) -> dict[str, Any]:
+    """smoldpo's settings of a workload."""
     options: dict[str, Any] = {
         "model": bench.arguments.model,
         "data": bench.folder / "train.jsonl",
@@ -33,7 +31,20 @@ def run_smoldpo(bench: Bench, work: Workload) -> dict[str, Any]:
         options["eval-data"] = bench.folder / "eval.jsonl"
     else:
         options["eval-fraction"] = 0
-    finished, rows, environment = train(bench, folder, options)
+    return options
+
+
+def run_smoldpo(bench: Bench, work: Workload) -> dict[str, Any]:
+    """One whole run through the command line, and what its run folder says."""
+    planned = None
+    if bench.arguments.plan and not work.is_warm:  # plan reads no cache: W3's forecast is W1's
+        bench.empty_cache()
+        planned = plan(bench, options_of(bench, work))
+        say(f"{work.name}: planned in {planned[0].seconds:.1f} s")
+    if not work.is_warm:
+        bench.empty_cache()
+    folder = bench.folder / "run"
+    finished, rows, environment = train(bench, folder, options_of(bench, work))
     timings = json.loads((folder / "timings.json").read_text())
     phases = {title: row["seconds"] for title, row in timings.items()}
     split = json.loads((folder / "data.json").read_text())["split"]
@@ -53,6 +64,7 @@ def run_smoldpo(bench: Bench, work: Workload) -> dict[str, Any]:
         else once * (work.pairs + work.eval_pairs) / prepared,
         "phases": phases | {"steps": round(sum(row["seconds"] for row in rows), 2)},
         "dtype": environment["dtype"],
+        "forecast": forecast_lines(work.name, planned, timings, finished) if planned else [],
     }
 
 

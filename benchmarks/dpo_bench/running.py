@@ -104,18 +104,31 @@ class Bench:
                 shutil.rmtree(entry)
 
 
+def settings(bench: Bench, options: dict[str, Any]) -> list[str]:
+    """Options of the command line, with those that every workload has."""
+    options = options | {"device": bench.arguments.device, "sample-prompt": "none"}
+    options |= {"cache": "disk", "generate-prompts": 0}  # TRL answers no prompts
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
 def train(
     bench: Bench, folder: Path, options: dict[str, Any]
 ) -> tuple[Finished, list[dict[str, Any]], dict[str, Any]]:
     """`smoldpo train` with these options: the process, its optimizer steps, its environment."""
-    options |= {"device": bench.arguments.device, "sample-prompt": "none", "output-dir": folder}
-    options |= {"cache": "disk", "generate-prompts": 0}  # TRL answers no prompts
     shutil.rmtree(folder, ignore_errors=True)
-    settings = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    finished = bench.run([sys.executable, "-m", "smoldpo", "train", *settings])
+    words = settings(bench, options | {"output-dir": folder})
+    finished = bench.run([sys.executable, "-m", "smoldpo", "train", *words])
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     steps = [row for row in map(json.loads, lines) if "seconds" in row]
     return finished, steps, json.loads((folder / "environment.json").read_text())
+
+
+def plan(bench: Bench, options: dict[str, Any]) -> tuple[Finished, dict[str, Any]]:
+    """`smoldpo plan` with these options: the process, and what it forecasts."""
+    finished = bench.run(
+        [sys.executable, "-m", "smoldpo", "plan", *settings(bench, options), "--json"]
+    )
+    return finished, json.loads(finished.output)
 
 
 def say(message: str) -> None:

@@ -49,7 +49,10 @@ def table(bench: Bench, works: list[Workload], found: dict[str, dict[str, Any]])
         shares = [number(ours[key], ".0%") for key in ("epochs_share", "once_share")]
         cells = [f"{work.name}: {what}", *theirs, *own, *ratios, *shares]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", *notes, "", EXPLANATION]
+    forecasts = [line for work in works for line in found[work.name]["smoldpo"]["forecast"]]
+    if forecasts:
+        forecasts = ["\n## Forecast by `smoldpo plan`, and the run", *forecasts]
+    return [*lines, "", *notes, "", EXPLANATION, *forecasts]
 
 
 EXPLANATION = """\

@@ -129,11 +129,9 @@ class FastEngine:
 
     def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
         self._masters.drop_gradients()
-        longest = max(pair_length(pair) for pair in pairs)
-        if TRAIN_SHARE * self.max_tokens <= longest:
-            return False  # every stream held one pair already
-        self.max_tokens //= 2
-        return True
+        fewer = halved(self.max_tokens, max(pair_length(pair) for pair in pairs))
+        self.max_tokens = fewer or self.max_tokens
+        return fewer is not None
 
     def backward_bytes(
         self, pairs: Sequence[TokenizedPair], pairs_per_step: int
@@ -142,9 +140,7 @@ class FastEngine:
         one = kept_for_backward(
             lambda: self._policy_forward([longest]), self._policy.model.parameters()
         )
-        alone = pair_length(longest)
-        tokens = max(alone, min(TRAIN_SHARE * self.max_tokens, pairs_per_step * alone))
-        return one, int(one * _filled(tokens) / _filled(alone))
+        return one, at_once_bytes(one, pair_length(longest), self.max_tokens, pairs_per_step)
 
     def disk_bytes(self, pairs: Sequence[TokenizedPair]) -> int:
         if self._policy.trunk is None:
@@ -273,7 +269,9 @@ class FastEngine:
                 pairs,
                 self.max_tokens,
                 self._pack,
-                lambda some, batch: self._policy.logps(batch, self._states_of(some, batch)),
+                lambda some, batch: self._policy.logps(batch, self._states_of(some, batch)).map(
+                    torch.Tensor.cpu
+                ),
                 advance,
             )
         finally:
@@ -306,6 +304,17 @@ class FastEngine:
     def _policy_forward(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
         batch = self._pack(pairs)
         return self._policy.logps(batch, self._states_of(pairs, batch))
+
+
+def halved(max_tokens: int, longest: int) -> int | None:
+    """Half the budget, in tokens; None where every stream held one pair already."""
+    return None if TRAIN_SHARE * max_tokens <= longest else max_tokens // 2
+
+
+def at_once_bytes(one: int, alone: int, max_tokens: int, pairs_per_step: int) -> int:
+    """Bytes kept by the longest stream of a step, from those of the longest pair, of `alone` tokens."""
+    tokens = max(alone, min(TRAIN_SHARE * max_tokens, pairs_per_step * alone))
+    return int(one * _filled(tokens) / _filled(alone))
 
 
 def _filled(tokens: float) -> int:

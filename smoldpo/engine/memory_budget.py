@@ -7,7 +7,7 @@ pair goes forward, what autograd keeps of it is counted, and the budget is halve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -39,6 +39,31 @@ def kept_for_backward(work: Callable[[], Any], weights: Iterable[torch.Tensor]) 
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+class Halving(Protocol):
+    """An engine, or what stands for one in a forecast; both methods as engine/base.py has them."""
+
+    def backward_bytes(
+        self, pairs: Sequence[TokenizedPair], pairs_per_step: int
+    ) -> tuple[int, int]: ...
+
+    def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool: ...
+
+
+def halve_until_it_fits(
+    engine: Halving, pairs: Sequence[TokenizedPair], pairs_per_step: int, room: float
+) -> tuple[bool, int]:
+    """Halve the engine's budget until a step over the longest of `pairs` fits into `room` bytes.
+
+    Returns whether one pair at once does at least, and the bytes that it keeps.
+    """
+    while True:
+        one, most = engine.backward_bytes(pairs, pairs_per_step)
+        if one > room:
+            return False, one
+        if MARGIN * most <= room or not engine.halve_budget(pairs):
+            return True, one
+
+
 def fit_budget(
     engine: Engine,
     pairs: Sequence[TokenizedPair],
@@ -56,15 +81,12 @@ def fit_budget(
     """
     room, before = free - state_bytes - ASIDE, engine.budget
     what = f"gradients and the optimizer's state take {state_bytes:,} bytes"
-    while True:
-        one, most = engine.backward_bytes(pairs, pairs_per_step)
-        if one > room:
-            raise SmoldpoError(
-                f"not enough memory to train: {what}, the longest pair {one:,}, and {free:,} are free; "
-                "try more --freeze-layers, a smaller --max-length, or a smaller model"
-            )
-        if MARGIN * most <= room or not engine.halve_budget(pairs):
-            break
+    fits, one = halve_until_it_fits(engine, pairs, pairs_per_step, room)
+    if not fits:
+        raise SmoldpoError(
+            f"not enough memory to train: {what}, the longest pair {one:,}, and {free:,} are free; "
+            "try more --freeze-layers, a smaller --max-length, or a smaller model"
+        )
     if engine.budget != before:
         progress.say(
             f"memory: {free:,} bytes are free, and {what}; so {engine.budget:,} instead of {before:,} "

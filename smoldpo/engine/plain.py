@@ -127,11 +127,11 @@ class PlainEngine:
 
     def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
         self.policy.zero_grad(set_to_none=True)
-        if max(self.train_batch_size, self.eval_batch_size) == 1:
-            return False
-        self.train_batch_size = max(1, min(self.train_batch_size, len(pairs)) // 2)
-        self.eval_batch_size = max(1, self.eval_batch_size // 2)
-        return True
+        fewer = halved(self.train_batch_size, self.eval_batch_size, len(pairs))
+        self.train_batch_size, self.eval_batch_size = fewer or (
+            self.train_batch_size, self.eval_batch_size
+        )  # fmt: skip
+        return fewer is not None
 
     def backward_bytes(
         self, pairs: Sequence[TokenizedPair], pairs_per_step: int
@@ -211,6 +211,13 @@ class PlainEngine:
             adapters_off(self.policy) if self.reference is self.policy else contextlib.nullcontext()
         ):
             yield self.reference
+
+
+def halved(train: int, evaluated: int, pairs: int) -> tuple[int, int] | None:
+    """Half of what goes through at once, of so many pairs; None where that was one pair already."""
+    if max(train, evaluated) == 1:
+        return None
+    return max(1, min(train, pairs) // 2), max(1, evaluated // 2)
 
 
 def _cut(pairs: Sequence[TokenizedPair], size: int) -> list[Sequence[TokenizedPair]]:

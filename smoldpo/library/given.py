@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from smoldpo.arguments import load_yaml
 from smoldpo.data.convert import convert
 from smoldpo.data.formats.numbers import NUMBERS
-from smoldpo.errors import UsageError
-from smoldpo.files import write_text
+from smoldpo.errors import SmoldpoError, UsageError
+from smoldpo.files import sha256_of, write_text
+from smoldpo.runfolder import GIVEN
 from smoldpo.types import PLAIN, PreferencePair
 
 Row = Mapping[str, Any]
@@ -26,6 +30,52 @@ def names_of(data: Source) -> list[str] | None:
     if items and all(isinstance(item, str | Path) for item in items):
         return [str(item) for item in items]
     return None
+
+
+@contextlib.contextmanager
+def files_given(
+    folder: Path, given: Mapping[str, Iterable[Any]]
+) -> Iterator[dict[str, tuple[str, list[str]]]]:
+    """Pairs by their setting (data, eval_data), in files of a run folder: name, and as `write_given` returns.
+
+    A file is named by what it holds, so that the file of a run that is to be replaced stays until the new run
+    has begun. Where the block fails before that, nothing that was written for it is left.
+    """
+    place = folder / GIVEN
+    before = set(place.iterdir()) if place.is_dir() else set()
+    missing = [path for path in (place, *place.parents) if not path.exists()]
+    try:
+        yield {name: _by_content(items, place, name) for name, items in given.items()}
+    except BaseException:
+        known = _sources(folder / "config.yaml")
+        for path in set(place.iterdir()) - before if place.is_dir() else ():
+            if str(path) not in known:
+                path.unlink(missing_ok=True)
+        for path in missing:
+            with contextlib.suppress(OSError):  # something lies in it
+                path.rmdir()
+        raise
+
+
+def _by_content(items: Iterable[Any], place: Path, setting: str) -> tuple[str, list[str]]:
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=place) as staging:
+        staged = Path(staging) / "pairs.jsonl"
+        numbers = write_given(items, staged, setting)
+        word = "pairs" if setting == "data" else "eval"
+        path = place / f"{word}-{sha256_of(staged)[:8]}.jsonl"
+        staged.replace(path)
+    return str(path), numbers
+
+
+def _sources(config: Path) -> list[str]:
+    """What a run folder's configuration reads, of pairs; nothing where there is none yet."""
+    try:
+        settings = load_yaml(config) if config.is_file() else {}
+    except SmoldpoError:
+        return []
+    data = settings.get("data")
+    return [*(data if isinstance(data, list) else [data]), settings.get("eval_data")]
 
 
 def write_given(data: Iterable[Any], path: Path, setting: str = "data") -> list[str]:
@@ -60,17 +110,13 @@ def _line(row: Row, number: int, setting: str) -> str:
 
 def _write_pairs(pairs: list[PreferencePair], path: Path) -> list[str]:
     numbers = [name for name in NUMBERS if any(_own(pair, name) for pair in pairs)]
-    convert(pairs, path)
-    if not numbers:
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    written = []
-    for number, (pair, line) in enumerate(zip(pairs, lines, strict=True), 1):
-        own = {name: getattr(pair.numbers, name) for name in numbers}
-        if None in own.values():
-            raise UsageError(f"pair {number} has no beta of its own, and others have: give all one")
-        written.append(json.dumps(json.loads(line) | own) + "\n")
-    write_text(path, "".join(written))
+    if "beta" in numbers:
+        for number, pair in enumerate(pairs, 1):
+            if pair.numbers.beta is None:
+                raise UsageError(
+                    f"pair {number} has no beta of its own, and others have: give all one"
+                )
+    convert(pairs, path, numbers=numbers)
     return numbers
 
 

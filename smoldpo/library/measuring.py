@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from smoldpo.errors import ConfigError, UsageError, nearest
-from smoldpo.evaluating import EvaluateOptions, evaluate_models
+from smoldpo.errors import UsageError
+from smoldpo.evaluate_options import evaluate_options
+from smoldpo.evaluating import evaluate_models
 from smoldpo.library.given import Source, names_of, write_given
 from smoldpo.library.guest import as_guest
-
-OPTIONS = tuple(field.name for field in fields(EvaluateOptions))
 
 
 class Figures(dict[str, Any]):
@@ -53,17 +51,11 @@ def evaluate(
             see `smoldpo evaluate --help`.
 
     Raises:
-        ConfigError: an option that does not exist.
+        ConfigError: options that do not exist, or values that they cannot have.
         SmoldpoError: data or models that will not do.
     """
-    unknown = [f"unknown option {key!r}{nearest(key, OPTIONS)}" for key in options.keys() - OPTIONS]
-    if unknown:
-        raise ConfigError(sorted(unknown))
-    for name in ("judges", "fail_under"):
-        if name in options:
-            said = options[name]
-            options[name] = tuple(said.split(",") if isinstance(said, str) else said)
-    settings = EvaluateOptions(reference=None if reference is None else str(reference), **options)
+    told = {"reference": None if reference is None else str(reference)}
+    settings = evaluate_options(told | options)
     names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
     if len(names) not in (1, 2):
         raise UsageError(f"evaluate takes one model, or two to compare, not {len(names)}")

@@ -10,10 +10,13 @@ from smoldpo.arguments import load_yaml
 from smoldpo.config import TrainConfig, build_config
 from smoldpo.errors import UsageError
 from smoldpo.interrupts import Interruption
-from smoldpo.library.given import names_of, write_given
+from smoldpo.library.given import files_given, names_of
 from smoldpo.library.guest import as_guest
 from smoldpo.run import RunResult, run_training
-from smoldpo.runfolder import GIVEN, choose_folder
+from smoldpo.runfolder import choose_folder
+
+STAND_INS = {"data": ["data.jsonl"], "eval_data": "eval_data.jsonl"}
+"""Names for pairs in memory while the settings are checked, before anything is written."""
 
 
 def train(
@@ -44,12 +47,13 @@ def train(
     asked = _settings(config) | settings
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}
     given = {name: asked.pop(name) for name in ("data", "eval_data") if _is_given(asked, name)}
-    sources = {"data": [f"{name}.jsonl" for name in given]} if "data" in given else {}
-    built = build_config(asked | sources)
+    built = build_config(asked | {name: STAND_INS[name] for name in given})
     with as_guest(verbose):
-        if given:
-            built = _with_given(built, given)
-        return run_training(built, Interruption(guest=True))
+        if not given:
+            return run_training(built, Interruption(guest=True))
+        folder = choose_folder(built)
+        with files_given(folder, given) as files:
+            return run_training(_reading(built, folder, files), Interruption(guest=True))
 
 
 def _settings(config: TrainConfig | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
@@ -77,17 +81,15 @@ def _is_given(settings: dict[str, Any], name: str) -> bool:
     return False
 
 
-def _with_given(config: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
-    """The configuration with its pairs in files of the run folder, which is chosen now."""
-    folder = choose_folder(config)
+def _reading(
+    config: TrainConfig, folder: Path, files: Mapping[str, tuple[str, list[str]]]
+) -> TrainConfig:
+    """The configuration of a run in `folder` that reads these files, and the numbers that their rows have."""
     changed: dict[str, Any] = {"output_dir": str(folder)}
-    for name, items in given.items():
-        path = folder / GIVEN / ("pairs.jsonl" if name == "data" else "eval.jsonl")
-        numbers = write_given(items, path, name)
+    for name, (path, numbers) in files.items():
+        changed[name] = [path] if name == "data" else path
         if name == "data":
             known = {item.partition("=")[0].strip() for item in config.columns}
             columns = [f"{number}={number}" for number in numbers if number not in known]
-            changed |= {"data": [str(path)], "columns": [*config.columns, *columns]}
-        else:
-            changed["eval_data"] = str(path)
+            changed["columns"] = [*config.columns, *columns]
     return build_config(config.model_dump() | changed)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from smoldpo.engine import fast, plain
 from smoldpo.engine.fast import TRAIN_SHARE
 from smoldpo.engine.packing import by_length, cut_by_tokens, pair_length, shares
 from smoldpo.engine.scorer import FILL
@@ -44,7 +45,6 @@ class FastPacking:
         filled = filled_up(head + sum(lengths) - sum(share) * len(self.shared))
         slots = [_up_to(length, STEP) for length in [*lengths, head]]
         return Work(
-            sum(lengths),
             _up_to(filled, ROWS),
             _up_to(filled, TRUNK_ROWS),
             sum(slot * slot for slot in slots),
@@ -56,6 +56,19 @@ class FastPacking:
     def held(self, stream: Sequence[TokenizedPair]) -> float:
         """Rows of which a backward pass over the stream keeps states."""
         return filled_up(sum(map(pair_length, stream)))
+
+    def longest(self, pairs: Sequence[TokenizedPair]) -> TokenizedPair:
+        """The pair that needs the most memory."""
+        return max(pairs, key=pair_length)
+
+    def at_once_bytes(self, one: int, longest: TokenizedPair, per_step: int) -> int:
+        """What a step keeps for its backward pass at the most, as the engine reckons from `one` pair's."""
+        return fast.at_once_bytes(one, pair_length(longest), self.budget, per_step)
+
+    def halved(self, longest: TokenizedPair, pairs: int) -> FastPacking | None:
+        """With half the budget, as the engine halves it over so many pairs; None where it does not."""
+        fewer = fast.halved(self.budget, pair_length(longest))
+        return None if fewer is None else replace(self, budget=fewer)
 
 
 @dataclass(frozen=True)
@@ -75,11 +88,20 @@ class PlainPacking:
     def work(self, stream: Sequence[TokenizedPair]) -> Work:
         longest = max(pair.longest for pair in stream)
         rows = 2 * len(stream) * longest
-        tokens = sum(map(pair_length, stream))
-        return Work(tokens, rows, 0, rows * longest, rows, 1, len(stream))
+        return Work(rows, 0, rows * longest, rows, 1, len(stream))
 
     def held(self, stream: Sequence[TokenizedPair]) -> float:
         return 2 * len(stream) * max(pair.longest for pair in stream)
+
+    def longest(self, pairs: Sequence[TokenizedPair]) -> TokenizedPair:
+        return max(pairs, key=lambda pair: pair.longest)
+
+    def at_once_bytes(self, one: int, longest: TokenizedPair, per_step: int) -> int:
+        return one * min(self.budget, per_step)
+
+    def halved(self, longest: TokenizedPair, pairs: int) -> PlainPacking | None:
+        fewer = plain.halved(self.budget, self.eval_budget, pairs)
+        return None if fewer is None else PlainPacking(*fewer)
 
 
 Packing = FastPacking | PlainPacking

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import torch
+
+from smoldpo import rng
 from smoldpo.config import TrainConfig
+from smoldpo.engine.precision import master_dtype
 from smoldpo.engine.trunk import boundary
 from smoldpo.errors import UsageError
 from smoldpo.materials import Models
 from smoldpo.models.freeze import decoder_layers, freeze, layer_of
+from smoldpo.optim import optimizer_bytes
 from smoldpo.plan.forecast import Depth
+from smoldpo.state import saved_bytes, step_bytes
 
 
 def every_depth(config: TrainConfig, models: Models) -> list[Depth]:
@@ -18,8 +24,7 @@ def every_depth(config: TrainConfig, models: Models) -> list[Depth]:
     """
     policy = models.engine.policy
     if config.use_peft:
-        depth = models.frozen_layers, decoder_layers(policy), models.decided["engine"]
-        return [_depth(policy, *depth)]
+        return [_depth(config, models, models.frozen_layers)]
     before = {name: p.requires_grad for name, p in policy.named_parameters()}
     layers = decoder_layers(policy)
     wanted = sorted({*range(layers), models.frozen_layers})
@@ -38,23 +43,40 @@ def every_depth(config: TrainConfig, models: Models) -> list[Depth]:
                 )
             except UsageError:  # the patterns leave nothing that trains
                 continue
-            found.append(_depth(policy, frozen, layers, models.decided["engine"]))
+            found.append(_depth(config, models, frozen))
     finally:
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_(before[name])
     return found
 
 
-def _depth(policy, frozen: int, layers: int, engine: str) -> Depth:
-    trains = {name: p.numel() for name, p in policy.named_parameters() if p.requires_grad}
+def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
+    policy = models.engine.policy
+    layers = decoder_layers(policy)
+    trains = {
+        name: torch.empty(p.shape, dtype=master_dtype(models.dtype), device="meta")
+        for name, p in policy.named_parameters()
+        if p.requires_grad
+    }
+    masters = list(trains.values())
+    generators = sum(t.numel() * t.element_size() for t in rng.capture()[0].values())
     head = policy.get_output_embeddings().weight.requires_grad
-    if engine == "fast":
+    if models.decided["engine"] == "fast":
         below = boundary(policy)
     elif policy.get_input_embeddings().weight.requires_grad:
         below = 0
     else:
         below = min((layer_of(name) for name in trains if layer_of(name) >= 0), default=layers)
-    return Depth(frozen, below, layers, sum(trains.values()), head)
+    return Depth(
+        frozen,
+        below,
+        layers,
+        sum(tensor.numel() for tensor in masters),
+        head,
+        optimizer=optimizer_bytes(masters, config),
+        checkpoint=saved_bytes(masters, config) + generators,
+        step=step_bytes(masters, config),
+    )
 
 
 def depths_to_try(depths: list[Depth], configured: int) -> list[Depth]:

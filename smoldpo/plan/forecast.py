@@ -21,6 +21,12 @@ class Depth:
     trainable: int
     """Parameters that train."""
     head_trains: bool
+    optimizer: int = 0
+    """Bytes of the optimizer's state."""
+    checkpoint: int = 0
+    """Bytes of one checkpoint's tensors."""
+    step: int = 0
+    """Bytes of gradients, the optimizer's state and its temporaries, as the run counts them beforehand."""
 
     @property
     def top(self) -> int:
@@ -112,14 +118,30 @@ def evaluation_seconds(rates: Rates, load: Load, depth: Depth) -> float:
 
 
 def checkpoints(
-    seconds: float, steps: int, save_steps: int | None, save_minutes: float | None, best: bool
+    seconds: float,
+    steps: int,
+    save_steps: int | None,
+    save_minutes: float | None,
+    best: bool,
+    eval_steps: int | None = None,
+    before: float = 0.0,
 ) -> int:
-    """How many a run saves: every so many steps or minutes, and the last where there are others."""
-    by_steps = steps // save_steps if save_steps else 0
-    by_minutes = int(seconds / 60 / save_minutes) if save_minutes else 0
-    due = max(by_steps, by_minutes)
-    last = 0 if save_steps and steps % save_steps == 0 else 1
-    return due + last if due or save_steps or best else 0
+    """How many a run saves (keeper.py): every so many steps or minutes, and the last where there are others.
+
+    Args:
+        seconds: of all steps, and of what comes between them.
+        best: whether the best policy is saved; every evaluation is taken to be better than those before.
+        eval_steps: evaluations come after so many steps.
+        before: seconds from the run's beginning, where the clock starts, to the first step.
+    """
+    saved, clock = 0, 0.0
+    for step in range(1, steps + 1):
+        now = before + seconds * step / steps
+        due = any(every and step % every == 0 for every in (save_steps, best and eval_steps))
+        due = due or (save_minutes and now - clock >= 60 * save_minutes)
+        if due or (step == steps and (saved or save_steps or best)):
+            saved, clock = saved + 1, now
+    return saved
 
 
 def forecast(
@@ -132,6 +154,7 @@ def forecast(
     save_minutes: float | None,
     best: bool,
     compares: bool = True,
+    eval_steps: int | None = None,
 ) -> Times:
     """Every phase of a run at one depth; those that it does not have are left out."""
     once = rates.trunk(load.trunk, depth.below) + load.states_bytes * fixed.store_byte
@@ -139,13 +162,22 @@ def forecast(
     epochs = [epoch_seconds(rates, load, depth, number) for number in range(len(load.epochs))]
     evaluation = evaluation_seconds(rates, load, depth)
     between = load.between * evaluation
-    saved = checkpoints(sum(epochs) + between, sum(load.steps), save_steps, save_minutes, best)
+    before = load.before * evaluation
+    saved = checkpoints(
+        sum(epochs) + between,
+        sum(load.steps),
+        save_steps,
+        save_minutes,
+        best,
+        eval_steps,
+        once + before,
+    )
     after = 1 if load.evaluation.pairs else 0
     scoring = 2 * rates.top(load.answers, depth.layers)
     phases = [
         Phase("start", fixed.start),
         Phase("trunk and reference" if compares else "trunk", once),
-        Phase("evaluating before", load.before * evaluation),
+        Phase("evaluating before", before),
         *(Phase(f"epoch {number + 1}", seconds) for number, seconds in enumerate(epochs)),
         Phase("evaluating in between", between),
         Phase("checkpoints", saved * checkpoint_bytes * fixed.checkpoint_byte),

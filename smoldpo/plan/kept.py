@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +29,12 @@ from smoldpo.materials import Models
 from smoldpo.types import TokenizedPair
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kept:
-    """Pairs by what is still to be computed of them, and whether states will find room."""
+    """Pairs by what is still to be computed of them, and whether states will find room.
+
+    Depths at which that is the same have the same object, so that it is counted once.
+    """
 
     without_states: list[TokenizedPair]
     without_logps: list[TokenizedPair]
@@ -50,10 +54,23 @@ class Cupboard:
     Args:
         models: loaded as the run would load them, before any step.
         free: bytes of memory free before they were.
+        pairs, shared: all of the run's, and what most of their prompts begin with.
     """
 
-    def __init__(self, config: TrainConfig, models: Models, free: float):
+    def __init__(
+        self,
+        config: TrainConfig,
+        models: Models,
+        free: float,
+        pairs: Sequence[TokenizedPair],
+        shared: tuple[int, ...],
+    ):
         self._config, self._models, self._free = config, models, free
+        self._keyed = {
+            pair_key(pair, len(shared) if shares(pair, shared) else 0): pair for pair in pairs
+        }
+        self._found: dict[tuple[frozenset[str] | None, frozenset[str], float], Kept] = {}
+        self._logps_kept: dict[str, frozenset[str]] = {}
         self.where = config.cache
         if config.cache in ("auto", "disk"):
             self.where = "disk" if _writable(cache_folder()) else "memory"
@@ -70,11 +87,17 @@ class Cupboard:
         self._kernels = Kernels(**models.decided["kernels"])
         self._entries = cache.entries() if self.where == "disk" else []
 
-    def look(self, pairs: Sequence[TokenizedPair], shared: tuple[int, ...], below: int) -> Kept:
-        """What is there, and what will be, for these pairs with so many layers below the boundary."""
-        keyed = {pair_key(pair, len(shared) if shares(pair, shared) else 0): pair for pair in pairs}
+    def look(self, below: int) -> Kept:
+        """What is there, and what will be, with so many layers below the boundary."""
         states, room = self._states(below)
         logps = self._logps(below)
+        same = (states if below else None, logps, room)
+        if same not in self._found:
+            self._found[same] = self._kept(below, states, room, logps)
+        return self._found[same]
+
+    def _kept(self, below: int, states: frozenset[str], room: float, logps: frozenset[str]) -> Kept:
+        keyed = self._keyed
         no_states = [pair for key, pair in keyed.items() if below and key not in states]
         no_logps = [
             pair
@@ -88,25 +111,30 @@ class Cupboard:
         missing = (1 - kept / wanted) * len(no_states) / len(keyed) if wanted else 0.0
         return Kept(no_states, no_logps, kept, missing)
 
-    def _states(self, below: int) -> tuple[set[str], float]:
+    def _states(self, below: int) -> tuple[frozenset[str], float]:
         """Keys of the pairs whose states are on disk, and bytes of room for others."""
         if below == 0 or self.where == "off":
-            return set(), 0.0
+            return frozenset(), 0.0
         if self.where == "memory":
-            return set(), KEEP_SHARE * self._free
+            return frozenset(), KEEP_SHARE * self._free
         what = states_behind(below)
         if not any(entry.about.get("what") == what for entry in self._entries):
-            return set(), disk_room(cache.entry_folder("trunk", "none"), self._settings)
+            return frozenset(), self._room_for_new
         policy = self._models.engine.policy
         key = trunk_key(policy, below, self._settings, self._kernels)
         folder = cache.entry_folder("trunk", key)
         width, dtype = policy.config.hidden_size, self._models.dtype
         store = DiskStore(folder, width, dtype, 0, {}, _say_nothing, looking=True)
-        return set(store.keys()), disk_room(folder, self._settings)
+        return frozenset(store.keys()), disk_room(folder, self._settings)
 
-    def _logps(self, below: int) -> set[str]:
+    @functools.cached_property
+    def _room_for_new(self) -> float:
+        """Bytes that a store may take that is not there yet."""
+        return disk_room(cache.entry_folder("trunk", "none"), self._settings)
+
+    def _logps(self, below: int) -> frozenset[str]:
         if self.where != "disk" or not self._settings.needs_reference:
-            return set()
+            return frozenset()
         own = self._config.reference is not None
         key = reference_key(
             self._models.engine.reference if own else self._models.engine.policy,
@@ -115,8 +143,11 @@ class Cupboard:
             self._settings,
             self._kernels,
         )
-        folder = cache.entry_folder("reference", key)
-        return set(ReferenceStore(folder, {}, _say_nothing, looking=True).keys())
+        if key not in self._logps_kept:
+            folder = cache.entry_folder("reference", key)
+            keys = ReferenceStore(folder, {}, _say_nothing, looking=True).keys()
+            self._logps_kept[key] = frozenset(keys)
+        return self._logps_kept[key]
 
 
 def _writable(folder: Path) -> bool:

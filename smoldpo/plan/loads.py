@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 
 from smoldpo.config import TrainConfig
+from smoldpo.engine.scorer import MAX_TOKENS
 from smoldpo.loss_facts import needs_reference
 from smoldpo.plan.counting import FastPacking, Packing, work_of
 from smoldpo.plan.forecast import Depth, Load
-from smoldpo.plan.kept import Kept
+from smoldpo.plan.kept import NOTHING, Kept
 from smoldpo.plan.work import Work
 from smoldpo.trainer import Schedule, loss_function
 from smoldpo.types import TokenizedPair
@@ -26,6 +28,23 @@ class Steps:
     steps: list[int]
     longest: float
     """Rows of the longest stream with a backward pass."""
+
+
+class Counts:
+    """Each count of a run made once, whatever number of depths asks for it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        train: Sequence[TokenizedPair],
+        evaluation: Sequence[TokenizedPair],
+    ):
+        self.steps = cache(lambda packing: count_steps(config, packing, train))
+        """The optimizer steps under a packing: Steps."""
+        self.evaluation = cache(lambda packing: work_of(packing, packing.passes(evaluation)))
+        """All held-out pairs, once: Work."""
+        self.once = cache(lambda packing, kept: _once(packing, kept))
+        """What goes through trunk and reference: Work, Work; nothing where the engine keeps nothing."""
 
 
 def count_steps(config: TrainConfig, packing: Packing, train: Sequence[TokenizedPair]) -> Steps:
@@ -49,23 +68,22 @@ def load_at(
     config: TrainConfig,
     depth: Depth,
     packing: Packing,
-    steps: Steps,
-    evaluation: Sequence[TokenizedPair],
+    counts: Counts,
     kept: Kept,
     answers: Work,
 ) -> Load:
     """What the run does; `kept` is what is there already, and `answers` what is scored of them."""
     fast = isinstance(packing, FastPacking)
     own = config.reference is not None
-    trunk, reference = _once(packing, kept) if fast else (Work(), Work())
+    steps, evaluation = counts.steps(packing), counts.evaluation(packing)
+    trunk, reference = counts.once(packing, kept)
     last = sum(steps.steps)
     between = 0
-    if config.eval_steps and evaluation:
+    if config.eval_steps and evaluation.pairs:
         between = (last - 1) // config.eval_steps + config.load_best_model_at_end
     before = 0
-    if (
-        evaluation
-    ):  # a fast engine has the reference's log-probabilities, and the policy's with them
+    if evaluation.pairs:
+        # A fast engine has the reference's log-probabilities, and the policy's with them.
         apart = own or config.use_weighting  # the policy's own are asked for besides
         compares = needs_reference(config.loss_type)
         before = int(apart or not compares) if fast else 1 + (apart and compares)
@@ -77,7 +95,7 @@ def load_at(
         epochs=steps.epochs,
         steps=steps.steps,
         two_passes=loss_function(config, config.beta).whole_step,
-        evaluation=work_of(packing, packing.passes(evaluation)) if evaluation else Work(),
+        evaluation=evaluation,
         evaluation_layers=depth.top if fast else depth.layers,
         before=before,
         between=between,
@@ -87,8 +105,10 @@ def load_at(
     )
 
 
-def _once(packing: FastPacking, kept: Kept) -> tuple[Work, Work]:
+def _once(packing: Packing, kept: Kept) -> tuple[Work, Work]:
     """Through trunk and reference, as FastEngine.prepare groups the pairs."""
+    if kept is NOTHING:
+        return Work(), Work()
     unscored = set(kept.without_logps)
     stateless = set(kept.without_states)
     first = packing.passes(kept.without_states)
@@ -105,5 +125,5 @@ def answers_work(
     pairs += evaluation[:READINGS] if read else []
     if not pairs:
         return Work()
-    packing = FastPacking(budget=3840)
-    return replace(work_of(packing, packing.passes(pairs)), tokens=0.0)
+    packing = FastPacking(MAX_TOKENS)
+    return work_of(packing, packing.passes(pairs))

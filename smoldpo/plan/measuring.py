@@ -34,7 +34,6 @@ class Measured:
     passed: list[Passed] = field(default_factory=list)
     stepped: list[Stepped] = field(default_factory=list)
     tried: Tried | None = None
-    budget: int = 0
 
 
 class DryRun:
@@ -71,7 +70,6 @@ class DryRun:
         per_step = self._config.per_device_train_batch_size
         per_step *= self._config.gradient_accumulation_steps
         fit_budget(engine, self._pairs, per_step, state.step_bytes, free_memory(engine.device))
-        self.found.budget = engine.budget
         if with_trunk and self._fast and self._depth.below:
             self._time_trunk()
         for sample in self._samples.both:
@@ -140,15 +138,8 @@ class DryRun:
         )
 
     def _memory(self, before: int, most: int) -> Tried:
-        """What the optimizer holds, what a row keeps, and what no count explains."""
-        state, engine, depth = self._state, self._engine, self._depth
-        assert state is not None
-        moments = sum(
-            value.numel() * value.element_size()
-            for values in state.optimizer.state.values()
-            for value in values.values()
-            if hasattr(value, "numel")
-        )
+        """What a row keeps, and what no count explains."""
+        engine, depth = self._engine, self._depth
         longest = max(self._samples.long, key=lambda pair: self._packing().held([pair]))
         one, _ = engine.backward_bytes([longest], 1)
         packing = self._packing()
@@ -160,12 +151,9 @@ class DryRun:
         trainable = depth.trainable * self._sizes.master
         return Tried(
             depth=depth,
-            optimizer=moments,
-            checkpoint=state.capture().bytes,
-            step=state.step_bytes,
             kept_row=row,
-            other=most - before - moments - trainable - held * row,
-            rest=resident() - before - moments,
+            other=most - before - depth.optimizer - trainable - held * row,
+            rest=resident() - before - depth.optimizer,
         )
 
 

@@ -7,11 +7,6 @@ from dataclasses import dataclass
 
 from smoldpo.plan.forecast import Depth
 
-ASIDE = 100 << 20
-"""As engine/memory_budget.py: left for what is no tensor."""
-MARGIN = 1.5
-"""As there: a backward pass holds at most this times what it keeps."""
-
 
 @dataclass(frozen=True)
 class Sizes:
@@ -41,11 +36,6 @@ class Tried:
     """What was seen at one depth."""
 
     depth: Depth
-    optimizer: float
-    """Bytes of the optimizer's state."""
-    checkpoint: float
-    step: float
-    """Gradients and the optimizer's state, as the run counts them before its first step."""
     kept_row: float
     """Bytes that a backward pass keeps of each row of a stream."""
     other: float
@@ -66,21 +56,6 @@ class Need:
         return max(self.phases.values())
 
 
-def optimizer_bytes(tried: Sequence[Tried], depth: Depth) -> float:
-    """Of the optimizer's state: in proportion to what trains."""
-    return along(tried, _trainable, lambda t: t.optimizer, depth, proportional=True)
-
-
-def checkpoint_bytes(tried: Sequence[Tried], depth: Depth) -> float:
-    """Of one checkpoint's tensors."""
-    return along(tried, _trainable, lambda t: t.checkpoint, depth, proportional=True)
-
-
-def step_bytes(tried: Sequence[Tried], depth: Depth) -> float:
-    """What comes with the first step and stays."""
-    return along(tried, _trainable, lambda t: t.step, depth, proportional=True)
-
-
 def kept_row(tried: Sequence[Tried], depth: Depth) -> float:
     """Bytes that a backward pass keeps of a row: in proportion to the layers it goes through."""
     return along(tried, _top, lambda t: t.kept_row, depth, proportional=True)
@@ -95,7 +70,7 @@ def need(sizes: Sizes, tried: Sequence[Tried], depth: Depth, rows: float) -> Nee
         "libraries": sizes.libraries,
         "weights": sizes.weights,
         "masters": trainable * sizes.masters_apart,
-        "optimizer": optimizer_bytes(tried, depth),
+        "optimizer": depth.optimizer,
         "gradients": float(trainable),
         "trunk states": sizes.states,
         "backward": rows * kept_row(tried, depth),
@@ -114,33 +89,6 @@ def need(sizes: Sizes, tried: Sequence[Tried], depth: Depth, rows: float) -> Nee
         draws = 2 * sizes.computing + sizes.answering
         phases["answers"] = stays + max(loads, draws)
     return Need(parts, phases)
-
-
-def fitting_budget(
-    budget: int,
-    rows_at: Callable[[int], float],
-    alone: float,
-    row_bytes: float,
-    taken: float,
-    free: float,
-) -> int | None:
-    """The budget of a stream with which a step fits, halved as engine/memory_budget.py does; None: none.
-
-    Args:
-        rows_at: rows of the longest stream of a step under a budget.
-        alone: rows of the longest pair by itself.
-        row_bytes: kept of a row for the backward pass.
-        taken: bytes of gradients and the optimizer's state.
-        free: bytes free when training begins.
-    """
-    room = free - taken - ASIDE
-    if alone * row_bytes > room:
-        return None
-    while MARGIN * max(alone, rows_at(budget)) * row_bytes > room and budget > 1:
-        if rows_at(budget) <= alone:
-            break
-        budget //= 2
-    return budget
 
 
 def along(
@@ -164,7 +112,3 @@ def along(
 
 def _top(depth: Depth) -> float:
     return depth.top
-
-
-def _trainable(depth: Depth) -> float:
-    return depth.trainable

@@ -12,13 +12,15 @@ from smoldpo.config import TrainConfig
 from smoldpo.durations import parse_duration, words
 from smoldpo.engine.memory import give_back_freed_memory
 from smoldpo.errors import UsageError
-from smoldpo.plan.planner import Row, make_plan
+from smoldpo.plan.planner import Plan, Row, make_plan
 
 
-def settle_depth(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | None]:
+def settle_depth(
+    config: TrainConfig, started: float = 0.0
+) -> tuple[TrainConfig, dict[str, Any] | None]:
     """The configuration with a number in place of auto, and how that was found, for the run's records.
 
-    What planning took is part of the budget.
+    What planning took is part of the budget, and so are the seconds before, `started`.
 
     Raises:
         UsageError: no depth fits.
@@ -26,13 +28,12 @@ def settle_depth(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | Non
     if config.freeze_layers != "auto":
         return config, None
     begun = time.perf_counter()
-    plan = make_plan(config)
+    plan = make_plan(config, started)
     gc.collect()
     give_back_freed_memory()
     spent = time.perf_counter() - begun
     assert config.budget is not None
-    row = pick(plan.rows, parse_duration(config.budget) - spent, config.budget, spent)
-    progress.say(why(row, config.budget, spent))
+    row = pick_and_say(plan, config.budget, spent)
     chosen = {
         "budget": config.budget,
         "freeze_layers": row.depth.frozen,
@@ -42,6 +43,13 @@ def settle_depth(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any] | Non
     }
     settled = config.model_copy(update={"freeze_layers": row.depth.frozen, "budget": None})
     return settled, chosen
+
+
+def pick_and_say(plan: Plan, budget: str, spent: float) -> Row:
+    """What auto picks after so many seconds of planning; raises as `pick`."""
+    row = pick(plan.rows, parse_duration(budget) - spent, budget, spent)
+    progress.say(why(row, budget, spent))
+    return row
 
 
 def pick(rows: Sequence[Row], seconds: float, budget: str, spent: float = 0.0) -> Row:

@@ -10,21 +10,16 @@ from smoldpo.config import TrainConfig
 from smoldpo.engine.precision import pick_device
 from smoldpo.errors import UsageError
 from smoldpo.loss_facts import needs_reference
+from smoldpo.plan.counting import Packing
 from smoldpo.plan.disk import disk_bytes
+from smoldpo.plan.fitting import fitting
 from smoldpo.plan.forecast import Depth, Fixed, Times, forecast
 from smoldpo.plan.loads import answers_work, load_at
-from smoldpo.plan.memory import (
-    Need,
-    Sizes,
-    checkpoint_bytes,
-    fitting_budget,
-    kept_row,
-    need,
-    step_bytes,
-)
+from smoldpo.plan.memory import Need, Sizes, kept_row, need
 from smoldpo.plan.rates import Rates
 from smoldpo.plan.trial import Trial
 from smoldpo.plan.unforeseen import require_forecastable, unforeseen
+from smoldpo.plan.work import Work
 from smoldpo.preflight import preflight
 from smoldpo.trainer import Schedule
 
@@ -90,43 +85,45 @@ def make_plan(config: TrainConfig, imports: float = 0.0) -> Plan:
         config = config.model_copy(update={"freeze_layers": None, "budget": None})
     trial = Trial(config, imports)
     trial.go()
-    rows = [_row(trial, depth) for depth in trial.depths]
+    answers = answers_work(
+        trial.ends.prompts, config.max_new_tokens, trial.data.eval, config.generate_prompts > 0
+    )
+    rows = [_row(trial, depth, answers) for depth in trial.depths]
     row = next(row for row in rows if row.depth.frozen == trial.models.frozen_layers)
     seconds = time.perf_counter() - begun
     return Plan(row, rows, _counts(trial), trial.rates, unforeseen(config), seconds)
 
 
-def _row(trial: Trial, depth: Depth) -> Row:
+def _row(trial: Trial, depth: Depth, answers: Work) -> Row:
     config, kept = trial.config, trial.kept[depth.frozen]
     sizes = replace(trial.sizes, states=kept.states_bytes if trial.where == "memory" else 0.0)
-    budget = _budget(trial, depth, sizes)
-    packing, steps = trial.packing(budget or trial.budget), trial.steps(budget or trial.budget)
-    answers = answers_work(
-        trial.ends.prompts, config.max_new_tokens, trial.data.eval, config.generate_prompts > 0
-    )
-    load = load_at(config, depth, packing, steps, trial.data.eval, kept, answers)
-    saved, best = checkpoint_bytes(trial.tried, depth), config.load_best_model_at_end
+    fits = _packing(trial, depth, sizes)
+    packing = fits or trial.packing
+    load = load_at(config, depth, packing, trial.counts, kept, answers)
+    saved, best = depth.checkpoint, config.load_best_model_at_end
     saves = (config.save_steps, config.save_minutes, best)
     compares = needs_reference(config.loss_type)
-    times = forecast(trial.rates, load, depth, _fixed(trial), saved, *saves, compares)
+    evaluated = config.eval_steps if trial.data.eval else None
+    times = forecast(trial.rates, load, depth, _fixed(trial), saved, *saves, compares, evaluated)
     store = load.states_bytes if trial.where == "disk" else 0.0
     keep = config.keep_checkpoints
     disk = disk_bytes(trial.models.saved_bytes, saved, times.checkpoints, keep, best, store)
-    memory = need(sizes, trial.tried, depth, steps.longest)
+    memory = need(sizes, trial.tried, depth, trial.counts.steps(packing).longest)
     tried = any(t.depth == depth for t in trial.tried)
-    return Row(depth, times, memory, disk, budget, trial.free, tried)
+    return Row(depth, times, memory, disk, fits and fits.budget, trial.free, tried)
 
 
-def _budget(trial: Trial, depth: Depth, sizes: Sizes) -> int | None:
-    """What the run will let through at once at this depth, by the memory that it will find."""
-    packing = trial.packing(trial.budget)
+def _packing(trial: Trial, depth: Depth, sizes: Sizes) -> Packing | None:
+    """How the run will lay out its pairs at this depth, by the memory that it will find; None: not at all."""
+    if trial.refused(depth):
+        return None
     trainable = depth.trainable * sizes.master
-    return fitting_budget(
-        trial.budget,
-        lambda budget: trial.steps(budget).longest,
-        max(packing.held([pair]) for pair in trial.data.train),
+    return fitting(
+        trial.packing,
+        trial.data.train,
+        Schedule.of(trial.config, len(trial.data.train)).pairs_per_step,
         kept_row(trial.tried, depth),
-        step_bytes(trial.tried, depth),
+        depth.step,
         trial.free - sizes.weights - sizes.states - trainable * sizes.masters_apart,
     )
 

@@ -24,7 +24,7 @@ from smoldpo.plan.depths import depths_to_try, every_depth
 from smoldpo.plan.ends import Disk, Ends, measure_disk, measure_ends
 from smoldpo.plan.forecast import Depth
 from smoldpo.plan.kept import NOTHING, Cupboard
-from smoldpo.plan.loads import Steps, count_steps
+from smoldpo.plan.loads import Counts
 from smoldpo.plan.measuring import DryRun, Measured
 from smoldpo.plan.memory import Sizes, Tried, need
 from smoldpo.plan.rates import fit_rates
@@ -43,7 +43,7 @@ class Trial:
     def __init__(self, config: TrainConfig, imports: float):
         self.config = config
         self._measured: list[Measured] = []
-        self._counted: dict[int, Steps] = {}
+        self._refused: list[tuple[Depth, Exception]] = []
         begun = time.perf_counter()
         self._raw = load_data(config)
         libraries, self.free = resident(), free_memory(torch.device("cpu"))
@@ -59,10 +59,12 @@ class Trial:
         self.kept = dict.fromkeys((depth.frozen for depth in self.depths), NOTHING)
         self.where = "off"
         if self.fast:
-            cupboard = Cupboard(config, self.models, self.free)
+            cupboard = Cupboard(config, self.models, self.free, pairs, self.shared)
             self.where = cupboard.where
             for depth in self.depths:
-                self.kept[depth.frozen] = cupboard.look(pairs, self.shared, depth.below)
+                self.kept[depth.frozen] = cupboard.look(depth.below)
+        self.packing = self._packing()
+        self.counts = Counts(config, self.data.train, self.data.eval)
 
     def _sizes(self, libraries: float) -> Sizes:
         """Of the models as loaded; what loading left besides counts with the libraries."""
@@ -102,8 +104,10 @@ class Trial:
             advance(1)
             for number, depth in enumerate(chosen):
                 with progress.silenced():
-                    self._try(depth, first=number == 0)
+                    self._try(depth, loaded=number == 0)
                 advance(1)
+        if not self._measured:
+            raise self._refused[-1][1]
         self.sizes = replace(self.sizes, answering=self.ends.answering_bytes)
         self.rates = fit_rates(
             [passed for found in self._measured for passed in found.passed],
@@ -114,14 +118,17 @@ class Trial:
     def tried(self) -> list[Tried]:
         return [found.tried for found in self._measured if found.tried is not None]
 
-    @property
-    def budget(self) -> int:
-        """What goes through at once where memory is no matter."""
-        return self._measured[0].budget
+    def refused(self, depth: Depth) -> bool:
+        """Whether a dry run of this depth, or of one that trains no more, found no room in memory."""
+        return any(depth.trainable >= other.trainable for other, _ in self._refused)
 
-    def _try(self, depth: Depth, first: bool) -> None:
-        """One dry run; a depth that may not fit into memory, or does not, is left out."""
-        if first:
+    def _try(self, depth: Depth, loaded: bool) -> None:
+        """One dry run; a depth that may not fit into memory, or does not, is left out.
+
+        Args:
+            loaded: whether it is the one that the models were loaded for.
+        """
+        if loaded:
             models = self.models
         else:
             self._let_go()
@@ -132,13 +139,15 @@ class Trial:
         samples = step_samples(self.data.train, per_step)
         try:
             run = DryRun(self.config, models, depth, self.data.train, samples, self.sizes)
-            found = run.go(with_trunk=first)
+            found = run.go(with_trunk=not self._measured)
         except Exception as error:
             refused = isinstance(error, SmoldpoError) and "memory" in str(error)
-            if first or not (refused or is_out_of_memory(error)):
+            if not (refused or is_out_of_memory(error)):
                 raise
+            # Without its traceback, which holds every tensor of the attempt.
+            self._refused.append((depth, error.with_traceback(None)))
             return
-        if not first and found.tried is not None:
+        if self._measured and found.tried is not None:
             there = self.tried[0].rest  # kernels and threads of the first depth were there already
             other, rest = found.tried.other + there, found.tried.rest + there
             found.tried = replace(found.tried, other=other, rest=rest)
@@ -152,7 +161,11 @@ class Trial:
 
     def _may_fit(self, depth: Depth) -> bool:
         """Whether a step at this depth is safe to try."""
-        wanted = need(self.sizes, self.tried, depth, self.steps(self.budget).longest)
+        if self.refused(depth):
+            return False
+        if not self._measured:  # nothing is known of a step yet; the dry run looks before its first
+            return True
+        wanted = need(self.sizes, self.tried, depth, self.counts.steps(self.packing).longest)
         most = wanted.parts["backward"] / 2 + max(wanted.phases[p] for p in ("loading", "training"))
         return most - self.sizes.libraries <= self.free
 
@@ -169,15 +182,9 @@ class Trial:
             }
         )
 
-    def packing(self, budget: int) -> Packing:
-        """How the run's pairs are laid out under a budget."""
+    def _packing(self) -> Packing:
+        """How the run's pairs are laid out where memory is no matter."""
+        budget = self.models.engine.budget
         if self.fast:
             return FastPacking(budget, self.shared)
         return PlainPacking(budget, self.config.per_device_eval_batch_size)
-
-    def steps(self, budget: int) -> Steps:
-        """The run's optimizer steps under a budget; counted once."""
-        if budget not in self._counted:
-            packing = self.packing(budget)
-            self._counted[budget] = count_steps(self.config, packing, self.data.train)
-        return self._counted[budget]

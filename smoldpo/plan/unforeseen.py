@@ -30,6 +30,10 @@ def unforeseen(config: TrainConfig) -> list[str]:
         notes.append(
             f"answers are counted as if each had max_new_tokens ({config.max_new_tokens}) tokens"
         )
+    if config.load_best_model_at_end:
+        notes.append(
+            "checkpoints are counted as if every evaluation were the best so far (load_best_model_at_end)"
+        )
     if config.early_stopping_patience:
         notes.append("training may stop earlier (early_stopping_patience)")
     return notes

@@ -10,8 +10,6 @@ from dataclasses import dataclass, fields
 class Work:
     """What goes through one layer, and through the head, in some passes over some pairs."""
 
-    tokens: float = 0.0
-    """Of the pairs, without what fills up."""
     rows: float = 0.0
     """Of the products in a layer above the boundary, with what fills up."""
     trunk_rows: float = 0.0

@@ -17,7 +17,7 @@ from smoldpo.files import write_json, write_text
 from smoldpo.fingerprint import write_beginning
 from smoldpo.interrupts import Interruption
 from smoldpo.run import Run, write_start
-from smoldpo.runfolder import make_folder
+from smoldpo.runfolder import command_line, make_folder
 from smoldpo.sweep.shared import Shared
 from smoldpo.sweep.trials import folder_of
 
@@ -70,7 +70,7 @@ def measure_winner(
         )
     loaded = shared.load(measured)
     make_folder(folder)
-    write_start(folder, trained, loaded.models, loaded.data)
+    write_start(folder, trained, loaded.models, loaded.data, command_line())
     write_beginning(folder, loaded.fingerprint)
     _copy_steps(trial / "metrics.jsonl", folder / "metrics.jsonl")
     checkpoint.state["metrics_rows"] = (

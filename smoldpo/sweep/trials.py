@@ -27,7 +27,7 @@ from smoldpo.fingerprint import differences, other_machine, read_beginning, writ
 from smoldpo.interrupts import Interruption
 from smoldpo.keeper import require_disk
 from smoldpo.run import Loaded, Run, write_start
-from smoldpo.runfolder import make_folder
+from smoldpo.runfolder import command_line, make_folder
 from smoldpo.sweep.shared import ChangedError, Shared
 from smoldpo.tracking import cut_back
 
@@ -193,7 +193,7 @@ def _make(
         return going_on
     require_disk(folder, config, loaded.models, loaded.data)
     make_folder(folder)
-    write_start(folder, config, loaded.models, loaded.data)
+    write_start(folder, config, loaded.models, loaded.data, command_line())
     write_beginning(folder, loaded.fingerprint)
     return Trial(folder, config, loaded, arena.interruption, leads=leads)
 
