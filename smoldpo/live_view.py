@@ -82,9 +82,12 @@ class View:
         self._done += units
         count = f"{self._done:,}/{self._total:,}"
         self.bars.update(self._task, completed=self._done, count=count)
-        self._now = self._newest()
-        if self._now:
-            self._steps.append((self._now["pairs"], self._now["seconds"]))
+        now = self._newest()
+        if now:
+            self._steps.append((now["pairs"], now["seconds"]))
+        self._now = (
+            now  # last, for another thread draws: what it reads has its place in the speed already
+        )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Any]:
         for items in (self._step(), self._memory(), self._evaluation()):

@@ -192,7 +192,8 @@ class Reporting:
 
     Args:
         earlier: rows that metrics.jsonl holds, of a run that goes on. TensorBoard's files are written anew
-            from them; the other loggers keep what they were told, and FILE says what that was.
+            from them. The other loggers keep what they were told, and FILE says what that was; one that is
+            new, or had failed, is told what it missed.
 
     Raises:
         SmoldpoError: a logger that cannot be started, such as a server out of reach.
@@ -227,11 +228,11 @@ class Reporting:
             self._told[name] = new if name == "tensorboard" else known or new
         self._write()
         for row in earlier:
-            self._tell(["tensorboard"], row)
+            self._tell(row)
 
     def log(self, row: dict[str, Any]) -> None:
         """Tell every logger a row of metrics.jsonl, unless it was told already."""
-        self._tell(list(self._loggers), row)
+        self._tell(row)
 
     def close(self) -> None:
         """Close every logger; one that fails is named."""
@@ -243,11 +244,11 @@ class Reporting:
                 progress.say(f"report_to {name}: could not be closed ({error})")
         self._loggers = {}
 
-    def _tell(self, names: Iterable[str], row: dict[str, Any]) -> None:
+    def _tell(self, row: dict[str, Any]) -> None:
         step = int(row["step"])
         numbers = {k: float(v) for k, v in row.items() if k not in ("step", "pairs")}
-        for name in names:
-            if name not in self._loggers or self._is_told(name, step, numbers):
+        for name in list(self._loggers):
+            if self._is_told(name, step, numbers):
                 continue
             try:
                 with _on_standard_error():
@@ -273,7 +274,8 @@ class Reporting:
             self._told[name]["step"] = step
         else:
             self._told[name]["evaluations"].append(_key(step, numbers))
-        self._write()
+        if name != "tensorboard":  # its entry begins anew with every start, as its files do
+            self._write()
 
     def _write(self) -> None:
         """Whole or not at all; not brought to the disk each time, for at worst a row is told twice."""

@@ -200,3 +200,19 @@ def test_items_flow_and_are_never_broken():
     assert flowed(["one", "two", "three"], 8) == ["one  two", "three"]
     assert flowed(["one", "two"], 7) == ["one", "two"]
     assert flowed(["longer than that"], 5) == ["longer than that"] and flowed([], 9) == []
+
+
+def test_the_view_may_be_drawn_in_the_middle_of_the_first_step():
+    """Another thread draws; here the drawing comes when the step's figures are being taken in."""
+    figures = {"loss": 0.5, "pairs": 4.0, "seconds": 2.0}
+    view = live_view.View("training", 2, lambda: figures, dict)
+    drawn = []
+
+    class Drawn(live_view.deque):
+        def append(self, item):
+            drawn.append(view._step())
+            super().append(item)
+
+    view._steps = Drawn(maxlen=live_view.STEPS)
+    view.advance(1)
+    assert drawn == [[]] and view._step()[-1] == "2.0 pairs/s"

@@ -190,6 +190,34 @@ def test_a_resumed_run_tells_nothing_twice(wandb, tmp_path):
     assert [row["step"] for row in told] == [4, 3] and "eval_loss" in told[1]
 
 
+def test_a_logger_that_is_added_or_had_failed_is_told_what_it_missed(wandb, trackio, tmp_path):
+    steps = [STEP | {"step": step} for step in (1, 2, 3)]
+    check = {"step": 2, "eval_loss": 0.5}
+    folder = tmp_path / "run"
+    report(folder, "trackio", [CHECK, steps[0]])  # and then nothing more, as after a failure
+    wandb.clear()
+    reporting = Reporting(["wandb", "trackio"], folder, {}, [CHECK, *steps[:2], check])
+    reporting.log(steps[2])
+    reporting.close()
+    told = wandb.of("log")
+    first = [arguments[0] for _, arguments, keywords in told if not keywords]
+    other = [keywords["step"] for _, _, keywords in told if keywords]
+    assert [row["step"] for row in first] == [0, 1, 2, 2, 3]
+    assert other == [2, 2, 3]
+
+
+def test_tensorboard_alone_does_not_write_its_memory_at_every_step(tmp_path, monkeypatch):
+    reporting = Reporting(["tensorboard"], tmp_path, {})
+    written = []
+    monkeypatch.setattr(reporting, "_write", lambda: written.append(1))
+    reporting.log(STEP)
+    reporting.log(CHECK)
+    assert not written
+    reporting.close()
+    found, _ = scalars(tmp_path / "tensorboard")
+    assert found["loss"] and found["eval_loss"]
+
+
 def test_a_new_run_in_the_same_folder_is_new(cli, wandb, tiny_folder, pairs_file, tmp_path):
     command = [
         "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", tmp_path / "run", *SHORT,

@@ -563,6 +563,71 @@ def test_impossible_values_are_named_by_the_recipes_key(write, text, says, tmp_p
     assert str(tmp_path / "recipe.yaml") in str(caught.value)
 
 
+EVALUATES = TRL + "eval_strategy: steps\neval_steps: 5\n"
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (EVALUATES + "load_best_model_at_end: true\nearly_stopping_patience: 3\n",
+         {"load_best_model_at_end": True, "early_stopping_patience": 3}),
+        (EVALUATES + "load_best_model_at_end: true\nmetric_for_best_model: loss\ngreater_is_better: false\n",
+         {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}),
+        (EVALUATES + "load_best_model_at_end: true\nmetric_for_best_model: eval_rewards/accuracies\n"
+         "greater_is_better: true\n",
+         {"load_best_model_at_end": True, "metric_for_best_model": "eval_rewards/accuracies"}),
+        (EVALUATES + "metric_for_best_model: rewards/margins\nload_best_model_at_end: false\n", {}),
+        (AXOLOTL + "eval_strategy: steps\neval_steps: 5\nearly_stopping_patience: 2\n",
+         {"early_stopping_patience": 2}),
+        (FULL + "dataset: a/b\neval_strategy: steps\neval_steps: 5\nearly_stopping_steps: 4\n",
+         {"early_stopping_patience": 4}),
+        (TRL + "save_steps: 5\nsave_total_limit: 3\n", {"keep_checkpoints": 3}),
+        (AXOLOTL + "save_total_limit: 1\n", {"keep_checkpoints": 1}),
+        (TRL + "save_total_limit: 0\n", {}),
+        (TRL + "save_total_limit:\n", {}),
+    ],
+)  # fmt: skip
+def test_the_best_evaluation_and_the_checkpoints(write, text, expected):
+    names = ("load_best_model_at_end", "early_stopping_patience", "metric_for_best_model")
+    imported = write(text)
+    found = {
+        name: imported.settings[name]
+        for name in (*names, "keep_checkpoints")
+        if name in imported.settings
+    }
+    assert found == expected
+    assert not {"unsupported"} & {fates(imported).get(key) for key in (*names, "greater_is_better")}
+
+
+@pytest.mark.parametrize(
+    "text, key, says",
+    [
+        (TRL + "load_best_model_at_end: true\n", "load_best_model_at_end", "eval_steps"),
+        (TRL + "eval_strategy: epoch\nearly_stopping_patience: 3\n", "early_stopping_patience",
+         "eval_steps"),
+        (EVALUATES + "load_best_model_at_end: true\nmetric_for_best_model: bleu\n",
+         "metric_for_best_model", "no such figure"),
+        (EVALUATES + "load_best_model_at_end: true\ngreater_is_better: true\n", "greater_is_better",
+         "lowest"),
+        (EVALUATES + "load_best_model_at_end: true\nearly_stopping_threshold: 0.1\n",
+         "early_stopping_threshold", "any amount"),
+        (EVALUATES + "cpo_alpha: 1.0\nload_best_model_at_end: true\n"
+         "metric_for_best_model: eval_rewards/accuracies\n", "metric_for_best_model", "no rewards"),
+    ],
+)  # fmt: skip
+def test_a_best_evaluation_that_there_is_not(write, text, key, says):
+    imported = write(text)
+    assert fates(imported)[key] == "unsupported" and says in reasons(imported)[key]
+
+
+def test_loggers_are_left_to_whoever_trains(write):
+    imported = write(TRL + "report_to: [wandb, tensorboard]\n")
+    assert fates(imported)["report_to"] == "dropped" and "report_to" not in imported.settings
+    assert "--report-to wandb,tensorboard" in reasons(imported)["report_to"]
+    for other in ("none", "all", "[swanlab]", "[1]"):
+        assert "--report-to" not in reasons(write(TRL + f"report_to: {other}\n"))["report_to"]
+
+
 def test_weights_in_the_two_senses(write):
     shares = "model_name_or_path: a/m\nbeta: 0.1\ndataset_mixer:\n  a/one: {}\n  b/two: {}\n"
     whole = write(shares.format("1.0", "1.0"))

@@ -105,7 +105,7 @@ def score(
         pairs,
         MAX_TOKENS,
         lambda some: pack(some, model.device, FILL, shared),
-        lambda _, batch: scorer.logps(batch, None),
+        lambda _, batch: scorer.logps(batch, None).map(torch.Tensor.cpu),
         advance,
     )
 
@@ -122,7 +122,7 @@ def in_order(
     order: list[int] = []
     for indices in by_length(pairs, max_tokens):
         some = [pairs[index] for index in indices]
-        parts.append(logps_of(some, packed(some)).map(torch.Tensor.cpu))
+        parts.append(logps_of(some, packed(some)))
         order += indices
         advance(len(some))
     return ordered(parts, order)

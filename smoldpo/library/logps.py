@@ -15,15 +15,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo.data.tokenize import PairTokenizer, require_room
-from smoldpo.engine.base import ordered
 from smoldpo.engine.kernels import Kernels, choose_kernels
-from smoldpo.engine.packing import by_length, pack
-from smoldpo.engine.scorer import FILL, MAX_TOKENS, Scorer
+from smoldpo.engine.packing import pack
+from smoldpo.engine.scorer import FILL, MAX_TOKENS, Scorer, in_order
 from smoldpo.engine.trunk import unsupported
 from smoldpo.errors import ModelError, UsageError
 from smoldpo.models.lean import leave_lean
 from smoldpo.models.load import positions
-from smoldpo.types import PairLogps, PreferencePair, TokenizedPair
+from smoldpo.types import PairLogps, PreferencePair, TokenizedPair, no_progress
 
 VARIANTS = ("Dora", "MiCA")
 """PEFT's variants of LoRA, by the beginnings of their names, that treat each row by itself."""
@@ -79,18 +78,15 @@ def sequence_logps(
     try:
         # One boundary for every model, so that a policy with frozen layers gives what its reference gives.
         scorer = Scorer(inner, 0, _kernels(inner.dtype, inner.device.type))
-        return _in_order(scorer, tokens, max_tokens)
+        return in_order(
+            tokens,
+            max_tokens,
+            lambda some: pack(some, inner.device, FILL),
+            lambda _, batch: scorer.logps(batch, None),
+            no_progress,
+        )
     finally:
         leave_lean(inner.model)
-
-
-def _in_order(scorer: Scorer, pairs: Sequence[TokenizedPair], max_tokens: int) -> PairLogps:
-    cut = by_length(pairs, max_tokens)
-    parts = [
-        scorer.logps(pack([pairs[index] for index in indices], scorer.model.device, FILL), None)
-        for indices in cut
-    ]
-    return ordered(parts, [index for indices in cut for index in indices])
 
 
 def _tokenized(

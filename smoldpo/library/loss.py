@@ -22,8 +22,11 @@ KNOWN = (
     "f_alpha_divergence_coef",
 )
 """Settings that are the loss's own: all but those of a schedule or of a reference that moves."""
-OF_TOKENS = ("ld_alpha", "use_weighting")
-"""Settings that read more of an answer than its sum."""
+OF_TOKENS = {
+    "ld_alpha": "call smoldpo.losses.Objective on what sequence_logps gives",
+    "use_weighting": "train with smoldpo.train",
+}
+"""Settings that read more of an answer than its sum, and what to do instead."""
 
 
 class _NotGiven:
@@ -74,8 +77,7 @@ def dpo_loss(
     """
     names = [loss_type] if isinstance(loss_type, str) else list(loss_type)
     unknown = [
-        f"{key} reads more of an answer than its log-probability: call smoldpo.losses.Objective on what "
-        "sequence_logps gives"
+        f"{key} reads more of an answer than its log-probability: {OF_TOKENS[key]}"
         if key in OF_TOKENS
         else f"unknown option {key!r}{nearest(key, KNOWN)}"
         for key in options
@@ -144,6 +146,8 @@ def _check_use(
     if given["margin"] is not None and not any(FACTS[name].margin for name in names):
         fit = ", ".join(name for name, facts in FACTS.items() if facts.margin)
         raise UsageError(f"margin has no part in {said}; it goes with {fit}")
+    if given["beta"] is not None and not any(FACTS[name].beta for name in names):
+        raise UsageError(f"beta has no part in {said}")
     if any(FACTS[name].whole_step for name in names) and (
         given["margin"] is not None or given["beta"] is not None
     ):

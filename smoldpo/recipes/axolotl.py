@@ -167,7 +167,6 @@ RULES: Rules = {
     "loss_watchdog_*": unsupported("a loss that is no number ends the run; nothing else does"),
     "dp_*_size": drop(shared.DEVICES),
     "plugins": unsupported("there are no plugins"),
-    "early_stopping_patience": unsupported(shared.CHOICE),
     "auto_resume_from_checkpoints": unsupported("a run starts at its beginning"),
     "strict": drop("unknown keys are always an error"),
     "low_cpu_mem_usage": drop(shared.MEMORY),

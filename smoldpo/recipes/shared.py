@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from smoldpo.config import TrainConfig
+from smoldpo.loss_facts import needs_reference
 from smoldpo.recipes.account import Draft, complaint, number
 from smoldpo.recipes.rules import Rules, drop, is_off, keep, same, unsupported, where_known
 
@@ -16,7 +17,7 @@ LOADING = "the data is read, tokenised and kept by smoldpo itself"
 ENGINE = "the engine has its own exact kernels"
 OWN_MODEL = "read from the model's folder"
 SHOWN = "no such output"
-CHOICE = "the final model is saved; evaluation before and after says what changed"
+BEST = "needs evaluations every so many steps: set eval_steps too"
 BUDGET = "smoldpo has one budget for prompt and completion together, max_length"
 TEMPLATE = (
     "prompts get the chat template of the model's own tokenizer; look with smoldpo data show DATA --row 1 "
@@ -30,6 +31,14 @@ HELD_OUT = (
     f"{TrainConfig.model_fields['eval_fraction'].default:.0%} of the prompts, which it then does not "
     "train on. eval_fraction: 0 trains on all of them"
 )
+
+
+def _report_to(draft: Draft, key: str, value: Any) -> None:
+    """Left out: it would tell a service, and need its package, because somebody else's recipe says so."""
+    names = value if isinstance(value, list) else [value]
+    known = not is_off(value) and complaint("report_to", names) is None
+    draft.drop(key, f"left to you: --report-to {','.join(names)}" if known else LOGGERS)
+
 
 LOSS_PARTS: Rules = {
     "loss_weights": where_known(OTHER_LOSS),
@@ -101,7 +110,7 @@ TRAINER: Rules = {
     "use_liger_loss": drop(ENGINE),
     "attn_implementation": drop(ENGINE),
     "tf32": drop("dtype says the precision"),
-    "report_to": drop(LOGGERS),
+    "report_to": _report_to,
     "project": drop(LOGGERS),
     "trackio_*": drop(LOGGERS),
     "use_swanlab": drop(LOGGERS),
@@ -115,12 +124,8 @@ TRAINER: Rules = {
     "trust_remote_code": drop("no code of a model is ever run"),
     "save_safetensors": same("always so"),
     "save_only_model": drop("a checkpoint holds the model"),
-    "save_total_limit": drop("all checkpoints stay", matters=True),
     "enable_jit_checkpoint": drop("set save_steps"),
-    "load_best_model_at_end": unsupported(CHOICE),
-    "early_stopping*": unsupported(CHOICE),
-    "metric_for_best_model": drop(CHOICE),
-    "greater_is_better": drop(CHOICE),
+    "early_stopping_*": unsupported("a better evaluation is better by any amount"),
     "eval_on_start": same("always so"),
     "eval_delay": unsupported("evaluations start with the first eval_steps"),
     "eval_do_concat_batches": drop(SHOWN),
@@ -192,8 +197,14 @@ def length_of_run(draft: Draft) -> None:
 
 
 def saving(draft: Draft) -> None:
-    """save_strategy and save_steps."""
+    """save_strategy and save_steps, and how many checkpoints stay."""
     _every(draft, "save_steps", "save_strategy", "the final model is always saved")
+    for key in draft.without("save_total_limit"):
+        limit = number(draft.recipe[key])
+        if draft.recipe[key] is None or (limit is not None and limit <= 0):
+            draft.drop(key, "no limit there: keep_checkpoints says how many stay")
+        else:
+            draft.keep(key, "keep_checkpoints", draft.recipe[key])
 
 
 def evaluating(draft: Draft, *, held_out: bool = False) -> None:
@@ -215,6 +226,46 @@ def evaluating(draft: Draft, *, held_out: bool = False) -> None:
         and "eval_data" not in draft.settings
     ):
         draft.notes.append(HELD_OUT)
+    _best(draft)
+
+
+def _best(draft: Draft) -> None:
+    """The best evaluation as the model that is saved, and as the end of the run, where there are any."""
+    settings = {
+        "load_best_model_at_end": "load_best_model_at_end",
+        "early_stopping_patience": "early_stopping_patience",
+        "early_stopping_steps": "early_stopping_patience",
+    }
+    for key in draft.without(*settings):
+        if is_off(draft.recipe[key]):
+            draft.drop(key, "off in the recipe")
+        elif "eval_steps" in draft.settings:
+            draft.keep(key, settings[key], draft.recipe[key])
+        else:
+            draft.refuse(key, BEST)
+    used = any(name in draft.settings for name in settings.values())
+    said = draft.recipe.get("metric_for_best_model") or "eval_loss"
+    metric = str(said) if str(said).startswith("eval_") else f"eval_{said}"
+    for key in draft.without("metric_for_best_model", "greater_is_better"):
+        if not used or draft.recipe[key] is None:
+            draft.drop(key, "of the best evaluation, which nothing here asks for")
+        elif key == "metric_for_best_model":
+            _metric(draft, key, metric)
+        elif is_off(draft.recipe[key]) == metric.endswith("loss"):
+            draft.same(key, "of losses the lowest is the best, of all else the highest")
+        else:
+            draft.refuse(key, "of losses the lowest is the best, of all else the highest")
+
+
+def _metric(draft: Draft, key: str, metric: str) -> None:
+    default = TrainConfig.model_fields["loss_type"].default
+    rewards = metric.startswith("eval_rewards")
+    if rewards and not needs_reference(draft.settings.get("loss_type", default)):
+        draft.refuse(key, "a loss without a reference has no rewards: set eval_accuracy/logp")
+    elif (said := complaint(key, metric)) is not None:
+        draft.refuse(key, f"no such figure: {said}")
+    else:
+        draft.keep(key, key, metric)
 
 
 def _every(draft: Draft, steps: str, strategy: str, always: str, *, off: bool = False) -> None:
