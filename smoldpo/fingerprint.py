@@ -100,7 +100,8 @@ def differences(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if began["contents"].get(key) != now["contents"][key]:
             found.append(f"{words} ({key}) changed since the run began")
     for key in began["settings"] | now["settings"]:
-        then, today = began["settings"].get(key), now["settings"].get(key)
+        then = began["settings"].get(key, _default(key))
+        today = now["settings"].get(key)
         if then != today:
             more = "; epochs are added with --extend" if key == "num_train_epochs" else ""
             found.append(f"setting {key} is {today!r}, and was {then!r} when the run began{more}")
@@ -109,6 +110,12 @@ def differences(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if then != today:
             found.append(f"{key} is {today!r}, and was {then!r} when the run began")
     return found
+
+
+def _default(setting: str) -> Any:
+    """What a run had whose smoldpo did not know the setting yet."""
+    field = TrainConfig.model_fields.get(setting)
+    return None if field is None else field.get_default(call_default_factory=True)
 
 
 def other_machine(began: dict[str, Any], now: dict[str, Any]) -> list[str]:

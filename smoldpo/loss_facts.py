@@ -71,8 +71,3 @@ OPTIONS = tuple(dict.fromkeys(option for facts in FACTS.values() for option in f
 def needs_reference(names: Sequence[str]) -> bool:
     """Whether any of these losses compares with a reference."""
     return any(FACTS[name].needs_reference for name in names)
-
-
-def users_of(option: str) -> list[str]:
-    """Names of the losses that read a setting."""
-    return [name for name, facts in FACTS.items() if option in facts.options]

@@ -5,11 +5,12 @@ No torch here, so that a wrong command line is answered at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from smoldpo.errors import nearest
-from smoldpo.loss_facts import FACTS, OPTIONS, needs_reference, users_of
+from smoldpo.loss_facts import FACTS, needs_reference
+from smoldpo.unread_settings import listed, unread
 
 RENAMED = {"aot_pair": "aot_unpaired"}
 """Names in earlier versions of TRL."""
@@ -81,7 +82,7 @@ def _sum_checks(config: LossSettings) -> list[str]:
         likelihoods.append("rpo_alpha")
     if len(likelihoods) > 1:
         problems.append(
-            f"{_listed(likelihoods)} each add the negative log-likelihood of the chosen answers; keep one of "
+            f"{listed(likelihoods)} each add the negative log-likelihood of the chosen answers; keep one of "
             "them, and set its weight"
         )
     if {"apo_zero", "apo_down"} <= set(names):
@@ -93,28 +94,24 @@ def _sum_checks(config: LossSettings) -> list[str]:
     bound = [name for name in with_beta if FACTS[name].needs_reference]
     if free and bound:
         problems.append(
-            f"{_listed(free)} cannot be added to {_listed(bound)}: without a reference beta means something "
+            f"{listed(free)} cannot be added to {listed(bound)}: without a reference beta means something "
             "else, and there is one beta"
         )
     whole = [name for name in names if FACTS[name].whole_step]
     if whole and config.per_device_train_batch_size * config.gradient_accumulation_steps == 1:
         problems.append(
-            f"{_listed(whole)} sorts the pairs of a step, which needs more than one: raise "
+            f"{listed(whole)} sorts the pairs of a step, which needs more than one: raise "
             "gradient_accumulation_steps"
         )
     return problems
 
 
 def _option_checks(config: LossSettings, changed: set[str]) -> list[str]:
-    used = [FACTS[name] for name in config.loss_type]
-    problems = [
-        f"{option} is read by {_listed(users_of(option))}, not by {_listed(config.loss_type)}"
-        for option in OPTIONS
-        if option in changed and not any(option in facts.options for facts in used)
-    ]
-    if not any(facts.beta for facts in used):
+    options = {name: facts.options for name, facts in FACTS.items()}
+    problems = unread(changed, options, config.loss_type)
+    if not any(FACTS[name].beta for name in config.loss_type):
         problems += [
-            f"{option} has no part in {_listed(config.loss_type)}"
+            f"{option} has no part in {listed(config.loss_type)}"
             for option in ("beta", "beta_end")
             if option in changed
         ]
@@ -136,11 +133,11 @@ def _divergence_checks(config: LossSettings, changed: set[str]) -> list[str]:
     if others:
         fit = [name for name, facts in FACTS.items() if facts.by_difference and facts.beta]
         problems.append(
-            f"f_divergence_type {kind} has no meaning for {_listed(others)}: an unknown term of the prompt "
-            f"cancels only in the difference of chosen and rejected; it goes with {_listed(fit)}"
+            f"f_divergence_type {kind} has no meaning for {listed(others)}: an unknown term of the prompt "
+            f"cancels only in the difference of chosen and rejected; it goes with {listed(fit)}"
         )
     elif not needs_reference(config.loss_type):
-        problems.append(f"f_divergence_type has no part in {_listed(config.loss_type)}")
+        problems.append(f"f_divergence_type has no part in {listed(config.loss_type)}")
     return problems
 
 
@@ -152,17 +149,17 @@ def _token_checks(config: LossSettings) -> list[str]:
     if config.ld_alpha is not None and unfit:
         fit = [name for name, facts in FACTS.items() if facts.ld_alpha]
         problems.append(
-            f"ld_alpha has no meaning for {_listed(unfit)}: in an average per token without a reference it "
-            f"would make longer answers look likelier; it goes with {_listed(fit)}"
+            f"ld_alpha has no meaning for {listed(unfit)}: in an average per token without a reference it "
+            f"would make longer answers look likelier; it goes with {listed(fit)}"
         )
     pairwise = any(FACTS[name].beta for name in names)
     if not pairwise:
         told = {"ld_alpha": config.ld_alpha is not None, "use_weighting": config.use_weighting}
-        problems += [f"{key} has no part in {_listed(names)}" for key in told if told[key]]
+        problems += [f"{key} has no part in {listed(names)}" for key in told if told[key]]
     whole = [name for name in names if FACTS[name].whole_step]
     if config.use_weighting and whole:
         problems.append(
-            f"use_weighting weighs pairs, and the terms of {_listed(whole)} belong to ranks and not to "
+            f"use_weighting weighs pairs, and the terms of {listed(whole)} belong to ranks and not to "
             "pairs; leave it out"
         )
     return problems
@@ -171,7 +168,7 @@ def _token_checks(config: LossSettings) -> list[str]:
 def _reference_checks(config: LossSettings) -> list[str]:
     if needs_reference(config.loss_type):
         return []
-    said = f"{_listed(config.loss_type)} compares with no reference"
+    said = f"{listed(config.loss_type)} compares with no reference"
     problems = []
     if config.reference is not None:
         problems.append(f"{said}: leave reference out, or choose another loss_type")
@@ -190,19 +187,15 @@ def _column_checks(config: LossSettings) -> list[str]:
     whole = [name for name in facts if facts[name].whole_step]
     if whole and own:
         return [
-            f"columns: {_listed(own)} cannot be a pair's own with {_listed(whole)}, whose terms belong to "
+            f"columns: {listed(own)} cannot be a pair's own with {listed(whole)}, whose terms belong to "
             "ranks and not to pairs"
         ]
     problems = []
     if "margin" in own and not any(each.margin for each in facts.values()):
         fit = [name for name in FACTS if FACTS[name].margin]
         problems.append(
-            f"columns: margin has no part in {_listed(config.loss_type)}; it goes with {_listed(fit)}"
+            f"columns: margin has no part in {listed(config.loss_type)}; it goes with {listed(fit)}"
         )
     if "beta" in own and not any(each.beta for each in facts.values()):
-        problems.append(f"columns: beta has no part in {_listed(config.loss_type)}")
+        problems.append(f"columns: beta has no part in {listed(config.loss_type)}")
     return problems
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,9 @@ class Models:
         Raises:
             ModelError: what is there now is not what was loaded at the start.
         """
-        model = self._start()
         if self.adapter is not None:
-            return self.adapter.on(model, self.engine.trainable_parameters()).merge_and_unload()
+            return self._adapted(self.adapter).merge_and_unload()
+        model = self._start()
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, parameter in self.engine.trainable_parameters():
@@ -97,17 +98,28 @@ class Models:
     def save(self, folder: Path, card: str, merge: bool) -> None:
         """Save the policy as it is now as `folder`/model; adapters as such, unless they are to be merged.
 
+        Merged, they stand beside it as `folder`/adapter; where they do not, one of an earlier end is removed.
+
         Raises:
             SmoldpoError: as save_model; a start that has changed.
         """
-        if self.adapter is None or merge:
+        if self.adapter is None:
             save_model(folder / "model", self.trained(), self.tokenizer, card)
-        if self.adapter is not None and self.source.base is None:
-            adapted = self.adapter.on(self._start(), self.engine.trainable_parameters())
+            return
+        adapted = self._adapted(self.adapter)
+        if self.source.base is None:
             dtype = str(master_dtype(self.dtype)).removeprefix("torch.")
             base = base_of(self.source, self.hashes["policy_start"], dtype)
             target = folder / ("adapter" if merge else "model")
             save_adapter(target, adapted, self.tokenizer, card, self.source, base)
+        if merge:
+            save_model(folder / "model", adapted.merge_and_unload(), self.tokenizer, card)
+        else:
+            shutil.rmtree(folder / "adapter", ignore_errors=True)
+
+    def _adapted(self, adapter: Adapter) -> Any:
+        """peft's model of the policy as it is now."""
+        return adapter.on(self._start(), self.engine.trainable_parameters())
 
     def _start(self) -> PreTrainedModel:
         """The policy as it was loaded, anew and in full precision."""

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from transformers.optimization import Adafactor
 
 from smoldpo.config import TrainConfig
 from smoldpo.engine.precision import pick_device
@@ -51,6 +50,8 @@ def make_optimizer(
 def _build(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     adam = {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
     if config.optim == "adafactor":  # Shazeer and Stern 2018, with rates from outside
+        from transformers.optimization import Adafactor  # here, for it loads peft and accelerate
+
         return Adafactor(
             groups, lr=config.learning_rate, scale_parameter=False, relative_step=False
         )

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from smoldpo.errors import UsageError
 from smoldpo.loss_facts import needs_reference
+from smoldpo.unread_settings import unread
 
 StateBytes = Callable[[tuple[int, ...], int, "OptimSettings"], int]
 """(shape of a parameter, bytes of one of its numbers, settings) -> bytes of the optimizer's state of it."""
@@ -127,8 +128,8 @@ def optim_checks(config: OptimSettings, fields: Mapping[str, Any]) -> list[str]:
     """
     changed = {name for name, field in fields.items() if getattr(config, name) != field.default}
     readers = {name: facts.reads for name, facts in OPTIMIZERS.items()}
-    problems = _unread(changed, readers, config.optim)
-    problems += _unread(changed, SCHEDULES, config.lr_scheduler_type)
+    problems = unread(changed, readers, [config.optim])
+    problems += unread(changed, SCHEDULES, [config.lr_scheduler_type])
     if config.optim == "adamw_8bit" and config.dtype == "float64":
         problems.append(
             "optim adamw_8bit keeps 8 bits of a float32: leave dtype float64 out, or take adamw_torch_fused"
@@ -138,16 +139,6 @@ def optim_checks(config: OptimSettings, fields: Mapping[str, Any]) -> list[str]:
     except ValueError as error:
         problems.append(f"learning_rates: {error}")
     return problems + _moving_reference_checks(config, changed)
-
-
-def _unread(changed: set[str], readers: Mapping[str, Sequence[str]], chosen: str) -> list[str]:
-    """Settings that were changed, and that `chosen` does not read while others do."""
-    known = dict.fromkeys(setting for reads in readers.values() for setting in reads)
-    return [
-        f"{setting} is read by {' and '.join(n for n, r in readers.items() if setting in r)}, not by {chosen}"
-        for setting in known
-        if setting in changed and setting not in readers[chosen]
-    ]
 
 
 def _moving_reference_checks(config: OptimSettings, changed: set[str]) -> list[str]:

@@ -82,11 +82,6 @@ class TrainingState:
         self.figures: dict[str, float] = {}
 
     @property
-    def bytes(self) -> int:
-        """Bytes of a checkpoint."""
-        return checkpoint_bytes(self.engine, self.config)
-
-    @property
     def step_bytes(self) -> int:
         """As the function of that name, of what trains here."""
         return step_bytes(list(self.parameters.values()), self.config)
@@ -158,7 +153,7 @@ class TrainingState:
             SmoldpoError: it is of a model in which other parameters train.
         """
         self.restore_weights(checkpoint)
-        self._restore_optimizer(checkpoint.tensors["optimizer"])
+        restore_optimizer(self.optimizer, self.parameters, checkpoint.tensors["optimizer"])
         if self.engine.moving is not None:
             moved = checkpoint.state["reference_syncs"]
             self.engine.moving.restore(checkpoint.tensors["reference"], moved)
@@ -186,9 +181,6 @@ class TrainingState:
             self.average.restore(checkpoint.tensors["averaged"])
         if checkpoint.step:
             self.engine.updated()
-
-    def _restore_optimizer(self, saved: Tensors) -> None:
-        restore_optimizer(self.optimizer, self.parameters, saved)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.errors import ConfigError, ModelError, UsageError
 from smoldpo.interrupts import InterruptedRunError
+from smoldpo.materials import Models
 from smoldpo.models.load import find_model, load_model, load_tokenizer, weights_sha256
 from smoldpo.resume import resume_training
 from smoldpo.run import Run, run_training
@@ -198,6 +199,42 @@ def test_a_resume_goes_on_to_the_same_bits(train, monkeypatch, tmp_path):
     other = load_file(stopped / "adapter" / "adapter_model.safetensors")
     assert one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
     assert find_model(str(stopped)).base is None, "merged, as asked anew"
+
+
+def test_an_extended_run_keeps_no_adapter_of_before(train, monkeypatch):
+    """Merged or not may change; what stands beside model/ is always of its own weights."""
+    loads = []
+    start = Models._start
+    monkeypatch.setattr(Models, "_start", lambda self: loads.append(1) or start(self))
+    settings = {"max_steps": None, "num_train_epochs": 1.0, "save_steps": 1, "eval_fraction": 0.5}
+    run = train("mine", merge=True, **settings)
+    assert loads == [1], "adapter and merged model are made from one load"
+    assert (run / "adapter").is_dir() and (run / "model" / "model.safetensors").is_file()
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("merge: true", "merge: false"))
+    resume_training(run, extend=1)
+    assert (run / "model" / "adapter_config.json").is_file() and not (run / "adapter").exists()
+    first = load_file(run / "model" / "adapter_model.safetensors")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("merge: false", "merge: true"))
+    resume_training(run, extend=1)
+    second = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    merged = logps(load_model(find_model(str(run / "model")), torch.float64), run)
+    close(merged, logps(load_model(find_model(str(run / "adapter")), torch.float64), run))
+
+
+def test_a_run_of_an_older_smoldpo_lacks_settings_that_came_later(train):
+    run = train("mine", max_steps=None, num_train_epochs=1.0, save_steps=1)
+    kept = json.loads((run / "resume.json").read_text())
+    for name in ("use_dora", "lora_target_modules", "beta_end"):
+        del kept["began"]["settings"][name]
+    (run / "resume.json").write_text(json.dumps(kept))
+    resume_training(run, extend=1)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("use_dora: false", "use_dora: true"))
+    with pytest.raises(UsageError, match="setting use_dora is True, and was False"):
+        resume_training(run, extend=1)
 
 
 def test_the_base_is_held_to_what_it_was(train, tiny_folder, tmp_path):

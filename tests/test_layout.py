@@ -1,6 +1,8 @@
 """Imports point inward: types and losses know nobody, statistics know no torch, one door to transformers."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,16 @@ PACKAGE = ROOT / "smoldpo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"types", "losses", "loss_facts", "loss_settings", "errors", "files", "progress", "reach"}
-    | {"redact", "cache", "pages", "plots", "loggers", "optim_settings", "durations"},
+    | {
+        "redact",
+        "cache",
+        "pages",
+        "plots",
+        "loggers",
+        "optim_settings",
+        "durations",
+        "unread_settings",
+    },
     {"interrupts", "checkpoint", "rng", "early_stopping"},
     {"config", "evaluate_options", "config_checks", "training_checks", "layer_choice", "arguments"},
     {"data", "models", "recipes"},
@@ -131,6 +142,7 @@ def test_transformers_has_few_doors(path):
         "tracking.py",
         "loss_settings.py",
         "optim_settings.py",
+        "unread_settings.py",
         "schedules.py",
         "layer_choice.py",
         "training_checks.py",
@@ -162,9 +174,6 @@ def test_no_pickle_is_ever_loaded():
 
 
 def test_help_imports_nothing_heavy():
-    import subprocess
-    import sys
-
     code = (
         "import sys; sys.argv = ['smoldpo', '--help']\n"
         "import smoldpo.cli\n"
@@ -174,3 +183,12 @@ def test_help_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_training_loop_loads_no_peft():
+    """Nor what else transformers' optimizers bring along; who uses these loads them."""
+    said = (
+        "import sys, smoldpo.trainer; print(*sorted({'peft', 'accelerate'} & sys.modules.keys()))"
+    )
+    run = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []

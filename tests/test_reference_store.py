@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from smoldpo.engine.reference_store import ReferenceStore
+from smoldpo.engine.reference_store import ReferenceStore, damage
 
 KEPT = {
     "one": (-1.5, -math.pi, -0.25, 0.0),
@@ -85,6 +85,16 @@ def test_opening_counts_as_use(opened, written, folder):
     os.utime(folder, (1, 1))
     opened()
     assert time.time() - folder.stat().st_mtime < 60
+
+
+def test_looking_is_not_using(written, folder, said):
+    os.utime(folder, (1, 1))
+    assert "one" in ReferenceStore(folder, {}, said.append, looking=True)
+    assert damage(folder) == []
+    assert folder.stat().st_mtime == 1
+    written.write_text("no")
+    os.utime(folder, (1, 1))
+    assert len(damage(folder)) == 1 and folder.stat().st_mtime == 1
 
 
 def test_no_changed_bit_gives_another_number(opened, written, said):

@@ -6,12 +6,14 @@ The trainer sees an engine, not which one; an engine sees a loss function, not w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
-from smoldpo.engine.moving import MovingReference
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
+
+if TYPE_CHECKING:
+    from smoldpo.engine.moving import MovingReference
 
 
 class LossFunction(Protocol):

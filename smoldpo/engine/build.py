@@ -18,7 +18,7 @@ from smoldpo.engine.base import Engine
 from smoldpo.engine.fast import KEEP_SHARE, FastEngine
 from smoldpo.engine.identity import results_key
 from smoldpo.engine.kernels import Kernels, choose_kernels
-from smoldpo.engine.memory import free_memory
+from smoldpo.engine.memory import free_memory, give_back_freed_memory
 from smoldpo.engine.moving import moving_copy, moving_model
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights, cast
@@ -174,9 +174,12 @@ def _trunk_store(
     if settings.cache == "off" or at == 0:
         return NoStore()
     if settings.cache == "memory":
-        room = KEEP_SHARE * free_memory(policy.device)
-        key = trunk_key(policy, at, settings, kernels)
-        return shared_stores.store(f"trunk {key}", lambda: MemoryStore(room))
+        return shared_stores.store(
+            "trunk",
+            lambda: trunk_key(policy, at, settings, kernels),
+            lambda: _memory_store(policy.device),
+            alone=True,
+        )
     folder = cache.entry_folder("trunk", trunk_key(policy, at, settings, kernels))
     about = about | {"what": states_behind(at)}
     return DiskStore(
@@ -187,6 +190,11 @@ def _trunk_store(
         about,
         progress.say,
     )
+
+
+def _memory_store(device: torch.device) -> MemoryStore:
+    give_back_freed_memory()  # of a store that was let go for this one
+    return MemoryStore(KEEP_SHARE * free_memory(device))
 
 
 def states_behind(at: int) -> str:
@@ -223,11 +231,13 @@ def _reference_store(
     kernels: Kernels,
     about: dict[str, Any],
 ) -> ReferenceStore:
-    key = reference_key(model, at, sha256, settings, kernels)
+    def key() -> str:
+        return reference_key(model, at, sha256, settings, kernels)
+
     if settings.cache in ("off", "memory"):
-        return shared_stores.store(f"reference {key}", ReferenceStore)
+        return shared_stores.store("reference", key, ReferenceStore)
     about = about | {"what": "log-probabilities"}
-    return ReferenceStore(cache.entry_folder("reference", key), about, progress.say)
+    return ReferenceStore(cache.entry_folder("reference", key()), about, progress.say)
 
 
 def reference_key(

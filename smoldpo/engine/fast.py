@@ -167,7 +167,7 @@ class FastEngine:
         keyed = {self._key(pair): pair for pair in pairs}
         todo = [pair for key, pair in keyed.items() if key not in self._prepared]
         unscored = [pair for pair in todo if self._unscored(pair)]
-        if unscored and self._updates and self._reference is None:
+        if unscored and self._reference_is_gone():
             raise RuntimeError(
                 "the reference is gone: prepare() must see every pair before training"
             )
@@ -194,6 +194,11 @@ class FastEngine:
             self._states.commit()
             self._reference_logps.commit()
             self._committed = time.monotonic()
+
+    def _reference_is_gone(self) -> bool:
+        """Whether what the reference was at the start can no longer be computed."""
+        moved = self.moving is not None and self.moving.syncs > 0
+        return moved or (self._reference is None and self._updates > 0)
 
     def _unscored(self, pair: TokenizedPair) -> bool:
         """Whether the reference's log-probabilities of this pair are needed, and not there yet."""

@@ -247,7 +247,7 @@ def pack(
         rows += range(start + prompt - begun - 1, start + segment.length)
         ids += pair.prompt_ids[begun:]
         positions += range(begun, prompt)
-        first = last_of_prompt + 1
+        first, shorter = last_of_prompt + 1, pair.shorter
         for side, completion in ((0, pair.chosen_ids), (1, pair.rejected_ids)):
             ids += completion
             positions += range(prompt, prompt + len(completion))
@@ -255,7 +255,7 @@ def pack(
             first += len(completion)
             targets += completion
             sides += [side * len(pairs) + number] * len(completion)
-            tail += [place >= pair.shorter for place in range(len(completion))]
+            tail += [False] * shorter + [True] * (len(completion) - shorter)
         segments.append(segment)
     filling = [0] * (_up_to(len(ids), multiple_of) - len(ids))
     input_ids, position_ids = (

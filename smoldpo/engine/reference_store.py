@@ -30,23 +30,29 @@ Sides = tuple[float, float, float, float]
 def damage(folder: Path) -> list[str]:
     """What is wrong with an entry's file, in words."""
     found: list[str] = []
-    used = folder.stat().st_mtime
-    ReferenceStore(folder, warn=found.append)
-    with contextlib.suppress(OSError):
-        os.utime(folder, (used, used))  # looking is not using
+    ReferenceStore(folder, warn=found.append, looking=True)
     return [problem.partition(";")[0] for problem in found]
 
 
 class ReferenceStore:
-    """Log-probabilities by pair_key. Without a folder they are kept for this process alone."""
+    """Log-probabilities by pair_key. Without a folder they are kept for this process alone.
+
+    Args:
+        folder: reference/<key>; made when something is written.
+        about: for people, written to about.json.
+        warn: called with a sentence when something kept turns out to be unreadable.
+        looking: for those who only look what is there: the folder's time of last use stays what it was.
+    """
 
     def __init__(
         self,
         folder: Path | None = None,
         about: dict[str, Any] | None = None,
         warn: Callable[[str], None] = print,
+        looking: bool = False,
     ):
         self.folder, self._about, self._warn = folder, about or {}, warn
+        self._looking = looking
         self._logps: dict[str, Sides] = self._read()
         self._changed = False
 
@@ -99,8 +105,9 @@ class ReferenceStore:
             body = json.dumps(kept["logps"])
             if hashlib.sha256(body.encode()).hexdigest() != kept["sha256"]:
                 raise ValueError("its checksum does not fit")
-            with contextlib.suppress(OSError):  # a cache that may only be read
-                os.utime(self.folder)
+            if not self._looking:
+                with contextlib.suppress(OSError):  # a cache that may only be read
+                    os.utime(self.folder)
             return {key: _sides(*numbers) for key, numbers in kept["logps"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._warn(f"reference store: {path} is damaged ({error}); its pairs are computed anew")

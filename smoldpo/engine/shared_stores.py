@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 Store = TypeVar("Store")
-_kept: dict[str, Any] | None = None
+_kept: dict[tuple[str, str], Any] | None = None
 
 
 @contextlib.contextmanager
@@ -21,14 +21,21 @@ def sharing() -> Iterator[None]:
         _kept = before
 
 
-def store(key: str, make: Callable[[], Store]) -> Store:
-    """The store of that key; made, where there is none or nothing is shared.
+def store(
+    kind: str, key: Callable[[], str], make: Callable[[], Store], *, alone: bool = False
+) -> Store:
+    """The store of that kind and key; made, where there is none or nothing is shared.
 
     Args:
-        key: fixes everything that the store's contents depend on (engine/identity.py).
+        key: fixes everything that the store's contents depend on (engine/identity.py); not asked for where
+            nothing is shared, since it may take a hash over weights.
+        alone: the others of its kind are let go before one is made, since each takes a share of the memory.
     """
     if _kept is None:
         return make()
-    if key not in _kept:
-        _kept[key] = make()
-    return _kept[key]
+    name = kind, key()
+    if name not in _kept:
+        for other in [each for each in _kept if alone and each[0] == kind]:
+            del _kept[other]
+        _kept[name] = make()
+    return _kept[name]

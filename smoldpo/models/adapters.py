@@ -70,7 +70,8 @@ def add_adapters(model: PreTrainedModel, settings: AdapterSettings) -> Adapter:
     Where A begins is a pure function of the seed.
 
     Raises:
-        UsageError: layers that there are not; a target that fits no linear layer, or the LM head.
+        UsageError: layers that there are not; a target that fits no linear layer, or the LM head; a model
+            whose layers are named otherwise.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -109,6 +110,11 @@ def _targets(
 ) -> dict[str, list[Any]]:
     """peft's words for what the patterns mean in these layers: last names and layers, or whole names."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if all(layer_of(name) < 0 for name in linear):
+        raise UsageError(
+            "use_peft: adapters go on linear layers in modules named layers.0, layers.1, ..., and a model of "
+            f"type {model.config.model_type!r} has none; leave use_peft out, and choose with train"
+        )
     inside = [name for name in linear if layer_of(name) in layers]
     chosen = set() if patterns else set(inside)
     for pattern in patterns:

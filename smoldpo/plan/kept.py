@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import Sequence
@@ -146,20 +145,9 @@ class Cupboard:
         )
         if key not in self._logps_kept:
             folder = cache.entry_folder("reference", key)
-            with _looking(folder):
-                keys = ReferenceStore(folder, {}, _say_nothing).keys()
-                self._logps_kept[key] = frozenset(keys)
+            keys = ReferenceStore(folder, {}, _say_nothing, looking=True).keys()
+            self._logps_kept[key] = frozenset(keys)
         return self._logps_kept[key]
-
-
-@contextlib.contextmanager
-def _looking(folder: Path):
-    """Within the block the folder may be opened; its time of last use stays what it was."""
-    before = folder.stat() if folder.exists() else None
-    yield
-    if before is not None:
-        with contextlib.suppress(OSError):
-            os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _writable(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import dataclasses
 
 import pytest
 import torch
+import transformers
 from test_fast_engine import (
     FAMILIES,
     LOSS,
@@ -269,6 +270,15 @@ def test_a_start_is_a_pure_function_of_the_seed():
     model, state = build("llama"), torch.random.get_rng_state()
     adapted(model)
     assert torch.equal(torch.random.get_rng_state(), state), "nobody else's numbers change"
+
+
+@pytest.mark.parametrize("targets", [(), ("c_attn",), ("all-linear",)])
+def test_layers_by_other_names_are_an_error(targets):
+    gpt2 = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=97, n_embd=8, n_layer=2, n_head=1)
+    )
+    with pytest.raises(UsageError, match="a model of type 'gpt2' has none; leave use_peft out"):
+        adapted(gpt2, lora_target_modules=targets)
 
 
 @pytest.mark.parametrize(

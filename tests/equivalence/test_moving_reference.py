@@ -12,7 +12,7 @@ from smoldpo.engine.plain import pad_batch, sequence_logps
 from smoldpo.errors import UsageError
 from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
-from smoldpo.state import TrainingState
+from smoldpo.state import TrainingState, checkpoint_bytes
 from smoldpo.types import TokenizedPair
 
 ALPHA = 0.3
@@ -274,6 +274,22 @@ def test_pairs_of_before_serve_until_it_moves(monkeypatch):
         fast.accumulate_gradients([new], LOSS)
 
 
+def test_new_pairs_are_refused_once_a_reference_of_its_own_has_moved(tmp_path):
+    """Else the moved reference's log-probabilities would be kept as its start's, on disk too."""
+    model, other = build("llama"), build("llama", seed=5)
+    freeze(model, 2)
+    _, fast = engines(model, other, pairs=PAIRS[:-1])
+    move(fast, 1)
+    fast.prepare(PAIRS)  # the policy's steps leave such a reference what it was
+    fast.moving.sync(ALPHA)
+    new = TokenizedPair("new", (1,), (2,), (3,))
+    for ask in (fast.prepare, fast.reference_logps):
+        with pytest.raises(RuntimeError, match="before training"):
+            ask([*PAIRS, new])
+    fast.prepare(PAIRS)
+    assert fast.reference_logps(PAIRS).chosen.shape == (len(PAIRS),)
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_the_checkpoint_and_its_count_hold_the_reference(own):
     model = build("llama").float()
@@ -294,4 +310,4 @@ def test_the_checkpoint_and_its_count_hold_the_reference(own):
     trained = sum(p.numel() for p in state.parameters.values())
     assert engine.moving.bytes == 4 * (every if own else trained)
     captured.tensors.pop("rng")
-    assert captured.bytes == state.bytes
+    assert captured.bytes == checkpoint_bytes(engine, config)

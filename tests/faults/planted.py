@@ -202,22 +202,22 @@ def wrong_resume(fault: str) -> None:
     if fault == "rng":
         rng.restore = lambda *_: None
     if fault == "moment":
-        restore = state.TrainingState._restore_optimizer
+        restore = state.restore_optimizer
 
-        def without(self: Any, saved: dict) -> None:
-            restore(self, saved)
-            for moments in self.optimizer.state.values():
+        def without(optimizer: Any, named: Any, saved: dict) -> None:
+            restore(optimizer, named, saved)
+            for moments in optimizer.state.values():
                 moments["exp_avg_sq"].zero_()
 
-        state.TrainingState._restore_optimizer = without
+        state.restore_optimizer = without
     if fault == "one moment":
-        restore = state.TrainingState._restore_optimizer
+        restore = state.restore_optimizer
 
-        def nearly(self: Any, saved: dict) -> None:
-            restore(self, saved)
-            list(self.optimizer.state.values())[-1]["exp_avg"].zero_()
+        def nearly(optimizer: Any, named: Any, saved: dict) -> None:
+            restore(optimizer, named, saved)
+            list(optimizer.state.values())[-1]["exp_avg"].zero_()
 
-        state.TrainingState._restore_optimizer = nearly
+        state.restore_optimizer = nearly
     if fault == "pair":
         indices = trainer.Schedule.indices
         trainer.Schedule.indices = lambda self, step: indices(self, step)[1:]
