@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from smoldpo.durations import words
 from smoldpo.redact import redact
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -81,11 +82,7 @@ def p_value(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """4.2 s, 3 min 20 s, 2 h 5 min."""
+    """As durations.words; but pages show what was measured, so below a minute the tenths as well."""
     if _missing(seconds):
         return NONE
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return f"{seconds:.1f} s" if seconds < 60 else words(seconds)

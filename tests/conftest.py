@@ -188,3 +188,16 @@ def threads(request):
     torch.set_num_threads(everything if "real" in request.keywords else 1)
     yield
     torch.set_num_threads(everything)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a recipe of another trainer and import it."""
+    from smoldpo.recipes import import_recipe
+
+    def run(text: str, dialect: str | None = None, name: str = "recipe.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return import_recipe(path, dialect)
+
+    return run

@@ -412,7 +412,7 @@ def test_numbers_in_words():
     assert [p_value(p) for p in (0.00001, 0.000402, 0.0123, 0.97, None)] == [
         "< 0.0001", "0.0004", "0.012", "0.97", "–"
     ]  # fmt: skip
-    assert [duration(s) for s in (4.16, 200, 7500)] == ["4.2 s", "3 min 20 s", "2 h 5 min"]
+    assert [duration(s) for s in (4.16, 200, 7500)] == ["4.2 s", "3 min 20 s", "2 h 05 min"]
     assert (percent(float("nan")), points(-0.0123)) == ("–", "−1.2")
 
 

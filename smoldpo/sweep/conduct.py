@@ -23,6 +23,7 @@ import torch
 
 from smoldpo import progress
 from smoldpo.config import TrainConfig
+from smoldpo.durations import words
 from smoldpo.engine import shared_stores
 from smoldpo.errors import ConfigError, SmoldpoError, UsageError
 from smoldpo.evaluation.gate import failures, parse_gates
@@ -30,7 +31,7 @@ from smoldpo.files import write_json, write_text
 from smoldpo.interrupts import InterruptedRunError, Interruption
 from smoldpo.materials import load_data
 from smoldpo.models.load import find_model
-from smoldpo.pages import duration, percent
+from smoldpo.pages import percent
 from smoldpo.preflight import preflight
 from smoldpo.resume import in_folder
 from smoldpo.runfolder import make_empty
@@ -302,7 +303,7 @@ class _Sweep:
         if not took:
             return ""
         left = statistics.median(took) * (self.total - len(self.records))
-        return f" (about {duration(left)} left)"
+        return f" (about {words(left)} left)"
 
     def _final(self, interruption: Interruption) -> dict[str, Any] | None:
         best, known = self._best(), self._known_final()
