@@ -304,7 +304,13 @@ def test_a_configured_depth_without_room_leaves_the_deeper_ones(
     plan(cli, *told)
     needs = dict(zip([1, 3, 0], thresholds, strict=True))
     monkeypatch.setattr(measuring, "free_memory", lambda _: (needs[1] + needs[3]) // 2)
+    passes = []
+    monkeypatch.setattr(trial, "fit_rates", lambda found, _: passes.append(found) or planted)
     tight = plan(cli, *told)
+    assert any(found.below for found in passes[0]), (
+        "the frozen layers are timed at the first that fits"
+    )
+    assert len(thresholds) == 3 + 2, "what trains more than a depth that was refused is not tried"
     depths = {row["freeze_layers"]: row for row in tight["depths"]}
     assert [depths[n]["fits"] for n in range(4)] == [False, False, True, True]
     assert [depths[n]["measured"] for n in range(4)] == [False, False, False, True]

@@ -124,7 +124,7 @@ def kill_in_sweep(place: str, trial: int = 2) -> None:
             "end": (trials, "_write", 2 * trial),
             "after": (conduct._Sweep, "_say_result", trial),
             "winner": (run.Run, "_save", 1),  # a trial has a _save of its own
-            "results": (conduct, "write_results", 1),
+            "results": (conduct, "write_results", 2),  # the first is before the winner is measured
         }[place]
     )
 
