@@ -270,12 +270,18 @@ AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 @contextlib.contextmanager
 def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model attends within pairs and rotates leanly; after it as before."""
-    config = model.config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
+    """Within the block the model attends within pairs and rotates leanly; after it as before.
+
+    Each layer asks its own configuration how to attend, and a layer that was copied (peft's modules_to_save)
+    has a copy of it.
+    """
+    all_configs = {id(c): c for m in model.modules() if (c := vars(m).get("config")) is not None}
+    before = [(config, config._attn_implementation) for config in all_configs.values()]
     try:
+        for config, _ in before:
+            config._attn_implementation = NAME
         with lean_rotary(model):
             yield
     finally:
-        config._attn_implementation = before
+        for config, implementation in before:
+            config._attn_implementation = implementation

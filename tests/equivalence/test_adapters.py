@@ -5,6 +5,7 @@ The plain engine has one model too: its reference is the policy with the adapter
 
 import copy
 import dataclasses
+import types
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from smoldpo.engine.trunk_store import MemoryStore, NoStore
 from smoldpo.errors import UsageError
 from smoldpo.models.adapters import AdapterSettings, adapted_modules, add_adapters
 from smoldpo.models.freeze import freeze
+from smoldpo.models.lean_adapters import row_lengths
 from smoldpo.models.load import weights_sha256
 from smoldpo.models.regions import switch_regions
 
@@ -204,6 +206,23 @@ def test_before_the_first_update_it_is_the_base_to_the_last_bit(kind, dtype, fro
         logps = engine.policy_logps(PAIRS)
         sides.append(torch.cat([logps.chosen, logps.rejected]))
     assert torch.equal(*sides)
+
+
+def test_lengths_with_b_at_0_are_those_measured_whatever_they_are():
+    """torch's vectorised root of a rounded square is not the number again in one case of some 100,000."""
+    lengths = torch.linspace(1, 4, 1 << 20)
+
+    def part(*shape):
+        return {"default": types.SimpleNamespace(weight=torch.zeros(shape))}
+
+    module = types.SimpleNamespace(
+        smoldpo_lengths=lengths,
+        scaling={"default": 2.0},
+        lora_A=part(1, 1),
+        lora_B=part(len(lengths), 1),
+        base_layer=types.SimpleNamespace(weight=lengths[:, None]),
+    )
+    assert torch.equal(row_lengths(module), lengths)
 
 
 def half_engine(max_tokens=10_000, **settings):
