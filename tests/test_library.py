@@ -147,6 +147,7 @@ def test_a_run_over_pairs_in_memory_can_be_resumed(cli, tiny_folder):
 def test_a_call_that_fails_leaves_what_it_found(cli, tiny_folder):
     settings = QUICK | {"model": str(tiny_folder), "verbose": False}
     smoldpo.train(data=rows(40), output_dir="deep/run", save_steps=1, **settings)
+    Path("deep/run/given/mine.jsonl").write_text("of somebody")
     before = {path: path.read_bytes() for path in Path("deep").rglob("*") if path.is_file()}
     for wrong in (
         {"model": "nowhere"},

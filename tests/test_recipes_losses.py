@@ -118,6 +118,7 @@ def place(tmp_path):
          {"loss_type": ["robust"], "beta": 0.1, "label_smoothing": 0.1}),
         ("loss_type: [sigmoid, hinge]\n", {"loss_type": ["sigmoid", "hinge"], "beta": 0.1}),
         ("rpo_alpha: 0.5\noutput_dir: out/orpo-data\n", {"beta": 0.1}),
+        ("precompute_ref_log_probs: true\noutput_dir: out/m-orpo\n", {"beta": 0.1}),
         ("ld_alpha: 0.5\n", {"beta": 0.1}),
         ("f_divergence_type: forward_kl\n", {"beta": 0.1}),
         ("sync_ref_model: true\n", {"beta": 0.1}),

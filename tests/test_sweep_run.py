@@ -430,6 +430,14 @@ def test_a_gate_given_to_a_finished_sweep_holds(sweep, out):
     sweep({"beta": [0.1]}, "--fail-under", "reward=0.001")
 
 
+def test_a_winner_that_was_removed_is_measured_again(sweep, cli, out):
+    sweep({"beta": [0.1]})
+    before = results(out)
+    shutil.rmtree(out / "best")
+    assert cli("resume", "out").code == 0
+    assert (out / "best/model").is_dir() and results(out)["final"] == before["final"]
+
+
 def test_a_missed_gate_is_said_also_where_a_trial_failed(sweep):
     said = sweep({"learning_rate": [1e-3, 1e30]}, "--fail-under", "reward=0.999", code=1)
     assert "1 of 2 trials failed" in said.err and "fail_under: reward is" in said.err
