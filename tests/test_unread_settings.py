@@ -11,7 +11,8 @@ READERS = {"a": ("tau", "rate"), "b": ("tau",), "c": (), "d": ("tau", "alpha")}
     "changed, chosen, said",
     [
         ({"tau"}, ["c"], ["tau is read by a, b and d, not by c"]),
-        ({"rate", "alpha"}, ["c", "b"], ["rate is read by a, not by c and b", "alpha is read by d, not by c and b"]),
+        ({"rate"}, ["c", "b"], ["rate is read by a, not by c and b"]),
+        ({"rate", "tau"}, ["c"], ["tau is read by a, b and d, not by c", "rate is read by a, not by c"]),
         ({"tau"}, ["c", "b"], []),
         ({"alpha", "rate"}, ["d", "a"], []),
         ({"rate"}, ["d"], ["rate is read by a, not by d"]),
