@@ -134,11 +134,21 @@ def test_a_trial_costs_its_top_layers_only(sweep, work, cache, monkeypatch):
     assert len(read) == len(cut) == 2, "once for the trials, once for the final pairs"
 
 
-@pytest.mark.parametrize("cache", ["disk", "memory"])
-def test_another_depth_computes_once_more(sweep, work, cache):
-    sweep({"beta": [0.1, 0.5], "freeze_layers": [2, 3]}, cache=cache)
-    assert [bool(trunk) for trunk, _ in work[:4]] == [True, True, False, False]
-    assert [bool(pairs) for _, pairs in work[:4]] == [True, True, False, False]
+DEPTHS, BETAS = {"freeze_layers": [2, 3]}, {"beta": [0.1, 0.5]}
+
+
+@pytest.mark.parametrize(
+    "cache, grid, trunks, references",
+    [
+        ("disk", BETAS | DEPTHS, "1100", "1100"),
+        ("memory", DEPTHS | BETAS, "1010", "1010"),
+        ("memory", BETAS | DEPTHS, "1111", "1100"),  # it holds one depth's states at a time
+    ],
+)
+def test_another_depth_computes_once_more(sweep, work, cache, grid, trunks, references):
+    sweep(grid, cache=cache)
+    assert "".join("01"[bool(trunk)] for trunk, _ in work[:4]) == trunks
+    assert "".join("01"[bool(pairs)] for _, pairs in work[:4]) == references
 
 
 def test_without_a_cache_the_reference_is_still_computed_once(sweep, work):
