@@ -2,6 +2,7 @@
 
     <cache>/trunk/<key>/...        smoldpo/engine/trunk_store.py
     <cache>/reference/<key>/...    smoldpo/engine/reference_store.py
+    <cache>/machine.json           smoldpo/engine/machine.py
 
 Each <key> is one entry. When all entries together exceed the limit, the ones used longest ago go.
 """
@@ -41,6 +42,11 @@ def entry_folder(kind: str, key: str) -> Path:
     """Where an entry lies."""
     assert kind in KINDS
     return cache_folder() / kind / key
+
+
+def machine_file() -> Path:
+    """Where the choices lie that were made by measuring this machine (engine/machine.py)."""
+    return cache_folder() / "machine.json"
 
 
 def unusable() -> str | None:
@@ -90,6 +96,11 @@ def clear(kept: list[Entry]) -> int:
         shutil.rmtree(entry.folder, ignore_errors=True)  # another process may be at it too
         freed += entry.bytes - size_of(entry.folder)
     return freed
+
+
+def forget_machine() -> None:
+    """Remove what was chosen by measuring this machine."""
+    machine_file().unlink(missing_ok=True)
 
 
 def trim(limit: float, keep: set[Path]) -> list[Entry]:

@@ -41,7 +41,7 @@ def clear(
         typer.Argument(help="Keys (or their beginnings) from cache list; without: everything."),
     ] = None,
 ) -> None:
-    """Remove what is kept; runs compute it anew. Unpacked models stay."""
+    """Remove what is kept; runs compute and measure it anew. Unpacked models stay."""
     from smoldpo import cache
     from smoldpo.errors import UsageError
 
@@ -59,4 +59,6 @@ def clear(
         if not keys or any(entry.folder.name.startswith(key) for key in keys)
     ]
     freed = cache.clear(chosen)
+    if not keys:
+        cache.forget_machine()
     print(f"removed {len(chosen)} of {len(kept)}, {freed:,} bytes")

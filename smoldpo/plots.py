@@ -61,6 +61,10 @@ def svg(draw: Callable[[Any], None], about: str, size: tuple[float, float] = SIZ
     Args:
         about: what a reader who cannot see it is told.
     """
+    return _for_a_page(_drawn(draw, size), about)
+
+
+def _drawn(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -73,7 +77,7 @@ def svg(draw: Callable[[Any], None], about: str, size: tuple[float, float] = SIZ
         written = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(written, format="svg", metadata=metadata)
-    return _for_a_page(written.getvalue(), about)
+    return written.getvalue()
 
 
 def _for_a_page(text: str, about: str) -> str:

@@ -175,8 +175,16 @@ def shared() -> Path:
 def same_kernels():
     """Which kernel is faster is measured: beside other work now one, now the other, rounding otherwise."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("smoldpo.engine.kernels._first_is_faster", lambda way: True)
+        patch.setattr("smoldpo.engine.kernels._first_is_faster", lambda way, before: True)
+        patch.setattr("smoldpo.engine.machine.keep", lambda name, choice: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def pictures(request, monkeypatch):
+    """matplotlib takes more than half of a tiny run: it draws where a test looks, marked `pictures`."""
+    if not {"pictures", "real"} & set(request.keywords):
+        monkeypatch.setattr("smoldpo.plots._drawn", lambda draw, size: "<svg ></svg>")
 
 
 @pytest.fixture(autouse=True)

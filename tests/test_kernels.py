@@ -1,15 +1,29 @@
-"""The choice between two kernels, by a clock of the test's own."""
+"""The choice between two kernels or precisions, by a clock of the test's own, and that it lasts."""
+
+import json
 
 import pytest
+import torch
 
-from smoldpo.engine import kernels
-from smoldpo.engine.kernels import CLOSE, _first_is_faster  # as it is, before conftest fixes it
+from smoldpo.cache import machine_file
+from smoldpo.engine import kernels, machine, precision
+from smoldpo.engine.kernels import CLOSE, STAYS, Kernels, choose_kernels
+
+FIRST_IS_FASTER, KEEP = (
+    kernels._first_is_faster,
+    machine.keep,
+)  # as they are, before conftest fixes them
 
 
 @pytest.mark.parametrize(
-    ("ratio", "first"), [(0.5, True), (CLOSE - 0.01, True), (CLOSE + 0.01, False), (3, False)]
-)
-def test_the_first_is_taken_unless_the_other_is_clearly_faster(monkeypatch, ratio, first):
+    ("before", "ratio", "first"),
+    [
+        (None, 0.5, True), (None, CLOSE - 0.01, True), (None, CLOSE + 0.01, False), (None, 3, False),
+        (True, STAYS - 0.01, True), (True, STAYS + 0.01, False),
+        (False, 1 / STAYS + 0.01, False), (False, 1 / STAYS - 0.01, True),
+    ],
+)  # fmt: skip
+def test_the_other_is_taken_where_it_is_clearly_faster(monkeypatch, before, ratio, first):
     now = 0.0
 
     def way(fused: bool) -> None:
@@ -17,7 +31,7 @@ def test_the_first_is_taken_unless_the_other_is_clearly_faster(monkeypatch, rati
         now += ratio if fused else 1.0
 
     monkeypatch.setattr(kernels.time, "perf_counter", lambda: now)
-    assert _first_is_faster(way) is first
+    assert FIRST_IS_FASTER(way, before) is first
 
 
 def test_each_ways_best_time_counts(monkeypatch):
@@ -29,4 +43,68 @@ def test_each_ways_best_time_counts(monkeypatch):
         now += 1.0 + (delays.pop() if fused else 0.0)
 
     monkeypatch.setattr(kernels.time, "perf_counter", lambda: now)
-    assert _first_is_faster(way)
+    assert FIRST_IS_FASTER(way)
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """A cache folder of its own, in which choices are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "keep", KEEP)
+
+
+@pytest.fixture
+def told(kept, monkeypatch):
+    """What each measurement of a kernel was told of earlier ones; it finds the second way faster."""
+    found = []
+
+    def second(way, before):
+        found.append(before)
+        return False
+
+    monkeypatch.setattr(kernels, "_first_is_faster", second)
+    return found
+
+
+def test_kernels_last_from_run_to_run(told, monkeypatch):
+    for _ in range(2):
+        assert choose_kernels(torch.float32, "cpu") == Kernels(False, False)
+    assert told == [None, None, False, False]
+    choose_kernels(torch.bfloat16, "cpu")
+    assert told[4:] == [None, None], "another precision"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    choose_kernels(torch.float32, "cpu")
+    assert told[6:] == [None, None], "another number of threads"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"machine": 1}', "no JSON", '{"choices": {}}'])
+def test_what_cannot_be_read_is_measured_afresh(told, text):
+    machine_file().parent.mkdir()
+    machine_file().write_text(text)
+    choose_kernels(torch.float32, "cpu")
+    choose_kernels(torch.float32, "cpu")
+    assert told == [None, None, False, False]
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(told, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert choose_kernels(torch.float32, "cpu") == Kernels(False, False)
+
+
+def test_the_precision_lasts_until_another_is_clearly_better(kept, monkeypatch):
+    found = []
+    for speedup in (1.2, 1.9, 2.1, 1.2, 1.01, 0.99, 1.9):
+        rates = {torch.float32: 1.0, torch.bfloat16: speedup}
+        monkeypatch.setattr(precision, "matmul_rate", lambda dtype, _, r=rates: r[dtype])
+        found.append(precision.compute_dtype("auto", "cpu")[0])
+    narrow, wide = torch.bfloat16, torch.float32
+    assert found == [wide, wide, narrow, narrow, narrow, wide, wide]
+
+
+def test_clearing_the_cache_forgets_it(kept, cli):
+    machine.keep("x", 1)
+    assert json.loads(machine_file().read_text())["choices"] == {"x": 1}
+    assert cli("cache", "clear", "nothing").code == 2 and machine.chosen_before("x") == 1
+    assert cli("cache", "clear").code == 0 and machine.chosen_before("x") is None
+    assert cli("cache", "clear").code == 0

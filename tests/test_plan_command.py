@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from conftest import rows
 from smoldpo import cli_plan
 from smoldpo.engine.memory_budget import ASIDE
-from smoldpo.plan import measuring, trial
+from smoldpo.plan import dose, measuring, trial
 from smoldpo.plan.rates import Rates
 
 QUICK = [
@@ -150,6 +150,29 @@ def test_every_kind_of_run_can_be_planned(cli, tiny_folder, data, settings):
     assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in found["depths"])
     if "--judges" in settings:
         assert any("localhost" in note for note in found["notes"])
+
+
+def test_a_slow_machine_tries_less_and_forecasts_the_same_run(cli, tiny_folder, data, monkeypatch):
+    told = ["--model", tiny_folder, "--data", data, "--freeze-layers", 2]
+    batches, train = [], measuring.train
+
+    def counted(engine, pairs, config, *more, **options):
+        batches.append((len(pairs), config.max_steps))
+        train(engine, pairs, config, *more, **options)
+
+    monkeypatch.setattr(measuring, "train", counted)
+    usual = plan(cli, *told)
+    assert batches == [(8, 2), (8, 2)] * 3
+    batches.clear()
+    monkeypatch.setattr(dose, "SECONDS", 0.0)
+    found = plan(cli, *told)
+    assert batches == [(1, 2), (1, 1)] * 3
+    assert found["counts"].keys() == usual["counts"].keys()
+    for key in ("steps", "tokens", "train_pairs"):
+        assert found["counts"][key] == usual["counts"][key]
+    for one, other in zip(found["depths"], usual["depths"], strict=True):
+        assert one["disk"] == other["disk"] and one["seconds"] > 0
+        assert [p["name"] for p in one["phases"]] == [p["name"] for p in other["phases"]]
 
 
 def test_auto_picks_what_the_table_says(cli, planted, tiny_folder, data):

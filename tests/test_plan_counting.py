@@ -11,7 +11,7 @@ from faults.test_micro_batches import PAIRS as TRAINED
 from faults.test_micro_batches import engine_of
 from smoldpo.config import build_config
 from smoldpo.engine.memory_budget import ASIDE, fit_budget
-from smoldpo.engine.packing import pack
+from smoldpo.engine.packing import pack, pair_length
 from smoldpo.engine.plain import pad_batch
 from smoldpo.engine.scorer import FILL, Scorer
 from smoldpo.errors import SmoldpoError
@@ -19,6 +19,7 @@ from smoldpo.models.lean import ROWS, TRUNK_ROWS
 from smoldpo.plan import kept, loads
 from smoldpo.plan.counting import FastPacking, PlainPacking
 from smoldpo.plan.depths import depths_to_try, every_depth
+from smoldpo.plan.dose import Dose, choose_dose
 from smoldpo.plan.fitting import fitting
 from smoldpo.plan.forecast import Depth
 from smoldpo.plan.loads import load_at
@@ -307,6 +308,27 @@ def test_which_depths_are_tried():
     assert tried(0) == [0, 25, 29] and tried(29) == [29, 25, 0]
     assert [d.frozen for d in depths_to_try(depths[:1], 0)] == [0]
     assert [d.frozen for d in depths_to_try(depths[:2], 1)] == [1, 0]
+
+
+def test_the_dose_is_what_a_machine_can_do():
+    """Of SmolLM2-135M at three depths: whole, then fewer pairs at once, and never none."""
+    model = 106_000_000, 28_000_000
+    depths = [Depth(n, n, 30, 0, n == 0) for n in (25, 29, 0)]
+
+    def dose(gigaflops, per_step=8):
+        return choose_dose(PAIRS, per_step, 4096, *model, depths, gigaflops * 1e9)
+
+    assert dose(1e6) == Dose(8, 4096, True) and dose(1e6, 2) == Dose(2, 4096, True)
+    found = [dose(rate) for rate in (200, 100, 60, 30, 1)]
+    assert found[-1] == Dose(1, 1920, False)
+    pairs = [each.pairs for each in found]
+    assert pairs == sorted(pairs, reverse=True) and len(set(pairs)) > 2
+    size = sum(map(pair_length, PAIRS)) / len(PAIRS), 20.0
+    more = Dose(4, 1920, False)
+    assert more.operations(*model, depths, size) > more.operations(*model, depths[:2], size)
+    assert more.operations(*model, depths, size) < Dose(4, 1920, True).operations(
+        *model, depths, size
+    )
 
 
 def test_samples_are_short_and_long_and_fresh():

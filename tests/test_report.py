@@ -19,6 +19,7 @@ from smoldpo.report import html_report, read_run, write_report
 from smoldpo.report_plots import smoothed, window
 from smoldpo.report_texts import MOST_CHARACTERS, MOST_TOKENS, Colouring
 
+pytestmark = pytest.mark.pictures
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)></style></title>"
     "<a href='javascript:alert(3)'>x</a>\"'--><svg onload=alert(4)>{{ 7*7 }} $x^2$ \ud800"

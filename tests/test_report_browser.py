@@ -19,7 +19,10 @@ ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path")
+pytestmark = [
+    pytest.mark.pictures,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path"),
+]
 
 
 @pytest.fixture(scope="module")

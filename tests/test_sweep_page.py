@@ -15,6 +15,7 @@ from smoldpo.sweep.space import Choices, Range
 from smoldpo.sweep.trials import DONE, FAILED, Record
 from test_report_browser import BROWSER, Watched, browser  # noqa: F401
 
+pytestmark = pytest.mark.pictures
 HOSTILE = "<img src=x onerror=alert(5)>"
 SPACE = {
     "beta": Choices((0.05, 0.1, 0.3)),

@@ -220,6 +220,7 @@ def test_a_trial_is_the_run_that_its_configuration_says(sweep, cli, out, tmp_pat
     assert again["pairs"] == winner["pairs"], "the winner, on the validation pairs"
 
 
+@pytest.mark.pictures
 def test_what_a_sweep_leaves(sweep, cli, out, drawn):
     said = sweep({"beta": [0.1, 0.5], "learning_rate": [1e-4, 1e-2]})
     found = results(out)

@@ -63,6 +63,7 @@ def trained(cli, tiny_folder, pairs_file, tmp_path):
     return result, run
 
 
+@pytest.mark.pictures
 def test_a_run_from_start_to_end(trained, tiny_folder):
     result, run = trained
     assert {path.name for path in run.iterdir()} == {
@@ -70,6 +71,7 @@ def test_a_run_from_start_to_end(trained, tiny_folder):
         "samples.jsonl", "timings.json", "README.md", "report.html", "checkpoints", "model",
         "resume.json",
     }  # fmt: skip
+    assert (run / "report.html").read_text().count("<path") > 100, "plots are drawn"
     evaluation = json.loads((run / "evaluation.json").read_text())
     for title in ("log-probability (sum)", "log-probability per token", "implicit reward"):
         assert title in result.out

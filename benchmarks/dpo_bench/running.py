@@ -100,7 +100,7 @@ class Bench:
     def empty_cache(self) -> None:
         """Make smoldpo's caches cold; the unpacked model, which both sides read, stays."""
         for entry in (self.folder / "cache" / "smoldpo").glob("*"):
-            if entry.name != "models":
+            if entry.is_dir() and entry.name != "models":
                 shutil.rmtree(entry)
 
 

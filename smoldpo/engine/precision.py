@@ -8,23 +8,28 @@ from collections.abc import Iterator
 
 import torch
 
+from smoldpo.engine import machine
 from smoldpo.engine.memory import let_go_of_file_pages
 from smoldpo.errors import UsageError
 
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 WORTH_IT = 1.3
 """bfloat16 must be this many times faster than float32 to be chosen for its lower precision."""
+STAYS = {"bfloat16": 1.0, "float32": 2.0}
+"""The same where an earlier run has chosen: its choice stands until the other is clearly better."""
 
 
 def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
-    """The dtype for `name` (auto measures), and how that was decided, in words."""
+    """The dtype for `name` (auto measures; an earlier choice stands if near), and how that was decided."""
     if name != "auto":
         return NAMES[name], f"{name}, as asked"
     slow, fast = (matmul_rate(NAMES[n], device) for n in ("float32", "bfloat16"))
     measured = f"measured {slow:,.0f} GFLOP/s in float32, {fast:,.0f} in bfloat16"
-    if fast > WORTH_IT * slow:
-        return torch.bfloat16, f"bfloat16: {measured}"
-    return torch.float32, f"float32: {measured}"
+    before = machine.chosen_before(f"precision, {device}")
+    worth = STAYS.get(before, WORTH_IT) if isinstance(before, str) else WORTH_IT
+    choice = "bfloat16" if fast > worth * slow else "float32"
+    machine.keep(f"precision, {device}", choice)
+    return NAMES[choice], f"{choice}: {measured}"
 
 
 def master_dtype(compute: torch.dtype) -> torch.dtype:

@@ -14,6 +14,7 @@ from smoldpo.engine.packing import common_beginning
 from smoldpo.loss_facts import needs_reference
 from smoldpo.materials import Models
 from smoldpo.plan.counting import FastPacking, Packing, PlainPacking, work_of
+from smoldpo.plan.dose import Dose
 from smoldpo.plan.forecast import Depth
 from smoldpo.plan.memory import Sizes, Tried
 from smoldpo.plan.rates import Passed, Stepped
@@ -22,9 +23,6 @@ from smoldpo.plan.samples import Samples, disguised, stream_samples
 from smoldpo.state import TrainingState
 from smoldpo.trainer import train
 from smoldpo.types import TokenizedPair
-
-WARM_AND_TIMED = 2
-"""Steps over one sample: what is allocated or compiled in the first belongs to no other."""
 
 
 @dataclass
@@ -42,6 +40,7 @@ class DryRun:
     Args:
         models: loaded for this depth, with a cache in memory; their policy is changed by the steps.
         pairs: all training pairs, of which the longest decides what fits.
+        samples: as many pairs of each kind as `dose` says.
     """
 
     def __init__(
@@ -51,11 +50,13 @@ class DryRun:
         depth: Depth,
         pairs: Sequence[TokenizedPair],
         samples: Samples,
+        dose: Dose,
         sizes: Sizes,
     ):
         self._config, self._engine, self._depth = config, models.engine, depth
         self._rates = models.rates
         self._pairs, self._samples, self._sizes = pairs, samples, sizes
+        self._dose = dose
         self._fast = models.decided["engine"] == "fast"
         self._state: TrainingState | None = None
         self._shared = common_beginning(samples.long)  # as the engine finds it in the first pairs
@@ -88,7 +89,7 @@ class DryRun:
     def _time_trunk(self) -> None:
         """Whole streams of fresh pairs, through trunk and reference."""
         depth, engine = self._depth, self._engine
-        streams = stream_samples(self._pairs, engine.budget)
+        streams = stream_samples(self._pairs, self._dose.tokens)
         for salt, sample in ((2, streams.long), (3, streams.short), (4, streams.long)):
             fresh = disguised(sample, salt)
             seconds = _timed(lambda fresh=fresh: engine.prepare(fresh))
@@ -104,20 +105,24 @@ class DryRun:
         """The policy's log-probabilities, from states that are there."""
         packing = self._packing()
         work = work_of(packing, packing.passes(sample))
-        self._engine.policy_logps(sample)
+        if self._dose.twice:
+            self._engine.policy_logps(sample)
         seconds = _timed(lambda: self._engine.policy_logps(sample))
         layers = self._depth.top if self._fast else self._depth.layers
         self.found.passed.append(Passed(work, 0, layers, seconds))
 
     def _time_steps(self, sample: list[TokenizedPair], first: bool) -> None:
-        """The trainer's own loop over one batch; the last of its steps counts."""
+        """The trainer's own loop over one batch; the last of its steps counts.
+
+        What is allocated or compiled in the first step of all belongs to no other.
+        """
         assert self._state is not None
         clock = _Clock()
         self._state.step = 0
         train(
             self._engine,
             sample,
-            _one_batch(self._config, len(sample)),
+            _one_batch(self._config, len(sample), 1 + (first or self._dose.twice)),
             _Unwritten(),
             starts_at_reference=first and self._config.reference is None,
             after_step=clock.step_ends,
@@ -164,13 +169,13 @@ def packing_of(engine: Any, fast: bool, shared: tuple[int, ...]) -> Packing:
     return PlainPacking(engine.budget, engine.eval_batch_size)
 
 
-def _one_batch(config: TrainConfig, pairs: int) -> TrainConfig:
-    """The same training, of a few steps over one batch."""
+def _one_batch(config: TrainConfig, pairs: int, steps: int) -> TrainConfig:
+    """The same training, of so many steps over one batch."""
     return config.model_copy(
         update={
             "per_device_train_batch_size": pairs,
             "gradient_accumulation_steps": 1,
-            "max_steps": WARM_AND_TIMED,
+            "max_steps": steps,
             "logging_steps": 1,
         }
     )

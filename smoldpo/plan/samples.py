@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from smoldpo.engine.packing import pair_length
 from smoldpo.types import TokenizedPair
 
-STEP_PAIRS = 8
-"""At most so many to a step of the dry run."""
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -24,9 +21,8 @@ class Samples:
         return self.short, self.long
 
 
-def step_samples(pairs: Sequence[TokenizedPair], per_step: int) -> Samples:
-    """What one step each goes through."""
-    count = min(per_step, STEP_PAIRS)
+def step_samples(pairs: Sequence[TokenizedPair], count: int) -> Samples:
+    """What one step each goes through: so many pairs."""
     short, long = _halves(pairs)
     return Samples(evenly(short, count), evenly(long, count))
 

@@ -12,15 +12,18 @@ import torch
 
 from smoldpo import progress
 from smoldpo.config import TrainConfig
+from smoldpo.engine.compiling import REACHED
 from smoldpo.engine.memory import free_memory, give_back_freed_memory
 from smoldpo.engine.out_of_memory import is_out_of_memory
 from smoldpo.engine.packing import common_beginning
-from smoldpo.engine.precision import master_dtype
+from smoldpo.engine.precision import master_dtype, matmul_rate
 from smoldpo.errors import SmoldpoError
 from smoldpo.loss_facts import needs_reference
 from smoldpo.materials import load_data, load_models, tokenize
+from smoldpo.models.freeze import layer_of
 from smoldpo.plan.counting import FastPacking, Packing, PlainPacking
 from smoldpo.plan.depths import depths_to_try, every_depth
+from smoldpo.plan.dose import Dose, choose_dose
 from smoldpo.plan.ends import Disk, Ends, measure_disk, measure_ends
 from smoldpo.plan.forecast import Depth
 from smoldpo.plan.kept import NOTHING, Cupboard
@@ -96,6 +99,7 @@ class Trial:
     def go(self) -> None:
         """The end of a run first, while the policy is what it was; then passes and steps at a few depths."""
         chosen = depths_to_try(self.depths, self.models.frozen_layers)
+        dose = self._dose(chosen)
         with progress.bar("dry run", len(chosen) + 1) as advance:
             with progress.silenced():
                 folder = Path(self.config.output_dir or "runs").expanduser()
@@ -104,7 +108,7 @@ class Trial:
             advance(1)
             for number, depth in enumerate(chosen):
                 with progress.silenced():
-                    self._try(depth, loaded=number == 0)
+                    self._try(depth, dose, loaded=number == 0)
                 advance(1)
         if not self._measured:
             raise self._refused[-1][1]
@@ -122,7 +126,18 @@ class Trial:
         """Whether a dry run of this depth, or of one that trains no more, found no room in memory."""
         return any(depth.trainable >= other.trainable for other, _ in self._refused)
 
-    def _try(self, depth: Depth, loaded: bool) -> None:
+    def _dose(self, depths: list[Depth]) -> Dose:
+        """What these depths go through on a machine of this speed."""
+        models, train = self.models, self.data.train
+        rate = 1e9 * REACHED * matmul_rate(models.dtype, models.engine.device.type)
+        per_step = Schedule.of(self.config, len(train)).pairs_per_step
+        policy = models.engine.policy
+        inside = sum(p.numel() for name, p in policy.named_parameters() if layer_of(name) >= 0)
+        head = policy.get_output_embeddings().weight.numel()
+        stream = models.engine.budget if self.fast else 0
+        return choose_dose(train, per_step, stream, inside, head, depths, rate)
+
+    def _try(self, depth: Depth, dose: Dose, loaded: bool) -> None:
         """One dry run; a depth that may not fit into memory, or does not, is left out.
 
         Args:
@@ -135,10 +150,9 @@ class Trial:
             if not self._may_fit(depth):
                 return
             models = load_models(self._at(depth), self._raw, self.models.decided["kernels"] or None)
-        per_step = Schedule.of(self.config, len(self.data.train)).pairs_per_step
-        samples = step_samples(self.data.train, per_step)
+        samples = step_samples(self.data.train, dose.pairs)
         try:
-            run = DryRun(self.config, models, depth, self.data.train, samples, self.sizes)
+            run = DryRun(self.config, models, depth, self.data.train, samples, dose, self.sizes)
             found = run.go(with_trunk=not self._measured)
         except Exception as error:
             refused = isinstance(error, SmoldpoError) and "memory" in str(error)

@@ -164,6 +164,7 @@ class Page(HTMLParser):
                 self.bad.append((tag, name, value))
 
 
+@pytest.mark.pictures
 def test_the_page_runs_nothing_and_asks_for_nothing(tmp_path, rows):
     for number, row in enumerate(rows[:4]):
         row["rejected"] = row["chosen"] = HOSTILE + str(number)

@@ -121,6 +121,7 @@ def _run(
     from smoldpo import cli
 
     planted.same_kernels()
+    planted.without_pictures()
     if plant is not None:
         plant(*planted_with)
     for number, limit in limits.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from pathlib import Path
 
@@ -56,6 +57,17 @@ class Workplace:
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
+
+
+@pytest.fixture(scope="session")
+def whole(server, tmp_path_factory, tiny_folder) -> Path:
+    """The run as it comes out when nothing happens to it; what is compared names no path, so once will do."""
+    folder = tmp_path_factory.mktemp("whole")
+    pairs = folder / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
+    place = Workplace(folder, tiny_folder, pairs)
+    place.ok(*place.training("whole"))
+    return place / "whole"
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,13 @@ def same_kernels() -> None:
     build.choose_kernels = lambda *_: Kernels()
 
 
+def without_pictures() -> None:
+    """Pages without plots: matplotlib takes more than half of a tiny run."""
+    from smoldpo import plots
+
+    plots._drawn = lambda draw, size: "<svg ></svg>"
+
+
 def kill_at_file_operation(number: int, record: str | None = None) -> None:
     """SIGKILL itself before file operation `number` (from 1) inside saves; `record` counts them instead."""
     import shutil

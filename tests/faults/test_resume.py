@@ -16,13 +16,6 @@ from smoldpo.fingerprint import FREE_SETTINGS, FROM_NAMES
 KILLS = 30 if LONG else 4
 
 
-@pytest.fixture
-def whole(place):
-    """The run as it comes out when nothing happens to it."""
-    place.ok(*place.training("whole"))
-    return place / "whole"
-
-
 def row_count(run):
     path = run / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
@@ -187,7 +180,9 @@ def test_with_no_checkpoint_left_the_run_begins_anew(place, whole, stopped):
     assert differences(whole, stopped) == []
 
 
-def test_a_finished_run_says_so_and_can_be_extended(place, whole):
+def test_a_finished_run_says_so_and_can_be_extended(place):
+    place.ok(*place.training("whole"))
+    whole = place / "whole"
     code, said = place.run("resume", "whole")
     assert code == 2 and "is finished (12 steps)" in said and "--extend" in said
     said = place.ok("resume", "whole", "--extend", 1)

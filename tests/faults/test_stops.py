@@ -14,12 +14,6 @@ from smoldpo.compare_runs import differences, metrics
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
-@pytest.fixture
-def whole(place):
-    place.ok(*place.training("whole"))
-    return place / "whole"
-
-
 @pytest.mark.parametrize("number", CODES, ids=lambda n: n.name)
 @pytest.mark.parametrize(
     "where, step",
