@@ -166,7 +166,7 @@ def test_a_slow_machine_tries_less_and_forecasts_the_same_run(cli, tiny_folder, 
     batches.clear()
     monkeypatch.setattr(dose, "SECONDS", 0.0)
     found = plan(cli, *told)
-    assert batches == [(1, 2), (1, 1)] * 3
+    assert batches == [(2, 2), (2, 1)] * 3
     assert found["counts"].keys() == usual["counts"].keys()
     for key in ("steps", "tokens", "train_pairs"):
         assert found["counts"][key] == usual["counts"][key]

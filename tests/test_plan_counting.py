@@ -319,8 +319,8 @@ def test_the_dose_is_what_a_machine_can_do():
         return choose_dose(PAIRS, per_step, 4096, *model, depths, gigaflops * 1e9)
 
     assert dose(1e6) == Dose(8, 4096, True) and dose(1e6, 2) == Dose(2, 4096, True)
-    found = [dose(rate) for rate in (200, 100, 60, 30, 1)]
-    assert found[-1] == Dose(1, 1920, False)
+    found = [dose(rate) for rate in (2000, 300, 150, 100, 60, 1)]
+    assert found[-1] == Dose(2, 1920, False) and dose(1, 1) == Dose(1, 1920, False)
     pairs = [each.pairs for each in found]
     assert pairs == sorted(pairs, reverse=True) and len(set(pairs)) > 2
     size = sum(map(pair_length, PAIRS)) / len(PAIRS), 20.0

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smoldpo.models.lean import TRUNK_ROWS
+from smoldpo.models.lean import ROWS, TRUNK_ROWS
 from smoldpo.plan.forecast import Depth
 from smoldpo.types import TokenizedPair
 
 SECONDS = 35.0
 """For all depths together; loading, saving and drawing answers come to it."""
-PAIRS = 8
-"""At most so many to a step of the dry run."""
-STREAMS = 3
-"""That go through trunk and reference, the one that warms up among them."""
+PAIRS = range(8, 1, -1)
+"""To a step of the dry run. One alone would leave most of a block of rows empty (models/lean.py)."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,21 @@ class Dose:
             head: parameters in the LM head.
             size: tokens of a pair, and those of its completions, on average.
         """
-        tokens, scored = (self.pairs * part for part in size)
         passes, steps = (4, 4) if self.twice else (2, 3)
-        total = 2.0 * STREAMS * self.tokens * inside
+        rows, logits = _filled(self.pairs * size[0], ROWS), self.pairs * size[1] * head
+        both = _filled(2 * self.pairs * size[0], TRUNK_ROWS) * inside + 2 * logits
+        total = 2.0 * (
+            both + (2 + self.twice) * self.tokens * inside
+        )  # warming up, and whole streams
         for depth in depths:
             above = inside * depth.top / depth.layers
-            logits = scored * head
-            total += 3 * 2 * (tokens * inside + logits)  # the states of both, and of one to warm up
-            total += passes * 2 * (tokens * above + logits)
-            total += steps * (6 * tokens * above + (6 if depth.head_trains else 4) * logits)
+            total += 2 * both + passes * 2 * (rows * above + logits)
+            total += steps * (6 * rows * above + (6 if depth.head_trains else 4) * logits)
         return total
+
+
+def _filled(rows: float, block: int) -> int:
+    return block * math.ceil(rows / block)
 
 
 def choose_dose(
@@ -73,9 +77,9 @@ def choose_dose(
     """
     scored = sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs) / len(pairs)
     size = scored + sum(len(pair.prompt_ids) for pair in pairs) / len(pairs), scored
-    most = min(per_step, PAIRS)
     few = min(stream, TRUNK_ROWS)
-    doses = [Dose(most, stream, True), *(Dose(count, few, False) for count in range(most, 0, -1))]
+    counts = [count for count in PAIRS if count <= per_step] or [per_step]
+    doses = [Dose(counts[0], stream, True), *(Dose(count, few, False) for count in counts)]
     for dose in doses:
         if dose.operations(inside, head, depths, size) <= SECONDS * rate:
             return dose

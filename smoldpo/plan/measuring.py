@@ -66,15 +66,16 @@ class DryRun:
         """All of it; `with_trunk` also times the pass through the frozen layers."""
         engine = self._engine
         before = resident()
-        engine.prepare(disguised(self._samples.long, 1))  # threads, kernels: not to be counted
+        if with_trunk:
+            engine.prepare(disguised(self._samples.long, 1))  # threads, kernels: not to be counted
         self._state = state = TrainingState(engine, self._config, self._rates)
         per_step = self._config.per_device_train_batch_size
         per_step *= self._config.gradient_accumulation_steps
         fit_budget(engine, self._pairs, per_step, state.step_bytes, free_memory(engine.device))
         if with_trunk and self._fast and self._depth.below:
             self._time_trunk()
+        engine.prepare([*self._samples.short, *self._samples.long])
         for sample in self._samples.both:
-            engine.prepare(sample)
             self._time_pass(sample)
         give_back_freed_memory()
         with height() as seen:
@@ -90,7 +91,8 @@ class DryRun:
         """Whole streams of fresh pairs, through trunk and reference."""
         depth, engine = self._depth, self._engine
         streams = stream_samples(self._pairs, self._dose.tokens)
-        for salt, sample in ((2, streams.long), (3, streams.short), (4, streams.long)):
+        warming = [(2, streams.long)] if self._dose.twice else []
+        for salt, sample in (*warming, (3, streams.short), (4, streams.long)):
             fresh = disguised(sample, salt)
             seconds = _timed(lambda fresh=fresh: engine.prepare(fresh))
             packing = self._packing()
@@ -98,7 +100,7 @@ class DryRun:
             top = depth.layers if self._config.reference is not None else depth.top
             if not needs_reference(self._config.loss_type):
                 top, work = 0, replace(work, scored=0)
-            if salt > 2:  # the first warms up
+            if salt > 2:  # that one warms up
                 self.found.passed.append(Passed(work, depth.below, top, seconds))
 
     def _time_pass(self, sample: list[TokenizedPair]) -> None:
