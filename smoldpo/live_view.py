@@ -85,9 +85,8 @@ class View:
         now = self._newest()
         if now:
             self._steps.append((now["pairs"], now["seconds"]))
-        self._now = (
-            now  # last, for another thread draws: what it reads has its place in the speed already
-        )
+        # Last, for another thread draws: what it reads has its place in the speed already.
+        self._now = now
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Any]:
         for items in (self._step(), self._memory(), self._evaluation()):

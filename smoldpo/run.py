@@ -86,8 +86,7 @@ def run_training(
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
         InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
     """
-    preflight(config)  # both refuse what cannot be before time goes into planning
-    choose_folder(config)
+    choose_folder(config)  # a folder that cannot be is refused before time goes into planning
     config, picked = settle_depth(config, started)
     with interruption or Interruption() as interruption:
         folder = choose_folder(config)

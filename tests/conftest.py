@@ -108,6 +108,14 @@ def rows(count: int) -> list[dict]:
     ]
 
 
+def noisy_rows(count):
+    """Of every third pair the sides are swapped, so that no trial gets all of them right."""
+    found = rows(count)
+    for row in found[::3]:
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    return found
+
+
 @pytest.fixture
 def write_rows(tmp_path) -> Callable[..., Path]:
     """Write rows as JSONL and return the file."""
@@ -153,6 +161,35 @@ def cli(monkeypatch, tmp_path, tmp_path_factory, request) -> Iterator[Callable]:
         return Result(code, out.getvalue(), err.getvalue())
 
     yield run
+
+
+@pytest.fixture
+def sweep(cli, write_rows, tiny_folder, tmp_path):
+    """Run a sweep in the folder out, of short trials."""
+    write_rows(noisy_rows(90))
+    common = {
+        "model": str(tiny_folder), "data": "pairs.jsonl", "eval_fraction": 0.5, "max_steps": 5,
+        "dtype": "float32", "device": "cpu", "compile": "off", "freeze_layers": 2, "warmup_ratio": 0,
+        "per_device_train_batch_size": 4, "sample_prompt": "none", "generate_prompts": 0,
+        "learning_rate": 3e-3, "output_dir": "out",
+    }  # fmt: skip
+
+    def run(tried, *more, code=0, **settings):
+        plain = {k: v for k, v in common.items() if k not in tried} | settings | {"sweep": tried}
+        import yaml
+
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+        result = cli("sweep", "mine.yaml", *more)
+        assert result.code == code, result.err + result.out
+        return result
+
+    return run
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """Where `sweep` leaves what it finds."""
+    return tmp_path / "out"
 
 
 @pytest.fixture(scope="session")

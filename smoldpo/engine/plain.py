@@ -128,9 +128,8 @@ class PlainEngine:
     def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
         self.policy.zero_grad(set_to_none=True)
         fewer = halved(self.train_batch_size, self.eval_batch_size, len(pairs))
-        self.train_batch_size, self.eval_batch_size = fewer or (
-            self.train_batch_size, self.eval_batch_size
-        )  # fmt: skip
+        if fewer is not None:
+            self.train_batch_size, self.eval_batch_size = fewer
         return fewer is not None
 
     def backward_bytes(

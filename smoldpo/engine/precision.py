@@ -25,8 +25,7 @@ def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
         return NAMES[name], f"{name}, as asked"
     slow, fast = (matmul_rate(NAMES[n], device) for n in ("float32", "bfloat16"))
     measured = f"measured {slow:,.0f} GFLOP/s in float32, {fast:,.0f} in bfloat16"
-    before = machine.chosen_before(f"precision, {device}")
-    worth = STAYS.get(before, WORTH_IT) if isinstance(before, str) else WORTH_IT
+    worth = STAYS.get(str(machine.chosen_before(f"precision, {device}")), WORTH_IT)
     choice = "bfloat16" if fast > worth * slow else "float32"
     machine.keep(f"precision, {device}", choice)
     return NAMES[choice], f"{choice}: {measured}"

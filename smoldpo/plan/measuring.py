@@ -62,17 +62,17 @@ class DryRun:
         self._shared = common_beginning(samples.long)  # as the engine finds it in the first pairs
         self.found = Measured()
 
-    def go(self, with_trunk: bool) -> Measured:
-        """All of it; `with_trunk` also times the pass through the frozen layers."""
+    def go(self, first: bool) -> Measured:
+        """All of it; the first dry run also warms up, and times the pass through the frozen layers."""
         engine = self._engine
         before = resident()
-        if with_trunk:
+        if first:
             engine.prepare(disguised(self._samples.long, 1))  # threads, kernels: not to be counted
         self._state = state = TrainingState(engine, self._config, self._rates)
         per_step = self._config.per_device_train_batch_size
         per_step *= self._config.gradient_accumulation_steps
         fit_budget(engine, self._pairs, per_step, state.step_bytes, free_memory(engine.device))
-        if with_trunk and self._fast and self._depth.below:
+        if first and self._fast and self._depth.below:
             self._time_trunk()
         engine.prepare([*self._samples.short, *self._samples.long])
         for sample in self._samples.both:

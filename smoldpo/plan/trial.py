@@ -153,7 +153,7 @@ class Trial:
         samples = step_samples(self.data.train, dose.pairs)
         try:
             run = DryRun(self.config, models, depth, self.data.train, samples, dose, self.sizes)
-            found = run.go(with_trunk=not self._measured)
+            found = run.go(first=not self._measured)
         except Exception as error:
             refused = isinstance(error, SmoldpoError) and "memory" in str(error)
             if not (refused or is_out_of_memory(error)):

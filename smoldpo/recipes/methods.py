@@ -9,7 +9,7 @@ from typing import Any
 from smoldpo.errors import UsageError
 from smoldpo.recipes.account import short
 from smoldpo.recipes.reference_free import METHODS as FREE
-from smoldpo.recipes.rules import is_off
+from smoldpo.recipes.rules import alone, is_off
 
 NAMES = {
     "sft": "supervised fine-tuning",
@@ -131,9 +131,8 @@ def _by_names(recipe: dict[str, Any], path: Path, told: bool) -> str:
 
 
 def _loss(recipe: dict[str, Any]) -> Any:
-    """loss_type, of which a list of one is the same as that one."""
-    said = recipe.get("loss_type")
-    said = said[0] if isinstance(said, list) and len(said) == 1 else said
+    """loss_type, hashable."""
+    said = alone(recipe.get("loss_type"))
     return tuple(map(str, said)) or None if isinstance(said, list) else said
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from smoldpo.loss_facts import FACTS
 from smoldpo.recipes.account import Draft, number, short
-from smoldpo.recipes.rules import is_off
+from smoldpo.recipes.rules import alone, is_off
 
 METHODS = ("orpo", "cpo", "simpo")
 
@@ -127,8 +127,7 @@ def _simpo(draft: Draft, dialect: str) -> None:
 
 
 def _loss_type(draft: Draft, untold: str = "sigmoid", key: str = "loss_type") -> Any:
-    said = draft.recipe.get(key) or untold
-    return said[0] if isinstance(said, list) and len(said) == 1 else said
+    return alone(draft.recipe.get(key) or untold)
 
 
 def _with_likelihood(draft: Draft, dialect: str, key: str, weight: float) -> None:

@@ -106,6 +106,11 @@ def find(rules: Rules, key: str) -> Rule | None:
     return next((rules[name] for name in rules if "*" in name and fnmatchcase(key, name)), None)
 
 
+def alone(value: Any) -> Any:
+    """A list of one is the same as that one."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
 def is_off(value: Any, off: Collection[Any] = OFF) -> bool:
     """Whether a value asks for nothing; `True` is never the same as 1 here."""
     if isinstance(value, list | dict):

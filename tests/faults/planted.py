@@ -86,17 +86,8 @@ def slow_steps(seconds: float) -> None:
     Scorer.logps = slow
 
 
-def without_pages() -> None:
-    """No report is drawn, which takes longer than a tiny sweep."""
-    from smoldpo import run
-    from smoldpo.sweep import conduct
-
-    run.write_report = conduct.write_page = lambda *_: None
-
-
 def kill_in_sweep(place: str, trial: int = 2) -> None:
     """SIGKILL itself while a sweep writes its pairs, at a trial's beginning, step or end, or at its end."""
-    without_pages()
     from smoldpo import run
     from smoldpo.engine.fast import FastEngine
     from smoldpo.sweep import conduct, pairs, trials

@@ -47,7 +47,7 @@ WHOLE = []
 @pytest.fixture
 def whole(place, sweep):
     if not WHOLE:
-        place.ok(*sweep("whole"), plant=planted.without_pages)
+        place.ok(*sweep("whole"))
         WHOLE.append(outcome(place / "whole"))
     return WHOLE[0]
 
@@ -56,7 +56,7 @@ def test_killed_anywhere_and_resumed(place, sweep, whole):
     for where in PLACES:
         code, said = place.run(*sweep(where), plant=planted.kill_in_sweep, planted_with=(where,))
         assert code == -signal.SIGKILL, (where, said)
-        said = place.ok("resume", where, plant=planted.without_pages)
+        said = place.ok("resume", where)
         assert ("goes on after step 3" in said) == (where == "step"), said
         assert ("goes on after step" in said) == (where in ("step", "figures")), where
         begun = [f"trial {number} of 3: learning_rate" in said for number in (1, 2, 3)]
@@ -74,7 +74,7 @@ def test_killed_twice_and_given_again(place, sweep, whole):
             *sweep("out"), plant=planted.kill_in_sweep, planted_with=("step", trial)
         )
         assert code == -signal.SIGKILL
-    said = place.ok(*sweep("out"), plant=planted.without_pages)
+    said = place.ok(*sweep("out"))
     assert "trial 2 of 3" not in said and "goes on after step 3" in said
     assert outcome(place / "out") == whole
 
@@ -85,7 +85,7 @@ def test_told_to_stop(place, sweep, whole):
     )
     assert code == 130
     assert "interrupted in trial 1 of 3" in said and "smoldpo resume" in said
-    said = place.ok("resume", "out", plant=planted.without_pages)
+    said = place.ok("resume", "out")
     assert "goes on after step 4" in said
     assert outcome(place / "out") == whole
 
@@ -95,5 +95,5 @@ def test_told_to_stop_while_loading(place, sweep, whole):
         *sweep("out"), plant=planted.signal_in, planted_with=("loading", signal.SIGTERM)
     )
     assert found == 143 and "interrupted in trial 1 of 3" in said
-    place.ok("resume", "out", plant=planted.without_pages)
+    place.ok("resume", "out")
     assert outcome(place / "out") == whole
