@@ -331,6 +331,24 @@ def test_the_dose_is_what_a_machine_can_do():
     )
 
 
+def test_the_work_of_a_dose_by_hand():
+    """Two pairs of 245 tokens, 100 scored, at one layer of thirty; 1,000,000 parameters, a head of 1,000."""
+    both, rows, logits = 1920 * 1_000_000 + 4 * 100 * 1_000, 512, 2 * 100 * 1_000
+    above = rows * 1_000_000 / 30
+    streams = 2 * 2 * 1920 * 1_000_000
+    found = Dose(2, 1920, False).operations(
+        1_000_000, 1_000, [Depth(29, 29, 30, 0, False)], (245, 100)
+    )
+    steps = 3 * (6 * above + 4 * logits)
+    assert found == pytest.approx(2 * 2 * both + streams + 2 * 2 * (above + logits) + steps)
+    streams += streams / 2
+    steps = 4 * (6 * above + 6 * logits)
+    found = Dose(2, 1920, True).operations(
+        1_000_000, 1_000, [Depth(29, 29, 30, 0, True)], (245, 100)
+    )
+    assert found == pytest.approx(2 * 2 * both + streams + 4 * 2 * (above + logits) + steps)
+
+
 def test_samples_are_short_and_long_and_fresh():
     samples = step_samples(PAIRS, 4)
     assert len(samples.short) == len(samples.long) == 4
