@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from conftest import rows
-from faults import child
+from faults import child, planted
+from smoldpo.checkpoint import saved_steps
 
 LONG = os.environ.get("SMOLDPO_FAULTS") == "long"
 """`make faults`: thirty kills instead of a few."""
@@ -38,7 +41,7 @@ class Workplace:
             "--learning-rate", "1e-2", "--num-train-epochs", 3, "--dtype", "float32", "--device", "cpu",
             "--freeze-layers", 2, "--compile", "off", "--sample-prompt", "none", "--max-tokens", 400,
             "--warmup-ratio", 0,
-            "--generate-prompts", 2, "--max-new-tokens", 4, "--save-steps", 2, "--eval-steps", 5, *more,
+            "--generate-prompts", 0, "--save-steps", 2, "--eval-steps", 5, *more,
         ]  # fmt: skip
 
     def start(self, *words: object, environment: dict | None = None, **options) -> child.Child:
@@ -55,19 +58,42 @@ class Workplace:
         assert code == 0, said
         return said
 
+    def killed(self, *words: object, plant=planted.kill_in_step, at: object) -> None:
+        """Run it until it kills itself: in the step after `at` finished ones, or where `plant` says."""
+        code, said = self.run(*words, plant=plant, planted_with=(at,))
+        assert code == -signal.SIGKILL, said
+
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
 
 
 @pytest.fixture(scope="session")
-def whole(server, tmp_path_factory, tiny_folder) -> Path:
-    """The run as it comes out when nothing happens to it; what is compared names no path, so once will do."""
-    folder = tmp_path_factory.mktemp("whole")
+def often(server, tmp_path_factory, tiny_folder) -> Workplace:
+    """For runs that many tests copy or compare with; what is compared names no path, so once will do."""
+    folder = tmp_path_factory.mktemp("often")
     pairs = folder / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
-    place = Workplace(folder, tiny_folder, pairs)
-    place.ok(*place.training("whole"))
-    return place / "whole"
+    return Workplace(folder, tiny_folder, pairs)
+
+
+@pytest.fixture(scope="session")
+def whole(often) -> Path:
+    """The run as it comes out when nothing happens to it."""
+    often.ok(*often.training("whole"))
+    return often / "whole"
+
+
+@pytest.fixture(scope="session")
+def stopped_once(often) -> Path:
+    often.killed(*often.training("stopped"), at=6)
+    assert saved_steps(often / "stopped" / "checkpoints") == [4, 6]
+    return often / "stopped"
+
+
+@pytest.fixture
+def stopped(place, stopped_once) -> Path:
+    """That run killed in its seventh step, with checkpoints of steps 4 and 6: a copy of its own."""
+    return Path(shutil.copytree(stopped_once, place / "run"))
 
 
 @pytest.fixture(scope="session")

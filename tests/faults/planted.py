@@ -264,13 +264,17 @@ def memory_runs_out_in_steps(spare: int) -> None:
     FastEngine.accumulate_gradients = starved
 
 
-def kill_in_step(step: int, noisy: bool = False) -> None:
+def kill_in_noisy_step(step: int) -> None:
+    """That of a training that draws random numbers."""
+    random_numbers_matter()
+    kill_in_step(step)
+
+
+def kill_in_step(step: int) -> None:
     """SIGKILL itself in the step after `step` finished ones, when part of its gradients are added up."""
     from smoldpo import trainer
     from smoldpo.engine.fast import FastEngine
 
-    if noisy:
-        random_numbers_matter()
     taken = 0
     train, accumulate = trainer.with_less_at_once, FastEngine.accumulate_gradients
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 
@@ -56,9 +57,7 @@ def test_lengths_and_weights_resume_exactly(place):
     """What these losses read beside the sums is kept with the reference, or computed anew to the bit."""
     more = ("--ld-alpha", 0.3, "--use-weighting", "--loss-type", "sigmoid,sft")
     place.ok(*place.training("whole", *more))
-    words = place.training("run", *more)
-    code, _ = place.run(*words, plant=planted.kill_in_step, planted_with=(5,))
-    assert code == -signal.SIGKILL
+    place.killed(*place.training("run", *more), at=5)
     place.ok("resume", "run")
     assert differences(place / "whole", place / "run") == []
     assert not {"ld_alpha", "use_weighting"} & (FREE_SETTINGS | FROM_NAMES), "no resume with others"
@@ -70,7 +69,7 @@ def test_two_steps_differ(place, whole):
     assert len({row["loss"] for row in rows}) == len(rows) == 12
 
 
-@pytest.mark.parametrize("at", [3, 4, 5, 7, 8])
+@pytest.mark.parametrize("at", [3, 4, 5, 7, 8] if LONG else [3, 8])
 def test_stopped_and_resumed_three_times(place, whole, at):
     """Fault 2: within an epoch, at its edge (4, 8), inside an accumulation group; thrice in a row.
 
@@ -80,12 +79,19 @@ def test_stopped_and_resumed_three_times(place, whole, at):
     stops = [at, min(at + 2, 11), min(at + 3, 11)]
     for number, stop in enumerate(stops):
         words = ["resume", name] if number else place.training(name, "--save-steps", 1)
-        code, _ = place.run(*words, plant=planted.kill_in_step, planted_with=(stop,))
-        assert code == -signal.SIGKILL
+        place.killed(*words, at=stop)
         assert saved_steps(place / name / "checkpoints")[-1] == stop
     said = place.ok("resume", name)
     assert f"after step {stops[-1]} of 12" in said
     assert differences(whole, place / name) == []
+
+
+@pytest.fixture(scope="module")
+def noisy(often):
+    """Runs that draw random numbers, whole and killed."""
+    often.ok(*often.training("noisy"), plant=planted.random_numbers_matter)
+    often.killed(*often.training("killed"), plant=planted.kill_in_noisy_step, at=6)
+    return often / "noisy", often / "killed"
 
 
 @pytest.mark.parametrize(
@@ -99,45 +105,35 @@ def test_stopped_and_resumed_three_times(place, whole, at):
         ("step", ("weights", "optimizer", "metrics.jsonl")),
     ],
 )
-def test_a_fault_planted_in_the_resume_turns_the_comparison_red(place, fault, red):
-    place.ok(*place.training("whole"), plant=planted.random_numbers_matter)
-    code, _ = place.run(*place.training("run"), plant=planted.kill_in_step, planted_with=(6, True))
-    assert code == -signal.SIGKILL
+def test_a_fault_planted_in_the_resume_turns_the_comparison_red(place, noisy, fault, red):
+    whole, killed = noisy
+    shutil.copytree(killed, place / "run")
     place.ok("resume", "run", plant=planted.wrong_resume, planted_with=(fault,))
-    found = differences(place / "whole", place / "run")
+    found = differences(whole, place / "run")
     assert bool(found) == bool(fault), found
     for part in red:
         assert any(part in line for line in found), (part, found)
 
 
-def test_killed_between_every_two_file_operations_of_a_save(place, whole):
+def test_killed_between_every_two_file_operations_of_a_save(place):
     """Fault 3: the second save, with the removal of an older checkpoint, has so many operations."""
-    name = "run"
-    place.ok(*place.training(name, "--keep-checkpoints", 1), plant=planted.kill_at_file_operation,
+    words = ["--keep-checkpoints", 1, "--max-steps", 6]
+    place.ok(*place.training("whole", *words), plant=planted.kill_at_file_operation,
              planted_with=(0, str(place / "count")))  # fmt: skip
-    saves = 6
+    saves = 3
     each = int((place / "count").read_text()) // saves
     assert each >= 12
     operations = range(each + 1, 2 * each + 2)
     for operation in operations if LONG else operations[::3]:
         name = f"run-{operation}"
-        words = place.training(name, "--keep-checkpoints", 1)
-        code, _ = place.run(*words, plant=planted.kill_at_file_operation, planted_with=(operation,))
-        assert code == -signal.SIGKILL
+        more = {"plant": planted.kill_at_file_operation, "at": operation}
+        place.killed(*place.training(name, *words), **more)
         assert max(saved_steps(place / name / "checkpoints")) in (2, 4)
         said = place.ok("resume", name)
         assert "refused" not in said
-        assert differences(whole, place / name) == []
+        assert differences(place / "whole", place / name) == []
         assert not list((place / name / "checkpoints").glob(".*"))
-        assert saved_steps(place / name / "checkpoints") == [12]
-
-
-@pytest.fixture
-def stopped(place):
-    """A run that was killed in its seventh step, with checkpoints of steps 4 and 6."""
-    code, _ = place.run(*place.training("run"), plant=planted.kill_in_step, planted_with=(6,))
-    assert code == -signal.SIGKILL and saved_steps(place / "run" / "checkpoints") == [4, 6]
-    return place / "run"
+        assert saved_steps(place / name / "checkpoints") == [6]
 
 
 FILES = [
@@ -153,9 +149,7 @@ FILES = [
 def test_a_damaged_checkpoint_is_refused_by_name(place, whole, stopped, how):
     """Fault 4: each file in its turn; a bit of a checkpoint's file, at a random place."""
     draw = random.Random(4)
-    import shutil
-
-    for file in FILES:
+    for file in FILES if LONG or how == "flip" else draw.sample(FILES, 2):
         name = f"run-{how}-{file}"
         shutil.copytree(stopped, place / name)
         path = place / name / "checkpoints" / "step-6" / file
@@ -197,8 +191,7 @@ def test_a_finished_run_says_so_and_can_be_extended(place):
 def test_elsewhere_and_with_other_threads(place, whole, tmp_path):
     """Relative names mean what they meant, and as many threads compute as did."""
     place.pairs = "pairs.jsonl"
-    code, _ = place.run(*place.training("run"), plant=planted.kill_in_step, planted_with=(6,))
-    assert code == -signal.SIGKILL
+    place.killed(*place.training("run"), at=6)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     said = place.ok("resume", place / "run", folder=elsewhere, plant=planted.other_threads)
@@ -210,7 +203,7 @@ def test_early_stopping_and_the_best_policy_come_out_the_same(place):
     words = ["--eval-steps", 2, "--load-best-model-at-end", "--early-stopping-patience", 2]
     words += ["--metric-for-best-model", "eval_accuracy/logp"]
     place.ok(*place.training("whole", *words))
-    for step in (3, 5, 7):
+    for step in (3, 5, 7) if LONG else (3, 7):
         name = f"run-{step}"
         code, _ = place.run(
             *place.training(name, *words), plant=planted.kill_after_step, planted_with=(step,)

@@ -1,7 +1,7 @@
 """Killed and resumed to the same bits: every optimizer, rates by pattern, averages, a moving reference."""
 
 import importlib.util
-import signal
+import shutil
 
 import pytest
 
@@ -25,9 +25,7 @@ def test_killed_in_a_step_and_resumed(place, name):
     if name == "8 bits" and importlib.util.find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
     place.ok(*place.training("whole", *CASES[name]))
-    words = place.training("run", *CASES[name])
-    code, _ = place.run(*words, plant=planted.kill_in_step, planted_with=(7,))
-    assert code == -signal.SIGKILL
+    place.killed(*place.training("run", *CASES[name]), at=7)
     assert "after step 6 of 12" in place.ok("resume", "run")
     assert differences(place / "whole", place / "run") == []
 
@@ -37,38 +35,38 @@ def test_the_plain_engine_with_a_moving_reference(place):
     place.ok(*place.training("whole", *words))
     for step in (2, 7):  # before the first move, and after the second
         name = f"run-{step}"
-        code, _ = place.run(
-            *place.training(name, *words), plant=planted.kill_after_step, planted_with=(step,)
-        )
-        assert code == -signal.SIGKILL
+        place.killed(*place.training(name, *words), plant=planted.kill_after_step, at=step)
         place.ok("resume", name)
         assert differences(place / "whole", place / name) == []
+
+
+@pytest.fixture(scope="module")
+def moving(often):
+    """A run with averaged weights and a moving reference, whole and killed in its eighth step."""
+    words = [*AVERAGED, *MOVING]
+    often.ok(*often.training("moving", *words))
+    often.killed(*often.training("killed-moving", *words), at=7)
+    return often / "moving", often / "killed-moving"
 
 
 @pytest.mark.parametrize(
     "fault, red",
     [("average", ("averaged", "model/model")), ("reference", ("weights", "reference"))],
 )
-def test_what_a_resume_forgets_turns_the_comparison_red(place, fault, red):
-    words = [*AVERAGED, *MOVING]
-    place.ok(*place.training("whole", *words))
-    code, _ = place.run(
-        *place.training("run", *words), plant=planted.kill_in_step, planted_with=(7,)
-    )
-    assert code == -signal.SIGKILL
+def test_what_a_resume_forgets_turns_the_comparison_red(place, moving, fault, red):
+    whole, killed = moving
+    shutil.copytree(killed, place / "run")
     kept = load_checkpoint(place / "run" / "checkpoints" / "step-6")
     assert kept.state["reference_syncs"] == 2 and kept.tensors["averaged"]
     assert kept.tensors["reference"].keys() == kept.tensors["weights"].keys()
     place.ok("resume", "run", plant=planted.wrong_resume, planted_with=(fault,))
-    found = differences(place / "whole", place / "run")
+    found = differences(whole, place / "run")
     for part in red:
         assert any(part in line for line in found), (part, found)
 
 
-def test_another_value_is_another_run(place):
-    words = place.training("run", *AVERAGED, *MOVING)
-    code, _ = place.run(*words, plant=planted.kill_in_step, planted_with=(7,))
-    assert code == -signal.SIGKILL
+def test_another_value_is_another_run(place, moving):
+    shutil.copytree(moving[1], place / "run")
     path = place / "run" / "config.yaml"
     text = path.read_text()
     for setting, value in (("ema_decay: 0.9", "ema_decay: 0.8"), ("alpha: 0.5", "alpha: 0.6")):

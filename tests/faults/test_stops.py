@@ -3,14 +3,17 @@
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
 from conftest import rows
 from faults import planted
+from faults.conftest import Workplace
 from smoldpo.checkpoint import load_checkpoint, saved_steps, verify
 from smoldpo.compare_runs import differences, metrics
 
+ANSWERS = ["--generate-prompts", 2, "--max-new-tokens", 4]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
@@ -30,6 +33,10 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 def test_told_to_stop(place, whole, where, step, number):
     """Fault 6: a complete checkpoint of the last finished step, the exit code, and how to go on."""
     words = place.training("run", "--save-steps", "none" if where != "save" else 2)
+    if where == "answers":
+        words += ANSWERS
+        place.ok(*place.training("whole", *ANSWERS))
+        whole = place / "whole"
     code, said = place.run(
         *words,
         plant=planted.signal_in,
@@ -150,19 +157,16 @@ def test_out_of_memory_with_one_pair(place, wide_model):
     assert code == 1 and "with one pair at once" in said and "--max-length" in said
 
 
-@pytest.fixture
-def stopped(place):
-    code, _ = place.run(*place.training("run"), plant=planted.kill_in_step, planted_with=(6,))
-    assert code == -signal.SIGKILL
-    return place / "run"
-
-
-def copied_model(place, tmp_path):
-    model = tmp_path / "model"
-    if not model.exists():
-        shutil.copytree(place.model, model)
-    place.model = model
-    return model
+@pytest.fixture(scope="module")
+def changing(server, tmp_path_factory, tiny_folder):
+    """A place whose model, pairs and stopped run are changed and put back."""
+    folder = tmp_path_factory.mktemp("changing")
+    model = Path(shutil.copytree(tiny_folder, folder / "model"))
+    pairs = folder / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
+    place = Workplace(folder, model, pairs)
+    place.killed(*place.training("stopped"), at=6)
+    return place
 
 
 def edit(path, old, new):
@@ -182,20 +186,19 @@ CHANGES = {
     ),
     "template": ("chat_template.jinja", "<|im_start|>", "<|im_start|> ", "the chat template"),
     "data": ("pairs.jsonl", "Question 7", "Question 77", "the preference pairs"),
-    "setting": ("run/config.yaml", "beta: 0.1", "beta: 0.2", "beta"),
-    "dtype": ("run/config.yaml", "dtype: float32", "dtype: bfloat16", "dtype"),
-    "epochs": ("run/config.yaml", "num_train_epochs: 3.0", "num_train_epochs: 9.0", "--extend"),
+    "setting": ("config.yaml", "beta: 0.1", "beta: 0.2", "beta"),
+    "dtype": ("config.yaml", "dtype: float32", "dtype: bfloat16", "dtype"),
+    "epochs": ("config.yaml", "num_train_epochs: 3.0", "num_train_epochs: 9.0", "--extend"),
 }
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_resume_refuses_what_is_not_what_it_was(place, tmp_path, what):
+def test_resume_refuses_what_is_not_what_it_was(changing, what):
     """Fault 12: naming what changed; and goes on when it is put back."""
     file, old, new, words = CHANGES[what]
-    model = copied_model(place, tmp_path)
-    code, _ = place.run(*place.training("run"), plant=planted.kill_in_step, planted_with=(6,))
-    assert code == -signal.SIGKILL
-    path = next(p for p in (model / file, tmp_path / file) if p.exists())
+    run = Path(shutil.copytree(changing / "stopped", changing / what))
+    folders = (changing.model, changing.folder, run)
+    path = next(folder / file for folder in folders if (folder / file).exists())
     before = path.read_bytes()
     if old is None:
         raw = bytearray(before)
@@ -203,10 +206,10 @@ def test_resume_refuses_what_is_not_what_it_was(place, tmp_path, what):
         path.write_bytes(raw)
     else:
         edit(path, old, new)
-    code, said = place.run("resume", "run")
-    assert code == 2 and "cannot be resumed" in said and words in said, said
+    code, said = changing.run("resume", what)
     path.write_bytes(before)
-    assert "goes on after step 6" in place.ok("resume", "run")
+    assert code == 2 and "cannot be resumed" in said and words in said, said
+    assert "goes on after step 6" in changing.ok("resume", what)
 
 
 def test_the_reference_stays_what_it_was(place, tmp_path, other_model):
@@ -215,10 +218,7 @@ def test_the_reference_stays_what_it_was(place, tmp_path, other_model):
     shutil.copytree(other_model, reference)
     words = ["--reference", reference, "--cache", "memory"]
     place.ok(*place.training("whole", *words))
-    code, _ = place.run(
-        *place.training("run", *words), plant=planted.kill_in_step, planted_with=(6,)
-    )
-    assert code == -signal.SIGKILL
+    place.killed(*place.training("run", *words), at=6)
     kept = [load_checkpoint(place / "run" / "checkpoints" / "step-6").state["reference_sha256"]]
     edited = (reference / "model.safetensors").read_bytes()
     (reference / "model.safetensors").write_bytes(
@@ -243,12 +243,9 @@ def test_exact_whatever_is_kept_between_runs(place, cache, engine, dtype):
     if engine == "plain" and cache != "off":
         pytest.skip("the plain engine keeps nothing")
     words = ["--engine", engine, "--cache", "disk" if cache == "cleared" else cache]
-    words += ["--dtype", dtype]
+    words += ["--dtype", dtype, "--max-steps", 6]  # into the second epoch
     place.ok(*place.training("whole", *words))
-    code, _ = place.run(
-        *place.training("run", *words), plant=planted.kill_after_step, planted_with=(7,)
-    )
-    assert code == -signal.SIGKILL
+    place.killed(*place.training("run", *words), plant=planted.kill_after_step, at=5)
     if cache == "cleared":
         shutil.rmtree(place / "cache")
     place.ok("resume", "run")

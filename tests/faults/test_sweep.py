@@ -54,8 +54,7 @@ def whole(place, sweep):
 
 def test_killed_anywhere_and_resumed(place, sweep, whole):
     for where in PLACES:
-        code, said = place.run(*sweep(where), plant=planted.kill_in_sweep, planted_with=(where,))
-        assert code == -signal.SIGKILL, (where, said)
+        place.killed(*sweep(where), plant=planted.kill_in_sweep, at=where)
         said = place.ok("resume", where)
         assert ("goes on after step 3" in said) == (where == "step"), said
         assert ("goes on after step" in said) == (where in ("step", "figures")), where
