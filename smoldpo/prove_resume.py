@@ -82,7 +82,7 @@ def prove_resume(say: Callable[[str], None], seed: int = 0) -> Proof:
         words = [
             "--model", "model", "--data", "pairs.jsonl", "--max-steps", str(STEPS), "--save-steps", "1",
             "--learning-rate", "1e-3", "--freeze-layers", "2", "--sample-prompt", "none",
-            "--eval-steps", "5", "--warmup-ratio", "0",
+            "--generate-prompts", "0", "--eval-steps", "5", "--warmup-ratio", "0",
         ]  # fmt: skip
         return prove(folder, words, KILLS, say, seed)
 

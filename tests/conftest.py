@@ -218,6 +218,15 @@ def same_kernels():
 
 
 @pytest.fixture(autouse=True)
+def quick_rates(request, monkeypatch):
+    """Measuring the machine takes as long as all that a tiny model computes."""
+    from smoldpo.engine.precision import matmul_rate
+
+    if "real" not in request.keywords:
+        monkeypatch.setattr(matmul_rate, "__defaults__", (0.002, (64, 64, 64)))
+
+
+@pytest.fixture(autouse=True)
 def pictures(request, monkeypatch):
     """matplotlib takes more than half of a tiny run: it draws where a test looks, marked `pictures`."""
     if not {"pictures", "real"} & set(request.keywords):

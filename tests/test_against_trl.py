@@ -153,13 +153,13 @@ def test_six_steps_of_every_optimizer_schedule_and_moving_reference_equal_trls(
 
 @pytest.mark.real
 def test_log_probabilities_of_real_pairs(real, shared):
-    pairs = compare.read_pairs(str(shared / "hh_helpful_dev.jsonl"), real, 4, 1024)
+    pairs = compare.read_pairs(str(shared / "hh_helpful_dev.jsonl"), real, 4, 512)
     assert compare.logps_difference(real, pairs) < 1e-4
 
 
 @pytest.mark.real
 def test_losses_of_real_weights_equal_trls(real, shared):
-    pairs = compare.read_pairs(str(shared / "hh_helpful_dev.jsonl"), real, 4, 192)
+    pairs = compare.read_pairs(str(shared / "hh_helpful_dev.jsonl"), real, 4, 96)
     config = compare.settings(4, 2, 2).model_copy(update={"warmup_steps": 0})
     ours = compare.our_losses(real, pairs, config)
     theirs = compare.trl_losses(real, pairs, config)

@@ -61,6 +61,7 @@ def test_the_proof_of_a_resume(cli, monkeypatch, tmp_path, fault):
             "    trainer.Schedule.indices = lambda self, step: whole(self, step)[1:]\n"
         )
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setattr("smoldpo.prove_resume.KILLS", 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     result = cli("doctor", "--prove-resume", "--json")
     found = json.loads(result.out)

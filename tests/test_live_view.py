@@ -22,7 +22,7 @@ def arguments(model, data, run, *more):
     return [
         "-m", "smoldpo", "train", "--model", model, "--data", data, "--output-dir", run,
         "--dtype", "float32", "--max-new-tokens", "2", "--generate-prompts", "2", "--freeze-layers", "2",
-        "--num-train-epochs", "16", "--eval-steps", "16", "--per-device-train-batch-size", "2",
+        "--num-train-epochs", "4", "--eval-steps", "16", "--per-device-train-batch-size", "2",
         "--gradient-accumulation-steps", "1", "--cache", "off", *more,
     ]  # fmt: skip
 
@@ -70,10 +70,10 @@ def squeezed(text):
     return re.sub(r"\s+", "", text)
 
 
-@pytest.mark.parametrize("width", [80, 40])
-def test_a_run_on_a_terminal(width, tiny_folder, pairs_file, tmp_path):
-    child = spawn(width, arguments(tiny_folder, pairs_file, tmp_path / "run"), tmp_path)
-    screen, _, seen = watch(child, width)
+@pytest.mark.parametrize("width, variables", [(80, {}), (40, {"NO_COLOR": "1"})])
+def test_a_run_on_a_terminal(width, variables, tiny_folder, pairs_file, tmp_path):
+    words = arguments(tiny_folder, pairs_file, tmp_path / "run")
+    screen, written, seen = watch(child := spawn(width, words, tmp_path, **variables), width)
     assert child.exitstatus == 0, "\n".join(screen.lines)
     # While it trains: everything is there, and no line of the view is wider than the terminal.
     during = [lines for lines in seen if any("pairs/s" in line for line in lines)]
@@ -90,6 +90,7 @@ def test_a_run_on_a_terminal(width, tiny_folder, pairs_file, tmp_path):
     for word in ("pairs/s", "memory", "evaluated at", "━━━━ "):
         assert word not in end, end
     assert screen.cursor_shown
+    assert bool(re.findall(r"\x1b\[[0-9;]*3[0-9][0-9;]*m", written)) == (not variables), "colours"
     text = squeezed("".join(line.ljust(width) for line in screen.lines))
     metrics = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert len([row for row in metrics if "loss" in row]) > 50
@@ -116,13 +117,6 @@ def test_ctrl_c_on_a_terminal_says_so_and_leaves_a_clean_screen(tiny_folder, pai
         "".join(end)
     ).replace("smoldporesume", "smoldpo resume")
     assert screen.cursor_shown
-
-
-def test_no_color(tiny_folder, pairs_file, tmp_path):
-    words = arguments(tiny_folder, pairs_file, tmp_path / "run", "--max-steps", "30")
-    _, written, seen = watch(spawn(80, words, tmp_path, NO_COLOR="1"), 80)
-    assert any("pairs/s" in line for lines in seen for line in lines)
-    assert not re.findall(r"\x1b\[[0-9;]*3[0-9][0-9;]*m", written), "no colour"
 
 
 def test_off_a_terminal_it_is_the_plain_line(monkeypatch, capsys):

@@ -50,7 +50,7 @@ def test_the_demo_with_a_few_steps(tmp_path):
     run = tmp_path / "run"
     arguments = (
         f"--output-dir {run} --max-steps 2 --max-train-samples 16 --max-eval-samples 8 "
-        "--max-new-tokens 8 --generate-prompts 2"
+        "--max-length 128 --max-new-tokens 8 --generate-prompts 2"
     )
     result = subprocess.run(
         ["make", "-s", "demo", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True
@@ -62,19 +62,27 @@ def test_the_demo_with_a_few_steps(tmp_path):
     assert str(run) in result.stdout.replace("\n", "") and (run / "model" / "config.json").exists()
 
 
+TUNED = []
+"""The run folder of the workplaces, which is made once."""
+
+
 @pytest.fixture
-def workplace(tmp_path, monkeypatch, cli, write_rows, tiny_folder):
+def workplace(tmp_path, tmp_path_factory, cli, write_rows, tiny_folder):
     """A folder as the README's reader has it: pairs.jsonl, the examples, and a tuned model."""
     write_rows(rows(40))
     examples = Path(shutil.copytree(ROOT / "examples", tmp_path / "examples"))
     sweep = yaml.safe_load((examples / "sweep.yaml").read_text())
     sweep["sweep"]["freeze_layers"], sweep["trials"] = [1, 2], 2
     (examples / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    result = cli(
-        "train", "--model", tiny_folder, "--data", "pairs.jsonl", "--output-dir", "runs/mine",
-        "--max-steps", 1, "--max-new-tokens", 2,
-    )  # fmt: skip
-    assert result.code == 0, result.err
+    if not TUNED:
+        tuned = tmp_path_factory.mktemp("tuned") / "mine"
+        result = cli(
+            "train", "--model", tiny_folder, "--data", "pairs.jsonl", "--output-dir", tuned,
+            "--max-steps", 1, "--max-new-tokens", 2,
+        )  # fmt: skip
+        assert result.code == 0, result.err
+        TUNED.append(tuned)
+    shutil.copytree(TUNED[0], tmp_path / "runs" / "mine")
     return tiny_folder
 
 

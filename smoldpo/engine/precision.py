@@ -36,9 +36,14 @@ def master_dtype(compute: torch.dtype) -> torch.dtype:
     return torch.float64 if compute == torch.float64 else torch.float32
 
 
-def matmul_rate(dtype: torch.dtype, device: str, seconds: float = 0.15) -> float:
-    """GFLOP/s of a product at the shapes of a small model's MLP (512 x 576 by 576 x 1536)."""
-    rows, inner, columns = 512, 576, 1536
+def matmul_rate(
+    dtype: torch.dtype,
+    device: str,
+    seconds: float = 0.15,
+    shape: tuple[int, int, int] = (512, 576, 1536),
+) -> float:
+    """GFLOP/s of a product of `shape` (rows, inner, columns), by default that of a small model's MLP."""
+    rows, inner, columns = shape
     left = torch.randn(rows, inner, device=device).to(dtype)
     right = torch.randn(columns, inner, device=device).to(dtype)
     torch.nn.functional.linear(left, right)
