@@ -217,6 +217,18 @@ def same_kernels():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def frozen_libraries():
+    """Else each collection of garbage goes through the objects of all libraries: a quarter of a second."""
+    import gc
+
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import smoldpo.run  # noqa: F401
+
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def quick_rates(request, monkeypatch):
     """Measuring the machine takes as long as all that a tiny model computes."""
