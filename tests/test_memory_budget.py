@@ -42,7 +42,7 @@ def test_the_budget_is_halved_until_a_step_fits(tiny_model, kind, size, capsys):
     engine = engine_of(tiny_model, kind, size)
     engine.prepare(PAIRS)
     one, most = engine.backward_bytes(PAIRS, 8)
-    fit_budget(engine, PAIRS, 8, 1000, ASIDE + 1000 + int(MARGIN * most) + 1)
+    assert fit_budget(engine, PAIRS, 8, 1000, ASIDE + 1000 + int(MARGIN * most) + 1) == one
     assert engine.budget == size and "memory" not in capsys.readouterr().err
     fit_budget(engine, PAIRS, 8, 1000, ASIDE + 1000 + int(MARGIN * most) - 1)
     assert engine.budget < size and "memory" in capsys.readouterr().err

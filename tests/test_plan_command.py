@@ -162,11 +162,11 @@ def test_a_slow_machine_tries_less_and_forecasts_the_same_run(cli, tiny_folder, 
 
     monkeypatch.setattr(measuring, "train", counted)
     usual = plan(cli, *told)
-    assert batches == [(8, 2), (8, 2)] * 3
+    assert batches == [(8, 2), (8, 2)] * 2 + [(8, 1)]
     batches.clear()
     monkeypatch.setattr(dose, "SECONDS", 0.0)
     found = plan(cli, *told)
-    assert batches == [(2, 2), (2, 1)] * 3
+    assert batches == [(2, 2), (2, 1)] * 2 + [(2, 1)]
     assert found["counts"].keys() == usual["counts"].keys()
     for key in ("steps", "tokens", "train_pairs"):
         assert found["counts"][key] == usual["counts"][key]
@@ -312,7 +312,7 @@ def thresholds(monkeypatch):
     def watched(engine, pairs, per_step, state_bytes, free):
         one, _ = engine.backward_bytes(pairs, per_step)
         found.append(ASIDE + state_bytes + one)
-        fit_budget(engine, pairs, per_step, state_bytes, free)
+        return fit_budget(engine, pairs, per_step, state_bytes, free)
 
     monkeypatch.setattr(measuring, "fit_budget", watched)
     return found

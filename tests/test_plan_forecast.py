@@ -21,7 +21,6 @@ PLANTED = Rates(
     step_row=9e-6,
     step_score=2e-8,
     step_head=1e-4,
-    head_trains=3e-4,
     gradient=2e-10,
     optimizer=3e-9,
     step=0.01,
@@ -59,6 +58,24 @@ def test_planted_rates_are_found():
         assert getattr(found, name) == pytest.approx(value, rel=1e-6), name
 
 
+def test_an_update_that_was_not_timed_tells_nothing():
+    passed, stepped = observed()
+    once = [replace(s, optimizer=None) if s.head_trains else s for s in stepped]
+    assert fit_rates(passed, once).optimizer == pytest.approx(PLANTED.optimizer, rel=1e-6)
+
+
+def test_two_depths_are_enough():
+    """Whatever the two: the head's share is known, and so is a layer's."""
+    passed, stepped = observed()
+    for left_out in (UPPER, DEEP, ALL):
+        found = fit_rates(passed, [s for s in stepped if s.top != left_out.top])
+        of = [
+            rates.gradients(LONG, left_out.top, left_out.trainable, left_out.head_trains)
+            for rates in (found, PLANTED)
+        ]
+        assert of[0] == pytest.approx(of[1], rel=1e-6)
+
+
 def test_what_was_not_measured_is_still_told():
     """Layers 1 to 24 were never tried; the rates tell of them."""
     found = fit_rates(*observed())
@@ -78,12 +95,12 @@ def test_rates_are_never_negative():
 
 
 def test_a_pass_and_a_step_by_hand():
-    rates = Rates(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+    rates = Rates(1, 2, 3, 4, 5, 6, 7, 9, 10, 11)
     work = Work(rows=1, trunk_rows=10, scores=100, scored=1000, streams=2, pairs=3)
     assert rates.trunk(work, 3) == 3 * (10 * 1 + 100 * 3)
     assert rates.top(work, 2) == 2 * (1 * 2 + 100 * 3) + 1000 * 4
     assert rates.gradients(work, 2, 50, False) == 2 * (5 + 600) + 7000 + 2 * 50 * 9
-    assert rates.gradients(work, 2, 50, True) == 2 * (5 + 600) + 15000 + 2 * 50 * 9
+    assert rates.gradients(work, 2, 50, True) == 2 * (5 + 600) + 10500 + 2 * 50 * 9
     assert rates.update(50) == 511
     assert total([work, work]) == Work(2, 20, 200, 2000, 4, 6)
 

@@ -70,8 +70,10 @@ def fit_budget(
     pairs_per_step: int,
     state_bytes: int,
     free: int,
-) -> None:
+) -> int:
     """Halve the engine's budget until a step over the longest of `pairs` fits into `free` bytes.
+
+    Returns the bytes that autograd keeps of the longest pair alone.
 
     Args:
         state_bytes: of gradients and the optimizer's state, which come with the first step.
@@ -92,3 +94,4 @@ def fit_budget(
             f"memory: {free:,} bytes are free, and {what}; so {engine.budget:,} instead of {before:,} "
             f"{engine.budget_unit} at once"
         )
+    return one

@@ -80,15 +80,15 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
 
 
 def depths_to_try(depths: list[Depth], configured: int) -> list[Depth]:
-    """The configured one first, then the deepest, one in the upper part, and the shallowest: three in all, or
-    four where everything would train and the configured one is none of them.
+    """The configured one first, then the deepest, or one in the upper part if that is it, and the shallowest.
 
-    Two that differ in layers alone tell what a layer costs; the shallowest also trains the head.
+    Two tell what a layer costs; the shallowest has the most memory.
     """
     by_frozen = {depth.frozen: depth for depth in depths}
     inner = [depth for depth in depths if depth.frozen not in (depths[0].frozen, depths[-1].frozen)]
     upper = min(inner, key=lambda d: abs(d.frozen - d.layers * 5 // 6), default=None)
-    chosen = [by_frozen[configured], depths[-1], depths[0]]
-    if upper is not None and configured in (depths[0].frozen, depths[-1].frozen):
-        chosen.insert(1, upper)
+    other = depths[-1]
+    if configured == other.frozen and upper is not None:
+        other = upper
+    chosen = [by_frozen[configured], other, depths[0]]
     return list(dict.fromkeys(chosen))

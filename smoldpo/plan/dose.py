@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from smoldpo.engine.packing import pair_length
 from smoldpo.models.lean import ROWS, TRUNK_ROWS
 from smoldpo.plan.forecast import Depth
 from smoldpo.types import TokenizedPair
 
-SECONDS = 35.0
+SECONDS = 16.0
 """For all depths together; loading, saving and drawing answers come to it."""
 PAIRS = range(8, 1, -1)
 """To a step of the dry run. One alone would leave most of a block of rows empty (models/lean.py)."""
@@ -22,8 +23,6 @@ class Dose:
 
     pairs: int
     """Of each of two batches."""
-    tokens: int
-    """Of each stream through the frozen layers."""
     twice: bool
     """Whether each pass and step is done once more before it counts; else the first step of all alone is.
 
@@ -31,24 +30,29 @@ class Dose:
     """
 
     def operations(
-        self, inside: int, head: int, depths: Sequence[Depth], size: tuple[float, float]
+        self, inside: int, head: int, depths: Sequence[Depth], size: tuple[float, float, int]
     ) -> float:
-        """What dry runs at these depths compute.
+        """What dry runs at these depths compute (DryRun).
 
         Args:
             inside: parameters in all decoder layers.
             head: parameters in the LM head.
-            size: tokens of a pair, and those of its completions, on average.
+            depths: that of the run first.
+            size: tokens of a pair, those of its completions, on average; tokens of the longest pair.
         """
-        passes, steps = (4, 4) if self.twice else (2, 3)
-        rows, logits = _filled(self.pairs * size[0], ROWS), self.pairs * size[1] * head
-        both = _filled(2 * self.pairs * size[0], TRUNK_ROWS) * inside + 2 * logits
-        total = 2.0 * (
-            both + (2 + self.twice) * self.tokens * inside
-        )  # warming up, and whole streams
+        mean, scored, longest = size
+        rows, logits = _filled(self.pairs * mean, ROWS), self.pairs * scored * head
+        total = 0.0
         for depth in depths:
+            once = depth.trainable > depths[0].trainable
+            batches = 1 if once else 2
+            passes = 0 if once else 2 * (1 + self.twice)
+            steps = 1 if once else 3 + self.twice
             above = inside * depth.top / depth.layers
-            total += 2 * both + passes * 2 * (rows * above + logits)
+            prepared = batches * self.pairs * mean + (longest if depth.below else 0)
+            total += 2 * (_filled(prepared, TRUNK_ROWS) * inside + batches * logits)
+            total += 2 * _filled(longest, ROWS) * above
+            total += passes * 2 * (rows * above + logits)
             total += steps * (6 * rows * above + (6 if depth.head_trains else 4) * logits)
         return total
 
@@ -60,7 +64,6 @@ def _filled(rows: float, block: int) -> int:
 def choose_dose(
     pairs: Sequence[TokenizedPair],
     per_step: int,
-    stream: int,
     inside: int,
     head: int,
     depths: Sequence[Depth],
@@ -71,15 +74,15 @@ def choose_dose(
     Args:
         pairs: all training pairs.
         per_step: of an optimizer step of the run.
-        stream: tokens that the run sends through the frozen layers at once.
         inside, head: parameters in all decoder layers, and in the LM head.
+        depths: that of the run first.
         rate: operations a second that a run reaches here.
     """
     scored = sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs) / len(pairs)
-    size = scored + sum(len(pair.prompt_ids) for pair in pairs) / len(pairs), scored
-    few = min(stream, TRUNK_ROWS)
+    lengths = [pair_length(pair) for pair in pairs]
+    size = sum(lengths) / len(pairs), scored, max(lengths)
     counts = [count for count in PAIRS if count <= per_step] or [per_step]
-    doses = [Dose(counts[0], stream, True), *(Dose(count, few, False) for count in counts)]
+    doses = [Dose(counts[0], True), *(Dose(count, False) for count in counts)]
     for dose in doses:
         if dose.operations(inside, head, depths, size) <= SECONDS * rate:
             return dose

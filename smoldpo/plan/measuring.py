@@ -19,7 +19,7 @@ from smoldpo.plan.forecast import Depth
 from smoldpo.plan.memory import Sizes, Tried
 from smoldpo.plan.rates import Passed, Stepped
 from smoldpo.plan.resident import height, resident
-from smoldpo.plan.samples import Samples, disguised, stream_samples
+from smoldpo.plan.samples import Samples
 from smoldpo.state import TrainingState
 from smoldpo.trainer import train
 from smoldpo.types import TokenizedPair
@@ -41,6 +41,7 @@ class DryRun:
         models: loaded for this depth, with a cache in memory; their policy is changed by the steps.
         pairs: all training pairs, of which the longest decides what fits.
         samples: as many pairs of each kind as `dose` says.
+        once: of a depth that is dearer than the run itself: one step over the long samples is enough.
     """
 
     def __init__(
@@ -52,56 +53,68 @@ class DryRun:
         samples: Samples,
         dose: Dose,
         sizes: Sizes,
+        once: bool = False,
     ):
         self._config, self._engine, self._depth = config, models.engine, depth
         self._rates = models.rates
-        self._pairs, self._samples, self._sizes = pairs, samples, sizes
+        self._pairs, self._sizes, self._once = pairs, sizes, once
+        self._batches = [samples.long] if once else [samples.short, samples.long]
         self._dose = dose
         self._fast = models.decided["engine"] == "fast"
         self._state: TrainingState | None = None
         self._shared = common_beginning(samples.long)  # as the engine finds it in the first pairs
+        self._longest = self._packing().longest(pairs)
+        self._longest_bytes = 0
         self.found = Measured()
 
     def go(self, first: bool) -> Measured:
-        """All of it; the first dry run also warms up, and times the pass through the frozen layers."""
+        """All of it; in the first dry run, compiling and the start of threads count for nothing."""
         engine = self._engine
         before = resident()
-        if first:
-            engine.prepare(disguised(self._samples.long, 1))  # threads, kernels: not to be counted
+        self._prepare(first)
         self._state = state = TrainingState(engine, self._config, self._rates)
         per_step = self._config.per_device_train_batch_size
         per_step *= self._config.gradient_accumulation_steps
-        fit_budget(engine, self._pairs, per_step, state.step_bytes, free_memory(engine.device))
-        if first and self._fast and self._depth.below:
-            self._time_trunk()
-        engine.prepare([*self._samples.short, *self._samples.long])
-        for sample in self._samples.both:
-            self._time_pass(sample)
+        free = free_memory(engine.device)
+        self._longest_bytes = fit_budget(engine, self._pairs, per_step, state.step_bytes, free)
+        for batch in [] if self._once else self._batches:
+            self._time_pass(batch)
         give_back_freed_memory()
         with height() as seen:
-            for number, sample in enumerate(self._samples.both):
-                self._time_steps(sample, first=number == 0)
+            for number, batch in enumerate(self._batches):
+                self._time_steps(batch, first=number == 0)
         self.found.tried = self._memory(before, seen.bytes)
         return self.found
 
+    def _prepare(self, first: bool) -> None:
+        """States and reference of all pairs that are tried.
+
+        The longest pair goes along: alone it would cost a whole block of rows (models/lean.py).
+        """
+        *others, long = self._batches
+        pairs = [pair for batch in others for pair in batch]
+        if self._fast and self._depth.below:
+            pairs.append(self._longest)
+        pairs = [pair for pair in dict.fromkeys(pairs) if pair not in long]
+        if first:
+            self._engine.prepare(pairs)
+            pairs = []
+        self._time_prepare(pairs + long)
+
+    def _time_prepare(self, pairs: list[TokenizedPair]) -> None:
+        """Through trunk and reference, as far as the engine computes them before the first step."""
+        seconds = _timed(lambda: self._engine.prepare(pairs))
+        depth, packing = self._depth, self._packing()
+        top, work = depth.top, work_of(packing, packing.passes(pairs))
+        if self._config.reference is not None:
+            top = depth.layers
+        if not needs_reference(self._config.loss_type):
+            top, work = 0, replace(work, scored=0)
+        if self._fast and depth.below + top:
+            self.found.passed.append(Passed(work, depth.below, top, seconds))
+
     def _packing(self) -> Packing:
         return packing_of(self._engine, self._fast, self._shared)
-
-    def _time_trunk(self) -> None:
-        """Whole streams of fresh pairs, through trunk and reference."""
-        depth, engine = self._depth, self._engine
-        streams = stream_samples(self._pairs, self._dose.tokens)
-        warming = [(2, streams.long)] if self._dose.twice else []
-        for salt, sample in (*warming, (3, streams.short), (4, streams.long)):
-            fresh = disguised(sample, salt)
-            seconds = _timed(lambda fresh=fresh: engine.prepare(fresh))
-            packing = self._packing()
-            work = work_of(packing, packing.passes(fresh))
-            top = depth.layers if self._config.reference is not None else depth.top
-            if not needs_reference(self._config.loss_type):
-                top, work = 0, replace(work, scored=0)
-            if salt > 2:  # that one warms up
-                self.found.passed.append(Passed(work, depth.below, top, seconds))
 
     def _time_pass(self, sample: list[TokenizedPair]) -> None:
         """The policy's log-probabilities, from states that are there."""
@@ -116,15 +129,17 @@ class DryRun:
     def _time_steps(self, sample: list[TokenizedPair], first: bool) -> None:
         """The trainer's own loop over one batch; the last of its steps counts.
 
-        What is allocated or compiled in the first step of all belongs to no other.
+        What is allocated or compiled in the first step of all belongs to no other. Where there is but one,
+        that is little beside the gradients, and the update is not counted.
         """
         assert self._state is not None
         clock = _Clock()
         self._state.step = 0
+        steps = 1 if self._once else 1 + (first or self._dose.twice)
         train(
             self._engine,
             sample,
-            _one_batch(self._config, len(sample), 1 + (first or self._dose.twice)),
+            _one_batch(self._config, len(sample), steps),
             _Unwritten(),
             starts_at_reference=first and self._config.reference is None,
             after_step=clock.step_ends,
@@ -132,28 +147,24 @@ class DryRun:
             state=self._state,
             advance=clock.gradients_end,
         )
-        packing = self._packing()
-        depth = self._depth
+        packing, depth = self._packing(), self._depth
+        work, (gradients, update) = work_of(packing, packing.step(sample)), clock.last
         self.found.stepped.append(
             Stepped(
-                work_of(packing, packing.step(sample)),
+                work,
                 depth.top,
                 depth.trainable,
                 depth.head_trains,
-                *clock.last,
+                gradients,
+                None if self._once else update,
             )
         )
 
     def _memory(self, before: int, most: int) -> Tried:
         """What a row keeps, and what no count explains."""
-        engine, depth = self._engine, self._depth
-        longest = max(self._samples.long, key=lambda pair: self._packing().held([pair]))
-        one, _ = engine.backward_bytes([longest], 1)
-        packing = self._packing()
-        row = one / packing.held([longest])
-        held = max(
-            packing.held(stream) for sample in self._samples.both for stream in packing.step(sample)
-        )
+        depth, packing = self._depth, self._packing()
+        row = self._longest_bytes / packing.held([self._longest])
+        held = max(packing.held(some) for batch in self._batches for some in packing.step(batch))
         give_back_freed_memory()
         trainable = depth.trainable * self._sizes.master
         return Tried(

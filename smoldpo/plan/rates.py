@@ -2,8 +2,8 @@
 
     a pass without gradients   below trunk_rows trunk_row + top rows top_row
                                + (below + top) scores score + scored head
-    gradients of a step        top rows step_row + top scores step_score + scored step_head
-                               (+ scored head_trains where the head trains) + streams parameters gradient
+    gradients of a step        top rows step_row + top scores step_score + scored step_head (half as much
+                               again where the head trains) + streams parameters gradient
     the optimizer's step       parameters optimizer + step
 
 `below` and `top` are the layers that the work goes through on each side of the freeze boundary.
@@ -34,14 +34,14 @@ class Passed:
 
 @dataclass(frozen=True)
 class Stepped:
-    """An optimizer step: `gradients` and `optimizer` are seconds."""
+    """An optimizer step: `gradients` and `optimizer` are seconds; None: not known."""
 
     work: Work
     top: int
     parameters: int
     head_trains: bool
     gradients: float
-    optimizer: float
+    optimizer: float | None
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ class Rates:
     step_row: float = 0.0
     step_score: float = 0.0
     step_head: float = 0.0
-    head_trains: float = 0.0
     gradient: float = 0.0
     optimizer: float = 0.0
     step: float = 0.0
@@ -71,9 +70,9 @@ class Rates:
 
     def gradients(self, work: Work, layers: int, parameters: int, head_trains: bool) -> float:
         """Seconds of a forward and backward pass through so many layers and the head."""
-        head = self.step_head + head_trains * self.head_trains
         each = work.rows * self.step_row + work.scores * self.step_score
-        return layers * each + work.scored * head + work.streams * parameters * self.gradient
+        head = _head(work, head_trains) * self.step_head
+        return layers * each + head + work.streams * parameters * self.gradient
 
     def update(self, parameters: int) -> float:
         """Seconds from gradients to new weights, once."""
@@ -99,16 +98,24 @@ def fit_rates(passed: Sequence[Passed], stepped: Sequence[Stepped]) -> Rates:
             [
                 s.top * s.work.rows,
                 s.top * s.work.scores,
-                s.work.scored,
-                s.work.scored * s.head_trains,
+                _head(s.work, s.head_trains),
                 s.work.streams * s.parameters,
             ]
             for s in stepped
         ],
         [s.gradients for s in stepped],
     )
-    update = _fit([[s.parameters, 1] for s in stepped], [s.optimizer for s in stepped])
+    updates = [(s.parameters, s.optimizer) for s in stepped if s.optimizer is not None]
+    update = _fit([[parameters, 1] for parameters, _ in updates], [s for _, s in updates])
     return Rates(*forward, *backward, *update)
+
+
+def _head(work: Work, head_trains: bool) -> float:
+    """Tokens through the head: forward and back are two products each, the gradient of its weights a third.
+
+    Fitted by itself, that third took whatever else the depth with everything training had of its own.
+    """
+    return work.scored * (1.5 if head_trains else 1.0)
 
 
 def _fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:

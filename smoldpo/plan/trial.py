@@ -108,7 +108,8 @@ class Trial:
             advance(1)
             for number, depth in enumerate(chosen):
                 with progress.silenced():
-                    self._try(depth, dose, loaded=number == 0)
+                    once = depth.trainable > chosen[0].trainable
+                    self._try(depth, dose, loaded=number == 0, once=once)
                 advance(1)
         if not self._measured:
             raise self._refused[-1][1]
@@ -134,14 +135,14 @@ class Trial:
         policy = models.engine.policy
         inside = sum(p.numel() for name, p in policy.named_parameters() if layer_of(name) >= 0)
         head = policy.get_output_embeddings().weight.numel()
-        stream = models.engine.budget if self.fast else 0
-        return choose_dose(train, per_step, stream, inside, head, depths, rate)
+        return choose_dose(train, per_step, inside, head, depths, rate)
 
-    def _try(self, depth: Depth, dose: Dose, loaded: bool) -> None:
+    def _try(self, depth: Depth, dose: Dose, loaded: bool, once: bool) -> None:
         """One dry run; a depth that may not fit into memory, or does not, is left out.
 
         Args:
             loaded: whether it is the one that the models were loaded for.
+            once: as in DryRun.
         """
         if loaded:
             models = self.models
@@ -152,7 +153,8 @@ class Trial:
             models = load_models(self._at(depth), self._raw, self.models.decided["kernels"] or None)
         samples = step_samples(self.data.train, dose.pairs)
         try:
-            run = DryRun(self.config, models, depth, self.data.train, samples, dose, self.sizes)
+            train, sizes = self.data.train, self.sizes
+            run = DryRun(self.config, models, depth, train, samples, dose, sizes, once)
             found = run.go(first=not self._measured)
         except Exception as error:
             refused = isinstance(error, SmoldpoError) and "memory" in str(error)
