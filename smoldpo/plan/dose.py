@@ -42,11 +42,12 @@ class Dose:
         """
         mean, scored, longest = size
         rows, logits = _filled(self.pairs * mean, ROWS), self.pairs * scored * head
-        total = 0.0
+        total, most = 0.0, max(depth.trainable for depth in depths)
         for depth in depths:
             once = depth.trainable > depths[0].trainable
+            dearest = depth.trainable == most and len(depths) > 1
             batches = 1 if once else 2
-            passes = 0 if once else 2 * (1 + self.twice)
+            passes = 0 if dearest else 2 * (1 + self.twice)
             steps = 1 if once else 3 + self.twice
             above = inside * depth.top / depth.layers
             prepared = batches * self.pairs * mean + (longest if depth.below else 0)

@@ -41,7 +41,8 @@ class DryRun:
         models: loaded for this depth, with a cache in memory; their policy is changed by the steps.
         pairs: all training pairs, of which the longest decides what fits.
         samples: as many pairs of each kind as `dose` says.
-        once: of a depth that is dearer than the run itself: one step over the long samples is enough.
+        once: of a depth that is dearer than the run itself: one step over the short samples is enough.
+        passes: whether the policy's passes are timed; rates are as good from cheaper depths.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class DryRun:
         dose: Dose,
         sizes: Sizes,
         once: bool = False,
+        passes: bool = True,
     ):
         self._config, self._engine, self._depth = config, models.engine, depth
         self._rates = models.rates
         self._pairs, self._sizes, self._once = pairs, sizes, once
-        self._batches = [samples.long] if once else [samples.short, samples.long]
+        self._batches = [samples.short] if once else [samples.short, samples.long]
+        self._passes = passes
         self._dose = dose
         self._fast = models.decided["engine"] == "fast"
         self._state: TrainingState | None = None
@@ -77,7 +80,7 @@ class DryRun:
         per_step *= self._config.gradient_accumulation_steps
         free = free_memory(engine.device)
         self._longest_bytes = fit_budget(engine, self._pairs, per_step, state.step_bytes, free)
-        for batch in [] if self._once else self._batches:
+        for batch in self._batches if self._passes else []:
             self._time_pass(batch)
         give_back_freed_memory()
         with height() as seen:
@@ -91,15 +94,15 @@ class DryRun:
 
         The longest pair goes along: alone it would cost a whole block of rows (models/lean.py).
         """
-        *others, long = self._batches
+        *others, last = self._batches
         pairs = [pair for batch in others for pair in batch]
         if self._fast and self._depth.below:
             pairs.append(self._longest)
-        pairs = [pair for pair in dict.fromkeys(pairs) if pair not in long]
+        pairs = [pair for pair in dict.fromkeys(pairs) if pair not in last]
         if first:
             self._engine.prepare(pairs)
             pairs = []
-        self._time_prepare(pairs + long)
+        self._time_prepare(pairs + last)
 
     def _time_prepare(self, pairs: list[TokenizedPair]) -> None:
         """Through trunk and reference, as far as the engine computes them before the first step."""

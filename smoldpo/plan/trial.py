@@ -106,10 +106,12 @@ class Trial:
                 self.disk: Disk = measure_disk(folder)
                 self.ends: Ends = measure_ends(self.config, self.models, self.data)
             advance(1)
+            most = max(depth.trainable for depth in chosen)
             for number, depth in enumerate(chosen):
+                once = depth.trainable > chosen[0].trainable
+                passes = depth.trainable < most or len(chosen) == 1
                 with progress.silenced():
-                    once = depth.trainable > chosen[0].trainable
-                    self._try(depth, dose, loaded=number == 0, once=once)
+                    self._try(depth, dose, loaded=number == 0, once=once, passes=passes)
                 advance(1)
         if not self._measured:
             raise self._refused[-1][1]
@@ -137,12 +139,12 @@ class Trial:
         head = policy.get_output_embeddings().weight.numel()
         return choose_dose(train, per_step, inside, head, depths, rate)
 
-    def _try(self, depth: Depth, dose: Dose, loaded: bool, once: bool) -> None:
+    def _try(self, depth: Depth, dose: Dose, loaded: bool, **options: bool) -> None:
         """One dry run; a depth that may not fit into memory, or does not, is left out.
 
         Args:
             loaded: whether it is the one that the models were loaded for.
-            once: as in DryRun.
+            options: `once` and `passes` of DryRun.
         """
         if loaded:
             models = self.models
@@ -154,7 +156,7 @@ class Trial:
         samples = step_samples(self.data.train, dose.pairs)
         try:
             train, sizes = self.data.train, self.sizes
-            run = DryRun(self.config, models, depth, train, samples, dose, sizes, once)
+            run = DryRun(self.config, models, depth, train, samples, dose, sizes, **options)
             found = run.go(first=not self._measured)
         except Exception as error:
             refused = isinstance(error, SmoldpoError) and "memory" in str(error)
