@@ -175,6 +175,61 @@ def test_a_slow_machine_tries_less_and_forecasts_the_same_run(cli, tiny_folder, 
         assert [p["name"] for p in one["phases"]] == [p["name"] for p in other["phases"]]
 
 
+TIMED = {
+    "a trunk, one that is deeper, and everything": (
+        ["--freeze-layers", 2],
+        [(2, 2, 8), (0, 2, 8), (0, 2, 8), (3, 1, 17), (0, 1, 8), (0, 1, 8), (0, 4, 8)],
+        [(2, True), (2, True), (1, True), (1, True), (4, False)],
+    ),
+    "everything first": (
+        ["--freeze-layers", 0],
+        [(0, 4, 8), (3, 1, 17), (0, 1, 8), (0, 1, 8)],
+        [(4, True), (4, True), (1, True), (1, True)],
+    ),
+    "no reference": (
+        ["--freeze-layers", 0, "--loss-type", "simpo"],
+        [(3, 0, 17), (0, 1, 8), (0, 1, 8)],
+        [(4, True), (4, True), (1, True), (1, True)],
+    ),
+    "a depth alone": (
+        ["--train-layers", "3"],
+        [(3, 1, 8), (0, 1, 8), (0, 1, 8)],
+        [(1, True), (1, True)],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TIMED)
+def test_what_is_timed(cli, tiny_folder, data, monkeypatch, kind):
+    """Layers of the trunk, layers above, pairs of each pass; layers of each step, and if its update counts."""
+    settings, passes, steps = TIMED[kind]
+    seen, fit = [], trial.fit_rates
+    monkeypatch.setattr(trial, "fit_rates", lambda *found: seen.extend(found) or fit(*found))
+    plan(cli, "--model", tiny_folder, "--data", data, *settings)
+    passed, stepped = seen
+    assert [(p.below, p.top, p.work.pairs) for p in passed] == passes
+    assert all(bool(p.work.scored) == bool(p.top) and p.seconds > 1e-4 for p in passed)
+    assert [(s.top, s.optimizer is not None) for s in stepped] == steps
+
+
+def test_a_reference_of_its_own_goes_through_all_layers(cli, tiny_folder, data, monkeypatch):
+    seen, fit = [], trial.fit_rates
+    monkeypatch.setattr(trial, "fit_rates", lambda *found: seen.extend(found) or fit(*found))
+    plan(
+        cli,
+        "--model",
+        tiny_folder,
+        "--data",
+        data,
+        "--freeze-layers",
+        2,
+        "--reference",
+        tiny_folder,
+    )
+    prepared = [(p.below, p.top) for p in seen[0] if p.below or p.top == 4]
+    assert prepared == [(2, 4), (3, 4), (0, 4)]
+
+
 def test_auto_picks_what_the_table_says(cli, planted, tiny_folder, data):
     told = ["--model", tiny_folder, "--data", data, "--learning-rate", "1e-2"]
     table = {row["freeze_layers"]: row["seconds"] for row in plan(cli, *told)["depths"]}

@@ -341,6 +341,12 @@ def test_the_work_of_a_dose_by_hand():
     steps = 4 * (6 * 512 * layer + 4 * logits)
     found = Dose(2, True).operations(1_000_000, 1_000, [run], size)
     assert found == pytest.approx(known + 4 * 2 * (512 * layer + logits) + steps)
+    longer = (500, 100, 900)  # of two batches 2,900 tokens fill two blocks
+    known = 2 * (2 * 1920 * 1_000_000 + 2 * logits) + 2 * 1024 * layer
+    steps = 4 * (6 * 1024 * layer + 4 * logits)
+    passes = 4 * 2 * (1024 * layer + logits)
+    operations = Dose(2, True).operations(1_000_000, 1_000, [run], longer)
+    assert operations == pytest.approx(known + passes + steps)
     # One that trains more: no trunk, so no longest pair on the way through it; one batch, one step.
     dear = Depth(0, 0, 30, 100, True)
     both = Dose(2, True).operations(1_000_000, 1_000, [run, dear], size)
