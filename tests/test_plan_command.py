@@ -201,7 +201,7 @@ TIMED = {
 
 @pytest.mark.parametrize("kind", TIMED)
 def test_what_is_timed(cli, tiny_folder, data, monkeypatch, kind):
-    """Of a pass: layers of the trunk, layers above, pairs. Of a step: layers, and whether its update counts."""
+    """Of a pass: layers of the trunk, layers above, pairs; of a step: layers, whether its update counts."""
     settings, passes, steps = TIMED[kind]
     seen, fit = [], trial.fit_rates
     monkeypatch.setattr(trial, "fit_rates", lambda *found: seen.extend(found) or fit(*found))
