@@ -49,7 +49,7 @@ def test_the_demo_with_a_few_steps(tmp_path):
         pytest.skip("the suite does not run from the Makefile's .venv")
     run = tmp_path / "run"
     arguments = (
-        f"--output-dir {run} --max-steps 2 --max-train-samples 16 --max-eval-samples 8 "
+        f"--output-dir {run} --max-steps 2 --max-train-samples 8 --max-eval-samples 8 "
         "--max-length 128 --max-new-tokens 8 --generate-prompts 2"
     )
     result = subprocess.run(

@@ -49,7 +49,7 @@ def fast_engine(source, frozen, dtype, **settings):
 @torch.no_grad()
 def test_bfloat16_is_as_near_to_float64_as_the_plain_engines(real, pairs):
     """Token by token: the errors of a few pairs' sums are few numbers, and luck decides between them."""
-    pairs = pairs[:4]
+    pairs = pairs[:3]
     exact = plain_logps(load_model(real, torch.float64), pairs)
     model = load_model(real, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
