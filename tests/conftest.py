@@ -217,25 +217,12 @@ def same_kernels():
         yield
 
 
-@pytest.fixture(autouse=True, scope="session")
-def frozen_libraries():
-    """Else each collection of garbage goes through the objects of all libraries: a quarter of a second."""
-    import gc
-
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import smoldpo.run  # noqa: F401
-
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True)
 def quick_rates(request, monkeypatch):
     """Measuring the machine takes as long as all that a tiny model computes."""
-    from smoldpo.engine.precision import matmul_rate
-
     if "real" not in request.keywords:
-        monkeypatch.setattr(matmul_rate, "__defaults__", (0.002, (64, 64, 64)))
+        monkeypatch.setattr("smoldpo.engine.precision.SHAPE", (64, 64, 64))
+        monkeypatch.setattr("smoldpo.engine.precision.SECONDS", 0.002)
 
 
 @pytest.fixture(autouse=True)

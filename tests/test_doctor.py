@@ -62,8 +62,6 @@ def test_the_proof_of_a_resume(cli, monkeypatch, tmp_path, fault):
         )
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         monkeypatch.setattr("smoldpo.prove_resume.KILLS", 1)
-    else:
-        monkeypatch.setattr("smoldpo.prove_resume.KILLS", 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     result = cli("doctor", "--prove-resume", "--json")
     found = json.loads(result.out)

@@ -197,6 +197,6 @@ def test_rows_are_as_if_each_were_alone(dtype, width, inside, threads, rows):
     torch.testing.assert_close(
         whole.float(), states.float() @ weight.float().T, rtol=0.02, atol=0.2
     )
-    for count in (1, 33, rows - 1, rows + 1):
+    for count in (1, 31, 33, 500, rows - 1, rows, rows + 1, 2 * rows - 1):
         assert torch.equal(rows_product(states[:count], weight, rows), whole[:count]), count
         assert torch.equal(rows_product(states[-count:], weight, rows), whole[-count:]), count

@@ -1,5 +1,6 @@
 """`smoldpo plan` and `--freeze-layers auto`: what they say, and that they leave nothing behind."""
 
+import gc
 import importlib.util
 import json
 import sys
@@ -18,6 +19,14 @@ from smoldpo.plan.rates import Rates
 QUICK = [
     "--dtype", "float32", "--max-new-tokens", 4, "--generate-prompts", 2, "--num-train-epochs", 2,
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_libraries():
+    """plan looks for garbage between depths: a quarter of a second, if it goes through all libraries."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -199,34 +208,29 @@ TIMED = {
 }
 
 
+@pytest.fixture
+def fitted(monkeypatch):
+    """The passes and the steps from which rates were fitted."""
+    found, fit = [], trial.fit_rates
+    monkeypatch.setattr(trial, "fit_rates", lambda *told: found.extend(told) or fit(*told))
+    return found
+
+
 @pytest.mark.parametrize("kind", TIMED)
-def test_what_is_timed(cli, tiny_folder, data, monkeypatch, kind):
+def test_what_is_timed(cli, tiny_folder, data, fitted, kind):
     """Of a pass: layers of the trunk, layers above, pairs; of a step: layers, whether its update counts."""
     settings, passes, steps = TIMED[kind]
-    seen, fit = [], trial.fit_rates
-    monkeypatch.setattr(trial, "fit_rates", lambda *found: seen.extend(found) or fit(*found))
     plan(cli, "--model", tiny_folder, "--data", data, *settings)
-    passed, stepped = seen
+    passed, stepped = fitted
     assert [(p.below, p.top, p.work.pairs) for p in passed] == passes
     assert all(bool(p.work.scored) == bool(p.top) and p.seconds > 1e-4 for p in passed)
     assert [(s.top, s.optimizer is not None) for s in stepped] == steps
 
 
-def test_a_reference_of_its_own_goes_through_all_layers(cli, tiny_folder, data, monkeypatch):
-    seen, fit = [], trial.fit_rates
-    monkeypatch.setattr(trial, "fit_rates", lambda *found: seen.extend(found) or fit(*found))
-    plan(
-        cli,
-        "--model",
-        tiny_folder,
-        "--data",
-        data,
-        "--freeze-layers",
-        2,
-        "--reference",
-        tiny_folder,
-    )
-    prepared = [(p.below, p.top) for p in seen[0] if p.below or p.top == 4]
+def test_a_reference_of_its_own_goes_through_all_layers(cli, tiny_folder, data, fitted):
+    told = ["--model", tiny_folder, "--reference", tiny_folder, "--data", data]
+    plan(cli, *told, "--freeze-layers", 2)
+    prepared = [(p.below, p.top) for p in fitted[0] if p.below or p.top == 4]
     assert prepared == [(2, 4), (3, 4), (0, 4)]
 
 

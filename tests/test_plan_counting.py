@@ -18,7 +18,7 @@ from smoldpo.errors import SmoldpoError
 from smoldpo.models.lean import ROWS, TRUNK_ROWS
 from smoldpo.plan import kept, loads
 from smoldpo.plan.counting import FastPacking, PlainPacking
-from smoldpo.plan.depths import depths_to_try, every_depth
+from smoldpo.plan.depths import Visit, depths_to_try, every_depth
 from smoldpo.plan.dose import Dose, choose_dose
 from smoldpo.plan.fitting import fitting
 from smoldpo.plan.forecast import Depth
@@ -302,21 +302,32 @@ def test_which_depths_are_tried():
     depths = [Depth(n, n, 30, 100 * (30 - n), n == 0) for n in range(30)]
 
     def tried(configured):
-        return [depth.frozen for depth in depths_to_try(depths, configured)]
+        return [visit.depth.frozen for visit in depths_to_try(depths, configured)]
 
     assert tried(25) == [25, 29, 0] and tried(10) == [10, 29, 0]
     assert tried(0) == [0, 29] and tried(29) == [29, 25, 0]
-    assert [d.frozen for d in depths_to_try(depths[:1], 0)] == [0]
-    assert [d.frozen for d in depths_to_try(depths[:2], 1)] == [1, 0]
+    assert [visit.depth.frozen for visit in depths_to_try(depths[:1], 0)] == [0]
+    assert [visit.depth.frozen for visit in depths_to_try(depths[:2], 1)] == [1, 0]
+
+
+def test_the_dearest_depth_is_tried_least():
+    """Once if it is not the run's own, and without passes unless it is alone; all others in full."""
+    depths = [Depth(n, n, 30, 100 * (30 - n), n == 0) for n in range(30)]
+
+    def tried(configured, depths=depths):
+        return [(visit.once, visit.passes) for visit in depths_to_try(depths, configured)]
+
+    assert tried(25) == tried(29) == [(False, True), (False, True), (True, False)]
+    assert tried(0) == [(False, False), (False, True)] and tried(0, depths[:1]) == [(False, True)]
 
 
 def test_the_dose_is_what_a_machine_can_do():
     """Of SmolLM2-135M at three depths: whole, then fewer pairs at once, and never none."""
     model = 106_000_000, 28_000_000
-    depths = [Depth(n, n, 30, 30 - n, n == 0) for n in (25, 29, 0)]
+    visits = depths_to_try([Depth(n, n, 30, 30 - n, n == 0) for n in (0, 25, 29)], 25)
 
     def dose(gigaflops, per_step=8):
-        return choose_dose(PAIRS, per_step, *model, depths, gigaflops * 1e9)
+        return choose_dose(PAIRS, per_step, *model, visits, gigaflops * 1e9)
 
     assert dose(1e6) == Dose(8, True) and dose(1e6, 2) == Dose(2, True)
     found = [dose(rate) for rate in (2000, 300, 150, 100, 60, 1)]
@@ -325,14 +336,14 @@ def test_the_dose_is_what_a_machine_can_do():
     assert pairs == sorted(pairs, reverse=True) and len(set(pairs)) > 2
     size = sum(map(pair_length, PAIRS)) / len(PAIRS), 20.0, 300
     more = Dose(4, False)
-    assert more.operations(*model, depths, size) > more.operations(*model, depths[:2], size)
-    assert more.operations(*model, depths, size) < Dose(4, True).operations(*model, depths, size)
+    assert more.operations(*model, visits, size) > more.operations(*model, visits[:2], size)
+    assert more.operations(*model, visits, size) < Dose(4, True).operations(*model, visits, size)
 
 
 def test_the_work_of_a_dose_by_hand():
     """Two pairs of 245 tokens, 100 scored, at one layer of thirty; 1,000,000 parameters, a head of 1,000."""
     logits, layer, size = 2 * 100 * 1_000, 1_000_000 / 30, (245, 100, 900)
-    run = Depth(29, 29, 30, 50, False)
+    run = Visit(Depth(29, 29, 30, 50, False))
     prepared = 1920 * 1_000_000 + 2 * logits  # 2 x 2 x 245 + 900 tokens fill one block
     known = 2 * prepared + 2 * 1024 * layer
     steps = 3 * (6 * 512 * layer + 4 * logits)
@@ -348,7 +359,7 @@ def test_the_work_of_a_dose_by_hand():
     operations = Dose(2, True).operations(1_000_000, 1_000, [run], longer)
     assert operations == pytest.approx(known + passes + steps)
     # One that trains more: no trunk, so no longest pair on the way through it; one batch, one step.
-    dear = Depth(0, 0, 30, 100, True)
+    dear = Visit(Depth(0, 0, 30, 100, True), once=True, passes=False)
     both = Dose(2, True).operations(1_000_000, 1_000, [run, dear], size)
     prepared = 1920 * 1_000_000 + logits
     step = 6 * 512 * 1_000_000 + 6 * logits

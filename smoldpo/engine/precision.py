@@ -18,6 +18,9 @@ WORTH_IT = 1.3
 STAYS = {"bfloat16": 1.0, "float32": 2.0}
 """The same where an earlier run has chosen: its choice stands until the other is clearly better."""
 
+SHAPE, SECONDS = (512, 576, 1536), 0.15
+"""Rows, inner width and columns of the product that is measured, a small model's MLP; and for how long."""
+
 
 def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
     """The dtype for `name` (auto measures; an earlier choice stands if near), and how that was decided."""
@@ -36,18 +39,13 @@ def master_dtype(compute: torch.dtype) -> torch.dtype:
     return torch.float64 if compute == torch.float64 else torch.float32
 
 
-def matmul_rate(
-    dtype: torch.dtype,
-    device: str,
-    seconds: float = 0.15,
-    shape: tuple[int, int, int] = (512, 576, 1536),
-) -> float:
-    """GFLOP/s of a product of `shape` (rows, inner, columns), by default that of a small model's MLP."""
-    rows, inner, columns = shape
+def matmul_rate(dtype: torch.dtype, device: str) -> float:
+    """GFLOP/s of a product of SHAPE."""
+    rows, inner, columns = SHAPE
     left = torch.randn(rows, inner, device=device).to(dtype)
     right = torch.randn(columns, inner, device=device).to(dtype)
     torch.nn.functional.linear(left, right)
-    best, end = float("inf"), time.perf_counter() + seconds
+    best, end = float("inf"), time.perf_counter() + SECONDS
     while time.perf_counter() < end:
         start = time.perf_counter()
         for _ in range(4):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from smoldpo import rng
@@ -79,16 +81,34 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
     )
 
 
-def depths_to_try(depths: list[Depth], configured: int) -> list[Depth]:
+@dataclass(frozen=True)
+class Visit:
+    """A depth that is tried, and how much of it."""
+
+    depth: Depth
+    once: bool = False
+    """The dearest, and not the run's own: one step over short pairs is enough."""
+    passes: bool = True
+    """Whether the policy's passes are timed: those of the dearest tell nothing that others do not."""
+
+
+def depths_to_try(depths: list[Depth], configured: int) -> list[Visit]:
     """The configured one first, then the deepest, or one in the upper part if that is it, and the shallowest.
 
     Two tell what a layer costs; the shallowest has the most memory.
     """
-    by_frozen = {depth.frozen: depth for depth in depths}
-    inner = [depth for depth in depths if depth.frozen not in (depths[0].frozen, depths[-1].frozen)]
-    upper = min(inner, key=lambda d: abs(d.frozen - d.layers * 5 // 6), default=None)
-    other = depths[-1]
-    if configured == other.frozen and upper is not None:
-        other = upper
-    chosen = [by_frozen[configured], other, depths[0]]
-    return list(dict.fromkeys(chosen))
+    first = next(depth for depth in depths if depth.frozen == configured)
+    inner = depths[1:-1] or depths[:1]
+    upper = min(inner, key=lambda depth: abs(depth.frozen - depth.layers * 5 // 6))
+    other = upper if first is depths[-1] else depths[-1]
+    chosen = list(dict.fromkeys([first, other, depths[0]]))
+    dearest = max(chosen, key=lambda depth: depth.trainable)
+    alone = len(chosen) == 1
+    return [
+        Visit(
+            depth,
+            once=depth is dearest and depth is not first,
+            passes=depth is not dearest or alone,
+        )
+        for depth in chosen
+    ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from smoldpo.engine.packing import pair_length
 from smoldpo.models.lean import ROWS, TRUNK_ROWS
-from smoldpo.plan.forecast import Depth
+from smoldpo.plan.depths import Visit
 from smoldpo.types import TokenizedPair
 
 SECONDS = 16.0
@@ -30,25 +30,22 @@ class Dose:
     """
 
     def operations(
-        self, inside: int, head: int, depths: Sequence[Depth], size: tuple[float, float, int]
+        self, inside: int, head: int, visits: Sequence[Visit], size: tuple[float, float, int]
     ) -> float:
-        """What dry runs at these depths compute (DryRun).
+        """What the dry runs compute (DryRun).
 
         Args:
             inside: parameters in all decoder layers.
             head: parameters in the LM head.
-            depths: that of the run first.
             size: tokens of a pair, those of its completions, on average; tokens of the longest pair.
         """
         mean, scored, longest = size
         rows, logits = _filled(self.pairs * mean, ROWS), self.pairs * scored * head
-        total, most = 0.0, max(depth.trainable for depth in depths)
-        for depth in depths:
-            once = depth.trainable > depths[0].trainable
-            dearest = depth.trainable == most and len(depths) > 1
-            batches = 1 if once else 2
-            passes = 0 if dearest else 2 * (1 + self.twice)
-            steps = 1 if once else 3 + self.twice
+        total = 0.0
+        for visit in visits:
+            depth, batches = visit.depth, 1 if visit.once else 2
+            passes = batches * (1 + self.twice) if visit.passes else 0
+            steps = 1 if visit.once else 3 + self.twice
             above = inside * depth.top / depth.layers
             prepared = batches * self.pairs * mean + (longest if depth.below else 0)
             total += 2 * (_filled(prepared, TRUNK_ROWS) * inside + batches * logits)
@@ -67,7 +64,7 @@ def choose_dose(
     per_step: int,
     inside: int,
     head: int,
-    depths: Sequence[Depth],
+    visits: Sequence[Visit],
     rate: float,
 ) -> Dose:
     """The largest dose that takes about SECONDS at most; of a very slow machine, the smallest there is.
@@ -76,7 +73,6 @@ def choose_dose(
         pairs: all training pairs.
         per_step: of an optimizer step of the run.
         inside, head: parameters in all decoder layers, and in the LM head.
-        depths: that of the run first.
         rate: operations a second that a run reaches here.
     """
     scored = sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs) / len(pairs)
@@ -85,6 +81,6 @@ def choose_dose(
     counts = [count for count in PAIRS if count <= per_step] or [per_step]
     doses = [Dose(counts[0], True), *(Dose(count, False) for count in counts)]
     for dose in doses:
-        if dose.operations(inside, head, depths, size) <= SECONDS * rate:
+        if dose.operations(inside, head, visits, size) <= SECONDS * rate:
             return dose
     return doses[-1]

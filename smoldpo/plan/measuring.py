@@ -14,8 +14,8 @@ from smoldpo.engine.packing import common_beginning
 from smoldpo.loss_facts import needs_reference
 from smoldpo.materials import Models
 from smoldpo.plan.counting import FastPacking, Packing, PlainPacking, work_of
+from smoldpo.plan.depths import Visit
 from smoldpo.plan.dose import Dose
-from smoldpo.plan.forecast import Depth
 from smoldpo.plan.memory import Sizes, Tried
 from smoldpo.plan.rates import Passed, Stepped
 from smoldpo.plan.resident import height, resident
@@ -38,36 +38,30 @@ class DryRun:
     """Passes and steps at one depth, timed.
 
     Args:
-        models: loaded for this depth, with a cache in memory; their policy is changed by the steps.
+        models: loaded for the visit's depth, with a cache in memory; their policy is changed by the steps.
         pairs: all training pairs, of which the longest decides what fits.
         samples: as many pairs of each kind as `dose` says.
-        once: of a depth that is dearer than the run itself: one step over the short samples is enough.
-        passes: whether the policy's passes are timed; rates are as good from cheaper depths.
     """
 
     def __init__(
         self,
         config: TrainConfig,
         models: Models,
-        depth: Depth,
+        visit: Visit,
         pairs: Sequence[TokenizedPair],
         samples: Samples,
         dose: Dose,
         sizes: Sizes,
-        once: bool = False,
-        passes: bool = True,
     ):
-        self._config, self._engine, self._depth = config, models.engine, depth
+        self._config, self._engine = config, models.engine
+        self._visit, self._depth = visit, visit.depth
         self._rates = models.rates
-        self._pairs, self._sizes, self._once = pairs, sizes, once
-        self._batches = [samples.short] if once else [samples.short, samples.long]
-        self._passes = passes
-        self._dose = dose
+        self._pairs, self._sizes, self._dose = pairs, sizes, dose
+        self._batches = [samples.short] if visit.once else [samples.short, samples.long]
         self._fast = models.decided["engine"] == "fast"
         self._state: TrainingState | None = None
         self._shared = common_beginning(samples.long)  # as the engine finds it in the first pairs
         self._longest = self._packing().longest(pairs)
-        self._longest_bytes = 0
         self.found = Measured()
 
     def go(self, first: bool) -> Measured:
@@ -79,14 +73,14 @@ class DryRun:
         per_step = self._config.per_device_train_batch_size
         per_step *= self._config.gradient_accumulation_steps
         free = free_memory(engine.device)
-        self._longest_bytes = fit_budget(engine, self._pairs, per_step, state.step_bytes, free)
-        for batch in self._batches if self._passes else []:
+        one = fit_budget(engine, self._pairs, per_step, state.step_bytes, free)
+        for batch in self._batches if self._visit.passes else []:
             self._time_pass(batch)
         give_back_freed_memory()
         with height() as seen:
             for number, batch in enumerate(self._batches):
                 self._time_steps(batch, first=number == 0)
-        self.found.tried = self._memory(before, seen.bytes)
+        self.found.tried = self._memory(before, seen.bytes, one)
         return self.found
 
     def _prepare(self, first: bool) -> None:
@@ -138,7 +132,7 @@ class DryRun:
         assert self._state is not None
         clock = _Clock()
         self._state.step = 0
-        steps = 1 if self._once else 1 + (first or self._dose.twice)
+        steps = 1 if self._visit.once else 1 + (first or self._dose.twice)
         train(
             self._engine,
             sample,
@@ -159,14 +153,14 @@ class DryRun:
                 depth.trainable,
                 depth.head_trains,
                 gradients,
-                None if self._once else update,
+                None if self._visit.once else update,
             )
         )
 
-    def _memory(self, before: int, most: int) -> Tried:
-        """What a row keeps, and what no count explains."""
+    def _memory(self, before: int, most: int, one: int) -> Tried:
+        """What a row keeps, of which the longest pair has `one` bytes; and what no count explains."""
         depth, packing = self._depth, self._packing()
-        row = self._longest_bytes / packing.held([self._longest])
+        row = one / packing.held([self._longest])
         held = max(packing.held(some) for batch in self._batches for some in packing.step(batch))
         give_back_freed_memory()
         trainable = depth.trainable * self._sizes.master

@@ -22,7 +22,7 @@ from smoldpo.loss_facts import needs_reference
 from smoldpo.materials import load_data, load_models, tokenize
 from smoldpo.models.freeze import layer_of
 from smoldpo.plan.counting import FastPacking, Packing, PlainPacking
-from smoldpo.plan.depths import depths_to_try, every_depth
+from smoldpo.plan.depths import Visit, depths_to_try, every_depth
 from smoldpo.plan.dose import Dose, choose_dose
 from smoldpo.plan.ends import Disk, Ends, measure_disk, measure_ends
 from smoldpo.plan.forecast import Depth
@@ -98,20 +98,17 @@ class Trial:
 
     def go(self) -> None:
         """The end of a run first, while the policy is what it was; then passes and steps at a few depths."""
-        chosen = depths_to_try(self.depths, self.models.frozen_layers)
-        dose = self._dose(chosen)
-        with progress.bar("dry run", len(chosen) + 1) as advance:
+        visits = depths_to_try(self.depths, self.models.frozen_layers)
+        dose = self._dose(visits)
+        with progress.bar("dry run", len(visits) + 1) as advance:
             with progress.silenced():
                 folder = Path(self.config.output_dir or "runs").expanduser()
                 self.disk: Disk = measure_disk(folder)
                 self.ends: Ends = measure_ends(self.config, self.models, self.data)
             advance(1)
-            most = max(depth.trainable for depth in chosen)
-            for number, depth in enumerate(chosen):
-                once = depth.trainable > chosen[0].trainable
-                passes = depth.trainable < most or len(chosen) == 1
+            for number, visit in enumerate(visits):
                 with progress.silenced():
-                    self._try(depth, dose, loaded=number == 0, once=once, passes=passes)
+                    self._try(visit, dose, loaded=number == 0)
                 advance(1)
         if not self._measured:
             raise self._refused[-1][1]
@@ -129,41 +126,41 @@ class Trial:
         """Whether a dry run of this depth, or of one that trains no more, found no room in memory."""
         return any(depth.trainable >= other.trainable for other, _ in self._refused)
 
-    def _dose(self, depths: list[Depth]) -> Dose:
-        """What these depths go through on a machine of this speed."""
+    def _dose(self, visits: list[Visit]) -> Dose:
+        """What goes through these depths on a machine of this speed."""
         models, train = self.models, self.data.train
         rate = 1e9 * REACHED * matmul_rate(models.dtype, models.engine.device.type)
         per_step = Schedule.of(self.config, len(train)).pairs_per_step
         policy = models.engine.policy
         inside = sum(p.numel() for name, p in policy.named_parameters() if layer_of(name) >= 0)
         head = policy.get_output_embeddings().weight.numel()
-        return choose_dose(train, per_step, inside, head, depths, rate)
+        return choose_dose(train, per_step, inside, head, visits, rate)
 
-    def _try(self, depth: Depth, dose: Dose, loaded: bool, **options: bool) -> None:
+    def _try(self, visit: Visit, dose: Dose, loaded: bool) -> None:
         """One dry run; a depth that may not fit into memory, or does not, is left out.
 
         Args:
             loaded: whether it is the one that the models were loaded for.
-            options: `once` and `passes` of DryRun.
         """
         if loaded:
             models = self.models
         else:
             self._let_go()
-            if not self._may_fit(depth):
+            if not self._may_fit(visit.depth):
                 return
-            models = load_models(self._at(depth), self._raw, self.models.decided["kernels"] or None)
+            models = load_models(
+                self._at(visit.depth), self._raw, self.models.decided["kernels"] or None
+            )
         samples = step_samples(self.data.train, dose.pairs)
         try:
-            train, sizes = self.data.train, self.sizes
-            run = DryRun(self.config, models, depth, train, samples, dose, sizes, **options)
+            run = DryRun(self.config, models, visit, self.data.train, samples, dose, self.sizes)
             found = run.go(first=not self._measured)
         except Exception as error:
             refused = isinstance(error, SmoldpoError) and "memory" in str(error)
             if not (refused or is_out_of_memory(error)):
                 raise
             # Without its traceback, which holds every tensor of the attempt.
-            self._refused.append((depth, error.with_traceback(None)))
+            self._refused.append((visit.depth, error.with_traceback(None)))
             return
         if self._measured and found.tried is not None:
             there = self.tried[0].rest  # kernels and threads of the first depth were there already

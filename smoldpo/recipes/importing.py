@@ -228,7 +228,7 @@ def _checked(draft: Draft, path: Path) -> TrainConfig:
 
 def _by_key(problem: str, draft: Draft) -> str:
     """A problem with a setting, said with the recipe's own key."""
-    setting = re.match(r"\w*", problem).group()  # type: ignore[union-attr]
+    setting = re.split(r"\W", problem, maxsplit=1)[0]
     key = draft.origins.get(setting)
     return problem if key in (None, setting) else f"{key} ({problem})"
 

@@ -304,14 +304,13 @@ def nameless(draft: Draft) -> None:
 
 def batch(draft: Draft) -> None:
     """What an optimizer step takes, and what cannot be read from a recipe: how many GPUs ran it."""
-    sizes = [
+    each, steps = (
         number(draft.settings.get(name, TrainConfig.model_fields[name].default))
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
-    ]
-    if None in sizes:
+    )
+    if each is None or steps is None:
         return
-    pairs = sizes[0] * sizes[1]  # type: ignore[operator]
     draft.notes.append(
-        f"{sizes[0]:g} x {sizes[1]:g} = {pairs:g} pairs go to an optimizer step. A recipe does not say on "
+        f"{each:g} x {steps:g} = {each * steps:g} pairs go to an optimizer step. A recipe does not say on "
         "how many GPUs it ran. On N of them it was N times as many: multiply gradient_accumulation_steps by N"
     )

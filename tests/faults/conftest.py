@@ -67,13 +67,17 @@ class Workplace:
         return self.folder / name
 
 
+def workplace(folder: Path, model: Path) -> Workplace:
+    """With forty pairs in it."""
+    pairs = folder / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
+    return Workplace(folder, model, pairs)
+
+
 @pytest.fixture(scope="session")
 def often(server, tmp_path_factory, tiny_folder) -> Workplace:
     """For runs that many tests copy or compare with; what is compared names no path, so once will do."""
-    folder = tmp_path_factory.mktemp("often")
-    pairs = folder / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
-    return Workplace(folder, tiny_folder, pairs)
+    return workplace(tmp_path_factory.mktemp("often"), tiny_folder)
 
 
 @pytest.fixture(scope="session")
@@ -122,5 +126,5 @@ def wide_model(tmp_path_factory, tiny_tokenizer, tiny_config) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path, tiny_folder, write_rows) -> Workplace:
-    return Workplace(tmp_path, tiny_folder, write_rows(rows(40)))
+def place(tmp_path, tiny_folder) -> Workplace:
+    return workplace(tmp_path, tiny_folder)

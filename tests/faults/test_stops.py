@@ -9,7 +9,7 @@ import pytest
 
 from conftest import rows
 from faults import planted
-from faults.conftest import LONG, Workplace
+from faults.conftest import LONG, workplace
 from smoldpo.checkpoint import load_checkpoint, saved_steps, verify
 from smoldpo.compare_runs import differences, metrics
 
@@ -168,10 +168,7 @@ def test_out_of_memory_with_one_pair(place, wide_model):
 def changing(server, tmp_path_factory, tiny_folder):
     """A place whose model, pairs and stopped run are changed and put back."""
     folder = tmp_path_factory.mktemp("changing")
-    model = Path(shutil.copytree(tiny_folder, folder / "model"))
-    pairs = folder / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
-    place = Workplace(folder, model, pairs)
+    place = workplace(folder, Path(shutil.copytree(tiny_folder, folder / "model")))
     place.killed(*place.training("stopped"), at=6)
     return place
 

@@ -123,7 +123,9 @@ class Memory:
         """Pairs whose prompt also stands in evaluation."""
         if self.judged is None or not len(self.judged.keys):
             return
-        yield from self._also_judged(self.prompts, self.judged.keys, alive, "eval_prompt")
+        yield from self._also_judged(
+            self.judged, self.prompts, self.judged.keys, alive, "eval_prompt"
+        )
 
     def eval_prompt_near(self, alive: np.ndarray) -> Iterator[Decision]:
         """Pairs whose prompt nearly stands in evaluation: but for punctuation, or by MinHash."""
@@ -131,7 +133,9 @@ class Memory:
         if judged is None or not len(judged.keys):
             return
         seen = set()
-        for decision in self._also_judged(self.bare, judged.bare, alive, "eval_prompt_near"):
+        for decision in self._also_judged(
+            judged, self.bare, judged.bare, alive, "eval_prompt_near"
+        ):
             seen.add(decision[0])
             yield decision
         prompts, _, enough, _ = self._both_sketches()
@@ -145,13 +149,18 @@ class Memory:
                 yield index, "eval_prompt_near", f"the prompt is about {much:.0%} that of {where}"
 
     def _also_judged(
-        self, ours: array[int], theirs: array[int], alive: np.ndarray, rule: str
+        self,
+        judged: EvaluationPrompts,
+        ours: array[int],
+        theirs: array[int],
+        alive: np.ndarray,
+        rule: str,
     ) -> Iterator[Decision]:
         known, first = np.unique(_numbers(theirs), return_index=True)
         mine = _numbers(ours)
         at = np.minimum(np.searchsorted(known, mine), len(known) - 1)
         for index in np.flatnonzero((known[at] == mine) & alive).tolist():
-            where = self.judged.places.name(int(first[at[index]]))  # type: ignore[union-attr]
+            where = judged.places.name(int(first[at[index]]))
             much = "" if rule == "eval_prompt" else ", but for punctuation,"
             yield index, rule, f"the prompt{much} is that of {where} (evaluation)"
 
