@@ -11,87 +11,28 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from smoldpo.config_checks import cross_checks
-from smoldpo.durations import parse_duration
+from smoldpo.config_values import (
+    Device,
+    Dtype,
+    Duration,
+    EngineName,
+    Judges,
+    Layers,
+    LayerWords,
+    LoggerNames,
+    LossNames,
+    Names,
+    Numbers,
+    PositiveInt,
+    optional,
+)
 from smoldpo.errors import ConfigError, nearest
 from smoldpo.loss_facts import FACTS
-from smoldpo.loss_settings import known_losses
 from smoldpo.optim_settings import OPTIMIZERS, SCHEDULES
 from smoldpo.redact import holds_secret
-
-
-def _split_commas(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    return [part.strip() for part in value.split(",") if part.strip()]
-
-
-def _words(value: Any) -> Any:
-    """Numbers as YAML reads them are words here: `train_layers: [0, 5, 20-29]`."""
-    if isinstance(value, list):
-        return [_words(item) for item in value]
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _split_judges(value: Any) -> Any:
-    """Commas part judges, but for the one between an implicit judge's model and its reference."""
-    parts: list[str] = []
-    for part in _split_commas(value) if isinstance(value, str) else ():
-        known = part == "length" or part.split(":", 1)[0] in ("reward", "implicit", "http", "https")
-        if not known and parts and parts[-1].startswith("implicit:") and "," not in parts[-1]:
-            parts[-1] += f",{part}"
-        else:
-            parts.append(part)
-    return parts if isinstance(value, str) else value
-
-
-def _none_word(value: Any) -> Any:
-    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
-
-
-def _loss_names(value: Any) -> Any:
-    return known_losses(_split_commas(value))
-
-
-def _layers(value: Any) -> Any:
-    """A number of layers from a command line, or auto."""
-    value = _none_word(value)
-    if isinstance(value, str) and value.strip().lower() == "auto":
-        return "auto"
-    try:
-        number = value if value is None else int(value)
-    except (TypeError, ValueError):
-        number = -1
-    if isinstance(value, bool | float) or (number is not None and number < 0):
-        raise ValueError("give how many layers to freeze from below (0 or more), auto, or none")
-    return number
-
-
-def _duration(value: str) -> str:
-    parse_duration(value)
-    return value
-
-
-def _logger_names(value: Any) -> Any:
-    return [] if _none_word(value) is None else _split_commas(value)
-
-
-Names = Annotated[list[str], BeforeValidator(_split_commas)]
-LossNames = Annotated[list[Literal[tuple(FACTS)]], BeforeValidator(_loss_names)]
-LoggerNames = Annotated[
-    list[Literal["tensorboard", "trackio", "wandb", "mlflow"]], BeforeValidator(_logger_names)
-]
-Dtype = Literal["auto", "float32", "bfloat16", "float64"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
-EngineName = Literal["auto", "fast", "plain"]
-Judges = Annotated[list[str], BeforeValidator(_split_judges)]
-PositiveInt = Annotated[int, Field(gt=0)]
-
-
-def _optional(kind: Any) -> Any:
-    return Annotated[kind | None, BeforeValidator(_none_word)]
 
 
 class TrainConfig(BaseModel):
@@ -105,18 +46,16 @@ class TrainConfig(BaseModel):
         description="policy to start from: builtin (SmolLM2-135M-Instruct), a folder, a run, "
         "a .gguf file, or a hub id",
     )
-    reference: _optional(str) = Field(
+    reference: optional(str) = Field(
         None, description="reference model; by default a frozen copy of the policy's start"
     )
-    freeze_layers: Annotated[
-        Annotated[int, Field(ge=0)] | Literal["auto"] | None, BeforeValidator(_layers)
-    ] = Field(
+    freeze_layers: Layers = Field(
         None,
         description="freeze the first N layers and the embeddings; 0 freezes none; by default "
         "five sixths of the layers (25 of SmolLM2-135M's 30), or none where train, train_layers or use_peft "
         "says what trains; auto: the fewest that fit budget (docs/plan.md)",
     )
-    budget: _optional(Annotated[str, AfterValidator(_duration)]) = Field(
+    budget: optional(Duration) = Field(
         None,
         description="for freeze_layers auto: how long the whole run may take, such as 90s, 20m or 1h30m",
     )
@@ -125,7 +64,7 @@ class TrainConfig(BaseModel):
         description="freeze these too: embeddings, norms, biases, or patterns of parameter names such as "
         "'*.mlp.*' (comma-separated)",
     )
-    train_layers: Annotated[Names, BeforeValidator(_words)] = Field(
+    train_layers: LayerWords = Field(
         [],
         description="train these decoder layers and nothing else, instead of freeze_layers: last:4, first:4, "
         "every:3, numbers from 0 and ranges such as 0,5,20-29 (docs/training.md)",
@@ -176,10 +115,10 @@ class TrainConfig(BaseModel):
         description="preference pairs: builtin, a file (.jsonl, .json, .csv, .parquet, ...), a folder, "
         "or a hub id; several, comma-separated, are mixed",
     )
-    data_weights: Annotated[list[float], BeforeValidator(_split_commas)] = Field(
+    data_weights: Numbers = Field(
         [], description="how much of each source a mix has, such as 2,1; by default by their sizes"
     )
-    format: _optional(str) = Field(
+    format: optional(str) = Field(
         None,
         description="the rows' schema (docs/data-reading.md); found by looking at them by default",
     )
@@ -189,11 +128,11 @@ class TrainConfig(BaseModel):
     rules_off: Names = Field(
         [], description="cleaning rules to leave out (docs/data.md), such as near_identical"
     )
-    data_subset: _optional(str) = Field(None, description="subset (configuration) of a hub dataset")
-    data_split: _optional(str) = Field(
+    data_subset: optional(str) = Field(None, description="subset (configuration) of a hub dataset")
+    data_split: optional(str) = Field(
         None, description="split of a hub dataset or folder to train on"
     )
-    eval_data: _optional(str) = Field(
+    eval_data: optional(str) = Field(
         None,
         description="held-out pairs; by default the data's own test split, or a share of the data",
     )
@@ -203,10 +142,10 @@ class TrainConfig(BaseModel):
         lt=1,
         description="share of prompts held out where the data has no test split; 0: no evaluation",
     )
-    max_train_samples: _optional(PositiveInt) = Field(
+    max_train_samples: optional(PositiveInt) = Field(
         None, description="train on the first N pairs only"
     )
-    max_eval_samples: _optional(PositiveInt) = Field(
+    max_eval_samples: optional(PositiveInt) = Field(
         None, description="evaluate on the first N held-out pairs only"
     )
     max_length: Annotated[int, Field(ge=2)] = Field(
@@ -220,13 +159,13 @@ class TrainConfig(BaseModel):
         description=f"{', '.join(FACTS)} (docs/losses.md); sigmoid is DPO; several, comma-separated, are "
         "added up",
     )
-    loss_weights: Annotated[list[float], BeforeValidator(_split_commas)] = Field(
+    loss_weights: Numbers = Field(
         [], description="weight of each of several losses, such as 1,0.2; by default 1 each"
     )
     beta: float = Field(
         0.1, gt=0, description="β: how strongly the policy is held to the reference"
     )
-    beta_end: _optional(Annotated[float, Field(gt=0)]) = Field(
+    beta_end: optional(Annotated[float, Field(gt=0)]) = Field(
         None, description="β goes from beta to this in equal steps; by default it stays"
     )
     label_smoothing: float = Field(
@@ -235,11 +174,11 @@ class TrainConfig(BaseModel):
         lt=0.5,
         description="share of labels taken to be wrong (conservative DPO, robust); exo_pair's ε",
     )
-    rpo_alpha: _optional(Annotated[float, Field(gt=0)]) = Field(
+    rpo_alpha: optional(Annotated[float, Field(gt=0)]) = Field(
         None,
         description="weight of the chosen answers' negative log-likelihood per token, if any (RPO)",
     )
-    ld_alpha: _optional(Annotated[float, Field(ge=0, le=1)]) = Field(
+    ld_alpha: optional(Annotated[float, Field(ge=0, le=1)]) = Field(
         None,
         description="weight of the tokens by which the longer answer of a pair is longer, in policy and "
         "reference (LD-DPO); by default they count in full, as with 1",
@@ -275,7 +214,7 @@ class TrainConfig(BaseModel):
     lr_scheduler_type: Literal[tuple(SCHEDULES)] = Field(
         "cosine", description="shape of the learning rate after warm-up (docs/optimization.md)"
     )
-    min_lr_rate: _optional(Annotated[float, Field(gt=0, lt=1)]) = Field(
+    min_lr_rate: optional(Annotated[float, Field(gt=0, lt=1)]) = Field(
         None,
         description="share of the peak rate at which cosine_with_min_lr (0.1 by default) and "
         "warmup_stable_decay (0 by default) end",
@@ -283,14 +222,14 @@ class TrainConfig(BaseModel):
     lr_decay_ratio: float = Field(
         0.2, gt=0, le=1, description="share of the steps in which warmup_stable_decay decays"
     )
-    lr_decay_steps: _optional(PositiveInt) = Field(
+    lr_decay_steps: optional(PositiveInt) = Field(
         None, description="steps in which warmup_stable_decay decays; overrides lr_decay_ratio"
     )
     lr_decay_type: Literal["cosine", "linear", "1-sqrt"] = Field(
         "cosine", description="shape of warmup_stable_decay's decay"
     )
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps that warm up")
-    warmup_steps: _optional(Annotated[int, Field(ge=0)]) = Field(
+    warmup_steps: optional(Annotated[int, Field(ge=0)]) = Field(
         None, description="steps that warm up; overrides warmup_ratio"
     )
     per_device_train_batch_size: PositiveInt = Field(4, description="pairs to a micro-batch")
@@ -298,17 +237,17 @@ class TrainConfig(BaseModel):
         2, description="micro-batches to one optimizer step"
     )
     num_train_epochs: float = Field(2.0, gt=0, description="passes over the training pairs")
-    max_steps: _optional(PositiveInt) = Field(
+    max_steps: optional(PositiveInt) = Field(
         None, description="optimizer steps; overrides num_train_epochs"
     )
     weight_decay: float = Field(0.0, ge=0, description="decay of weights, on matrices only")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
-    max_grad_norm: _optional(Annotated[float, Field(gt=0)]) = Field(
+    max_grad_norm: optional(Annotated[float, Field(gt=0)]) = Field(
         1.0, description="clip the gradient to this norm; none: do not clip"
     )
-    ema_decay: _optional(Annotated[float, Field(gt=0, lt=1)]) = Field(
+    ema_decay: optional(Annotated[float, Field(gt=0, lt=1)]) = Field(
         None,
         description="evaluate and save an exponential moving average of the weights with this decay a step, "
         "such as 0.98; by default the weights themselves",
@@ -324,10 +263,10 @@ class TrainConfig(BaseModel):
 
     # Evaluation
     per_device_eval_batch_size: PositiveInt = Field(8, description="pairs at once in evaluation")
-    eval_steps: _optional(PositiveInt) = Field(
+    eval_steps: optional(PositiveInt) = Field(
         None, description="evaluate every N steps too, not only before and after"
     )
-    early_stopping_patience: _optional(PositiveInt) = Field(
+    early_stopping_patience: optional(PositiveInt) = Field(
         None,
         description="stop after N evaluations (eval_steps) in a row without a better metric_for_best_model",
     )
@@ -343,7 +282,7 @@ class TrainConfig(BaseModel):
     load_best_model_at_end: bool = Field(
         False, description="save the policy of the best evaluation (eval_steps), not the last one"
     )
-    sample_prompt: _optional(Annotated[str, Field(min_length=1)]) = Field(
+    sample_prompt: optional(Annotated[str, Field(min_length=1)]) = Field(
         "Give me one tip for sleeping better.",
         description="a prompt that reference and policy both answer at the end; none: skip",
     )
@@ -402,16 +341,16 @@ class TrainConfig(BaseModel):
     )
 
     # Output
-    output_dir: _optional(str) = Field(
+    output_dir: optional(str) = Field(
         None, description="run folder; by default runs/<model>-<data>-<time>"
     )
     overwrite: bool = Field(False, description="replace the run that output_dir holds")
-    save_steps: _optional(PositiveInt) = Field(
+    save_steps: optional(PositiveInt) = Field(
         None,
         description="save a checkpoint (for smoldpo resume) every N steps, and at the end; the final model "
         "is always saved",
     )
-    save_minutes: _optional(Annotated[float, Field(gt=0)]) = Field(
+    save_minutes: optional(Annotated[float, Field(gt=0)]) = Field(
         10.0, description="save a checkpoint every N minutes, too; none: do not"
     )
     keep_checkpoints: PositiveInt = Field(

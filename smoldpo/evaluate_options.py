@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from smoldpo.config import Device, Dtype, EngineName, Judges, Names, PositiveInt, explain
+from smoldpo.config import explain
+from smoldpo.config_values import Device, Dtype, EngineName, Judges, Names, PositiveInt
 from smoldpo.errors import ConfigError, nearest
 
 

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from smoldpo.engine.build import choose_engine
 from smoldpo.engine.compiling import set_up_compiling
 from smoldpo.engine.fast import FastEngine
-from smoldpo.engine.head import completion_logps
 from smoldpo.engine.kernels import Kernels
-from smoldpo.engine.packing import by_length, common_beginning, pack, pair_length, shares
+from smoldpo.engine.packing import common_beginning, pack, shares
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.scorer import score
@@ -402,64 +401,6 @@ def test_master_weights_gather_small_steps():
     assert moved == pytest.approx(1.0005**64, rel=5e-3)
 
 
-def test_the_mask_drawn():
-    drawn = str(
-        pack([TokenizedPair("a", (1, 2), (3,), (4, 5)), TokenizedPair("b", (6,), (7,), (8,))])
-    )
-    assert drawn.splitlines() == [
-        "#....",
-        "##...",
-        "###..",
-        "##.#.",
-        "##.##",
-        "     #..",
-        "     ##.",
-        "     #.#",
-    ]
-
-
-def test_the_mask_drawn_where_pairs_share_a_beginning():
-    pairs = [TokenizedPair("a", (1, 2, 3), (4,), (5,)), TokenizedPair("b", (1, 2, 6), (7,), (8, 9))]
-    assert str(pack(pairs, shared=(1, 2))).splitlines() == [
-        "#.",
-        "##",
-        "###..",
-        "####.",
-        "###.#",
-        "##   #...",
-        "##   ##..",
-        "##   #.#.",
-        "##   #.##",
-    ]
-
-
-def test_packing_with_a_beginning_in_common_written_out():
-    pairs = [TokenizedPair("a", (1, 2, 3), (4,), (5,)), TokenizedPair("b", (6,), (7,), (8, 9))]
-    batch = pack(pairs, multiple_of=10, shared=(1, 2))
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 0]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 3, 0, 1, 1, 2, 0]]
-    assert batch.rows.tolist() == [2, 3, 4, 5, 6, 7, 8]
-    assert batch.rows[batch.predictors].tolist() == [2, 2, 5, 5, 7]
-    assert batch.layout.spread[batch.layout.gather].tolist() == list(range(9))
-
-
-def test_packing_written_out():
-    batch = pack([TokenizedPair("a", (1, 2), (3, 4), (5,)), TokenizedPair("b", (6,), (7,), (8, 9))])
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1, 1, 2]]
-    assert batch.rows.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert batch.rows[batch.predictors].tolist() == [1, 2, 1, 5, 5, 7]
-    assert batch.targets.tolist() == [3, 4, 5, 7, 8, 9]
-    assert batch.sides.tolist() == [0, 0, 2, 1, 3, 3]
-
-
-def test_batches_hold_every_pair_once_within_the_budget():
-    batches = by_length(PAIRS, 24)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(PAIRS)))
-    for batch in batches:
-        assert len(batch) == 1 or sum(pair_length(PAIRS[index]) for index in batch) <= 24
-
-
 def test_a_family_that_is_not_proven_gets_the_plain_engine_with_a_reason():
     config = transformers.GemmaConfig(**SHAPE, head_dim=8)
     gemma = transformers.AutoModelForCausalLM.from_config(config)
@@ -468,41 +409,3 @@ def test_a_family_that_is_not_proven_gets_the_plain_engine_with_a_reason():
     with pytest.raises(UsageError, match="--engine plain"):
         choose_engine("fast", gemma)
     assert choose_engine("auto", build("llama")).name == "fast"
-
-
-@pytest.mark.parametrize("trainable", [True, False])
-def test_head_on_tokens_of_no_probability_and_over_several_chunks(trainable):
-    """exp underflows in float32 below -103; the log-probability must not become -inf."""
-    torch.manual_seed(0)
-    states = (30 * torch.randn(300, 16)).requires_grad_()
-    weight = torch.randn(50, 16).requires_grad_(trainable)
-    targets = torch.randint(0, 50, (300,))
-    slopes = torch.randn(300)
-    found = completion_logps(states, weight, targets)
-    found.backward(slopes)
-    gradient, states.grad = states.grad, None
-    expected = torch.log_softmax(states @ weight.T, -1).gather(1, targets[:, None]).squeeze(1)
-    assert expected.min() < -150
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
-    found_weight, weight.grad = weight.grad, None
-    expected.backward(slopes)
-    torch.testing.assert_close(gradient, states.grad, rtol=1e-4, atol=1e-4)
-    if trainable:
-        torch.testing.assert_close(found_weight, weight.grad, rtol=1e-4, atol=1e-2)
-
-
-@pytest.mark.parametrize("fused, bound", [(True, 0.02), (False, 0.2)])
-def test_a_heads_gradient_in_bfloat16_where_targets_are_nearly_certain(fused, bound):
-    """Logits near 20 are rounded to eighths in bfloat16; 1 - p(target) must not be taken from them."""
-    torch.manual_seed(0)
-    weight = torch.randn(300, 32).bfloat16()
-    targets = torch.arange(64)
-    states = (weight[:64].float() * 0.5 + 0.3 * torch.randn(64, 32)).bfloat16()
-    exact_weight = weight.double().requires_grad_()
-    exact = torch.log_softmax(states.double() @ exact_weight.T, -1)
-    exact.gather(1, targets[:, None]).sum().backward()
-    assert exact.detach().exp().max(-1).values.median() > 0.9
-    trained = weight.clone().requires_grad_()
-    completion_logps(states.clone().requires_grad_(), trained, targets, fused).sum().backward()
-    error = (trained.grad.double() - exact_weight.grad).norm() / exact_weight.grad.norm()
-    assert error < bound, error  # by products, the forward pass has logits in eighths too
