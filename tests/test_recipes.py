@@ -48,6 +48,12 @@ def test_every_key_of_a_recipe_is_accounted_for(path):
     assert "no key that is known" not in str(reasons(imported)), "these recipes are common ones"
 
 
+def test_what_a_step_takes_is_said_for_one_gpu(write):
+    """A recipe names the batch of one device; what the run took in all it does not say."""
+    imported = write(f"{TRL}per_device_train_batch_size: 3\ngradient_accumulation_steps: 4\n")
+    assert any("3 x 4 = 12 pairs go to an optimizer step" in note for note in imported.notes)
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_written_config_is_read_back_to_the_same_values(path, cli, tmp_path):
     result = cli("config", "import", path, "--out", "mine.yaml")
