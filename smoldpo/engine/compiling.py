@@ -81,13 +81,12 @@ def missing_compiler(device: str) -> str | None:
 def _compile_now(dtype: torch.dtype, device: str) -> None:
     """Call each region once, on sizes that stand for any."""
     rows, width = 24, 64
-    states, grad = (torch.ones(rows, width, dtype=dtype, device=device) for _ in range(2))
-    for trains in (False, True):  # a parameter, as in a run: torch.compile tells them apart
-        weight = torch.nn.Parameter(states[0].clone(), requires_grad=trains)
-        _, scale = regions.normed(states, weight, 1e-5)
-        regions.normed_slopes(states, scale, weight, grad)
-    regions.gated_product(states, grad)
-    regions.gated_slopes(states, grad, states)
+    first, second, third = (torch.ones(rows, width, dtype=dtype, device=device) for _ in range(3))
+    stream = first.to(torch.promote_types(dtype, torch.float32))  # as states are between layers
+    _, scale = regions.normed(stream, first[0], 1e-5)
+    regions.normed_slopes(stream, scale, first[0], second)
+    regions.gated_product(first, second)
+    regions.gated_slopes(first, second, third)
     heads = torch.ones(1, rows, 3, width, dtype=dtype, device=device).transpose(1, 2)
     angles = torch.ones(1, 1, rows, width, dtype=dtype, device=device)
     for direction in (1, -1):

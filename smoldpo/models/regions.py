@@ -17,17 +17,28 @@ import torch.nn.functional as F
 
 
 class Region:
-    """A function, plain or compiled; shapes are dynamic, so that it is not compiled for each."""
+    """A function, plain or compiled; shapes are dynamic, so that it is not compiled for each.
+
+    torch.compile also tells a parameter, a view and what requires a gradient from other tensors, and after
+    eight such variants goes on without compiling. No derivative is taken of a region, so it is given all of
+    them detached, which are alike.
+    """
 
     def __init__(self, function: Callable[..., Any]):
         self.plain = function
-        self._now = function
+        self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._now(*arguments)
+        if self._compiled is None:
+            return self.plain(*arguments)
+        return self._compiled(*(_detached(argument) for argument in arguments))
 
     def switch(self, compiled: bool) -> None:
-        self._now = torch.compile(self.plain, dynamic=True) if compiled else self.plain
+        self._compiled = torch.compile(self.plain, dynamic=True) if compiled else None
+
+
+def _detached(argument: Any) -> Any:
+    return argument.detach() if isinstance(argument, torch.Tensor) else argument
 
 
 def switch_regions(compiled: bool) -> None:

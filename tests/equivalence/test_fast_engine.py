@@ -250,8 +250,12 @@ def test_compiled_regions(frozen):
     if not choice.compiled:
         pytest.skip(choice.why)
     try:
-        assert_equal(*engines(model, max_tokens=60, pairs=SHARING), SHARING)
-        assert_equal(*engines(model, max_tokens=30))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            assert_equal(*engines(model, max_tokens=60, pairs=SHARING), SHARING)
+            plain, fast = engines(model, max_tokens=30)
+            assert_equal(plain, fast)
+            fast.policy_logps(PAIRS[1:2])
+            score(plain.policy.requires_grad_(False), PAIRS, Kernels())  # as answers are
     finally:
         switch_regions(False)
 
