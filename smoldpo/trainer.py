@@ -169,7 +169,7 @@ def train(
         watch(1, note=f"loss {row['loss']:.4f}  accuracy {row[accuracy_name(reference)]:.2f}")
         if after_step(step + 1):
             break
-    optimizer.zero_grad(set_to_none=True)
+    engine.drop_gradients()
     return state.step
 
 

@@ -1,5 +1,7 @@
 """What a backward pass keeps, by hand; and a budget that fits."""
 
+import gc
+
 import pytest
 import torch
 
@@ -7,6 +9,11 @@ from faults.test_micro_batches import PAIRS, engine_of
 from smoldpo.engine import memory
 from smoldpo.engine.memory_budget import ASIDE, MARGIN, fit_budget, kept_for_backward
 from smoldpo.errors import SmoldpoError
+
+
+def living_tensors():
+    gc.collect()
+    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
 
 
 def test_what_is_kept_by_hand():
@@ -19,6 +26,17 @@ def test_what_is_kept_by_hand():
 
     assert kept_for_backward(work, [weight]) == 3 * 10 * 100 * 4
     assert kept_for_backward(work, []) == 3 * 10 * 100 * 4 + 100 * 100 * 4
+
+
+@pytest.mark.parametrize("kind, size", [("plain", 8), ("fast", 4000)])
+def test_nothing_stays_of_what_was_counted(tiny_model, kind, size):
+    """A graph whose nodes hold what they give out is freed by nothing, the garbage collector included."""
+    engine = engine_of(tiny_model, kind, size)
+    engine.prepare(PAIRS)
+    before = living_tensors()
+    for _ in range(3):
+        engine.backward_bytes(PAIRS, 8)
+    assert living_tensors() <= before
 
 
 @pytest.mark.parametrize("kind, size", [("plain", 8), ("fast", 4000)])

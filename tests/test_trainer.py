@@ -146,6 +146,7 @@ def test_bfloat16_training_moves_the_policy_that_computes(tiny_model, tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert losses[0] == pytest.approx(0.69314718, abs=1e-6) and losses[-1] < 0.65
+    assert all(parameter.grad is None for _, parameter in engine.trainable_parameters())
 
 
 REFERENCE_LOSSES = [name for name, facts in FACTS.items() if facts.needs_reference]

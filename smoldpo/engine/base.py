@@ -101,10 +101,14 @@ class Engine(Protocol):
         """Called after each optimizer step."""
         ...
 
+    def drop_gradients(self) -> None:
+        """Forget the parameters' gradients, a failed attempt's too, and give back their memory."""
+        ...
+
     def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
         """After memory ran out over these pairs; False where one pair at once is what did not fit.
 
-        What a failed attempt left in gradients is dropped.
+        Gradients are dropped.
         """
         ...
 

@@ -127,8 +127,11 @@ class FastEngine:
     def budget(self, tokens: int) -> None:
         self.max_tokens = tokens
 
-    def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
+    def drop_gradients(self) -> None:
         self._masters.drop_gradients()
+
+    def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
+        self.drop_gradients()
         fewer = halved(self.max_tokens, max(pair_length(pair) for pair in pairs))
         self.max_tokens = fewer or self.max_tokens
         return fewer is not None

@@ -28,15 +28,19 @@ def kept_for_backward(work: Callable[[], Any], weights: Iterable[torch.Tensor]) 
     known = {weight.untyped_storage().data_ptr() for weight in weights}
     kept: dict[int, torch.Tensor] = {}  # holding them, so that no address is used twice
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def pack(tensor: torch.Tensor) -> None:
         address = tensor.untyped_storage().data_ptr()
         if address not in known:
             kept[address] = tensor
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    def unpack(_: None) -> torch.Tensor:
+        raise RuntimeError("this graph is counted, and has no backward pass")
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         work()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    kept.clear()  # the graph holds `pack`: both would stay for ever
+    return total
 
 
 class Halving(Protocol):

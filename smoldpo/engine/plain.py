@@ -125,8 +125,11 @@ class PlainEngine:
     def budget(self, pairs: int) -> None:
         self.train_batch_size = pairs
 
-    def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
+    def drop_gradients(self) -> None:
         self.policy.zero_grad(set_to_none=True)
+
+    def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
+        self.drop_gradients()
         fewer = halved(self.train_batch_size, self.eval_batch_size, len(pairs))
         if fewer is not None:
             self.train_batch_size, self.eval_batch_size = fewer

@@ -109,6 +109,7 @@ class MasterWeights:
                     wide = torch.nn.Parameter(parameter.detach().clone())
                 self._pairs.append((name, parameter, wide))
         cast(model, compute)
+        self._places: list[torch.Tensor | None] = [None] * len(self._pairs)
 
     def named(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Names and master parameters."""
@@ -122,29 +123,52 @@ class MasterWeights:
                 narrow.copy_(wide)
 
     def drop_gradients(self) -> None:
-        """Those of the masters, and what an interrupted backward pass left in the model."""
+        """Those of the masters, with their places, and what an interrupted backward pass left in the model."""
         for _, narrow, wide in self._pairs:
             narrow.grad = wide.grad = None
+        self._places = [None] * len(self._pairs)
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
-        """Within the block each gradient moves to its master as soon as it is complete."""
-        hooks = [
-            narrow.register_post_accumulate_grad_hook(_move_to(wide))
-            for _, narrow, wide in self._pairs
-            if narrow is not wide
+        """Within the block gradients add up in the masters' precision; behind it they are the masters' own.
+
+        Each has a place that stays from step to step. Gradients made anew by each backward pass would lie
+        among what it keeps, and the holes between them take memory that nothing uses: 0.9 GB where all of
+        SmolLM2-135M trains.
+        """
+        sums = [
+            _Sum(narrow, wide, place)
+            for (_, narrow, wide), place in zip(self._pairs, self._places, strict=True)
         ]
+        self._places = [each.place for each in sums]
+        hooks = [each.narrow.register_post_accumulate_grad_hook(each.add) for each in sums]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
+            for each in sums:
+                each.wide.grad = each.place if each.begun else None
 
 
-def _move_to(wide: torch.nn.Parameter):
-    def move(narrow: torch.Tensor) -> None:
-        gradient = narrow.grad.to(wide.dtype)
-        wide.grad = gradient if wide.grad is None else wide.grad.add_(gradient)
-        narrow.grad = None
+class _Sum:
+    """A gradient that adds up in a place of its own."""
 
-    return move
+    def __init__(
+        self, narrow: torch.nn.Parameter, wide: torch.nn.Parameter, place: torch.Tensor | None
+    ):
+        self.narrow, self.wide = narrow, wide
+        self.begun = wide.grad is not None
+        if wide.grad is not None:
+            place = wide.grad
+        self.place = torch.empty_like(wide) if place is None else place
+        wide.grad = None
+
+    def add(self, narrow: torch.Tensor) -> None:
+        """Move what a backward pass found for `narrow` into the sum."""
+        gradient, narrow.grad = narrow.grad, None
+        if self.begun:
+            self.place.add_(gradient)
+        else:
+            self.place.copy_(gradient)
+        self.begun = True

@@ -7,6 +7,7 @@ rounding; here they are made to compute in float64, in both engines alike.
 import copy
 import functools
 import types
+import weakref
 
 import pytest
 import torch
@@ -403,6 +404,36 @@ def test_master_weights_gather_small_steps():
     assert narrow.dtype == torch.bfloat16 and wide.dtype == torch.float32
     moved = (narrow.float() / start.float()).nanmedian().item()
     assert moved == pytest.approx(1.0005**64, rel=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_gradients_stay_in_one_place_until_they_are_dropped(dtype):
+    """Made anew in each step they would lie among what a backward pass keeps, and leave holes."""
+    model = build("llama").to(torch.promote_types(dtype, torch.float32))
+    freeze(model, 2)
+    fast = FastEngine(model, MasterWeights(model, dtype), max_tokens=30)
+    optimizer = torch.optim.SGD([p for _, p in fast.trainable_parameters()], lr=0.0)
+
+    def one_step():
+        fast.accumulate_gradients(PAIRS, LOSS)
+        return {name: parameter.grad for name, parameter in fast.trainable_parameters()}
+
+    first = one_step()
+    values = {name: gradient.clone() for name, gradient in first.items()}
+    added = one_step()  # nobody has set them to zero
+    for name, gradient in added.items():
+        assert gradient is first[name]
+        torch.testing.assert_close(gradient, 2 * values[name])
+    optimizer.zero_grad(set_to_none=True)
+    again = one_step()
+    for name, gradient in again.items():
+        assert gradient is first[name]
+        torch.testing.assert_close(gradient, values[name])
+    assert all(parameter.grad is None for parameter in model.parameters()) or dtype != torch.bfloat16
+    gone = [weakref.ref(gradient) for gradient in first.values()]
+    del first, added, again, gradient
+    fast.drop_gradients()
+    assert all(reference() is None for reference in gone)
 
 
 def test_a_family_that_is_not_proven_gets_the_plain_engine_with_a_reason():
