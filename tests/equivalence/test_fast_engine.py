@@ -378,6 +378,16 @@ def test_gradients_of_several_streams_add_up_in_the_masters():
         assert error < 0.05, (name, error)
 
 
+def test_states_between_layers_are_float32_where_products_are_bfloat16():
+    engine, seen = bfloat16_engine(10_000), []
+    for layer in engine.policy.model.layers:
+        layer.register_forward_pre_hook(lambda _, states: seen.append(states[0].dtype))
+    engine.prepare(PAIRS)
+    engine.accumulate_gradients(PAIRS, LOSS)
+    assert len(seen) == 4 + 2  # all layers once, the two that train once more
+    assert set(seen) == {torch.float32}
+
+
 def test_an_update_of_the_masters_reaches_the_policy():
     engine = bfloat16_engine(10_000)
     before = engine.policy_logps(PAIRS).chosen

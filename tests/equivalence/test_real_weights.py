@@ -59,7 +59,7 @@ def test_bfloat16_is_as_near_to_float64_as_the_plain_engines(real, pairs):
     fast = scorer.token_logps(batch, scorer.trunk_states(batch))
     errors = [(found - exact).square().mean().sqrt().item() for found in (plain, fast)]
     print(f"root mean square error in nats: plain {errors[0]:.4f}, fast {errors[1]:.4f}")
-    assert 0 < errors[1] < 1.1 * errors[0]
+    assert 0 < errors[1] < errors[0]
 
 
 def test_a_stored_trunk_changes_no_bit_and_the_first_loss_is_ln2(real, pairs):
