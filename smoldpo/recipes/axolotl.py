@@ -206,7 +206,9 @@ def groups(draft: Draft) -> None:
     shared.length_of_run(draft)
     _total_batch(draft)
     shared.saving(draft)
-    shared.evaluating(draft, held_out=_evaluates(draft))
+    evaluates = _evaluates(draft)
+    by_steps = evaluates and draft.recipe.get("eval_steps") is not None
+    shared.evaluating(draft, held_out=evaluates, untold="steps" if by_steps else "no")
 
 
 def _method(draft: Draft) -> None:

@@ -8,12 +8,12 @@ simpo    the trainer of SimPO's authors (gamma_beta_ratio), LLaMA-Factory's pref
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from smoldpo.loss_facts import FACTS
 from smoldpo.recipes.account import Draft, number, short
-from smoldpo.recipes.rules import alone, is_off
+from smoldpo.recipes.rules import OFF, alone, is_off
 
 METHODS = ("orpo", "cpo", "simpo")
 
@@ -47,10 +47,16 @@ def set_loss(draft: Draft, dialect: str) -> None:
         not FACTS[name].ld_alpha and FACTS[name].beta for name in draft.settings["loss_type"]
     )
     for key in draft.without("ld_alpha") if unfit else ():
-        if is_off(draft.recipe[key], (None, 1, 1.0)):
-            draft.drop(key, "off in the recipe")
-        else:
-            draft.refuse(key, LENGTHS)
+        _leave_out(draft, key, LENGTHS, (None, 1, 1.0))
+    for key in draft.without("rpo_alpha"):
+        _leave_out(draft, key, "DPO's likelihood term, which this trainer has not: leave it out")
+
+
+def _leave_out(draft: Draft, key: str, why: str, off: Collection[Any] = OFF) -> None:
+    if is_off(draft.recipe[key], off):
+        draft.drop(key, "off in the recipe")
+    else:
+        draft.refuse(key, why)
 
 
 def _orpo(draft: Draft, dialect: str) -> None:
@@ -71,10 +77,7 @@ def _orpo(draft: Draft, dialect: str) -> None:
         else:
             draft.keep(key, "beta", draft.recipe[key])
     for key in draft.without("pref_ftx"):
-        if is_off(draft.recipe[key]):
-            draft.drop(key, "off in the recipe")
-        else:
-            draft.refuse(key, "orpo has a likelihood term of weight 1 already: leave it out")
+        _leave_out(draft, key, "orpo has a likelihood term of weight 1 already: leave it out")
     for key in draft.without("cpo_alpha", "simpo_gamma"):
         draft.drop(key, "of CPO and SimPO")
 
@@ -94,10 +97,7 @@ def _cpo(draft: Draft, dialect: str) -> None:
         for key in draft.without("simpo_gamma"):
             draft.drop(key, "of the loss simpo")
     for key in draft.without("alpha"):
-        if is_off(draft.recipe[key]):
-            draft.drop(key, "off in the recipe")
-        else:
-            draft.refuse(key, "AlphaPO is not one of smoldpo's losses: leave it out")
+        _leave_out(draft, key, "AlphaPO is not one of smoldpo's losses: leave it out")
 
 
 def _simpo(draft: Draft, dialect: str) -> None:

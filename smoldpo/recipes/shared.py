@@ -207,12 +207,16 @@ def saving(draft: Draft) -> None:
             draft.keep(key, "keep_checkpoints", draft.recipe[key])
 
 
-def evaluating(draft: Draft, *, held_out: bool = False) -> None:
-    """eval_strategy (evaluation_strategy of old) and eval_steps, and what holds without them."""
+def evaluating(draft: Draft, *, held_out: bool = False, untold: str = "no") -> None:
+    """eval_strategy (evaluation_strategy of old) and eval_steps, and what holds without them.
+
+    Args:
+        untold: the strategy of a recipe that names none.
+    """
     name = next(
         (n for n in ("eval_strategy", "evaluation_strategy") if n in draft.recipe), "eval_strategy"
     )
-    off = is_off(draft.recipe.get(name))
+    off = is_off(draft.recipe.get(name, untold))
     _every(draft, "eval_steps", name, "before and after are always evaluated", off=off)
     for key in draft.without("do_eval"):
         if is_off(draft.recipe[key]):
