@@ -123,7 +123,7 @@ class MasterWeights:
                 narrow.copy_(wide)
 
     def drop_gradients(self) -> None:
-        """Those of the masters, with their places, and what an interrupted backward pass left in the model."""
+        """The masters' with their places, and what an interrupted backward pass left in the model."""
         for _, narrow, wide in self._pairs:
             narrow.grad = wide.grad = None
         self._places = [None] * len(self._pairs)

@@ -439,7 +439,8 @@ def test_gradients_stay_in_one_place_until_they_are_dropped(dtype):
     for name, gradient in again.items():
         assert gradient is first[name]
         torch.testing.assert_close(gradient, values[name])
-    assert all(parameter.grad is None for parameter in model.parameters()) or dtype != torch.bfloat16
+    if dtype == torch.bfloat16:  # the model's own were moved to the masters
+        assert all(parameter.grad is None for parameter in model.parameters())
     gone = [weakref.ref(gradient) for gradient in first.values()]
     del first, added, again, gradient
     fast.drop_gradients()
