@@ -207,8 +207,7 @@ def groups(draft: Draft) -> None:
     _total_batch(draft)
     shared.saving(draft)
     evaluates = _evaluates(draft)
-    by_steps = evaluates and draft.recipe.get("eval_steps") is not None
-    shared.evaluating(draft, held_out=evaluates, untold="steps" if by_steps else "no")
+    shared.evaluating(draft, held_out=evaluates, untold="steps" if evaluates else "no")
 
 
 def _method(draft: Draft) -> None:

@@ -8,12 +8,12 @@ simpo    the trainer of SimPO's authors (gamma_beta_ratio), LLaMA-Factory's pref
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from smoldpo.loss_facts import FACTS
 from smoldpo.recipes.account import Draft, number, short
-from smoldpo.recipes.rules import OFF, alone, is_off
+from smoldpo.recipes.rules import Rule, alone, unsupported
 
 METHODS = ("orpo", "cpo", "simpo")
 
@@ -34,6 +34,8 @@ ALSO_LIKELIHOOD = (
     "term is sft. SimPO as in its paper is loss_type: simpo"
 )
 LENGTHS = "an average per token without a reference would find longer answers likelier for it: leave it out"
+NO_TERM = "DPO's likelihood term, which this trainer has not: leave it out"
+HAS_TERM = "orpo has a likelihood term of weight 1 already: leave it out"
 _KEYS = {"axolotl": "rl", "llama-factory": "pref_loss"}
 
 
@@ -46,17 +48,15 @@ def set_loss(draft: Draft, dialect: str) -> None:
     unfit = any(
         not FACTS[name].ld_alpha and FACTS[name].beta for name in draft.settings["loss_type"]
     )
-    for key in draft.without("ld_alpha") if unfit else ():
-        _leave_out(draft, key, LENGTHS, (None, 1, 1.0))
-    for key in draft.without("rpo_alpha"):
-        _leave_out(draft, key, "DPO's likelihood term, which this trainer has not: leave it out")
+    rules = {"rpo_alpha": unsupported(NO_TERM)}
+    if unfit:
+        rules["ld_alpha"] = unsupported(LENGTHS, (None, 1, 1.0))
+    _decide(draft, rules)
 
 
-def _leave_out(draft: Draft, key: str, why: str, off: Collection[Any] = OFF) -> None:
-    if is_off(draft.recipe[key], off):
-        draft.drop(key, "off in the recipe")
-    else:
-        draft.refuse(key, why)
+def _decide(draft: Draft, rules: dict[str, Rule]) -> None:
+    for key in draft.without(*rules):
+        rules[key](draft, key, draft.recipe[key])
 
 
 def _orpo(draft: Draft, dialect: str) -> None:
@@ -76,8 +76,7 @@ def _orpo(draft: Draft, dialect: str) -> None:
             draft.drop(key, "empty")
         else:
             draft.keep(key, "beta", draft.recipe[key])
-    for key in draft.without("pref_ftx"):
-        _leave_out(draft, key, "orpo has a likelihood term of weight 1 already: leave it out")
+    _decide(draft, {"pref_ftx": unsupported(HAS_TERM)})
     for key in draft.without("cpo_alpha", "simpo_gamma"):
         draft.drop(key, "of CPO and SimPO")
 
@@ -96,8 +95,7 @@ def _cpo(draft: Draft, dialect: str) -> None:
             )
         for key in draft.without("simpo_gamma"):
             draft.drop(key, "of the loss simpo")
-    for key in draft.without("alpha"):
-        _leave_out(draft, key, "AlphaPO is not one of smoldpo's losses: leave it out")
+    _decide(draft, {"alpha": unsupported("AlphaPO is not one of smoldpo's losses: leave it out")})
 
 
 def _simpo(draft: Draft, dialect: str) -> None:
