@@ -269,6 +269,7 @@ class Run:
         title = "trunk and reference" if self.compares else "trunk"
         with self.phases.phase(title, len(pairs)) as advance:
             self._sparing(lambda: self.engine.prepare(pairs, advance), pairs, "the first pass")
+        self.engine.release_frozen()
         give_back_freed_memory()
         kept_in = self.models.kept_in
         for entry in cache.trim(self.config.cache_limit * 1e9, kept_in) if kept_in else ():

@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import json
+import mmap
 import sys
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def test_the_forecasts_counts_are_the_runs(cli, tiny_folder, data, tmp_path, fro
     optimizer = load_file(newest / "optimizer.safetensors")
     moments = sum(t.numel() * t.element_size() for t in optimizer.values())
     assert forecast["memory"]["optimizer"] == moments
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are let go only there")
+def test_frozen_weights_count_while_training_where_each_step_runs_them(cli, tiny_folder, data):
+    given = ["--model", tiny_folder, "--data", data, "--freeze-layers", 3, "--dtype", "float32"]
+    kept, run_again = (plan(cli, *given, "--cache", where) for where in ("disk", "off"))
+    layers = load_file(tiny_folder / "model.safetensors")
+    frozen = sum(4 * w.numel() for n, w in layers.items() if n.split(".")[2] in {"0", "1", "2"})
+    less = run_again["run"]["memory"]["weights"] - kept["run"]["memory"]["weights"]
+    assert 0 < less <= frozen and less % mmap.PAGESIZE == 0  # whole pages, of few bytes here
+    assert run_again["run"]["memory"]["weights"] == sum(4 * w.numel() for w in layers.values())
 
 
 def test_nothing_is_left_behind(cli, tiny_folder, data, tmp_path, monkeypatch):

@@ -221,7 +221,7 @@ def test_disk_by_hand():
 
 
 def tried(depth, **more):
-    given = {"kept_row": 1000.0 * depth.top, "other": 50.0, "rest": 30.0}
+    given = {"kept_row": 1000.0 * depth.top, "other": 50.0, "rest": 30.0, "passing": 20.0}
     return Tried(depth, **(given | more))
 
 
@@ -246,6 +246,7 @@ def test_memory_by_hand():
     stays = 4e8 + 2.7e8 + 12 * 17e6 + 30
     assert found.phases == {
         "loading": 4e8 + 5.4e8 + 4 * 17e6,
+        "first pass": 4e8 + 2.7e8 + 4 * 17e6 + 20,
         "training": sum(found.parts.values()),
         "saving": stays + 5.4e8,
         "answers": stays + 2.7e8 + 5.4e8,
@@ -253,6 +254,15 @@ def test_memory_by_hand():
     assert found.peak == found.phases["answers"]
     silent = need(replace(SIZES, answers=False, states=1e9), [tried(UPPER)], UPPER, 2000)
     assert silent.peak == silent.phases["saving"] == stays + 5.4e8 + 1e9
+
+
+def test_weights_that_were_let_go_count_for_the_first_pass_alone():
+    whole, found = (need(SIZES, [tried(UPPER)], UPPER, 2000, gone) for gone in (0.0, 5e7))
+    assert found.parts["weights"] == 2.7e8 - 5e7
+    for phase in ("loading", "first pass"):
+        assert found.phases[phase] == whole.phases[phase]
+    for phase in ("training", "saving", "answers"):
+        assert found.phases[phase] == whole.phases[phase] - 5e7, phase
 
 
 def test_between_depths_memory_goes_in_straight_lines():

@@ -67,6 +67,14 @@ class Engine(Protocol):
         """Do once what is the same in every epoch; called with every pair before the first update."""
         ...
 
+    def release_frozen(self) -> int:
+        """After `prepare` of every pair: let go of weights that neither steps nor evaluation will read.
+
+        Their values stay, in the file that they come from, and are back when something reads them. Returns
+        the bytes of memory that were let go.
+        """
+        ...
+
     def policy_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:

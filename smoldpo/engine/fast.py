@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from smoldpo.engine.base import LossFunction, StepResult
 from smoldpo.engine.identity import pair_key
 from smoldpo.engine.kernels import Kernels
-from smoldpo.engine.memory import free_memory
+from smoldpo.engine.memory import free_memory, let_go_of_file_pages
 from smoldpo.engine.memory_budget import kept_for_backward
 from smoldpo.engine.moving import MovingReference
 from smoldpo.engine.packing import (
@@ -190,6 +190,16 @@ class FastEngine:
             self._states.commit()
             self._reference_logps.commit()
         self._prepared.update(keyed)
+
+    def release_frozen(self) -> int:
+        return let_go_of_file_pages(self._unread())
+
+    def _unread(self) -> Iterator[torch.Tensor]:
+        """Weights that nothing reads while states and log-probabilities of what was prepared are there."""
+        if self._reference is not None and self.moving is None:
+            yield from self._reference.model.parameters()
+        if self._policy.trunk is not None and all(key in self._states for key in self._prepared):
+            yield from self._policy.trunk_weights()
 
     def _commit_now_and_then(self) -> None:
         """So that a kill costs COMMIT_SECONDS of the pass at most."""

@@ -2,7 +2,7 @@
 
 While batches come and go, freed memory is kept for the next tensor of its size; between phases it is given
 back; and pages of a weights file that were read once are let go. Only on Linux: elsewhere the functions
-that give back do nothing, and say so by returning False.
+that give back do nothing, and say so by returning False, or 0 bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ctypes
 import math
 import mmap
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +83,29 @@ def give_back_freed_memory() -> bool:
     return malloc_trim is not None and bool(malloc_trim(ctypes.c_size_t(0)))
 
 
-def let_go_of_file_pages(tensors: Iterable[torch.Tensor]) -> bool:
+def let_go_of_file_pages(tensors: Iterable[torch.Tensor]) -> int:
     """Let go of the pages of those tensors that are mapped from a file; their values stay what they are.
 
-    A weights file is mapped into memory, so hashing or converting it makes all of it resident.
+    A weights file is mapped into memory, so hashing or converting it makes all of it resident. Returns the
+    bytes that were let go.
     """
     madvise = _from_libc("madvise")
     if madvise is None:
-        return False
+        return 0
+    gone = 0
+    for first, length in _in_files(tensors):
+        if madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), MADV_PAGEOUT) == 0:
+            gone += length
+    return gone
+
+
+def file_page_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """What let_go_of_file_pages would let go."""
+    return sum(length for _, length in _in_files(tensors)) if _from_libc("madvise") else 0
+
+
+def _in_files(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[int, int]]:
+    """Address and length of the whole pages of each tensor that is mapped from a file."""
     mapped = _mapped_files()
     for tensor in tensors:
         start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
@@ -98,8 +113,7 @@ def let_go_of_file_pages(tensors: Iterable[torch.Tensor]) -> bool:
             first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
             length = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
             if length > 0:
-                madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), MADV_PAGEOUT)
-    return True
+                yield first, length
 
 
 def _mapped_files() -> list[tuple[int, int]]:

@@ -111,6 +111,9 @@ class PlainEngine:
     def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
         advance(len(pairs))  # the textbook keeps nothing
 
+    def release_frozen(self) -> int:
+        return 0  # and reads every layer each time
+
     def trainable_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
         return [(n, p) for n, p in self.policy.named_parameters() if p.requires_grad]
 

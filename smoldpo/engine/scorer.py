@@ -6,7 +6,7 @@ states -> top (the other layers) -> rows that are read -> final norm -> head -> 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -51,6 +51,11 @@ class Scorer:
         if self.trunk is None:
             raise ValueError("this model has no trunk")
         return self._run(self.trunk, batch, self._embedded(batch)).to(self.head.dtype)
+
+    def trunk_weights(self) -> Iterator[torch.nn.Parameter]:
+        """What the trunk alone reads; a tied head reads the embeddings too."""
+        if self.trunk is not None:
+            yield from (weight for weight in self.trunk.parameters() if weight is not self.head)
 
     def logps(self, batch: PackedBatch, states: torch.Tensor | None) -> PairLogps:
         """Log-probabilities of each pair's sides, [B] each, from trunk states [T, D] or from tokens."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from smoldpo import rng
 from smoldpo.config import TrainConfig
+from smoldpo.engine.memory import file_page_bytes
 from smoldpo.engine.precision import master_dtype
 from smoldpo.engine.trunk import boundary
 from smoldpo.errors import UsageError
@@ -63,7 +66,8 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
     masters = list(trains.values())
     generators = sum(t.numel() * t.element_size() for t in rng.capture()[0].values())
     head = policy.get_output_embeddings().weight.requires_grad
-    if models.decided["engine"] == "fast":
+    fast = models.decided["engine"] == "fast"
+    if fast:
         below = boundary(policy)
     elif policy.get_input_embeddings().weight.requires_grad:
         below = 0
@@ -78,7 +82,17 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
         optimizer=optimizer_bytes(masters, config),
         checkpoint=saved_bytes(masters, config) + generators,
         step=step_bytes(masters, config),
+        released=file_page_bytes(_only_below(policy, below)) if fast else 0,
     )
+
+
+def _only_below(policy: PreTrainedModel, below: int) -> Iterator[torch.nn.Parameter]:
+    """What only the layers below the boundary read; a tied head reads the embeddings too."""
+    for layer in policy.model.layers[:below]:
+        yield from layer.parameters()
+    embeddings = policy.get_input_embeddings().weight
+    if below and embeddings is not policy.get_output_embeddings().weight:
+        yield embeddings
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class Depth:
     """Bytes of one checkpoint's tensors."""
     step: int = 0
     """Bytes of gradients, the optimizer's state and its temporaries, as the run counts them beforehand."""
+    released: int = 0
+    """Bytes of frozen weights that are let go once all pairs went through them."""
 
     @property
     def top(self) -> int:

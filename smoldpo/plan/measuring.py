@@ -18,7 +18,7 @@ from smoldpo.plan.depths import Visit
 from smoldpo.plan.dose import Dose
 from smoldpo.plan.memory import Sizes, Tried
 from smoldpo.plan.rates import Passed, Stepped
-from smoldpo.plan.resident import height, resident
+from smoldpo.plan.resident import height, read_in, resident
 from smoldpo.plan.samples import Samples
 from smoldpo.state import TrainingState
 from smoldpo.trainer import train
@@ -67,8 +67,11 @@ class DryRun:
     def go(self, first: bool) -> Measured:
         """All of it; in the first dry run, compiling and the start of threads count for nothing."""
         engine = self._engine
+        read_in(engine.policy, engine.reference)
         before = resident()
-        self._prepare(first)
+        with height() as seen:
+            self._prepare(first)
+        passing, before = seen.bytes - before, before - engine.release_frozen()
         self._state = state = TrainingState(engine, self._config, self._rates)
         per_step = self._config.per_device_train_batch_size
         per_step *= self._config.gradient_accumulation_steps
@@ -80,7 +83,7 @@ class DryRun:
         with height() as seen:
             for number, batch in enumerate(self._batches):
                 self._time_steps(batch, first=number == 0)
-        self.found.tried = self._memory(before, seen.bytes, one)
+        self.found.tried = self._memory(before, seen.bytes, one, passing)
         return self.found
 
     def _prepare(self, first: bool) -> None:
@@ -157,7 +160,7 @@ class DryRun:
             )
         )
 
-    def _memory(self, before: int, most: int, one: int) -> Tried:
+    def _memory(self, before: int, most: int, one: int, passing: int) -> Tried:
         """What a row keeps, of which the longest pair has `one` bytes; and what no count explains."""
         depth, packing = self._depth, self._packing()
         row = one / packing.held([self._longest])
@@ -169,6 +172,7 @@ class DryRun:
             kept_row=row,
             other=most - before - depth.optimizer - trainable - held * row,
             rest=resident() - before - depth.optimizer,
+            passing=passing,
         )
 
 

@@ -26,6 +26,8 @@ class Sizes:
     """Whether masters lie beside the computing weights."""
     states: float = 0.0
     """Trunk states kept in memory."""
+    released: float = 0.0
+    """Of the weights, those of the reference that are let go once it has scored all pairs."""
     answering: float = 0.0
     """What drawing answers takes beside the models."""
     answers: bool = True
@@ -42,6 +44,8 @@ class Tried:
     """What a step took at its height beyond the parts that are counted."""
     rest: float
     """What of that stayed after freed memory was given back."""
+    passing: float = 0.0
+    """What the pass through trunk and reference took at its height beyond the models."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,22 @@ def kept_row(tried: Sequence[Tried], depth: Depth) -> float:
     return along(tried, _top, lambda t: t.kept_row, depth, proportional=True)
 
 
-def need(sizes: Sizes, tried: Sequence[Tried], depth: Depth, rows: float) -> Need:
-    """Memory at a depth; `rows` are those of the longest stream of a step."""
+def need(
+    sizes: Sizes, tried: Sequence[Tried], depth: Depth, rows: float, released: float = 0.0
+) -> Need:
+    """Memory at a depth.
+
+    Args:
+        rows: those of the longest stream of a step.
+        released: bytes of the weights that are let go after the first pass.
+    """
     trainable = depth.trainable * sizes.master
     other = max(0.0, along(tried, _top, lambda t: t.other, depth))
     rest = max(0.0, along(tried, _top, lambda t: t.rest, depth))
+    passing = max(0.0, along(tried, _top, lambda t: t.passing, depth))
     parts = {
         "libraries": sizes.libraries,
-        "weights": sizes.weights,
+        "weights": sizes.weights - released,
         "masters": trainable * sizes.masters_apart,
         "optimizer": depth.optimizer,
         "gradients": float(trainable),
@@ -80,6 +92,7 @@ def need(sizes: Sizes, tried: Sequence[Tried], depth: Depth, rows: float) -> Nee
     stays = rest + sum(parts[name] for name in staying)
     phases = {
         "loading": sizes.libraries + sizes.model + parts["masters"],
+        "first pass": sizes.libraries + sizes.weights + parts["masters"] + sizes.states + passing,
         "training": sum(parts.values()),
         "saving": stays + sizes.model,
     }

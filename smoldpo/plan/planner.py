@@ -97,7 +97,10 @@ def make_plan(config: TrainConfig, imports: float = 0.0) -> Plan:
 def _row(trial: Trial, depth: Depth, answers: Work) -> Row:
     config, kept = trial.config, trial.kept[depth.frozen]
     sizes = replace(trial.sizes, states=kept.states_bytes if trial.where == "memory" else 0.0)
-    fits = _packing(trial, depth, sizes)
+    # The frozen layers' weights go only where no step has to run them again.
+    states_kept = trial.where != "off" and not kept.missing
+    released = sizes.released + depth.released * states_kept
+    fits = _packing(trial, depth, sizes, released)
     packing = fits or trial.packing
     load = load_at(config, depth, packing, trial.counts, kept, answers)
     saved, best = depth.checkpoint, config.load_best_model_at_end
@@ -108,12 +111,12 @@ def _row(trial: Trial, depth: Depth, answers: Work) -> Row:
     store = load.states_bytes if trial.where == "disk" else 0.0
     keep = config.keep_checkpoints
     disk = disk_bytes(trial.models.saved_bytes, saved, times.checkpoints, keep, best, store)
-    memory = need(sizes, trial.tried, depth, trial.counts.steps(packing).longest)
+    memory = need(sizes, trial.tried, depth, trial.counts.steps(packing).longest, released)
     tried = any(t.depth == depth for t in trial.tried)
     return Row(depth, times, memory, disk, fits and fits.budget, trial.free, tried)
 
 
-def _packing(trial: Trial, depth: Depth, sizes: Sizes) -> Packing | None:
+def _packing(trial: Trial, depth: Depth, sizes: Sizes, released: float) -> Packing | None:
     """How the run will lay out its pairs at this depth, by the memory that it will find; None: not at all."""
     if trial.refused(depth):
         return None
@@ -124,7 +127,7 @@ def _packing(trial: Trial, depth: Depth, sizes: Sizes) -> Packing | None:
         Schedule.of(trial.config, len(trial.data.train)).pairs_per_step,
         kept_row(trial.tried, depth),
         depth.step,
-        trial.free - sizes.weights - sizes.states - trainable * sizes.masters_apart,
+        trial.free - (sizes.weights - released) - sizes.states - trainable * sizes.masters_apart,
     )
 
 

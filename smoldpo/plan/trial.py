@@ -13,7 +13,7 @@ import torch
 from smoldpo import progress
 from smoldpo.config import TrainConfig
 from smoldpo.engine.compiling import REACHED
-from smoldpo.engine.memory import free_memory, give_back_freed_memory
+from smoldpo.engine.memory import file_page_bytes, free_memory, give_back_freed_memory
 from smoldpo.engine.out_of_memory import is_out_of_memory
 from smoldpo.engine.packing import common_beginning
 from smoldpo.engine.precision import master_dtype, matmul_rate
@@ -31,7 +31,7 @@ from smoldpo.plan.loads import Counts
 from smoldpo.plan.measuring import DryRun, Measured
 from smoldpo.plan.memory import Sizes, Tried, need
 from smoldpo.plan.rates import fit_rates
-from smoldpo.plan.resident import resident
+from smoldpo.plan.resident import read_in, resident
 from smoldpo.plan.samples import step_samples
 from smoldpo.trainer import Schedule
 
@@ -83,6 +83,7 @@ class Trial:
             )  # adapters off: no second model
             copies = 1 + (needs_reference(config.loss_type) and own)
         weights = copies * (computing if self.fast else models.bytes)
+        read_in(models.engine.policy, models.engine.reference)
         apart = self.fast and models.dtype.itemsize != master
         trainable = sum(p.numel() for _, p in models.engine.trainable_parameters())
         left = resident() - libraries - weights - trainable * master * apart
@@ -93,8 +94,14 @@ class Trial:
             computing=computing,
             master=master,
             masters_apart=apart,
+            released=self._released(),
             answers=bool(config.generate_prompts or config.sample_prompt),
         )
+
+    def _released(self) -> int:
+        """Bytes of a reference of its own that has scored all pairs, and is let go."""
+        own = self.fast and self.config.reference is not None
+        return file_page_bytes(self.models.engine.reference.parameters()) if own else 0
 
     def go(self) -> None:
         """The end of a run first, while the policy is what it was; then passes and steps at a few depths."""
@@ -164,8 +171,10 @@ class Trial:
             return
         if self._measured and found.tried is not None:
             there = self.tried[0].rest  # kernels and threads of the first depth were there already
-            other, rest = found.tried.other + there, found.tried.rest + there
-            found.tried = replace(found.tried, other=other, rest=rest)
+            seen = {
+                name: getattr(found.tried, name) + there for name in ("other", "rest", "passing")
+            }
+            found.tried = replace(found.tried, **seen)
         self._measured.append(found)
 
     def _let_go(self) -> None:
