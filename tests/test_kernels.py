@@ -102,6 +102,20 @@ def test_the_precision_lasts_until_another_is_clearly_better(kept, monkeypatch):
     assert found == [wide, wide, narrow, narrow, narrow, wide, wide]
 
 
+def test_the_rates_of_the_last_commands_are_kept(kept, monkeypatch):
+    for number in range(20):
+        rates = {torch.float32: 100.0 + number, torch.bfloat16: 7.06}
+        monkeypatch.setattr(precision, "matmul_rate", lambda dtype, _, r=rates: r[dtype])
+        precision.compute_dtype("auto", "cpu")
+    precision.compute_dtype("float32", "cpu")  # measures nothing
+    assert precision.earlier_rates(torch.float32, "cpu") == [104.0 + n for n in range(16)]
+    assert precision.earlier_rates(torch.bfloat16, "cpu") == [7.1] * 16
+    assert precision.earlier_rates(torch.float64, "cpu") == []
+    assert precision.earlier_rates(torch.float32, "cuda") == []
+    machine.keep("products, GFLOP/s, cpu", "spoilt")
+    assert precision.earlier_rates(torch.float32, "cpu") == []
+
+
 def test_clearing_the_cache_forgets_it(kept, cli):
     machine.keep("x", 1)
     assert json.loads(machine_file().read_text())["choices"] == {"x": 1}

@@ -140,6 +140,23 @@ def test_the_table_for_people(cli, tiny_folder, data):
     assert result.err.count("engine: fast") == 1  # the further depths are loaded in silence
 
 
+def test_the_machines_speed_is_said_with_the_forecast(cli, tiny_folder, data, monkeypatch):
+    """Readings lie between the parts of the dry run; here the machine is twice as slow as it usually is."""
+    given = ["--model", tiny_folder, "--data", data, "--freeze-layers", 2, "--dtype", "float32"]
+    readings = iter(range(100, 200))
+    monkeypatch.setattr(trial, "matmul_rate", lambda dtype, device: float(next(readings)))
+    monkeypatch.setattr(trial, "earlier_rates", lambda dtype, device: [220.0, 230.0, 5.0])
+    found = plan(cli, *given)
+    taken = next(readings) - 100  # the dose's, then three depths: first pass, passes, steps
+    assert taken == 1 + (1 + 2 + 2) + (1 + 2 + 2) + (1 + 0 + 1)
+    assert found["pace"] == {
+        "gflops": 106.0, "slowest": 100.0, "fastest": 112.0, "usual": 220.0, "earlier_commands": 3,
+    }  # fmt: skip
+    assert any("at 220 in this machine's last 3 commands" in note for note in found["notes"])
+    result = cli("plan", *given, *QUICK)
+    assert "at 220 in this machine's last 3 commands" in " ".join(result.out.split())
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -8,6 +8,7 @@ from smoldpo.errors import UsageError
 from smoldpo.plan.disk import disk_bytes
 from smoldpo.plan.forecast import Depth, Fixed, Load, Phase, Times, checkpoints, forecast
 from smoldpo.plan.memory import Need, Sizes, Tried, along, need
+from smoldpo.plan.pace import Pace
 from smoldpo.plan.pick import pick, why
 from smoldpo.plan.planner import Row
 from smoldpo.plan.rates import Passed, Rates, Stepped, fit_rates
@@ -149,6 +150,41 @@ def test_what_is_kept_costs_nothing_and_what_is_not_there_is_left_out():
     phases, times = seconds_of(warm)
     assert times.phases[1] == Phase("trunk and reference", 0.0)
     assert not {"evaluating before", "evaluating after", "checkpoints"} & set(phases)
+
+
+def test_at_another_speed_products_alone_take_another_time():
+    phases, times = seconds_of(replace(LOAD, before=1, answers=WORK), steps=2)
+    faster = {phase.name: phase.seconds for phase in times.at_speed(2.0).phases}
+    steady = {"start", "checkpoints", "saving the model", "statistics and report"}
+    assert steady < phases.keys() and faster == {
+        name: seconds if name in steady else pytest.approx(seconds.expected / 2)
+        for name, seconds in phases.items()
+    }
+    assert times.at_speed(2.0).checkpoints == times.checkpoints == 3
+
+
+HOUR = Times([Phase("start", 600.0), Phase("epoch 1", 3000.0)])
+
+
+@pytest.mark.parametrize(
+    ("readings", "earlier", "said"),
+    [
+        ([100, 100, 110], [100, 105, 110], []),
+        ([100, 149, 120], [], []),
+        ([100, 150, 120], [], ["swung between 100 and 150 GFLOP/s"]),
+        ([100], [50, 50], []),  # two are not enough to tell what is usual
+        ([100], [114] * 3, []),
+        ([100], [300, 200, 100, 200], ["at 100 GFLOP/s while planning, and at 200 in this machine's "
+                                       "last 4 commands: at that speed the run takes 35 min"]),
+        ([100], [50] * 3, ["at that speed the run takes 1 h 50 min"]),
+        ([60, 100, 120], [200] * 3, ["swung between 60 and 120", "at 100 GFLOP/s while planning"]),
+    ],
+)  # fmt: skip
+def test_a_forecast_says_what_minute_it_was_made_in(readings, earlier, said):
+    remarks = Pace(readings, earlier).remarks(HOUR)
+    assert len(remarks) == len(said)
+    for remark, words in zip(remarks, said, strict=True):
+        assert words in remark
 
 
 def test_states_without_room_are_computed_in_every_epoch():

@@ -33,10 +33,13 @@ def forecast_lines(
     lines.append(_line("**peak memory, MB**", row["peak_bytes"] / 1e6, run.peak / 1e6))
     phases = ", ".join(f"{k} {v / 1e6:,.0f}" for k, v in row["memory_by_phase"].items())
     peaks = ", ".join(f"{title} {there['peak_mb']:,.0f}" for title, there in timings.items())
+    pace = plan["pace"]
+    speed = f"{pace['gflops']:,.0f} GFLOP/s, {pace['slowest']:,.0f} to {pace['fastest']:,.0f}"
     return [
         *lines,
         "",
-        f"Forecast peaks, MB: {phases}. Peaks up to the end of each phase: {peaks}.",
+        f"Products while planning: {speed}. Forecast peaks, MB: {phases}. Peaks up to the end of each "
+        f"phase: {peaks}.",
     ]
 
 

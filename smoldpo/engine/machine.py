@@ -1,4 +1,4 @@
-"""What was chosen by measuring this machine, kept in the cache folder: <cache>/machine.json.
+"""What was measured of this machine, and chosen by it, kept in the cache folder: <cache>/machine.json.
 
 A choice of kernels or precision changes the last bits of results and the keys of what is kept between runs.
 Beside other work the same measurement may come out otherwise, so what was chosen before stands until

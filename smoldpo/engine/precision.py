@@ -18,6 +18,9 @@ WORTH_IT = 1.3
 STAYS = {"bfloat16": 1.0, "float32": 2.0}
 """The same where an earlier run has chosen: its choice stands until the other is clearly better."""
 
+RATES, KEPT_RATES = "products, GFLOP/s", 16
+"""Under which name the rates of the last so many commands are kept (machine.py)."""
+
 SHAPE, SECONDS = (512, 576, 1536), 0.15
 """Rows, inner width and columns of the product that is measured, a small model's MLP; and for how long."""
 
@@ -27,11 +30,26 @@ def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
     if name != "auto":
         return NAMES[name], f"{name}, as asked"
     slow, fast = (matmul_rate(NAMES[n], device) for n in ("float32", "bfloat16"))
+    _keep_rates(device, {"float32": slow, "bfloat16": fast})
     measured = f"measured {slow:,.0f} GFLOP/s in float32, {fast:,.0f} in bfloat16"
     worth = STAYS.get(str(machine.chosen_before(f"precision, {device}")), WORTH_IT)
     choice = "bfloat16" if fast > worth * slow else "float32"
     machine.keep(f"precision, {device}", choice)
     return NAMES[choice], f"{choice}: {measured}"
+
+
+def earlier_rates(dtype: torch.dtype, device: str) -> list[float]:
+    """GFLOP/s that the last commands measured at their start, the latest last; those with dtype auto do."""
+    kept = machine.chosen_before(f"{RATES}, {device}")
+    return list(kept.get(str(dtype).removeprefix("torch."), [])) if isinstance(kept, dict) else []
+
+
+def _keep_rates(device: str, rates: dict[str, float]) -> None:
+    kept = {
+        name: [*earlier_rates(NAMES[name], device), round(rate, 1)][-KEPT_RATES:]
+        for name, rate in rates.items()
+    }
+    machine.keep(f"{RATES}, {device}", kept)
 
 
 def master_dtype(compute: torch.dtype) -> torch.dtype:
@@ -101,71 +119,71 @@ class MasterWeights:
     """
 
     def __init__(self, model: torch.nn.Module, compute: torch.dtype):
-        self._pairs: list[tuple[str, torch.nn.Parameter, torch.nn.Parameter]] = []
+        self._masters: list[_Master] = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 wide = parameter
                 if parameter.dtype != compute and WIDE not in name:
                     wide = torch.nn.Parameter(parameter.detach().clone())
-                self._pairs.append((name, parameter, wide))
+                self._masters.append(_Master(name, parameter, wide))
         cast(model, compute)
-        self._places: list[torch.Tensor | None] = [None] * len(self._pairs)
 
     def named(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Names and master parameters."""
-        return [(name, wide) for name, _, wide in self._pairs]
+        return [(master.name, master.wide) for master in self._masters]
 
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the masters into the model."""
-        for _, narrow, wide in self._pairs:
-            if narrow is not wide:
-                narrow.copy_(wide)
+        for master in self._masters:
+            if master.narrow is not master.wide:
+                master.narrow.copy_(master.wide)
 
     def drop_gradients(self) -> None:
         """The masters' with their places, and what an interrupted backward pass left in the model."""
-        for _, narrow, wide in self._pairs:
-            narrow.grad = wide.grad = None
-        self._places = [None] * len(self._pairs)
+        for master in self._masters:
+            master.narrow.grad = master.wide.grad = master.place = None
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
-        """Within the block gradients add up in the masters' precision; behind it they are the masters' own.
-
-        Each has a place that stays from step to step. Gradients made anew by each backward pass would lie
-        among what it keeps, and the holes between them take memory that nothing uses: 0.9 GB where all of
-        SmolLM2-135M trains.
-        """
-        sums = [
-            _Sum(narrow, wide, place)
-            for (_, narrow, wide), place in zip(self._pairs, self._places, strict=True)
-        ]
-        self._places = [each.place for each in sums]
-        hooks = [each.narrow.register_post_accumulate_grad_hook(each.add) for each in sums]
+        """Within the block gradients add up in the masters' precision; behind it they are theirs."""
+        for master in self._masters:
+            master.begin()
+        hooks = [m.narrow.register_post_accumulate_grad_hook(m.add) for m in self._masters]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
-            for each in sums:
-                each.wide.grad = each.place if each.begun else None
+            for master in self._masters:
+                master.wide.grad = master.place if master.begun else None
 
 
-class _Sum:
-    """A gradient that adds up in a place of its own."""
+class _Master:
+    """A parameter that trains, as the model has it and as the optimizer moves it, and its gradient's place.
 
-    def __init__(
-        self, narrow: torch.nn.Parameter, wide: torch.nn.Parameter, place: torch.Tensor | None
-    ):
-        self.narrow, self.wide = narrow, wide
-        self.begun = wide.grad is not None
-        if wide.grad is not None:
-            place = wide.grad
-        self.place = torch.empty_like(wide) if place is None else place
-        wide.grad = None
+    The place stays from step to step. Gradients made anew by each backward pass would lie among what it
+    keeps, and the holes between them take memory that nothing uses: 0.9 GB where all of SmolLM2-135M trains.
+    """
+
+    def __init__(self, name: str, narrow: torch.nn.Parameter, wide: torch.nn.Parameter):
+        self.name, self.narrow, self.wide = name, narrow, wide
+        self.place: torch.Tensor | None = None
+        self.begun = False
+        """Whether the place holds a gradient."""
+
+    def begin(self) -> None:
+        """A gradient that is there already is added to."""
+        self.begun = self.wide.grad is not None
+        if self.begun:
+            self.place = self.wide.grad
+        elif self.place is None:
+            self.place = torch.empty_like(self.wide)
+        self.wide.grad = None
 
     def add(self, narrow: torch.Tensor) -> None:
-        """Move what a backward pass found for `narrow` into the sum."""
+        """Move what a backward pass found for `narrow` into the place."""
+        assert self.place is not None
         gradient, narrow.grad = narrow.grad, None
         if self.begun:
             self.place.add_(gradient)

@@ -6,7 +6,9 @@ the SHA-256 of the weights, is checked on every use, and a folder that does not 
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +76,10 @@ def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedToke
             path.parent, gguf_file=path.name, trust_remote_code=False
         )
         advance(1)
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
-        )
+        with _no_bar():
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+            )
     except Exception as error:  # gguf and transformers raise without a common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path}: cannot be read as a GGUF model: {reason}") from None
@@ -84,6 +87,19 @@ def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedToke
     _mend_model(model)
     _mend_tokenizer(tokenizer, fields)
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """transformers' bar over a GGUF file's tensors asks none of its own settings (quiet.py)."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    reader.tqdm = lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def _mend_model(model: PreTrainedModel) -> None:

@@ -64,14 +64,19 @@ class DryRun:
         self._longest = self._packing().longest(pairs)
         self.found = Measured()
 
-    def go(self, first: bool) -> Measured:
-        """All of it; in the first dry run, compiling and the start of threads count for nothing."""
+    def go(self, first: bool, between: Callable[[], Any]) -> Measured:
+        """All of it; in the first dry run, compiling and the start of threads count for nothing.
+
+        Args:
+            between: called between the parts that are timed.
+        """
         engine = self._engine
         read_in(engine.policy, engine.reference)
         before = resident()
         with height() as seen:
             self._prepare(first)
         passing, before = seen.bytes - before, before - engine.release_frozen()
+        between()
         self._state = state = TrainingState(engine, self._config, self._rates)
         per_step = self._config.per_device_train_batch_size
         per_step *= self._config.gradient_accumulation_steps
@@ -79,10 +84,12 @@ class DryRun:
         one = fit_budget(engine, self._pairs, per_step, state.step_bytes, free)
         for batch in self._batches if self._visit.passes else []:
             self._time_pass(batch)
+            between()
         give_back_freed_memory()
         with height() as seen:
             for number, batch in enumerate(self._batches):
                 self._time_steps(batch, first=number == 0)
+                between()
         self.found.tried = self._memory(before, seen.bytes, one, passing)
         return self.found
 

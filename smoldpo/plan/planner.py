@@ -16,6 +16,7 @@ from smoldpo.plan.fitting import fitting
 from smoldpo.plan.forecast import Depth, Fixed, Times, forecast
 from smoldpo.plan.loads import answers_work, load_at
 from smoldpo.plan.memory import Need, Sizes, kept_row, need
+from smoldpo.plan.pace import Pace
 from smoldpo.plan.rates import Rates
 from smoldpo.plan.trial import Trial
 from smoldpo.plan.unforeseen import require_forecastable, unforeseen
@@ -58,6 +59,8 @@ class Plan:
     rows: list[Row]
     counts: dict[str, Any]
     rates: Rates
+    pace: Pace
+    """The machine's speed meanwhile."""
     notes: list[str]
     seconds: float
     """What planning itself took."""
@@ -91,7 +94,8 @@ def make_plan(config: TrainConfig, imports: float = 0.0) -> Plan:
     rows = [_row(trial, depth, answers) for depth in trial.depths]
     row = next(row for row in rows if row.depth.frozen == trial.models.frozen_layers)
     seconds = time.perf_counter() - begun
-    return Plan(row, rows, _counts(trial), trial.rates, unforeseen(config), seconds)
+    notes = unforeseen(config)
+    return Plan(row, rows, _counts(trial), trial.rates, trial.pace, notes, seconds)
 
 
 def _row(trial: Trial, depth: Depth, answers: Work) -> Row:

@@ -21,7 +21,8 @@ def as_dict(plan: Plan, picked: Row | None = None) -> dict[str, Any]:
         "run": _row(picked or plan.row),
         "depths": [_row(row) for row in plan.rows],
         "rates": vars(plan.rates),
-        "notes": plan.notes,
+        "pace": plan.pace.as_dict(),
+        "notes": [*plan.notes, *plan.pace.remarks((picked or plan.row).times)],
         "planning_seconds": round(plan.seconds, 2),
     }
 
@@ -65,7 +66,7 @@ def print_plan(plan: Plan, picked: Row | None = None) -> None:
     console.print(_memory(row))
     console.print(_disk(row))
     console.print(_depths(plan, row))
-    for note in plan.notes:
+    for note in [*plan.notes, *plan.pace.remarks(row.times)]:
         console.print(f"- {note}", markup=False)
     console.print(f"Planned in {words(plan.seconds)}.")
 

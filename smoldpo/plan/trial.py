@@ -16,7 +16,7 @@ from smoldpo.engine.compiling import REACHED
 from smoldpo.engine.memory import file_page_bytes, free_memory, give_back_freed_memory
 from smoldpo.engine.out_of_memory import is_out_of_memory
 from smoldpo.engine.packing import common_beginning
-from smoldpo.engine.precision import master_dtype, matmul_rate
+from smoldpo.engine.precision import NAMES, earlier_rates, master_dtype, matmul_rate
 from smoldpo.errors import SmoldpoError
 from smoldpo.loss_facts import needs_reference
 from smoldpo.materials import load_data, load_models, tokenize
@@ -30,6 +30,7 @@ from smoldpo.plan.kept import NOTHING, Cupboard
 from smoldpo.plan.loads import Counts
 from smoldpo.plan.measuring import DryRun, Measured
 from smoldpo.plan.memory import Sizes, Tried, need
+from smoldpo.plan.pace import Pace
 from smoldpo.plan.rates import fit_rates
 from smoldpo.plan.resident import read_in, resident
 from smoldpo.plan.samples import step_samples
@@ -47,13 +48,16 @@ class Trial:
         self.config = config
         self._measured: list[Measured] = []
         self._refused: list[tuple[Depth, Exception]] = []
+        self._readings: list[float] = []
         begun = time.perf_counter()
+        earlier = {dtype: earlier_rates(dtype, "cpu") for dtype in NAMES.values()}
         self._raw = load_data(config)
         libraries, self.free = resident(), free_memory(torch.device("cpu"))
         # In memory, so that nothing is written; what is on disk is looked up apart.
         self.models = load_models(config.model_copy(update={"cache": "memory"}), self._raw)
         self.data = tokenize(config, self.models, self._raw)
         self.start = imports + time.perf_counter() - begun
+        self._earlier = earlier[self.models.dtype]
         self.fast = self.models.decided["engine"] == "fast"
         self.depths = every_depth(config, self.models)
         self.sizes = self._sizes(libraries)
@@ -126,6 +130,16 @@ class Trial:
         )
 
     @property
+    def pace(self) -> Pace:
+        """The machine's speed while it was tried."""
+        return Pace(self._readings, self._earlier)
+
+    def _read_pace(self) -> float:
+        """GFLOP/s now; read between what is timed."""
+        self._readings.append(matmul_rate(self.models.dtype, "cpu"))
+        return self._readings[-1]
+
+    @property
     def tried(self) -> list[Tried]:
         return [found.tried for found in self._measured if found.tried is not None]
 
@@ -136,7 +150,7 @@ class Trial:
     def _dose(self, visits: list[Visit]) -> Dose:
         """What goes through these depths on a machine of this speed."""
         models, train = self.models, self.data.train
-        rate = 1e9 * REACHED * matmul_rate(models.dtype, models.engine.device.type)
+        rate = 1e9 * REACHED * self._read_pace()
         per_step = Schedule.of(self.config, len(train)).pairs_per_step
         policy = models.engine.policy
         inside = sum(p.numel() for name, p in policy.named_parameters() if layer_of(name) >= 0)
@@ -161,7 +175,7 @@ class Trial:
         samples = step_samples(self.data.train, dose.pairs)
         try:
             run = DryRun(self.config, models, visit, self.data.train, samples, dose, self.sizes)
-            found = run.go(first=not self._measured)
+            found = run.go(first=not self._measured, between=self._read_pace)
         except Exception as error:
             refused = isinstance(error, SmoldpoError) and "memory" in str(error)
             if not (refused or is_out_of_memory(error)):
