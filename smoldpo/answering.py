@@ -122,7 +122,7 @@ class Comparison:
     """Reference and policy, loaded to answer and to be compared token by token.
 
     Args:
-        load: gives the models in full precision, reference first; each is cast to `dtype`.
+        load: gives the models as they were loaded, reference first; each is cast to `dtype`.
         sample: a prompt that both answer greedily; it is in no measure.
     """
 

@@ -49,6 +49,11 @@ def machine_file() -> Path:
     return cache_folder() / "machine.json"
 
 
+def rates_file() -> Path:
+    """Where the rates lie that this machine's last commands measured (engine/machine.py)."""
+    return cache_folder() / "rates.json"
+
+
 def unusable() -> str | None:
     """Why nothing can be kept on disk, or None."""
     folder = cache_folder()
@@ -99,8 +104,9 @@ def clear(kept: list[Entry]) -> int:
 
 
 def forget_machine() -> None:
-    """Remove what was chosen by measuring this machine."""
+    """Remove what was measured of this machine, and chosen by it."""
     machine_file().unlink(missing_ok=True)
+    rates_file().unlink(missing_ok=True)
 
 
 def trim(limit: float, keep: set[Path]) -> list[Entry]:

@@ -32,12 +32,20 @@ def differences(one: Path, other: Path) -> list[str]:
             found.append(
                 f"metrics.jsonl, row {number} (step {ours.get('step')}): {', '.join(names)}"
             )
-    for name in ("evaluation.json", "model/model.safetensors"):
+    weights = {f"model/{path.name}" for run in (one, other) for path in _weights(run)}
+    if not weights:
+        found.append("model: neither run has saved one")
+    for name in ("evaluation.json", *sorted(weights)):
         files = one / name, other / name
         there = [file.is_file() for file in files]
         if there[0] != there[1] or (all(there) and sha256_of(files[0]) != sha256_of(files[1])):
             found.append(name)
     return found
+
+
+def _weights(run: Path) -> list[Path]:
+    """The saved model's files; a large one has several."""
+    return sorted((run / "model").glob("*.safetensors"))
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

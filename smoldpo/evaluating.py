@@ -17,6 +17,7 @@ from smoldpo.engine.kernels import choose_kernels
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import cast, compute_dtype, master_dtype, pick_device
 from smoldpo.engine.scorer import score
+from smoldpo.engine.trunk import FAMILIES
 from smoldpo.errors import UsageError
 from smoldpo.evaluate_options import EvaluateOptions
 from smoldpo.evaluation.analysis import Compared, analyse, describe, pair_rows
@@ -184,7 +185,7 @@ class _Scoring:
             return comparison.run(judges, advance)
 
     def _load(self, source: ModelSource) -> PreTrainedModel:
-        return load_model(source, master_dtype(self._dtype), self._device)
+        return load_model(source, master_dtype(self._dtype), self._device, as_stored=FAMILIES)
 
     def _logps_of(self, name: str) -> PairLogps:
         with progress.spinner(f"loading {name}"):
@@ -196,6 +197,7 @@ class _Scoring:
             if choice.name == "fast":
                 cast(model.requires_grad_(False), self._dtype)
                 return score(model, self._pairs, self._kernels, advance)
+            cast(model, master_dtype(self._dtype))
             engine = PlainEngine(
                 model,
                 None,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,30 +19,35 @@ from smoldpo.models.adapter_folder import AdapterBase, write_base
 from smoldpo.models.load import ModelSource
 from smoldpo.models.names import BUILTIN
 from smoldpo.models.quiet import quiet
+from smoldpo.saving import save_in_full
 
 CARD_BASE = {BUILTIN: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
-def model_bytes(model: PreTrainedModel) -> int:
-    """Bytes of the model's parameters, each counted once."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+def model_bytes(model: PreTrainedModel, dtype: torch.dtype | None = None) -> int:
+    """Bytes of the model's parameters, each counted once; as they are in `dtype`, if given."""
+    return sum(p.numel() * (dtype or p.dtype).itemsize for p in model.parameters())
 
 
 def save_model(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+    full: torch.dtype,
 ) -> None:
-    """Save weights (safetensors), tokenizer and card as one folder, whole or not at all.
+    """Save weights (safetensors, all in `full`), tokenizer and card as one folder, whole or not at all.
 
     Raises:
         SmoldpoError: the disk is full or not writable; what was there before is untouched.
     """
     try:
         with staged_folder(folder) as staging, quiet():
-            model.save_pretrained(staging)
+            save_in_full(staging, model, full)
             tokenizer.save_pretrained(staging)
             write_text(staging / "README.md", card)
     except (OSError, SafetensorError) as error:
-        raise not_saved(folder, "the model", model_bytes(model), error) from None
+        raise not_saved(folder, "the model", model_bytes(model, full), error) from None
 
 
 def save_adapter(

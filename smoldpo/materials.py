@@ -24,8 +24,9 @@ from smoldpo.engine.build import (
 )
 from smoldpo.engine.compiling import CompileChoice, set_up_compiling
 from smoldpo.engine.kernels import Kernels
-from smoldpo.engine.memory import give_back_freed_memory, let_go_of_file_pages
-from smoldpo.engine.precision import compute_dtype, master_dtype, pick_device
+from smoldpo.engine.memory import file_page_bytes, give_back_freed_memory, let_go_of_file_pages
+from smoldpo.engine.precision import cast, compute_dtype, master_dtype, pick_device
+from smoldpo.engine.trunk import FAMILIES
 from smoldpo.engine.work import Parameters
 from smoldpo.errors import ModelError, UsageError
 from smoldpo.export import base_of, model_bytes, save_adapter, save_model
@@ -57,7 +58,11 @@ class Models:
     dtype: torch.dtype
     device: str
     bytes: int
-    """Of the policy, its adapters with it, in the precision that it was loaded in."""
+    """Of the policy, its adapters with it, in full precision."""
+    loaded: torch.dtype
+    """In which the policy was loaded: that of its files where that is narrower, else full precision."""
+    mapped: bool
+    """Whether its weights, where they were not converted since, are mapped from their files."""
     saved_bytes: int
     """Of what the run saves: the whole model, its adapters, or both."""
     hashes: dict[str, str]
@@ -75,13 +80,15 @@ class Models:
     """Peak learning rates of parameters that have one of their own."""
 
     def reference(self) -> PreTrainedModel:
-        """The reference, loaded anew in full precision."""
-        return load_model(self.reference_source, master_dtype(self.dtype), self.device)
+        """The reference, loaded anew; in full precision, or that of its files where it is narrower."""
+        return load_model(
+            self.reference_source, master_dtype(self.dtype), self.device, as_stored=FAMILIES
+        )
 
     def trained(self) -> PreTrainedModel:
-        """The policy as it is now, in full precision: what is frozen comes from where it was loaded.
+        """The policy as it is now: what is frozen comes from where it was loaded, and in that precision.
 
-        Adapters are added into the weights.
+        What trains is in full precision. Adapters are added into the weights.
 
         Raises:
             ModelError: what is there now is not what was loaded at the start.
@@ -90,9 +97,9 @@ class Models:
             return self._adapted(self.adapter).merge_and_unload()
         model = self._start()
         parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, parameter in self.engine.trainable_parameters():
-                parameters[name].copy_(parameter)
+        for name, parameter in self.engine.trainable_parameters():
+            there = parameters[name]
+            there.data = torch.empty_like(there, dtype=parameter.dtype).copy_(parameter.detach())
         return model
 
     def save(self, folder: Path, card: str, merge: bool) -> None:
@@ -103,17 +110,18 @@ class Models:
         Raises:
             SmoldpoError: as save_model; a start that has changed.
         """
+        full = master_dtype(self.dtype)
         if self.adapter is None:
-            save_model(folder / "model", self.trained(), self.tokenizer, card)
+            save_model(folder / "model", self.trained(), self.tokenizer, card, full)
             return
         adapted = self._adapted(self.adapter)
         if self.source.base is None:
-            dtype = str(master_dtype(self.dtype)).removeprefix("torch.")
+            dtype = str(full).removeprefix("torch.")
             base = base_of(self.source, self.hashes["policy_start"], dtype)
             target = folder / ("adapter" if merge else "model")
             save_adapter(target, adapted, self.tokenizer, card, self.source, base)
         if merge:
-            save_model(folder / "model", adapted.merge_and_unload(), self.tokenizer, card)
+            save_model(folder / "model", adapted.merge_and_unload(), self.tokenizer, card, full)
         else:
             shutil.rmtree(folder / "adapter", ignore_errors=True)
 
@@ -122,11 +130,10 @@ class Models:
         return adapter.on(self._start(), self.engine.trainable_parameters())
 
     def _start(self) -> PreTrainedModel:
-        """The policy as it was loaded, anew and in full precision."""
+        """The policy as it was loaded, anew."""
         give_back_freed_memory()
-        model = load_model(self.source, master_dtype(self.dtype))
-        digest = weights_sha256(model)
-        let_go_of_file_pages(model.parameters())
+        model = load_model(self.source, self.loaded)
+        digest = weights_sha256(model, master_dtype(self.dtype), _let_go)
         if digest != self.hashes["policy_start"]:
             raise ModelError(
                 f"{self.source.name}: has changed on disk since this run began, so its frozen "
@@ -185,6 +192,11 @@ def _say_account(account: dict[str, Any]) -> None:
                 progress.say(f"  {action}: {rules}")
 
 
+def _let_go(weight: torch.Tensor) -> None:
+    """Of pages that were read for a hash alone: one after another, so that they are never all in memory."""
+    let_go_of_file_pages([weight])
+
+
 CHARACTERS_TO_A_TOKEN = 4.0
 """For forecasts before tokenising."""
 
@@ -205,21 +217,26 @@ def load_models(
     _require_a_base(config, source)
     with progress.spinner(f"loading {config.model}"):
         tokenizer = load_tokenizer(source)
-        policy = load_model(source, master_dtype(dtype), device)
+        full = master_dtype(dtype)
+        # Adapters begin in full precision, and peft makes them in the model's.
+        policy = load_model(source, full, device, as_stored=() if config.use_peft else FAMILIES)
+        loaded = next(policy.parameters()).dtype
+        mapped = file_page_bytes(policy.parameters()) > 0
         reference = None
         if config.reference is not None:
             reference_source = find_model(config.reference)
             require_same_tokens(tokenizer, reference_source)
-            reference = load_model(reference_source, master_dtype(dtype), device)
-    hashes = {"policy_start": weights_sha256(policy)}
+            reference = load_model(reference_source, full, device, as_stored=FAMILIES)
+    hashes = {"policy_start": weights_sha256(policy, full, _let_go)}
     adapter, frozen_layers = _choose_what_trains(config, policy)
     progress.say(describe_parameters(policy))
     rates = rates_of(policy, config.learning_rates)
-    hashes["reference"] = weights_sha256(reference) if reference else hashes["policy_start"]
+    hashes["reference"] = hashes["policy_start"]
+    if reference is not None:
+        hashes["reference"] = weights_sha256(reference, full, _let_go)
     configuration = configuration_sha256(policy, reference or policy)
-    for model in (policy, reference):
-        let_go_of_file_pages(model.parameters() if model is not None else ())
-    size, saved, most = model_bytes(policy), _bytes_to_save(config, policy), positions(policy)
+    size, most = model_bytes(policy, full), positions(policy)
+    saved = _bytes_to_save(config, policy, full)
     choice = choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
     progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))
     compiling = CompileChoice(False, "the plain engine compiles nothing")
@@ -244,6 +261,9 @@ def load_models(
     )
     kept_in: set[Path] = set()
     used: dict[str, bool] = {}
+    for model in (policy, reference) if choice.name == "plain" else ():
+        if model is not None:
+            cast(model, full)
     if choice.name == "fast":
         about = {"model": config.model, "reference": config.reference or "the policy's start"}
         engine, kept_in = build_fast(policy, reference, settings, hashes["reference"], about)
@@ -258,6 +278,8 @@ def load_models(
         dtype=dtype,
         device=device,
         bytes=size,
+        loaded=loaded,
+        mapped=mapped,
         saved_bytes=saved,
         hashes=hashes,
         frozen_layers=frozen_layers,
@@ -299,11 +321,11 @@ def _choose_what_trains(config: TrainConfig, policy: PreTrainedModel) -> tuple[A
     return adapter, adapter.frozen_layers
 
 
-def _bytes_to_save(config: TrainConfig, policy: PreTrainedModel) -> int:
+def _bytes_to_save(config: TrainConfig, policy: PreTrainedModel, full: torch.dtype) -> int:
     """Of model/ and adapter/: the whole model, the adapters, or both."""
     if config.use_peft and not config.merge:
         return sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
-    return model_bytes(policy)
+    return model_bytes(policy, full)
 
 
 def _operations(config: TrainConfig, policy: PreTrainedModel, data: TrainingData) -> float:

@@ -214,6 +214,7 @@ def same_kernels():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("smoldpo.engine.kernels._first_is_faster", lambda way, before: True)
         patch.setattr("smoldpo.engine.machine.keep", lambda name, choice: None)
+        patch.setattr("smoldpo.engine.machine.keep_rate", lambda name, rate: None)
         yield
 
 

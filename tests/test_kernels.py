@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 
-from smoldpo.cache import machine_file
+from smoldpo.cache import forget_machine, machine_file, rates_file
 from smoldpo.engine import kernels, machine, precision
 from smoldpo.engine.kernels import CLOSE, STAYS, Kernels, choose_kernels
 
-FIRST_IS_FASTER, KEEP = (
+FIRST_IS_FASTER, KEEP, KEEP_RATE = (
     kernels._first_is_faster,
     machine.keep,
+    machine.keep_rate,
 )  # as they are, before conftest fixes them
 
 
@@ -51,6 +52,7 @@ def kept(monkeypatch, tmp_path):
     """A cache folder of its own, in which choices are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(machine, "keep", KEEP)
+    monkeypatch.setattr(machine, "keep_rate", KEEP_RATE)
 
 
 @pytest.fixture
@@ -112,8 +114,13 @@ def test_the_rates_of_the_last_commands_are_kept(kept, monkeypatch):
     assert precision.earlier_rates(torch.bfloat16, "cpu") == [7.1] * 16
     assert precision.earlier_rates(torch.float64, "cpu") == []
     assert precision.earlier_rates(torch.float32, "cuda") == []
-    machine.keep("products, GFLOP/s, cpu", "spoilt")
-    assert precision.earlier_rates(torch.float32, "cpu") == []
+    assert rates_file().is_file() and machine.chosen_before("float32, cpu") is None
+    for spoilt in ("nothing", [True, "x", None, -1.0]):
+        text = json.loads(rates_file().read_text())
+        text["choices"]["float32, cpu"] = spoilt
+        rates_file().write_text(json.dumps(text))
+        assert precision.earlier_rates(torch.float32, "cpu") == []
+    assert forget_machine() is None and precision.earlier_rates(torch.bfloat16, "cpu") == []
 
 
 def test_clearing_the_cache_forgets_it(kept, cli):

@@ -178,6 +178,22 @@ def test_make_lean_leaves_the_function_as_it_is(tiny_model):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def test_a_weight_is_widened_and_never_narrowed():
+    """A frozen one may lie in a narrower dtype; one that is wider than what goes in is a mistake."""
+    torch.manual_seed(0)
+    for part in (nn.Linear(WIDTH, WIDTH, bias=False), Gated(nn.SiLU())):
+        lean.make_lean(part)
+        states = torch.randn(3, WIDTH)
+        with torch.no_grad():
+            part.bfloat16()
+            narrow = part(states)
+            assert narrow.dtype == torch.float32
+            part.float()
+            assert torch.equal(narrow, part(states))
+            with pytest.raises(RuntimeError, match="dtype"):
+                part(states.bfloat16())
+
+
 def test_an_mlp_of_another_kind_is_left_alone():
     base = nn.ModuleList([Gated(nn.SiLU()), Gated(nn.GELU()), Gated(nn.SiLU(), bias=True)])
     lean.make_lean(base)

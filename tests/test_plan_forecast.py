@@ -262,8 +262,8 @@ def tried(depth, **more):
 
 
 SIZES = Sizes(
-    libraries=4e8, model=5.4e8, weights=2.7e8, computing=2.7e8, master=4, masters_apart=True,
-    answering=1e8,
+    libraries=4e8, loaded=5.4e8, loaded_item=4, shard=0.0, weights=2.7e8, computing=2.7e8, master=4,
+    masters_apart=True, answering=1e8,
 )  # fmt: skip
 
 
@@ -292,9 +292,21 @@ def test_memory_by_hand():
     assert silent.peak == silent.phases["saving"] == stays + 5.4e8 + 1e9
 
 
+def test_a_model_of_narrow_files_is_put_together_with_what_trained():
+    """At the end of a run: its files, what trained in full precision, and one shard that is converted."""
+    sizes = replace(SIZES, loaded=2.7e8, loaded_item=2, shard=1e8)
+    found = need(sizes, [tried(UPPER)], UPPER, 2000)
+    stays = 4e8 + 2.7e8 + 12 * 17e6 + 30
+    assert found.phases["loading"] == 4e8 + 2.7e8 + 4 * 17e6
+    assert found.phases["saving"] == stays + 2.7e8 + 2 * 17e6 + 1e8
+    assert found.phases["answers"] == stays + 2.7e8 + 2.7e8 + 2 * 17e6 + 6.6e7
+
+
 def test_weights_that_were_let_go_count_for_the_first_pass_alone():
-    whole, found = (need(SIZES, [tried(UPPER)], UPPER, 2000, gone) for gone in (0.0, 5e7))
-    assert found.parts["weights"] == 2.7e8 - 5e7
+    depth = replace(UPPER, unconverted=int(1e7))
+    whole, found = (need(SIZES, [tried(UPPER)], depth, 2000, gone) for gone in (0.0, 5e7))
+    assert found.parts["weights"] == 2.7e8 - 1e7 - 5e7
+    assert found.phases["first pass"] == 4e8 + 2.6e8 + 4 * 17e6 + 20
     for phase in ("loading", "first pass"):
         assert found.phases[phase] == whole.phases[phase]
     for phase in ("training", "saving", "answers"):

@@ -23,7 +23,7 @@ from smoldpo.engine.moving import moving_copy, moving_model
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights, cast
 from smoldpo.engine.reference_store import FORMAT, ReferenceStore
-from smoldpo.engine.trunk import boundary, unsupported
+from smoldpo.engine.trunk import boundary, stays_as_stored, unsupported
 from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore, TrunkStore
 from smoldpo.errors import UsageError
 from smoldpo.files import free_bytes
@@ -121,7 +121,7 @@ def build_fast(
         UsageError: the cache is asked to be on disk, and nothing can be written there.
     """
     dtype = settings.compute_dtype
-    masters = MasterWeights(policy, dtype)
+    masters = MasterWeights(policy, dtype, stays_as_stored(policy, dtype))
     moving = None
     if reference is not None and settings.sync_ref_model:
         wide = MasterWeights(reference.requires_grad_(True), dtype)
@@ -209,12 +209,12 @@ def disk_room(folder: Path, settings: EngineSettings) -> float:
 
 
 def trunk_key(policy: PreTrainedModel, at: int, settings: EngineSettings, kernels: Kernels) -> str:
-    """Under which states behind the first `at` layers are kept; the policy is in the compute dtype."""
+    """Under which states behind the first `at` layers are kept."""
     base = policy.model
     named = [(name, p) for name, p in base.layers[:at].named_parameters()]
     named.append(("embeddings", base.embed_tokens.weight))
     return results_key(
-        tensors_sha256(named),
+        tensors_sha256(named, settings.compute_dtype),  # some may lie in a narrower one
         settings.compute_dtype,
         policy.device,
         config=_shape(policy),

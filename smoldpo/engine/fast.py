@@ -56,7 +56,8 @@ class FastEngine:
     """One model, cut at the freeze boundary; implements engine/base.py's protocol.
 
     Args:
-        policy: its weights in the compute dtype, `requires_grad` set on what trains.
+        policy: its weights in the compute dtype, but for those that stay as they are stored (trunk.py);
+            `requires_grad` set on what trains.
         masters: what trains, in float32 (or float64), for the optimizer.
         reference: a model of its own, only where the reference is not the policy's start.
         trunk_store, reference_store: where what is computed once a pair is kept; by default in memory.

@@ -87,7 +87,7 @@ def let_go_of_file_pages(tensors: Iterable[torch.Tensor]) -> int:
     """Let go of the pages of those tensors that are mapped from a file; their values stay what they are.
 
     A weights file is mapped into memory, so hashing or converting it makes all of it resident. Returns the
-    bytes that were let go.
+    bytes that Linux was told of; it keeps those that another process has mapped, or whose file is not ours.
     """
     madvise = _from_libc("madvise")
     if madvise is None:
@@ -108,6 +108,8 @@ def _in_files(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[int, int]]:
     """Address and length of the whole pages of each tensor that is mapped from a file."""
     mapped = _mapped_files()
     for tensor in tensors:
+        if tensor.device.type != "cpu":
+            continue
         start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
         if any(low <= start and start + size <= high for low, high in mapped):
             first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 
@@ -18,9 +18,6 @@ WORTH_IT = 1.3
 STAYS = {"bfloat16": 1.0, "float32": 2.0}
 """The same where an earlier run has chosen: its choice stands until the other is clearly better."""
 
-RATES, KEPT_RATES = "products, GFLOP/s", 16
-"""Under which name the rates of the last so many commands are kept (machine.py)."""
-
 SHAPE, SECONDS = (512, 576, 1536), 0.15
 """Rows, inner width and columns of the product that is measured, a small model's MLP; and for how long."""
 
@@ -30,7 +27,8 @@ def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
     if name != "auto":
         return NAMES[name], f"{name}, as asked"
     slow, fast = (matmul_rate(NAMES[n], device) for n in ("float32", "bfloat16"))
-    _keep_rates(device, {"float32": slow, "bfloat16": fast})
+    for dtype, rate in (("float32", slow), ("bfloat16", fast)):
+        machine.keep_rate(f"{dtype}, {device}", round(rate, 1))
     measured = f"measured {slow:,.0f} GFLOP/s in float32, {fast:,.0f} in bfloat16"
     worth = STAYS.get(str(machine.chosen_before(f"precision, {device}")), WORTH_IT)
     choice = "bfloat16" if fast > worth * slow else "float32"
@@ -40,16 +38,7 @@ def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
 
 def earlier_rates(dtype: torch.dtype, device: str) -> list[float]:
     """GFLOP/s that the last commands measured at their start, the latest last; those with dtype auto do."""
-    kept = machine.chosen_before(f"{RATES}, {device}")
-    return list(kept.get(str(dtype).removeprefix("torch."), [])) if isinstance(kept, dict) else []
-
-
-def _keep_rates(device: str, rates: dict[str, float]) -> None:
-    kept = {
-        name: [*earlier_rates(NAMES[name], device), round(rate, 1)][-KEPT_RATES:]
-        for name, rate in rates.items()
-    }
-    machine.keep(f"{RATES}, {device}", kept)
+    return machine.earlier_rates(f"{str(dtype).removeprefix('torch.')}, {device}")
 
 
 def master_dtype(compute: torch.dtype) -> torch.dtype:
@@ -98,10 +87,14 @@ WIDE = "lora_magnitude_vector"
 """DoRA's magnitudes, one number a row, scale whole results: they compute in the masters' precision."""
 
 
-def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Bring every parameter but WIDE to `dtype`, in place; buffers (rotary frequencies) stay as they are."""
+def cast(model: torch.nn.Module, dtype: torch.dtype, leaving: Collection[str] = ()) -> None:
+    """Bring every parameter but WIDE to `dtype`, in place; buffers (rotary frequencies) stay as they are.
+
+    Args:
+        leaving: names of parameters that stay as they are, too.
+    """
     for name, parameter in model.named_parameters():
-        if WIDE in name:
+        if WIDE in name or name in leaving:
             continue
         before = parameter.data
         after = before.to(dtype)
@@ -118,15 +111,17 @@ class MasterWeights:
     model's parameters themselves, and nothing is kept twice.
     """
 
-    def __init__(self, model: torch.nn.Module, compute: torch.dtype):
+    def __init__(self, model: torch.nn.Module, compute: torch.dtype, leaving: Collection[str] = ()):
+        """`leaving`: as `cast` takes it."""
         self._masters: list[_Master] = []
+        full = master_dtype(compute)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 wide = parameter
-                if parameter.dtype != compute and WIDE not in name:
-                    wide = torch.nn.Parameter(parameter.detach().clone())
+                if compute != full and WIDE not in name:
+                    wide = torch.nn.Parameter(parameter.detach().to(full, copy=True))
                 self._masters.append(_Master(name, parameter, wide))
-        cast(model, compute)
+        cast(model, compute, leaving)
 
     def named(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Names and master parameters."""

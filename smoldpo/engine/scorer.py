@@ -79,7 +79,8 @@ class Scorer:
         return completion_scores(read, self.head, batch.targets, fused, squares)
 
     def _embedded(self, batch: PackedBatch) -> torch.Tensor:
-        return self.model.model.embed_tokens(batch.input_ids)[0]
+        """[T, D] in the dtype of the head; embeddings that nothing trains may lie in a narrower one."""
+        return self.model.model.embed_tokens(batch.input_ids)[0].to(self.head.dtype)
 
     def _run(self, part: PreTrainedModel, batch: PackedBatch, states: torch.Tensor) -> torch.Tensor:
         """What some layers make of [T, D]; from layer to layer in float32 at least, products in theirs."""

@@ -46,6 +46,27 @@ def boundary(model: PreTrainedModel) -> int:
     return min(inside) if inside else len(model.model.layers)
 
 
+def stays_as_stored(model: PreTrainedModel, compute: torch.dtype) -> set[str]:
+    """Names of the matrices below the boundary that `compute` holds exactly, and that stay unconverted.
+
+    A product converts what it needs (models/lean.py), once a stream; in memory they are a part of their
+    file. A tied head is read by the top, and so is no such matrix.
+    """
+    at, embeddings = boundary(model), model.get_input_embeddings().weight
+    if at == 0:
+        return set()
+    below = {id(parameter) for layer in model.model.layers[:at] for parameter in layer.parameters()}
+    if embeddings is not model.get_output_embeddings().weight:
+        below.add(id(embeddings))
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) in below
+        and parameter.dim() == 2
+        and torch.promote_types(parameter.dtype, compute) == compute
+    }
+
+
 class OnRows(torch.nn.Module):
     """The last layer's MLP on the rows that are read; for the others it gives zeros, which nobody reads."""
 

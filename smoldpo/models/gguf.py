@@ -94,7 +94,10 @@ def _no_bar() -> Iterator[None]:
     """transformers' bar over a GGUF file's tensors asks none of its own settings (quiet.py)."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
-    bar = reader.tqdm
+    bar = getattr(reader, "tqdm", None)
+    if bar is None:  # another release
+        yield
+        return
     reader.tqdm = lambda tensors, **_: tensors
     try:
         yield

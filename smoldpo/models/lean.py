@@ -4,7 +4,8 @@ transformers wires the layers; what it calls inside them is swapped, on the engi
 
     RMSNorm            y = w x r,  r = (mean(x²) + ε)^-1/2     keeps x and r, not five tensors of x's size
     gated MLP          y = (silu(x Gᵀ) (x Uᵀ)) Dᵀ              keeps x, xGᵀ, xUᵀ; the product is formed anew
-    linear layers      y = x Wᵀ + b                            in blocks of rows, see below
+    linear layers      y = x Wᵀ + b                            in blocks of rows, see below; frozen weights
+                                                               may lie in a narrower dtype than x
     rotary embedding   y = x cos + rot(x) sin                  its backward is the opposite rotation
 
 Why blocks of rows: a CPU's matrix product may add in another order for another number of rows (oneDNN on
@@ -195,8 +196,14 @@ def rotary(
     return _Rotary.apply(query, cos, sin), _Rotary.apply(key, cos, sin)
 
 
+def _widened(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """The weight in the states' dtype where that holds it exactly; else as it is, and the product refuses."""
+    exact = torch.promote_types(weight.dtype, states.dtype) == states.dtype
+    return weight.to(states.dtype) if exact else weight
+
+
 def _linear_forward(self: nn.Linear, states: torch.Tensor) -> torch.Tensor:
-    return _Linear.apply(states, self.weight, self.bias, self.smoldpo_rows)
+    return _Linear.apply(states, _widened(self.weight, states), self.bias, self.smoldpo_rows)
 
 
 def _norm_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
@@ -204,14 +211,9 @@ def _norm_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
 
 
 def _mlp_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
-    return _GatedMLP.apply(
-        states,
-        self.gate_proj.weight,
-        self.up_proj.weight,
-        self.down_proj.weight,
-        torch.is_grad_enabled(),
-        self.smoldpo_rows,
-    )
+    parts = (self.gate_proj, self.up_proj, self.down_proj)
+    weights = (_widened(part.weight, states) for part in parts)
+    return _GatedMLP.apply(states, *weights, torch.is_grad_enabled(), self.smoldpo_rows)
 
 
 def make_lean(base: nn.Module, rows: int = ROWS) -> None:

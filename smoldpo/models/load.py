@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -24,6 +25,7 @@ from smoldpo.models.adapter_folder import CONFIG, AdapterBase, is_adapter, merge
 from smoldpo.models.gguf import unpack_gguf
 from smoldpo.models.names import BUILTIN, builtin_gguf
 from smoldpo.models.quiet import quiet
+from smoldpo.models.stored import narrow_dtype
 from smoldpo.reach import cached_only, hub_is_unreachable
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -102,10 +104,16 @@ def _is_an_adapter_too(name: str) -> bool:
     return any(is_adapter(folder) for folder in (path, path / "model"))
 
 
-def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+def load_model(
+    source: ModelSource, dtype: torch.dtype, device: str = "cpu", *, as_stored: Collection[str] = ()
+) -> PreTrainedModel:
     """The model in `dtype` on `device`, in evaluation mode and with every dropout at 0.
 
     An adapter is added into its model's weights, so that what comes is a plain model.
+
+    Args:
+        as_stored: types of models that rather come in bfloat16 or float16, where all of their files' weights
+            are. Nothing is converted then, nor rounded: on a CPU the model is its files, mapped into memory.
 
     Raises:
         ModelError: weights that are missing, damaged or not safetensors; a hub out of reach; a model
@@ -115,6 +123,8 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: str = "cpu") -> 
         return merged(_base_model(source, dtype), Path(source.location)).to(device).eval()
     try:
         with quiet(), cached_only(source.cached_only):
+            if as_stored:
+                dtype = narrow_dtype(source.location, as_stored) or dtype
             model = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 dtype=dtype,
@@ -202,16 +212,34 @@ def _explained(source: ModelSource, error: Exception, part: str = "model") -> Mo
     return ModelError(f"{source.name}: the {part} cannot be loaded: {reason}")
 
 
-def weights_sha256(model: torch.nn.Module) -> str:
-    """SHA-256 (hex) of every parameter's name, shape and values: fixes a reference by content."""
-    return tensors_sha256(model.named_parameters())
+def weights_sha256(
+    model: torch.nn.Module,
+    dtype: torch.dtype | None = None,
+    done: Callable[[torch.Tensor], Any] | None = None,
+) -> str:
+    """SHA-256 (hex) of every parameter's name, shape and values: fixes a reference by content.
+
+    Args: as tensors_sha256.
+    """
+    return tensors_sha256(model.named_parameters(), dtype, done)
 
 
-def tensors_sha256(named: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 (hex) of each tensor's name, shape, dtype and values."""
+def tensors_sha256(
+    named: Iterable[tuple[str, torch.Tensor]],
+    dtype: torch.dtype | None = None,
+    done: Callable[[torch.Tensor], Any] | None = None,
+) -> str:
+    """SHA-256 (hex) of each tensor's name, shape, dtype and values.
+
+    Args:
+        dtype: as they are in this one.
+        done: called with each tensor behind its turn.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(named, key=lambda item: item[0]):
-        values = tensor.detach().cpu().contiguous()
+        values = tensor.detach().to(dtype or tensor.dtype).cpu().contiguous()
         digest.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
         digest.update(memoryview(values.view(torch.uint8).numpy().reshape(-1)))
+        if done is not None:
+            done(tensor)
     return digest.hexdigest()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 
 from smoldpo import rng
 from smoldpo.config import TrainConfig
-from smoldpo.engine.memory import file_page_bytes
 from smoldpo.engine.precision import master_dtype
 from smoldpo.engine.trunk import boundary
 from smoldpo.errors import UsageError
@@ -73,6 +70,7 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
         below = 0
     else:
         below = min((layer_of(name) for name in trains if layer_of(name) >= 0), default=layers)
+    stored = _as_stored(models, below) if fast else 0
     return Depth(
         frozen,
         below,
@@ -82,17 +80,21 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
         optimizer=optimizer_bytes(masters, config),
         checkpoint=saved_bytes(masters, config) + generators,
         step=step_bytes(masters, config),
-        released=file_page_bytes(_only_below(policy, below)) if fast else 0,
+        unconverted=stored * (models.dtype.itemsize - models.loaded.itemsize),
+        released=stored * models.loaded.itemsize if models.mapped else 0,
     )
 
 
-def _only_below(policy: PreTrainedModel, below: int) -> Iterator[torch.nn.Parameter]:
-    """What only the layers below the boundary read; a tied head reads the embeddings too."""
-    for layer in policy.model.layers[:below]:
-        yield from layer.parameters()
+def _as_stored(models: Models, below: int) -> int:
+    """Numbers of the frozen layers that stay as they were loaded, as engine/trunk.py has it."""
+    if below == 0 or torch.promote_types(models.loaded, models.dtype) != models.dtype:
+        return 0
+    policy = models.engine.policy
+    weights = [p for layer in policy.model.layers[:below] for p in layer.parameters()]
     embeddings = policy.get_input_embeddings().weight
-    if below and embeddings is not policy.get_output_embeddings().weight:
-        yield embeddings
+    if embeddings is not policy.get_output_embeddings().weight:
+        weights.append(embeddings)
+    return sum(weight.numel() for weight in weights if weight.dim() == 2)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from smoldpo.engine.memory import give_back_freed_memory
 from smoldpo.engine.precision import cast
 from smoldpo.materials import Models, TokenizedData
 from smoldpo.models.generate import generate_answers
-from smoldpo.plan.resident import height, resident
+from smoldpo.plan.resident import height, read_in, resident
 from smoldpo.proof import question_of
 
 FEW, SOME = 2, 8
@@ -86,6 +86,7 @@ def measure_ends(config: TrainConfig, models: Models, data: TokenizedData) -> En
     loading = time.perf_counter() - begun
     cast(model.requires_grad_(False), models.dtype)
     give_back_freed_memory()
+    read_in(model)
     before = resident()
     batches = [asked[start : start + AT_ONCE] for start in range(0, len(asked), AT_ONCE)]
     batches += [[sample]] if sample else []

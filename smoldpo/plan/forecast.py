@@ -27,6 +27,8 @@ class Depth:
     """Bytes of one checkpoint's tensors."""
     step: int = 0
     """Bytes of gradients, the optimizer's state and its temporaries, as the run counts them beforehand."""
+    unconverted: int = 0
+    """Bytes by which frozen weights, as they are stored, are fewer than in the compute dtype."""
     released: int = 0
     """Bytes of frozen weights that are let go once all pairs went through them."""
 

@@ -14,8 +14,12 @@ class Sizes:
 
     libraries: float
     """The process before the models: the interpreter, libraries, the pairs."""
-    model: float
-    """The model in the precision in which it is loaded and saved."""
+    loaded: float
+    """The model in the precision in which it is loaded."""
+    loaded_item: int
+    """Bytes of a number in that precision."""
+    shard: float
+    """What saving converts at a time; 0 where the model was loaded as it is saved."""
     weights: float
     """Policy and, where it is a model of its own, reference, as they compute."""
     computing: float
@@ -80,7 +84,7 @@ def need(
     passing = max(0.0, along(tried, _top, lambda t: t.passing, depth))
     parts = {
         "libraries": sizes.libraries,
-        "weights": sizes.weights - released,
+        "weights": sizes.weights - depth.unconverted - released,
         "masters": trainable * sizes.masters_apart,
         "optimizer": depth.optimizer,
         "gradients": float(trainable),
@@ -88,17 +92,20 @@ def need(
         "backward": rows * kept_row(tried, depth),
         "other": other,
     }
+    # The model as loaded, and what trained in full precision.
+    together = sizes.loaded + depth.trainable * (sizes.master - sizes.loaded_item)
+    first = ("libraries", "weights", "masters", "trunk states")
     staying = ("libraries", "weights", "masters", "optimizer", "trunk states")
     stays = rest + sum(parts[name] for name in staying)
     phases = {
-        "loading": sizes.libraries + sizes.model + parts["masters"],
-        "first pass": sizes.libraries + sizes.weights + parts["masters"] + sizes.states + passing,
+        "loading": sizes.libraries + sizes.loaded + parts["masters"],
+        "first pass": sum(parts[name] for name in first) + released + passing,
         "training": sum(parts.values()),
-        "saving": stays + sizes.model,
+        "saving": stays + together + sizes.shard,
     }
     if sizes.answers:
-        # The reference as it computes is there while the policy is loaded in full precision.
-        loads = sizes.computing + sizes.model
+        # The reference as it computes is there while the policy is put together.
+        loads = sizes.computing + together
         draws = 2 * sizes.computing + sizes.answering
         phases["answers"] = stays + max(loads, draws)
     return Need(parts, phases)

@@ -131,7 +131,10 @@ def _packing(trial: Trial, depth: Depth, sizes: Sizes, released: float) -> Packi
         Schedule.of(trial.config, len(trial.data.train)).pairs_per_step,
         kept_row(trial.tried, depth),
         depth.step,
-        trial.free - (sizes.weights - released) - sizes.states - trainable * sizes.masters_apart,
+        trial.free
+        - (sizes.weights - depth.unconverted - released)
+        - sizes.states
+        - trainable * sizes.masters_apart,
     )
 
 

@@ -34,6 +34,7 @@ from smoldpo.plan.pace import Pace
 from smoldpo.plan.rates import fit_rates
 from smoldpo.plan.resident import read_in, resident
 from smoldpo.plan.samples import step_samples
+from smoldpo.saving import SHARD_BYTES
 from smoldpo.trainer import Schedule
 
 
@@ -90,10 +91,14 @@ class Trial:
         read_in(models.engine.policy, models.engine.reference)
         apart = self.fast and models.dtype.itemsize != master
         trainable = sum(p.numel() for _, p in models.engine.trainable_parameters())
-        left = resident() - libraries - weights - trainable * master * apart
+        loaded = models.bytes / master * models.loaded.itemsize
+        here = next(d for d in self.depths if d.frozen == models.frozen_layers)
+        left = resident() - libraries - (weights - here.unconverted) - trainable * master * apart
         return Sizes(
             libraries=libraries + max(0.0, left),
-            model=models.bytes,
+            loaded=loaded,
+            loaded_item=models.loaded.itemsize,
+            shard=min(SHARD_BYTES, models.bytes) if loaded < models.bytes else 0.0,
             weights=weights,
             computing=computing,
             master=master,
@@ -204,7 +209,9 @@ class Trial:
         if not self._measured:  # nothing is known of a step yet; the dry run looks before its first
             return True
         wanted = need(self.sizes, self.tried, depth, self.counts.steps(self.packing).longest)
-        most = wanted.parts["backward"] / 2 + max(wanted.phases[p] for p in ("loading", "training"))
+        most = wanted.parts["backward"] / 2 + max(
+            wanted.phases[p] for p in ("loading", "first pass", "training")
+        )
         return most - self.sizes.libraries <= self.free
 
     def _at(self, depth: Depth) -> TrainConfig:
