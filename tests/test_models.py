@@ -75,6 +75,15 @@ def make_tiny(folder):
     ).save_pretrained(folder)
 
 
+def test_transformers_shows_no_bar_of_its_own(capsys):
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    with gguf._no_bar():
+        assert list(reader.tqdm([1, 2], desc="Converting")) == [1, 2]
+    assert reader.tqdm is bar and capsys.readouterr().err == ""
+
+
 def test_a_damaged_gguf_is_refused(tmp_path):
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
