@@ -24,9 +24,9 @@ from smoldpo.saving import save_in_full
 CARD_BASE = {BUILTIN: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
-def model_bytes(model: PreTrainedModel, dtype: torch.dtype | None = None) -> int:
-    """Bytes of the model's parameters, each counted once; as they are in `dtype`, if given."""
-    return sum(p.numel() * (dtype or p.dtype).itemsize for p in model.parameters())
+def model_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """Bytes of the model's parameters in `dtype`, each counted once."""
+    return sum(p.numel() for p in model.parameters()) * dtype.itemsize
 
 
 def save_model(

@@ -24,7 +24,7 @@ from smoldpo.engine.build import (
 )
 from smoldpo.engine.compiling import CompileChoice, set_up_compiling
 from smoldpo.engine.kernels import Kernels
-from smoldpo.engine.memory import file_page_bytes, give_back_freed_memory, let_go_of_file_pages
+from smoldpo.engine.memory import file_page_bytes, give_back_freed_memory, letting_go
 from smoldpo.engine.precision import cast, compute_dtype, master_dtype, pick_device
 from smoldpo.engine.trunk import FAMILIES
 from smoldpo.engine.work import Parameters
@@ -133,7 +133,7 @@ class Models:
         """The policy as it was loaded, anew."""
         give_back_freed_memory()
         model = load_model(self.source, self.loaded)
-        digest = weights_sha256(model, master_dtype(self.dtype), _let_go)
+        digest = weights_sha256(model, master_dtype(self.dtype), letting_go())
         if digest != self.hashes["policy_start"]:
             raise ModelError(
                 f"{self.source.name}: has changed on disk since this run began, so its frozen "
@@ -192,11 +192,6 @@ def _say_account(account: dict[str, Any]) -> None:
                 progress.say(f"  {action}: {rules}")
 
 
-def _let_go(weight: torch.Tensor) -> None:
-    """Of pages that were read for a hash alone: one after another, so that they are never all in memory."""
-    let_go_of_file_pages([weight])
-
-
 CHARACTERS_TO_A_TOKEN = 4.0
 """For forecasts before tokenising."""
 
@@ -227,13 +222,13 @@ def load_models(
             reference_source = find_model(config.reference)
             require_same_tokens(tokenizer, reference_source)
             reference = load_model(reference_source, full, device, as_stored=FAMILIES)
-    hashes = {"policy_start": weights_sha256(policy, full, _let_go)}
+    hashes = {"policy_start": weights_sha256(policy, full, letting_go())}
     adapter, frozen_layers = _choose_what_trains(config, policy)
     progress.say(describe_parameters(policy))
     rates = rates_of(policy, config.learning_rates)
     hashes["reference"] = hashes["policy_start"]
     if reference is not None:
-        hashes["reference"] = weights_sha256(reference, full, _let_go)
+        hashes["reference"] = weights_sha256(reference, full, letting_go())
     configuration = configuration_sha256(policy, reference or policy)
     size, most = model_bytes(policy, full), positions(policy)
     saved = _bytes_to_save(config, policy, full)
@@ -261,14 +256,13 @@ def load_models(
     )
     kept_in: set[Path] = set()
     used: dict[str, bool] = {}
-    for model in (policy, reference) if choice.name == "plain" else ():
-        if model is not None:
-            cast(model, full)
     if choice.name == "fast":
         about = {"model": config.model, "reference": config.reference or "the policy's start"}
         engine, kept_in = build_fast(policy, reference, settings, hashes["reference"], about)
         used = asdict(engine.kernels)
     else:
+        for model in filter(None, (policy, reference)):
+            cast(model, full)
         engine = build_plain(policy, reference, settings)
     return Models(
         engine=engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -255,3 +256,22 @@ def write(tmp_path):
         return import_recipe(path, dialect)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def frozen_libraries():
+    """plan looks for garbage between depths: a quarter of a second, if it goes through all libraries."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Times that are far above those of this machine: a step's rows take hours, the rest next to nothing."""
+    from smoldpo.plan import trial
+    from smoldpo.plan.rates import Rates
+
+    rates = Rates(step_row=2.0)
+    monkeypatch.setattr(trial, "fit_rates", lambda *_: rates)
+    return rates

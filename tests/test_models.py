@@ -11,6 +11,7 @@ from smoldpo.errors import ModelError, SmoldpoError, UsageError
 from smoldpo.models import gguf
 from smoldpo.models.load import find_model, load_model, load_tokenizer, weights_sha256
 from smoldpo.models.names import builtin_gguf
+from smoldpo.models.quiet import no_gguf_bar
 
 
 @pytest.mark.real
@@ -79,7 +80,7 @@ def test_transformers_shows_no_bar_of_its_own(capsys):
     from transformers import modeling_gguf_pytorch_utils as reader
 
     bar = reader.tqdm
-    with gguf._no_bar():
+    with no_gguf_bar():
         assert list(reader.tqdm([1, 2], desc="Converting")) == [1, 2]
     assert reader.tqdm is bar and capsys.readouterr().err == ""
 

@@ -12,7 +12,7 @@ import ctypes
 import math
 import mmap
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,33 +89,38 @@ def let_go_of_file_pages(tensors: Iterable[torch.Tensor]) -> int:
     A weights file is mapped into memory, so hashing or converting it makes all of it resident. Returns the
     bytes that Linux was told of; it keeps those that another process has mapped, or whose file is not ours.
     """
-    madvise = _from_libc("madvise")
-    if madvise is None:
-        return 0
-    gone = 0
-    for first, length in _in_files(tensors):
-        if madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), MADV_PAGEOUT) == 0:
-            gone += length
-    return gone
+    return sum(map(letting_go(), tensors))
+
+
+def letting_go() -> Callable[[torch.Tensor], int]:
+    """let_go_of_file_pages for one tensor after another; which files are mapped is looked up once, now."""
+    madvise, mapped = _from_libc("madvise"), _mapped_files()
+
+    def let_go(tensor: torch.Tensor) -> int:
+        first, length = _whole_pages(tensor, mapped)
+        if madvise is None or length <= 0:
+            return 0
+        refused = madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), MADV_PAGEOUT)
+        return 0 if refused else length
+
+    return let_go
 
 
 def file_page_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """What let_go_of_file_pages would let go."""
-    return sum(length for _, length in _in_files(tensors)) if _from_libc("madvise") else 0
+    mapped = _mapped_files() if _from_libc("madvise") else []
+    return sum(_whole_pages(tensor, mapped)[1] for tensor in tensors)
 
 
-def _in_files(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[int, int]]:
-    """Address and length of the whole pages of each tensor that is mapped from a file."""
-    mapped = _mapped_files()
-    for tensor in tensors:
-        if tensor.device.type != "cpu":
-            continue
-        start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-        if any(low <= start and start + size <= high for low, high in mapped):
-            first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-            length = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
-            if length > 0:
-                yield first, length
+def _whole_pages(tensor: torch.Tensor, mapped: list[tuple[int, int]]) -> tuple[int, int]:
+    """Address and length of the whole pages of a tensor that is mapped from a file; length 0 of others."""
+    if tensor.device.type != "cpu":
+        return 0, 0
+    start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+    if not any(low <= start and start + size <= high for low, high in mapped):
+        return 0, 0
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    return first, max(0, (start + size) // mmap.PAGESIZE * mmap.PAGESIZE - first)
 
 
 def _mapped_files() -> list[tuple[int, int]]:

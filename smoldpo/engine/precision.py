@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 import torch
 
 from smoldpo.engine import machine
-from smoldpo.engine.memory import let_go_of_file_pages
+from smoldpo.engine.memory import letting_go
 from smoldpo.errors import UsageError
 
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -93,6 +93,7 @@ def cast(model: torch.nn.Module, dtype: torch.dtype, leaving: Collection[str] = 
     Args:
         leaving: names of parameters that stay as they are, too.
     """
+    let_go = letting_go()
     for name, parameter in model.named_parameters():
         if WIDE in name or name in leaving:
             continue
@@ -100,7 +101,7 @@ def cast(model: torch.nn.Module, dtype: torch.dtype, leaving: Collection[str] = 
         after = before.to(dtype)
         if after is not before:
             parameter.data = after
-            let_go_of_file_pages([before])
+            let_go(before)
 
 
 class MasterWeights:

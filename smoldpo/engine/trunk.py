@@ -46,25 +46,30 @@ def boundary(model: PreTrainedModel) -> int:
     return min(inside) if inside else len(model.model.layers)
 
 
-def stays_as_stored(model: PreTrainedModel, compute: torch.dtype) -> set[str]:
-    """Names of the matrices below the boundary that `compute` holds exactly, and that stay unconverted.
-
-    A product converts what it needs (models/lean.py), once a stream; in memory they are a part of their
-    file. A tied head is read by the top, and so is no such matrix.
-    """
-    at, embeddings = boundary(model), model.get_input_embeddings().weight
-    if at == 0:
-        return set()
-    below = {id(parameter) for layer in model.model.layers[:at] for parameter in layer.parameters()}
-    if embeddings is not model.get_output_embeddings().weight:
-        below.add(id(embeddings))
+def matrices_below(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """The matrices that only the layers below the boundary read; no embeddings to which a head is tied."""
+    at = boundary(model)
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return {
-        name
-        for name, parameter in model.named_parameters()
-        if id(parameter) in below
-        and parameter.dim() == 2
-        and torch.promote_types(parameter.dtype, compute) == compute
+        name: weight
+        for name, weight in model.named_parameters()
+        if weight.dim() == 2
+        and (0 <= layer_of(name) < at or (at and weight is embeddings and weight is not head))
     }
+
+
+def holds_exactly(compute: torch.dtype, stored: torch.dtype) -> bool:
+    """Whether every number of the one dtype is one of the other, so that weights may stay as they are stored.
+
+    A product converts what it needs (models/lean.py), once a stream; in memory they are a part of their file.
+    """
+    return torch.promote_types(stored, compute) == compute
+
+
+def stays_as_stored(model: PreTrainedModel, compute: torch.dtype) -> set[str]:
+    """Names of the matrices below the boundary that need no conversion."""
+    below = matrices_below(model).items()
+    return {name for name, weight in below if holds_exactly(compute, weight.dtype)}
 
 
 class OnRows(torch.nn.Module):

@@ -6,9 +6,7 @@ the SHA-256 of the weights, is checked on every use, and a folder that does not 
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from smoldpo import progress
 from smoldpo.errors import ModelError
 from smoldpo.files import cache_folder, require_space, sha256_of, staged_folder, write_json
 from smoldpo.models.names import GGUF_NAME, GGUF_SHA256
-from smoldpo.models.quiet import quiet
+from smoldpo.models.quiet import no_gguf_bar, quiet
 from smoldpo.types import Advance
 
 UNPACKING = 2
@@ -76,7 +74,7 @@ def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedToke
             path.parent, gguf_file=path.name, trust_remote_code=False
         )
         advance(1)
-        with _no_bar():
+        with no_gguf_bar():
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
             )
@@ -87,22 +85,6 @@ def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedToke
     _mend_model(model)
     _mend_tokenizer(tokenizer, fields)
     return model, tokenizer
-
-
-@contextlib.contextmanager
-def _no_bar() -> Iterator[None]:
-    """transformers' bar over a GGUF file's tensors asks none of its own settings (quiet.py)."""
-    from transformers import modeling_gguf_pytorch_utils as reader
-
-    bar = getattr(reader, "tqdm", None)
-    if bar is None:  # another release
-        yield
-        return
-    reader.tqdm = lambda tensors, **_: tensors
-    try:
-        yield
-    finally:
-        reader.tqdm = bar
 
 
 def _mend_model(model: PreTrainedModel) -> None:

@@ -9,7 +9,7 @@ import torch
 from smoldpo import rng
 from smoldpo.config import TrainConfig
 from smoldpo.engine.precision import master_dtype
-from smoldpo.engine.trunk import boundary
+from smoldpo.engine.trunk import boundary, holds_exactly, matrices_below
 from smoldpo.errors import UsageError
 from smoldpo.materials import Models
 from smoldpo.models.freeze import decoder_layers, freeze, layer_of
@@ -70,7 +70,9 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
         below = 0
     else:
         below = min((layer_of(name) for name in trains if layer_of(name) >= 0), default=layers)
-    stored = _as_stored(models, below) if fast else 0
+    stored = 0  # numbers that stay as they were loaded
+    if fast and holds_exactly(models.dtype, models.loaded):
+        stored = sum(weight.numel() for weight in matrices_below(policy).values())
     return Depth(
         frozen,
         below,
@@ -83,18 +85,6 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
         unconverted=stored * (models.dtype.itemsize - models.loaded.itemsize),
         released=stored * models.loaded.itemsize if models.mapped else 0,
     )
-
-
-def _as_stored(models: Models, below: int) -> int:
-    """Numbers of the frozen layers that stay as they were loaded, as engine/trunk.py has it."""
-    if below == 0 or torch.promote_types(models.loaded, models.dtype) != models.dtype:
-        return 0
-    policy = models.engine.policy
-    weights = [p for layer in policy.model.layers[:below] for p in layer.parameters()]
-    embeddings = policy.get_input_embeddings().weight
-    if embeddings is not policy.get_output_embeddings().weight:
-        weights.append(embeddings)
-    return sum(weight.numel() for weight in weights if weight.dim() == 2)
 
 
 @dataclass(frozen=True)

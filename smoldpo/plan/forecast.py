@@ -109,8 +109,10 @@ class Times:
 
     def at_speed(self, factor: float) -> Times:
         """The same run where products are so many times as fast."""
-        slower = {phase.name: 1.0 if phase.name in STEADY else 1 / factor for phase in self.phases}
-        phases = [Phase(phase.name, phase.seconds * slower[phase.name]) for phase in self.phases]
+        phases = [
+            phase if phase.name in STEADY else Phase(phase.name, phase.seconds / factor)
+            for phase in self.phases
+        ]
         return Times(phases, self.checkpoints)
 
 

@@ -22,9 +22,13 @@ def as_dict(plan: Plan, picked: Row | None = None) -> dict[str, Any]:
         "depths": [_row(row) for row in plan.rows],
         "rates": vars(plan.rates),
         "pace": plan.pace.as_dict(),
-        "notes": [*plan.notes, *plan.pace.remarks((picked or plan.row).times)],
+        "notes": _notes(plan, picked or plan.row),
         "planning_seconds": round(plan.seconds, 2),
     }
+
+
+def _notes(plan: Plan, row: Row) -> list[str]:
+    return [*plan.notes, *plan.pace.remarks(row.times)]
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def print_plan(plan: Plan, picked: Row | None = None) -> None:
     console.print(_memory(row))
     console.print(_disk(row))
     console.print(_depths(plan, row))
-    for note in [*plan.notes, *plan.pace.remarks(row.times)]:
+    for note in _notes(plan, row):
         console.print(f"- {note}", markup=False)
     console.print(f"Planned in {words(plan.seconds)}.")
 
