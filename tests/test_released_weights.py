@@ -14,6 +14,7 @@ from smoldpo.engine.memory import file_page_bytes, let_go_of_file_pages
 from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
 from smoldpo.models.load import ModelSource, load_model
+from smoldpo.plan import ends
 from smoldpo.plan.trial import Trial
 from smoldpo.types import TokenizedPair
 from wide import below, make_wide
@@ -150,3 +151,17 @@ def test_a_run_lets_go_once_before_its_first_step(tiny_folder, write_rows, tmp_p
     given |= {"freeze_layers": 2, "max_steps": 2, "generate_prompts": 0, "sample_prompt": None}
     smoldpo.train(build_config(given | {"output_dir": str(tmp_path / "run")}))
     assert seen == ["released", "step", "step"]
+
+
+@linux
+def test_what_answers_take_is_measured_with_all_weights_there(folder, write_rows, monkeypatch):
+    """Pages that come in while answers are drawn would seem to be taken by drawing them."""
+    data = [{"prompt": f"Is {n}?", "chosen": "Yes.", "rejected": "No, no."} for n in range(30)]
+    given = {"model": str(folder), "data": str(write_rows(data)), "dtype": "float32"}
+    config = build_config(given | {"generate_prompts": 2, "max_new_tokens": 4, "cache": "memory"})
+    trial = Trial(config, 0.0)
+    let_go_of_file_pages(trial.models.engine.policy.parameters())
+    there, look = [], ends.resident
+    monkeypatch.setattr(ends, "resident", lambda: there.append(resident(folder)) or look())
+    ends.measure_ends(config, trial.models, trial.data)
+    assert there[0] > 0.98 * trial.models.bytes
