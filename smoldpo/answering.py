@@ -15,9 +15,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo import progress
+from smoldpo.engine.frozen import cast_frozen
 from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.memory import give_back_freed_memory
-from smoldpo.engine.precision import cast
 from smoldpo.engine.tokens import Sides, token_logps
 from smoldpo.errors import SmoldpoError
 from smoldpo.evaluation.answers import measures
@@ -122,13 +122,14 @@ class Comparison:
     """Reference and policy, loaded to answer and to be compared token by token.
 
     Args:
-        load: gives the models as they were loaded, reference first; each is cast to `dtype`.
+        load: gives the reference as it was loaded, then the policy, which may be made of the reference
+            that it is given; both will compute in `dtype`.
         sample: a prompt that both answer greedily; it is in no measure.
     """
 
     def __init__(
         self,
-        load: tuple[Callable[[], PreTrainedModel], Callable[[], PreTrainedModel]],
+        load: tuple[Callable[[], PreTrainedModel], Callable[[PreTrainedModel], PreTrainedModel]],
         tokenizer: PreTrainedTokenizerBase,
         dtype: torch.dtype,
         kernels: Kernels,
@@ -151,17 +152,16 @@ class Comparison:
         """Load, answer, score, and let the judges compare."""
         if not (self._asked or self._readings):
             return SideBySide()
-        answers, sides = [], []
-        models = []
-        for load in self._load:
-            give_back_freed_memory()  # what evaluation kept for its next batch
-            models.append(load().requires_grad_(False))
-            cast(models[-1], self._dtype)
-            answers.append(self._answers(models[-1], advance))
+        load_reference, load_policy = self._load
+        give_back_freed_memory()  # what evaluation kept for its next batch
+        reference = cast_frozen(load_reference(), self._dtype)
+        answers = [self._answers(reference, advance)]
+        give_back_freed_memory()
+        policy = cast_frozen(load_policy(reference), self._dtype, beside=reference)
+        answers.append(self._answers(policy, advance))
         pairs = self._scored_pairs(*answers)
-        for model in models:
-            sides.append(token_logps(model, pairs, self._kernels, advance))
-        del model, models
+        sides = [token_logps(model, pairs, self._kernels, advance) for model in (reference, policy)]
+        del reference, policy
         ratios = [_ratios(*both) for both in zip(*sides, strict=True)]
         said = ratios[: len(self._asked)]
         texts = self._readable(pairs, ratios)

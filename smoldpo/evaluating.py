@@ -13,6 +13,7 @@ from smoldpo.answering import Comparison, Settings, SideBySide, choose_questions
 from smoldpo.data.load import LoadedPairs, load_pairs
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.build import choose_engine
+from smoldpo.engine.frozen import cast_frozen
 from smoldpo.engine.kernels import choose_kernels
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import cast, compute_dtype, master_dtype, pick_device
@@ -166,7 +167,7 @@ class _Scoring:
         assert other is not None
         before = pair_scores(self._pairs, self._logps[other], None)
         comparison = Comparison(
-            (lambda: self._load(self._sources[other]), lambda: self._load(self._sources[policy])),
+            (lambda: self._load(self._sources[other]), lambda _: self._load(self._sources[policy])),
             self._tokenizer,
             self._dtype,
             self._kernels,
@@ -195,8 +196,7 @@ class _Scoring:
         choice = choose_engine(self._options.engine, model)
         with progress.bar(name, len(self._pairs)) as advance:
             if choice.name == "fast":
-                cast(model.requires_grad_(False), self._dtype)
-                return score(model, self._pairs, self._kernels, advance)
+                return score(cast_frozen(model, self._dtype), self._pairs, self._kernels, advance)
             cast(model, master_dtype(self._dtype))
             engine = PlainEngine(
                 model,

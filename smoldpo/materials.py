@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from smoldpo.export import base_of, model_bytes, save_adapter, save_model
 from smoldpo.learning_rates import rates_of
 from smoldpo.loss_facts import needs_reference
 from smoldpo.models.adapters import Adapter, AdapterSettings, add_adapters
+from smoldpo.models.answering_adapters import put_adapters
 from smoldpo.models.freeze import freeze, summarize
 from smoldpo.models.load import (
     ModelSource,
@@ -85,22 +87,49 @@ class Models:
             self.reference_source, master_dtype(self.dtype), self.device, as_stored=FAMILIES
         )
 
-    def trained(self) -> PreTrainedModel:
-        """The policy as it is now: what is frozen comes from where it was loaded, and in that precision.
+    def trained(self) -> Any:
+        """The policy as it is now, to be saved: what is frozen comes from where it was loaded, as it was.
 
-        What trains is in full precision. Adapters are added into the weights.
+        What trains is in full precision. With adapters it is peft's model.
 
         Raises:
             ModelError: what is there now is not what was loaded at the start.
         """
+        start = self._start()
         if self.adapter is not None:
-            return self._adapted(self.adapter).merge_and_unload()
-        model = self._start()
-        parameters = dict(model.named_parameters())
-        for name, parameter in self.engine.trainable_parameters():
-            there = parameters[name]
-            there.data = torch.empty_like(there, dtype=parameter.dtype).copy_(parameter.detach())
+            return self.adapter.on(start, self.engine.trainable_parameters())
+        return self._with_what_trained(start)
+
+    def tuned(self, reference: PreTrainedModel) -> PreTrainedModel:
+        """The policy as it is now, to answer beside the reference.
+
+        Where that is the policy's start, all but what trained is the reference's own.
+
+        Raises:
+            ModelError: as `trained`.
+        """
+        start = reference if self.shares else self._start().to(self.device)
+        model = self._with_what_trained(start)
+        if self.adapter is not None:
+            put_adapters(model, self.engine.policy)
         return model
+
+    @property
+    def shares(self) -> bool:
+        """Whether reference and policy have all but what trains in common."""
+        return self.reference_source is self.source
+
+    def _with_what_trained(self, start: PreTrainedModel) -> PreTrainedModel:
+        """The model with the policy's weights where those trained; all others are the same tensors."""
+        trained = dict(self.engine.trainable_parameters())
+        known = {}
+        for name, weight in start.named_parameters():
+            if name in trained:
+                now = trained[name].detach().to(weight.device)
+                known[id(weight)] = torch.nn.Parameter(now, requires_grad=False)
+            else:
+                known[id(weight)] = weight
+        return copy.deepcopy(start, known)  # which takes what is known instead of a copy
 
     def save(self, folder: Path, card: str, merge: bool) -> None:
         """Save the policy as it is now as `folder`/model; adapters as such, unless they are to be merged.
@@ -110,24 +139,19 @@ class Models:
         Raises:
             SmoldpoError: as save_model; a start that has changed.
         """
-        full = master_dtype(self.dtype)
+        full, trained = master_dtype(self.dtype), self.trained()
         if self.adapter is None:
-            save_model(folder / "model", self.trained(), self.tokenizer, card, full)
+            save_model(folder / "model", trained, self.tokenizer, card, full)
             return
-        adapted = self._adapted(self.adapter)
         if self.source.base is None:
             dtype = str(full).removeprefix("torch.")
             base = base_of(self.source, self.hashes["policy_start"], dtype)
             target = folder / ("adapter" if merge else "model")
-            save_adapter(target, adapted, self.tokenizer, card, self.source, base)
+            save_adapter(target, trained, self.tokenizer, card, self.source, base)
         if merge:
-            save_model(folder / "model", adapted.merge_and_unload(), self.tokenizer, card, full)
+            save_model(folder / "model", self.adapter.merged(trained), self.tokenizer, card, full)
         else:
             shutil.rmtree(folder / "adapter", ignore_errors=True)
-
-    def _adapted(self, adapter: Adapter) -> Any:
-        """peft's model of the policy as it is now."""
-        return adapter.on(self._start(), self.engine.trainable_parameters())
 
     def _start(self) -> PreTrainedModel:
         """The policy as it was loaded, anew."""
@@ -213,8 +237,7 @@ def load_models(
     with progress.spinner(f"loading {config.model}"):
         tokenizer = load_tokenizer(source)
         full = master_dtype(dtype)
-        # Adapters begin in full precision, and peft makes them in the model's.
-        policy = load_model(source, full, device, as_stored=() if config.use_peft else FAMILIES)
+        policy = load_model(source, full, device, as_stored=FAMILIES)
         loaded = next(policy.parameters()).dtype
         mapped = file_page_bytes(policy.parameters()) > 0
         reference = None
@@ -223,7 +246,7 @@ def load_models(
             require_same_tokens(tokenizer, reference_source)
             reference = load_model(reference_source, full, device, as_stored=FAMILIES)
     hashes = {"policy_start": weights_sha256(policy, full, letting_go())}
-    adapter, frozen_layers = _choose_what_trains(config, policy)
+    adapter, frozen_layers = _choose_what_trains(config, policy, full)
     progress.say(describe_parameters(policy))
     rates = rates_of(policy, config.learning_rates)
     hashes["reference"] = hashes["policy_start"]
@@ -294,7 +317,9 @@ def _require_a_base(config: TrainConfig, source: ModelSource) -> None:
         )
 
 
-def _choose_what_trains(config: TrainConfig, policy: PreTrainedModel) -> tuple[Adapter | None, int]:
+def _choose_what_trains(
+    config: TrainConfig, policy: PreTrainedModel, full: torch.dtype
+) -> tuple[Adapter | None, int]:
     """Freeze, or put adapters in; and how many layers are frozen from below."""
     if not config.use_peft:
         layers, named = config.train_layers, config.train
@@ -311,7 +336,7 @@ def _choose_what_trains(config: TrainConfig, policy: PreTrainedModel) -> tuple[A
         train_layers=tuple(config.train_layers),
         seed=config.seed,
     )
-    adapter = add_adapters(policy, settings)
+    adapter = add_adapters(policy, settings, full)
     return adapter, adapter.frozen_layers
 
 

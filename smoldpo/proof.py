@@ -113,7 +113,7 @@ class Proof:
             config.max_new_tokens,
         )
         return Comparison(
-            (models.reference, models.trained),
+            (models.reference, models.tuned),
             models.tokenizer,
             models.dtype,
             Kernels(**models.decided["kernels"]),

@@ -232,6 +232,7 @@ class Run:
         after = self._evaluate("evaluating after") if self.data.eval else None
         evaluation = self.proof.write_analysis(self.folder, before, after)
         self._evaluated(evaluation)
+        self.engine.release_frozen(rest=True)
         with self.state.averaged():
             sample = self.proof.write_side_by_side(
                 self.folder, evaluation, before, after, self.phases
@@ -404,5 +405,6 @@ class Run:
 
     def _save(self) -> None:
         card = model_card(self.config, None, len(self.data.train), self.steps)
+        self.engine.release_frozen(rest=True)  # the model is loaded once more
         with progress.spinner("saving model"), self.state.averaged():
             self.models.save(self.folder, card, self.config.merge)

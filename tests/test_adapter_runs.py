@@ -333,7 +333,7 @@ def test_the_disk_is_asked_for_the_adapter_alone(tiny_folder):
         model = load_model(find_model(str(tiny_folder)), master_dtype(torch.float32))
         start = weights_sha256(model)
         whole = sum(p.numel() for p in model.parameters())
-        _choose_what_trains(config, model)
+        _choose_what_trains(config, model, torch.float32)
         assert weights_sha256(model) != start
         # q and o: 32 + 32; k and v: 32 + 16; gate and up: 32 + 64; down: 64 + 32
         adapters = 4 * 2 * (2 * 64 + 2 * 48 + 3 * 96)

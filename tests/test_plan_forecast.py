@@ -262,8 +262,8 @@ def tried(depth, **more):
 
 
 SIZES = Sizes(
-    libraries=4e8, loaded=5.4e8, loaded_item=4, shard=0.0, weights=2.7e8, computing=2.7e8, master=4,
-    masters_apart=True, answering=1e8,
+    libraries=4e8, loaded=5.4e8, loaded_item=4, shard=0.0, weights=2.7e8, compute_item=2, master=4,
+    masters_apart=True, answering_model=2.6e8, answering=1e8,
 )  # fmt: skip
 
 
@@ -285,9 +285,11 @@ def test_memory_by_hand():
         "first pass": 4e8 + 2.7e8 + 4 * 17e6 + 20,
         "training": sum(found.parts.values()),
         "saving": stays + 5.4e8,
-        "answers": stays + 2.7e8 + 5.4e8,
+        "answers": stays + 2.6e8 + 2 * 17e6 + 1e8,
     }
-    assert found.peak == found.phases["answers"]
+    assert found.peak == found.phases["saving"]
+    loud = replace(SIZES, answering=4e8)
+    assert need(loud, [tried(UPPER)], UPPER, 2000).peak == stays + 2.6e8 + 2 * 17e6 + 4e8
     silent = need(replace(SIZES, answers=False, states=1e9), [tried(UPPER)], UPPER, 2000)
     assert silent.peak == silent.phases["saving"] == stays + 5.4e8 + 1e9
 
@@ -299,7 +301,23 @@ def test_a_model_of_narrow_files_is_put_together_with_what_trained():
     stays = 4e8 + 2.7e8 + 12 * 17e6 + 30
     assert found.phases["loading"] == 4e8 + 2.7e8 + 4 * 17e6
     assert found.phases["saving"] == stays + 2.7e8 + 2 * 17e6 + 1e8
-    assert found.phases["answers"] == stays + 2.7e8 + 2.7e8 + 2 * 17e6 + 6.6e7
+    merging = need(replace(sizes, merges=True), [tried(UPPER)], UPPER, 2000)
+    assert merging.phases["saving"] == stays + 2 * 2.7e8 + 1e8
+
+
+def test_answers_take_one_model_and_what_trained_or_two():
+    seen = [tried(UPPER)]
+
+    def answers(**more):
+        return need(replace(SIZES, **more), seen, UPPER, 2000).phases["answers"]
+
+    stays = 4e8 + 2.7e8 + 12 * 17e6 + 30
+    # Masters that compute are read where they are.
+    full = {"compute_item": 4, "masters_apart": False}
+    assert answers(**full) == stays - 4 * 17e6 + 2.6e8 + 1e8
+    # Of another reference nothing is shared: the policy is loaded beside it, and then cast.
+    assert answers(shares=False) == stays + 2.6e8 + 5.4e8
+    assert answers(shares=False, loaded=2.7e8) == stays + 2.6e8 + 2.6e8 + 1e8
 
 
 def test_weights_that_were_let_go_count_for_the_first_pass_alone():

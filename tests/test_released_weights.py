@@ -96,6 +96,19 @@ def test_what_is_read_again_stays(folder):
 
 
 @linux
+@pytest.mark.parametrize("cache", ["off", "memory"])
+def test_all_that_does_not_train_goes_while_the_engine_rests(folder, cache):
+    engine = engine_of(folder, cache=cache, reference=True)
+    engine.prepare(PAIRS)
+    wanted = everything(engine)
+    kept = [w for w in engine.policy.parameters() if not w.requires_grad]
+    resting = file_page_bytes(kept) + file_page_bytes(engine.reference.parameters())
+    assert engine.release_frozen(rest=True) == resting > 0
+    for ours, theirs in zip(everything(engine), wanted, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@linux
 def test_a_reference_of_its_own_goes_when_it_has_scored_all(folder):
     engine = engine_of(folder, cache="off", reference=True)
     engine.prepare(PAIRS)
@@ -134,13 +147,18 @@ def test_the_forecast_knows_what_goes(folder, write_rows, tmp_path, monkeypatch,
         assert gone > 0.98 * sum(4 * w.numel() for w in below(engine.policy, frozen))
 
 
-def test_a_run_lets_go_once_before_its_first_step(tiny_folder, write_rows, tmp_path, monkeypatch):
+def test_a_run_lets_go_before_its_first_step_and_when_training_is_over(
+    tiny_folder, write_rows, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     seen = []
     release, step = FastEngine.release_frozen, FastEngine.accumulate_gradients
-    monkeypatch.setattr(
-        FastEngine, "release_frozen", lambda self: seen.append("released") or release(self)
-    )
+
+    def released(self, rest=False):
+        seen.append("rest" if rest else "unread")
+        return release(self, rest)
+
+    monkeypatch.setattr(FastEngine, "release_frozen", released)
     monkeypatch.setattr(
         FastEngine,
         "accumulate_gradients",
@@ -150,7 +168,8 @@ def test_a_run_lets_go_once_before_its_first_step(tiny_folder, write_rows, tmp_p
     given = {"model": str(tiny_folder), "data": str(write_rows(data)), "dtype": "float32"}
     given |= {"freeze_layers": 2, "max_steps": 2, "generate_prompts": 0, "sample_prompt": None}
     smoldpo.train(build_config(given | {"output_dir": str(tmp_path / "run")}))
-    assert seen == ["released", "step", "step"]
+    # Before the model is loaded to be saved, and to answer.
+    assert seen == ["unread", "step", "step", "rest", "rest"]
 
 
 @linux

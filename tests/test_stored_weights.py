@@ -3,6 +3,7 @@
 Held against the same values in float32 files, to the last bit.
 """
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -14,14 +15,15 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import smoldpo
-from smoldpo import saving
+from smoldpo import evaluating, saving
 from smoldpo.config import build_config
 from smoldpo.engine.build import EngineSettings, build_fast, trunk_key
 from smoldpo.engine.memory import file_page_bytes
 from smoldpo.engine.precision import master_dtype
-from smoldpo.engine.trunk import FAMILIES
+from smoldpo.engine.trunk import FAMILIES, boundary
 from smoldpo.losses import Objective
 from smoldpo.materials import load_data, load_models
+from smoldpo.models.adapters import AdapterSettings, add_adapters
 from smoldpo.models.freeze import freeze
 from smoldpo.models.load import ModelSource, load_model
 from smoldpo.models.stored import narrow_dtype
@@ -32,6 +34,9 @@ from wide import LAYERS, below, make_wide
 PAIRS = [TokenizedPair(f"{n}", (5, 6, n), (8, 9, n, 2), (10, n, 2)) for n in range(20, 28)]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pages are let go only there")
 DATA = [{"prompt": f"Is {n}?", "chosen": "Yes, it is.", "rejected": "No, no."} for n in range(30)]
+
+
+ADAPTERS = AdapterSettings(4, 8.0, (), False, False, None, (), 3)
 
 
 def both_ways(make_folder, tokenizer, tied: bool) -> list[Path]:
@@ -58,29 +63,58 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def engine_of(folder: Path, compute: torch.dtype, frozen: int = 3):
+def engine_of(folder: Path, compute: torch.dtype, frozen: int = 3, adapters=None, names=()):
+    """Loaded as a run does; with `adapters`, settings of them that differ from ADAPTERS."""
     source = ModelSource("m", str(folder))
     policy = load_model(source, master_dtype(compute), as_stored=FAMILIES)
-    freeze(policy, frozen, [])
+    if adapters is None:
+        freeze(policy, frozen, names)
+    else:
+        settings = dataclasses.replace(ADAPTERS, freeze_layers=frozen, **adapters)
+        add_adapters(policy, settings, master_dtype(compute))
     settings = EngineSettings(compute, 8, 8, 3840, "memory", 0, compiled=False)
     return build_fast(policy, None, settings, "start", {})[0], settings
 
 
+@torch.no_grad()
+def move_adapters(engine) -> None:
+    """B begins at 0: A would have no gradient."""
+    engine.prepare(PAIRS)
+    for name, parameter in engine.trainable_parameters():
+        if "lora_B" in name:
+            parameter.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+    engine.updated()
+
+
+DORA = {"use_dora": True, "use_rslora": True}
+SOME = {"lora_target_modules": ("q_proj", "up_proj")}
+
+
 @pytest.mark.parametrize(
-    ("compute", "frozen"),
+    ("compute", "frozen", "more"),
     [
-        (torch.float32, 0),
-        (torch.float32, 1),
-        (torch.float32, 3),
-        (torch.float64, 3),
-        (torch.bfloat16, 3),
+        (torch.float32, 0, {}),
+        (torch.float32, 1, {}),
+        (torch.float32, 3, {}),
+        (torch.float64, 3, {}),
+        (torch.bfloat16, 3, {}),
+        (torch.float32, 1, {"names": ["*.mlp.*"]}),  # frozen layers' parts above the boundary
+        (torch.float32, 0, {"names": ["embeddings", "*.self_attn.*"]}),
+        (torch.float32, 0, {"adapters": {}}),
+        (torch.float32, 0, {"adapters": DORA}),
+        (torch.float32, 1, {"adapters": DORA | SOME}),
+        (torch.float64, 1, {"adapters": SOME}),
+        (torch.bfloat16, 1, {"adapters": DORA}),
     ],
+    ids=str,
 )
-def test_results_are_those_of_full_files(folders, compute, frozen):
+def test_results_are_those_of_full_files(folders, compute, frozen, more):
     found, keys = [], []
     for folder in folders:
-        engine, settings = engine_of(folder, compute, frozen)
-        keys.append(trunk_key(engine.policy, frozen, settings, engine.kernels))
+        engine, settings = engine_of(folder, compute, frozen, **more)
+        at = boundary(engine.policy)
+        keys.append(trunk_key(engine.policy, at, settings, engine.kernels) if at else "")
+        move_adapters(engine)
         result = engine.accumulate_gradients(PAIRS, Objective.of(beta=0.3))
         masters = [parameter for _, parameter in engine.trainable_parameters()]
         full = torch.float64 if compute == torch.float64 else torch.float32
@@ -119,6 +153,28 @@ def test_hashes_do_not_tell_how_it_was_loaded(folders, write_rows):
 
 
 @linux
+@pytest.mark.parametrize("more", [{"adapters": {}}, {"names": ["*_proj*", "embeddings"]}], ids=str)
+def test_so_are_matrices_between_what_trains(folders, more):
+    engine, _ = engine_of(folders[0], torch.float32, 0, **more)
+    layers = engine.policy.model.layers.named_parameters()
+    frozen = [w for name, w in layers if w.dim() == 2 and not w.requires_grad]
+    assert len(frozen) == 7 * LAYERS and {weight.dtype for weight in frozen} == {torch.bfloat16}
+    assert file_page_bytes(frozen) > 0.98 * sum(2 * weight.numel() for weight in frozen)
+    engine.prepare(PAIRS)
+    assert engine.release_frozen() == 0, "each step reads them"
+
+
+def test_a_reference_of_its_own_stays_as_it_is_stored(folders):
+    source = ModelSource("m", str(folders[0]))
+    policy, reference = (load_model(source, torch.float32, as_stored=FAMILIES) for _ in "ab")
+    freeze(policy, 3, [])
+    settings = EngineSettings(torch.float32, 8, 8, 3840, "memory", 0, compiled=False)
+    build_fast(policy, reference, settings, "start", {})
+    matrices = [w for w in reference.model.layers.parameters() if w.dim() == 2]
+    assert {weight.dtype for weight in matrices} == {torch.bfloat16}
+
+
+@linux
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 def test_frozen_matrices_are_their_file(folders, compute):
     engine, _ = engine_of(folders[0], compute)
@@ -138,10 +194,18 @@ def test_what_the_compute_dtype_does_not_hold_is_converted_once(folders):
 
 
 @pytest.mark.parametrize("engine", ["fast", "plain"])
-def test_evaluate_finds_the_same(untied, engine):
+def test_evaluate_finds_the_same(untied, engine, monkeypatch):
+    seen, score = [], evaluating.score
+
+    def watched(model, *given):
+        seen.append({w.dtype for w in model.model.layers.parameters() if w.dim() == 2})
+        return score(model, *given)
+
+    monkeypatch.setattr(evaluating, "score", watched)
     settings = {"engine": engine, "dtype": "float32", "verbose": False}
     ours, theirs = (smoldpo.evaluate(str(folder), DATA, **settings) for folder in untied)
     assert ours.pairs == theirs.pairs and len(ours.pairs) == len(DATA)
+    assert seen == ([{torch.bfloat16}, {torch.float32}] if engine == "fast" else [])
 
 
 def everything_in(folder: Path) -> dict[str, torch.Tensor]:
@@ -163,6 +227,9 @@ def run(folder: Path, output: Path, **more):
         {},
         {"engine": "plain"},
         {"use_peft": True, "merge": True},
+        {"use_peft": True, "use_dora": True, "freeze_layers": 0},
+        {"use_peft": True, "engine": "plain"},
+        {"freeze": ["*.mlp.*"]},
         {"sync_ref_model": True, "ref_model_sync_steps": 1},
         {"cache": "off"},
     ],
@@ -176,10 +243,16 @@ def test_a_run_is_that_of_full_files(untied, tmp_path, more):
     assert ours.keys() == theirs.keys()
     for name, weight in ours.items():
         assert weight.dtype == torch.float32 and torch.equal(weight, theirs[name]), name
-    configs = [json.loads((folder / "config.json").read_text()) for folder in saved]
-    assert configs[0] == configs[1] and configs[0]["dtype"] == "float32"
+    if more.get("use_peft") and not more.get("merge"):
+        assert not (saved[0] / "config.json").exists()
+    else:
+        configs = [json.loads((folder / "config.json").read_text()) for folder in saved]
+        assert configs[0] == configs[1] and configs[0]["dtype"] == "float32"
     start = load_file(untied[1] / "model.safetensors")
-    assert any(not torch.equal(ours[name], weight) for name, weight in start.items())
+    if ours.keys() == start.keys():
+        assert any(not torch.equal(ours[name], weight) for name, weight in start.items())
+    else:
+        assert all(bool(ours[name].any()) for name in ours if "lora_B" in name)
     evaluations = [(folder.parent / "evaluation.json").read_text() for folder in saved]
     assert evaluations[0] == evaluations[1]
 
@@ -245,10 +318,11 @@ def test_what_files_hold(tmp_path, tiny_tokenizer):
 
 @linux
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_forecast_counts_weights_as_they_lie(folders, write_rows, dtype):
+@pytest.mark.parametrize("more", [{}, {"use_peft": True}, {"freeze": ["*.mlp.*"]}], ids=str)
+def test_the_forecast_counts_weights_as_they_lie(folders, write_rows, dtype, more):
     given = {"model": str(folders[0]), "data": str(write_rows(DATA)), "dtype": dtype}
     given |= {"generate_prompts": 0, "sample_prompt": None}
-    config = build_config(given | {"freeze_layers": 2})
+    config = build_config(given | {"freeze_layers": 2} | more)
     trial = Trial(config, 0.0)
     assert trial.sizes.loaded == trial.models.bytes / 2
     raw = load_data(config)
@@ -258,4 +332,5 @@ def test_the_forecast_counts_weights_as_they_lie(folders, write_rows, dtype):
         assert trial.sizes.weights - depth.unconverted == pytest.approx(there, rel=0.001)
         frozen = sum(2 * w.numel() for w in below(at.engine.policy, depth.frozen) if w.dim() == 2)
         assert depth.released == (frozen if depth.frozen else 0)
-    assert [depth.frozen for depth in trial.depths] == list(range(LAYERS))
+    depths = [2] if more.get("use_peft") else list(range(LAYERS))
+    assert [depth.frozen for depth in trial.depths] == depths

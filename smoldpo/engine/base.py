@@ -63,15 +63,23 @@ class Engine(Protocol):
     """The reference, where it moves during training (sync_ref_model). Once it has moved, steps compute its
     log-probabilities anew, and those kept from its start serve evaluation alone."""
 
+    @property
+    def policy(self) -> torch.nn.Module:
+        """As it computes."""
+        ...
+
     def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
         """Do once what is the same in every epoch; called with every pair before the first update."""
         ...
 
-    def release_frozen(self) -> int:
+    def release_frozen(self, rest: bool = False) -> int:
         """After `prepare` of every pair: let go of weights that neither steps nor evaluation will read.
 
         Their values stay, in the file that they come from, and are back when something reads them. Returns
         the bytes of memory that were let go.
+
+        Args:
+            rest: of all that do not train, for a while in which the engine does nothing.
         """
         ...
 

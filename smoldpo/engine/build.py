@@ -16,12 +16,13 @@ from smoldpo import cache, progress
 from smoldpo.engine import shared_stores
 from smoldpo.engine.base import Engine
 from smoldpo.engine.fast import KEEP_SHARE, FastEngine
+from smoldpo.engine.frozen import cast_frozen
 from smoldpo.engine.identity import results_key
 from smoldpo.engine.kernels import Kernels, choose_kernels
 from smoldpo.engine.memory import free_memory, give_back_freed_memory
 from smoldpo.engine.moving import moving_copy, moving_model
 from smoldpo.engine.plain import PlainEngine
-from smoldpo.engine.precision import MasterWeights, cast
+from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.reference_store import FORMAT, ReferenceStore
 from smoldpo.engine.trunk import boundary, stays_as_stored, unsupported
 from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore, TrunkStore
@@ -127,7 +128,7 @@ def build_fast(
         wide = MasterWeights(reference.requires_grad_(True), dtype)
         moving = moving_model(policy, masters.named(), reference, dict(wide.named()), own=True)
     elif reference is not None:
-        cast(reference.requires_grad_(False), dtype)
+        cast_frozen(reference, dtype)
     elif settings.sync_ref_model:
         moving = moving_copy(policy, masters.named())
     if settings.cache in ("auto", "disk") and (reason := cache.unusable()) is not None:

@@ -192,8 +192,12 @@ class FastEngine:
             self._reference_logps.commit()
         self._prepared.update(keyed)
 
-    def release_frozen(self) -> int:
-        return let_go_of_file_pages(self._unread())
+    def release_frozen(self, rest: bool = False) -> int:
+        return let_go_of_file_pages(self._frozen() if rest else self._unread())
+
+    def _frozen(self) -> Iterator[torch.Tensor]:
+        for model in filter(None, (self.policy, self.reference)):
+            yield from (weight for weight in model.parameters() if not weight.requires_grad)
 
     def _unread(self) -> Iterator[torch.Tensor]:
         """Weights that nothing reads while states and log-probabilities of what was prepared are there."""

@@ -18,6 +18,7 @@ from smoldpo.types import TokenizedPair
 SOURCES = (
     *(f"models/{name}.py" for name in ("attention", "flex", "lean", "lean_adapters", "masks")),
     "models/regions.py",
+    "models/widening.py",
     *(f"engine/{name}.py" for name in ("head", "packing", "scorer", "trunk")),
 )
 """The files of the forward pass: an edit to one of them may change a bit of its results."""

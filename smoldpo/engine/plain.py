@@ -111,7 +111,7 @@ class PlainEngine:
     def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
         advance(len(pairs))  # the textbook keeps nothing
 
-    def release_frozen(self) -> int:
+    def release_frozen(self, rest: bool = False) -> int:
         return 0  # and reads every layer each time
 
     def trainable_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:

@@ -87,21 +87,39 @@ WIDE = "lora_magnitude_vector"
 """DoRA's magnitudes, one number a row, scale whole results: they compute in the masters' precision."""
 
 
-def cast(model: torch.nn.Module, dtype: torch.dtype, leaving: Collection[str] = ()) -> None:
+def cast(
+    model: torch.nn.Module,
+    dtype: torch.dtype,
+    leaving: Collection[str] = (),
+    beside: torch.nn.Module | None = None,
+) -> None:
     """Bring every parameter but WIDE to `dtype`, in place; buffers (rotary frequencies) stay as they are.
 
     Args:
-        leaving: names of parameters that stay as they are, too.
+        leaving: names of parameters that may stay as they are, too: those that products convert.
+        beside: a model that was cast so. Of weights that have the same values in both there is one tensor
+            behind this; neither may train.
     """
     let_go = letting_go()
+    there = dict(beside.named_parameters()) if beside is not None else {}
     for name, parameter in model.named_parameters():
-        if WIDE in name or name in leaving:
+        if parameter is there.get(name):
             continue
         before = parameter.data
-        after = before.to(dtype)
+        after = before if WIDE in name or name in leaving else before.to(dtype)
+        if name in there and _says(there[name], after, name in leaving):
+            after = there[name].data
         if after is not before:
             parameter.data = after
             let_go(before)
+
+
+def _says(theirs: torch.Tensor, ours: torch.Tensor, narrower: bool) -> bool:
+    """Whether the one holds the other's values, in its dtype or, if that may be, in a narrower one."""
+    if theirs.shape != ours.shape or theirs.device != ours.device:
+        return False
+    exact = narrower and torch.promote_types(theirs.dtype, ours.dtype) == ours.dtype
+    return (exact or theirs.dtype == ours.dtype) and torch.equal(theirs.to(ours.dtype), ours)
 
 
 class MasterWeights:

@@ -46,30 +46,35 @@ def boundary(model: PreTrainedModel) -> int:
     return min(inside) if inside else len(model.model.layers)
 
 
-def matrices_below(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
-    """The matrices that only the layers below the boundary read; no embeddings to which a head is tied."""
-    at = boundary(model)
+def frozen_matrices(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """The matrices of layers, and of embeddings to which no head is tied, that do not train."""
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return {
         name: weight
         for name, weight in model.named_parameters()
         if weight.dim() == 2
-        and (0 <= layer_of(name) < at or (at and weight is embeddings and weight is not head))
+        and not weight.requires_grad
+        and (layer_of(name) >= 0 or (weight is embeddings and weight is not head))
     }
+
+
+def below_boundary(name: str, at: int) -> bool:
+    """Whether a weight is of the embeddings or of a layer below `at`, where nothing trains."""
+    return at > 0 and layer_of(name) < at
 
 
 def holds_exactly(compute: torch.dtype, stored: torch.dtype) -> bool:
     """Whether every number of the one dtype is one of the other, so that weights may stay as they are stored.
 
-    A product converts what it needs (models/lean.py), once a stream; in memory they are a part of their file.
+    A product converts what it needs (models/widening.py); in memory they are a part of their file.
     """
     return torch.promote_types(stored, compute) == compute
 
 
 def stays_as_stored(model: PreTrainedModel, compute: torch.dtype) -> set[str]:
-    """Names of the matrices below the boundary that need no conversion."""
-    below = matrices_below(model).items()
-    return {name for name, weight in below if holds_exactly(compute, weight.dtype)}
+    """Names of the matrices that do not train and need no conversion."""
+    frozen = frozen_matrices(model).items()
+    return {name for name, weight in frozen if holds_exactly(compute, weight.dtype)}
 
 
 class OnRows(torch.nn.Module):

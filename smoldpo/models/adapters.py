@@ -50,24 +50,33 @@ class Adapter:
 
     config: Any
     frozen_layers: int
+    full: torch.dtype
+    """The adapters' precision."""
 
     @torch.no_grad()
     def on(self, model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
         """peft's model of `model` (changed in place) with this adapter, its weights by their names."""
         from peft import get_peft_model
 
-        with torch.random.fork_rng(devices=[]), quiet():
+        with torch.random.fork_rng(devices=[]), quiet(), _shapes_in(self.full, model):
             adapted = get_peft_model(model, copy.deepcopy(self.config))
         parameters = dict(adapted.named_parameters())
         for name, weight in weights:
             parameters[f"base_model.model.{name}"].copy_(weight)
         return adapted
 
+    def merged(self, adapted: Any) -> PreTrainedModel:
+        """The plain model of peft's, each adapter added into its weight, in full precision."""
+        for module in adapted_modules(adapted):
+            weight = module.base_layer.weight
+            weight.data = weight.data.to(self.full)
+        return adapted.merge_and_unload()
 
-def add_adapters(model: PreTrainedModel, settings: AdapterSettings) -> Adapter:
+
+def add_adapters(model: PreTrainedModel, settings: AdapterSettings, full: torch.dtype) -> Adapter:
     """Put adapters into `model`, in place; nothing else trains then.
 
-    Where A begins is a pure function of the seed.
+    Where A begins is a pure function of the seed. Adapters are in `full`, whatever the model's weights are.
 
     Raises:
         UsageError: layers that there are not; a target that fits no linear layer, or the LM head; a model
@@ -91,13 +100,29 @@ def add_adapters(model: PreTrainedModel, settings: AdapterSettings) -> Adapter:
         use_rslora=settings.use_rslora,
         **_targets(model, layers, settings.lora_target_modules),
     )
-    with torch.random.fork_rng(devices=[]), quiet():
+    with torch.random.fork_rng(devices=[]), quiet(), _shapes_in(full, model):
         torch.manual_seed(settings.seed)
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    _measure_rows(model)
-    return Adapter(config, below)
+    _measure_rows(model, full)
+    return Adapter(config, below, full)
+
+
+@contextlib.contextmanager
+def _shapes_in(full: torch.dtype, model: nn.Module) -> Iterator[None]:
+    """Within the block weights of another precision have their shapes alone, in `full`, and no memory.
+
+    peft makes adapters in the precision of the weights that they are for, and would round where they begin.
+    """
+    there = [(weight, weight.data) for weight in model.parameters() if weight.dtype != full]
+    for weight, values in there:
+        weight.data = values.new_zeros((), dtype=full).expand(values.shape)
+    try:
+        yield
+    finally:
+        for weight, values in there:
+            weight.data = values
 
 
 def _plain_number(value: float) -> float:
@@ -162,15 +187,17 @@ def _no_target(model: PreTrainedModel, pattern: str, linear: Sequence[str]) -> s
 
 
 @torch.no_grad()
-def _measure_rows(model: PreTrainedModel) -> None:
-    """Keep the lengths of W's rows, which DoRA's magnitudes begin as, in full precision.
+def _measure_rows(model: PreTrainedModel, full: torch.dtype) -> None:
+    """Let DoRA's magnitudes be the lengths of W's rows, in full precision, and keep them.
 
     They are peft's, to the last bit. Its forward divides by them and the fast engine by the ones kept, so in
     both engines the policy starts as its reference.
     """
     for module in adapted_modules(model):
         if magnitude := magnitude_of(module):
-            module.smoldpo_lengths = magnitude.weight.detach().clone()
+            lengths = torch.linalg.norm(module.base_layer.weight.to(full), dim=1)
+            magnitude.weight.copy_(lengths)
+            module.smoldpo_lengths = lengths
 
 
 def adapted_modules(model: nn.Module) -> list[Any]:

@@ -4,9 +4,11 @@ transformers wires the layers; what it calls inside them is swapped, on the engi
 
     RMSNorm            y = w x r,  r = (mean(x²) + ε)^-1/2     keeps x and r, not five tensors of x's size
     gated MLP          y = (silu(x Gᵀ) (x Uᵀ)) Dᵀ              keeps x, xGᵀ, xUᵀ; the product is formed anew
-    linear layers      y = x Wᵀ + b                            in blocks of rows, see below; frozen weights
-                                                               may lie in a narrower dtype than x
+    linear layers      y = x Wᵀ + b                            in blocks of rows, see below
     rotary embedding   y = x cos + rot(x) sin                  its backward is the opposite rotation
+
+Frozen matrices may lie in a narrower dtype than x (widening.py): both passes convert what they need, so
+that between them nothing wider is kept.
 
 Why blocks of rows: a CPU's matrix product may add in another order for another number of rows (oneDNN on
 AMX does), so a pair's log-probabilities would depend on what else is in the stream, in bfloat16 by whole
@@ -29,6 +31,7 @@ import torch
 from torch import nn
 
 from smoldpo.models.regions import gated_product, gated_slopes, normed, normed_slopes, rotated
+from smoldpo.models.widening import widened
 
 ROWS = 512
 """Rows of a forward product on a CPU, and of what is done between products to stay in its cache."""
@@ -70,7 +73,7 @@ class _Linear(torch.autograd.Function):
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rows: int
     ) -> torch.Tensor:
         ctx.save_for_backward(states, weight)
-        result = rows_product(states.flatten(0, -2), weight, rows)
+        result = rows_product(states.flatten(0, -2), widened(weight, states), rows)
         if bias is not None:
             result += bias
         return result.view(*states.shape[:-1], -1)
@@ -79,7 +82,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight = ctx.saved_tensors
         flat = grad.flatten(0, -2)
-        d_states = (flat @ weight).view_as(states) if ctx.needs_input_grad[0] else None
+        d_states = None
+        if ctx.needs_input_grad[0]:
+            d_states = (flat @ widened(weight, flat)).view_as(states)
         d_weight = flat.T @ states.flatten(0, -2) if ctx.needs_input_grad[1] else None
         d_bias = _column_sums(flat) if ctx.needs_input_grad[2] else None
         return d_states, d_weight, d_bias, None
@@ -133,6 +138,8 @@ class _GatedMLP(torch.autograd.Function):
         size: int,
     ) -> torch.Tensor:
         flat = states.flatten(0, -2)
+        weights = (gate, up, down)
+        gate, up, down = (widened(weight, flat) for weight in weights)
         result = torch.empty_like(flat)
         blocks = row_blocks(flat, size)
         width = len(flat) if keeps else blocks[0].stop
@@ -143,13 +150,14 @@ class _GatedMLP(torch.autograd.Function):
             block_product(flat[rows], up, raised[kept], size)
             block_product(gated_product(gated[kept], raised[kept]), down, result[rows], size)
         if keeps:
-            ctx.save_for_backward(flat, gated, raised, gate, up, down)
+            ctx.save_for_backward(flat, gated, raised, *weights)
         return result.view_as(states)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        states, gated, raised, gate, up, down = ctx.saved_tensors
+        states, gated, raised, *weights = ctx.saved_tensors
         flat = grad.flatten(0, -2)
+        gate, up, down = (widened(weight, flat) for weight in weights)
         product, d_gated, d_raised = (torch.empty_like(gated) for _ in range(3))
         d_states = torch.empty_like(flat)
         for rows in row_blocks(flat, ROWS):
@@ -196,14 +204,8 @@ def rotary(
     return _Rotary.apply(query, cos, sin), _Rotary.apply(key, cos, sin)
 
 
-def _widened(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """The weight in the states' dtype where that holds it exactly; else as it is, and the product refuses."""
-    exact = torch.promote_types(weight.dtype, states.dtype) == states.dtype
-    return weight.to(states.dtype) if exact else weight
-
-
 def _linear_forward(self: nn.Linear, states: torch.Tensor) -> torch.Tensor:
-    return _Linear.apply(states, _widened(self.weight, states), self.bias, self.smoldpo_rows)
+    return _Linear.apply(states, self.weight, self.bias, self.smoldpo_rows)
 
 
 def _norm_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
@@ -212,7 +214,7 @@ def _norm_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
 
 def _mlp_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
     parts = (self.gate_proj, self.up_proj, self.down_proj)
-    weights = (_widened(part.weight, states) for part in parts)
+    weights = (part.weight for part in parts)
     return _GatedMLP.apply(states, *weights, torch.is_grad_enabled(), self.smoldpo_rows)
 
 

@@ -25,6 +25,7 @@ from torch import nn
 from smoldpo.models.adapters import NAME, adapted_modules, magnitude_of
 from smoldpo.models.lean import ROWS, block_product, row_blocks
 from smoldpo.models.regions import gated_product, gated_slopes
+from smoldpo.models.widening import widened
 
 
 def _add_low_rank(
@@ -54,11 +55,11 @@ class _Adapted(torch.autograd.Function):
         scaling: float,
         size: int,
     ) -> torch.Tensor:
-        flat = states.flatten(0, -2)
+        flat, wide = states.flatten(0, -2), widened(weight, states)
         low = flat.new_empty(len(flat), len(down))
         result = flat.new_empty(len(flat), len(weight))
         for rows in row_blocks(flat, size):
-            block_product(flat[rows], weight, result[rows], size)
+            block_product(flat[rows], wide, result[rows], size)
             block_product(flat[rows], down, low[rows], size)
             _add_low_rank(low[rows], up, scaling, result[rows], size)
             if scale is not None:
@@ -81,7 +82,8 @@ class _Adapted(torch.autograd.Function):
         d_low = (flat @ up).mul_(ctx.scaling)
         d_states = None
         if ctx.needs_input_grad[0]:
-            d_states = (flat @ weight).addmm_(d_low, down).view(*grad.shape[:-1], -1)
+            d_states = (flat @ widened(weight, flat)).addmm_(d_low, down)
+            d_states = d_states.view(*grad.shape[:-1], -1)
         d_up = (flat.T @ low).mul_(ctx.scaling)
         return d_states, None, None, d_low.T @ states, d_up, d_scale, None, None
 
@@ -125,7 +127,8 @@ def row_lengths(module: Any) -> torch.Tensor:
     start, scaling = module.smoldpo_lengths, module.scaling[NAME]
     down, up = (getattr(module, part)[NAME].weight for part in ("lora_A", "lora_B"))
     wide = up.to(start.dtype)
-    crossed = (wide * (module.base_layer.weight @ down.T).to(wide.dtype)).sum(1)
+    weight = widened(module.base_layer.weight, down)
+    crossed = (wide * (weight @ down.T).to(wide.dtype)).sum(1)
     own = ((up @ (down @ down.T)).to(wide.dtype) * wide).sum(1)
     return start * (1 + (2 * scaling * crossed + scaling**2 * own) / start.square()).sqrt()
 
@@ -158,8 +161,9 @@ def _is_ours(module: Any) -> bool:
     if any(type(part) is not nn.Linear for part in linear) or linear[2].bias is not None:
         return False
     variant = module.lora_variant.get(NAME)  # DoRA is one
+    weight, *adapter = (part.weight for part in linear)
     return (
-        len({part.weight.dtype for part in linear}) == 1
+        len({widened(weight, adapter[0]).dtype, *(part.dtype for part in adapter)}) == 1
         and not any(parameter.requires_grad for parameter in module.base_layer.parameters())
         and (variant is None or hasattr(module, "smoldpo_lengths"))
     )

@@ -9,7 +9,7 @@ import torch
 from smoldpo import rng
 from smoldpo.config import TrainConfig
 from smoldpo.engine.precision import master_dtype
-from smoldpo.engine.trunk import boundary, holds_exactly, matrices_below
+from smoldpo.engine.trunk import below_boundary, boundary, frozen_matrices, holds_exactly
 from smoldpo.errors import UsageError
 from smoldpo.materials import Models
 from smoldpo.models.freeze import decoder_layers, freeze, layer_of
@@ -70,9 +70,10 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
         below = 0
     else:
         below = min((layer_of(name) for name in trains if layer_of(name) >= 0), default=layers)
-    stored = 0  # numbers that stay as they were loaded
+    stored = {}  # what stays as it was loaded
     if fast and holds_exactly(models.dtype, models.loaded):
-        stored = sum(weight.numel() for weight in matrices_below(policy).values())
+        stored = {name: weight.numel() for name, weight in frozen_matrices(policy).items()}
+    unread = sum(size for name, size in stored.items() if below_boundary(name, below))
     return Depth(
         frozen,
         below,
@@ -82,8 +83,8 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
         optimizer=optimizer_bytes(masters, config),
         checkpoint=saved_bytes(masters, config) + generators,
         step=step_bytes(masters, config),
-        unconverted=stored * (models.dtype.itemsize - models.loaded.itemsize),
-        released=stored * models.loaded.itemsize if models.mapped else 0,
+        unconverted=sum(stored.values()) * (models.dtype.itemsize - models.loaded.itemsize),
+        released=unread * models.loaded.itemsize if models.mapped else 0,
     )
 
 

@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 
 from smoldpo.answering import AT_ONCE, Question, choose_questions
 from smoldpo.config import TrainConfig
+from smoldpo.engine.frozen import cast_frozen
 from smoldpo.engine.memory import give_back_freed_memory
-from smoldpo.engine.precision import cast
 from smoldpo.materials import Models, TokenizedData
 from smoldpo.models.generate import generate_answers
-from smoldpo.plan.resident import height, read_in, resident
+from smoldpo.plan.resident import bytes_of, height, read_in, resident
 from smoldpo.proof import question_of
 
 FEW, SOME = 2, 8
@@ -69,35 +69,41 @@ class Ends:
     """The tuned model put together, from where it was loaded."""
     answering: float
     """Both models loaded, and every answer as long as it may become."""
+    model_bytes: float
+    """One model as it answers."""
     answering_bytes: float
-    """What drawing answers takes beside the model."""
+    """What drawing answers takes beside the models."""
     prompts: list[int]
     """Tokens of each prompt that is answered."""
 
 
 def measure_ends(config: TrainConfig, models: Models, data: TokenizedData) -> Ends:
-    """Loads the model as at the end of a run, and draws a few tokens of the run's own answers."""
+    """Loads models as at the end of a run, and draws a few tokens of the run's own answers."""
     asked = choose_questions(
         data.eval_pairs, data.eval, config.generate_prompts, models.positions, config.max_new_tokens
     )
     sample = question_of(config, models)
     begun = time.perf_counter()
-    model = models.trained()
+    models.trained()
     loading = time.perf_counter() - begun
-    cast(model.requires_grad_(False), models.dtype)
     give_back_freed_memory()
+    begun = time.perf_counter()
+    model = cast_frozen(models.reference(), models.dtype)
     read_in(model)
+    beginning = time.perf_counter() - begun
     before = resident()
     batches = [asked[start : start + AT_ONCE] for start in range(0, len(asked), AT_ONCE)]
     batches += [[sample]] if sample else []
     with height() as seen:
         drawing = _drawing(config, models, model, batches)
+    size = bytes_of(model)
     del model
     gc.collect()
     give_back_freed_memory()
-    answering = 2 * (loading + drawing) if batches else 0.0
+    beginning += 0.0 if models.shares else loading
+    answering = beginning + 2 * drawing if batches else 0.0
     prompts = [len(question.ids) for batch in batches for question in batch]
-    return Ends(loading, answering, float(seen.bytes - before), prompts)
+    return Ends(loading, answering, float(size), float(seen.bytes - before), prompts)
 
 
 def _drawing(

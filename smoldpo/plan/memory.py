@@ -22,8 +22,8 @@ class Sizes:
     """What saving converts at a time; 0 where the model was loaded as it is saved."""
     weights: float
     """Policy and, where it is a model of its own, reference, as they compute."""
-    computing: float
-    """One model in the compute dtype."""
+    compute_item: int
+    """Bytes of a number in the compute dtype."""
     master: int
     """Bytes of a number in the masters' precision."""
     masters_apart: bool
@@ -32,9 +32,15 @@ class Sizes:
     """Trunk states kept in memory."""
     released: float = 0.0
     """Of the weights, those of the reference that are let go once it has scored all pairs."""
+    answers: bool = True
+    answering_model: float = 0.0
+    """One model as it answers."""
     answering: float = 0.0
     """What drawing answers takes beside the models."""
-    answers: bool = True
+    shares: bool = True
+    """Whether reference and policy, as they answer, have all but what trained in common."""
+    merges: bool = False
+    """Whether adapters are added into the weights to be saved, which takes these in full precision."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ def need(
     }
     # The model as loaded, and what trained in full precision.
     together = sizes.loaded + depth.trainable * (sizes.master - sizes.loaded_item)
+    full = sizes.loaded / sizes.loaded_item * sizes.master
     first = ("libraries", "weights", "masters", "trunk states")
     staying = ("libraries", "weights", "masters", "optimizer", "trunk states")
     stays = rest + sum(parts[name] for name in staying)
@@ -101,14 +108,20 @@ def need(
         "loading": sizes.libraries + sizes.loaded + parts["masters"],
         "first pass": sum(parts[name] for name in first) + released + passing,
         "training": sum(parts.values()),
-        "saving": stays + together + sizes.shard,
+        "saving": stays + (full if sizes.merges else together) + sizes.shard,
     }
     if sizes.answers:
-        # The reference as it computes is there while the policy is put together.
-        loads = sizes.computing + together
-        draws = 2 * sizes.computing + sizes.answering
-        phases["answers"] = stays + max(loads, draws)
+        phases["answers"] = stays + _answers(sizes, depth, together)
     return Need(parts, phases)
+
+
+def _answers(sizes: Sizes, depth: Depth, together: float) -> float:
+    """Both models while they answer, or while the policy is put together beside the reference."""
+    if sizes.shares:  # where masters compute, those that trained are the masters themselves
+        copied = depth.trainable * sizes.compute_item * (sizes.compute_item != sizes.master)
+        return sizes.answering_model + copied + sizes.answering
+    second = max(together, sizes.answering_model + sizes.answering)
+    return sizes.answering_model + second
 
 
 def along(

@@ -19,6 +19,11 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
+def bytes_of(model: torch.nn.Module) -> int:
+    """Bytes of all weights, each in the precision that it has."""
+    return sum(weight.nbytes for weight in model.parameters())
+
+
 def read_in(*models: torch.nn.Module | None) -> None:
     """Read all weights once, so that no step takes the pages of a mapped file, which come when first read."""
     for model in models:

@@ -32,7 +32,7 @@ from smoldpo.plan.measuring import DryRun, Measured
 from smoldpo.plan.memory import Sizes, Tried, need
 from smoldpo.plan.pace import Pace
 from smoldpo.plan.rates import fit_rates
-from smoldpo.plan.resident import read_in, resident
+from smoldpo.plan.resident import bytes_of, read_in, resident
 from smoldpo.plan.samples import step_samples
 from smoldpo.saving import SHARD_BYTES
 from smoldpo.trainer import Schedule
@@ -79,16 +79,13 @@ class Trial:
         models, config = self.models, self.config
         master = master_dtype(models.dtype).itemsize
         computing = models.bytes / master * models.dtype.itemsize
-        copies = 1 + (config.reference is not None)
-        if (
-            not self.fast
-        ):  # the plain engine keeps a reference of its own, and both in full precision
-            own = (
-                config.reference is not None or not config.use_peft
-            )  # adapters off: no second model
-            copies = 1 + (needs_reference(config.loss_type) and own)
-        weights = copies * (computing if self.fast else models.bytes)
-        read_in(models.engine.policy, models.engine.reference)
+        reference = models.engine.reference if self.fast else None
+        if self.fast:
+            weights = computing + (bytes_of(reference) if reference is not None else 0.0)
+        else:  # a reference of its own, unless that is the policy without adapters; all in full precision
+            own = config.reference is not None or not config.use_peft
+            weights = models.bytes * (1 + (needs_reference(config.loss_type) and own))
+        read_in(models.engine.policy, reference)
         apart = self.fast and models.dtype.itemsize != master
         trainable = sum(p.numel() for _, p in models.engine.trainable_parameters())
         loaded = models.bytes / master * models.loaded.itemsize
@@ -100,11 +97,13 @@ class Trial:
             loaded_item=models.loaded.itemsize,
             shard=min(SHARD_BYTES, models.bytes) if loaded < models.bytes else 0.0,
             weights=weights,
-            computing=computing,
+            compute_item=models.dtype.itemsize,
             master=master,
             masters_apart=apart,
             released=self._released(),
             answers=bool(config.generate_prompts or config.sample_prompt),
+            shares=models.shares,
+            merges=config.use_peft and config.merge,
         )
 
     def _released(self) -> int:
@@ -128,7 +127,10 @@ class Trial:
                 advance(1)
         if not self._measured:
             raise self._refused[-1][1]
-        self.sizes = replace(self.sizes, answering=self.ends.answering_bytes)
+        ends = self.ends
+        self.sizes = replace(
+            self.sizes, answering_model=ends.model_bytes, answering=ends.answering_bytes
+        )
         self.rates = fit_rates(
             [passed for found in self._measured for passed in found.passed],
             [stepped for found in self._measured for stepped in found.stepped],

@@ -55,7 +55,8 @@ KINDS = {
 
 
 def adapted(model, **settings):
-    add_adapters(model, dataclasses.replace(SETTINGS, **settings))
+    full = torch.promote_types(model.dtype, torch.float32)
+    add_adapters(model, dataclasses.replace(SETTINGS, **settings), full)
     return model
 
 

@@ -1,0 +1,37 @@
+"""Layers whose weights lie in a narrower dtype than they compute in, and are converted by each product.
+
+Every number of bfloat16 and of float16 is one of float32, so nothing is rounded: results are to the last
+bit those of weights that were converted beforehand.
+"""
+
+from __future__ import annotations
+
+import types
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def widened(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """The weight in the states' dtype where that holds it exactly; else as it is, and the product refuses."""
+    exact = torch.promote_types(weight.dtype, states.dtype) == states.dtype
+    return weight.to(states.dtype) if exact else weight
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let linear layers and embeddings whose weights are not in `dtype` compute in it, in place."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight.dtype != dtype:
+            module.forward = types.MethodType(_linear, module)
+        elif isinstance(module, nn.Embedding) and module.weight.dtype != dtype:
+            module.forward = partial(_embedded, module, dtype)
+
+
+def _linear(self: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    return F.linear(states, widened(self.weight, states), self.bias)
+
+
+def _embedded(module: nn.Embedding, dtype: torch.dtype, ids: torch.Tensor) -> torch.Tensor:
+    return F.embedding(ids, module.weight).to(dtype)
