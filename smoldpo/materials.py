@@ -24,6 +24,7 @@ from smoldpo.engine.build import (
     configuration_sha256,
 )
 from smoldpo.engine.compiling import CompileChoice, set_up_compiling
+from smoldpo.engine.frozen import cast_frozen
 from smoldpo.engine.kernels import Kernels
 from smoldpo.engine.memory import file_page_bytes, give_back_freed_memory, letting_go
 from smoldpo.engine.precision import cast, compute_dtype, master_dtype, pick_device
@@ -101,14 +102,16 @@ class Models:
         return self._with_what_trained(start)
 
     def tuned(self, reference: PreTrainedModel) -> PreTrainedModel:
-        """The policy as it is now, to answer beside the reference.
+        """The policy as it is now, to answer beside the reference, which was loaded and brought to its dtype.
 
-        Where that is the policy's start, all but what trained is the reference's own.
+        Where that is the policy's start, all but what trained is the reference's own; else what is equal.
 
         Raises:
-            ModelError: as `trained`.
+            ModelError: as `trained`, where the start is loaded anew.
         """
-        start = reference if self.shares else self._start().to(self.device)
+        start = reference
+        if not self.shares:
+            start = cast_frozen(self._start().to(self.device), self.dtype, beside=reference)
         model = self._with_what_trained(start)
         if self.adapter is not None:
             put_adapters(model, self.engine.policy)
@@ -117,7 +120,7 @@ class Models:
     @property
     def shares(self) -> bool:
         """Whether reference and policy have all but what trains in common."""
-        return self.reference_source is self.source
+        return self.reference_source == self.source
 
     def _with_what_trained(self, start: PreTrainedModel) -> PreTrainedModel:
         """The model with the policy's weights where those trained; all others are the same tensors."""

@@ -1,6 +1,7 @@
 """Models that answer: narrow weights stay, and what both have in common is there once. Nothing tells."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -162,18 +163,22 @@ def test_a_run_has_what_does_not_train_once(folders, tmp_path, asked, dtype, eng
         assert (head is policy.get_input_embeddings().weight) == policy.config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("more", [{"use_peft": True}, {"reference": "full"}], ids=str)
-def test_a_policy_that_was_loaded_for_itself_shares_as_much(folders, tmp_path, asked, more):
-    if "reference" in more:
-        more = {"reference": str(folders[1])}
-    run(folders[0], tmp_path / "run", **more)
+@pytest.mark.parametrize("use_peft", [False, True])
+@pytest.mark.parametrize("mine, others", [(0, 1), (1, 0), (0, 2)])
+def test_a_policy_that_was_loaded_for_itself_shares_as_much(
+    folders, tmp_path, asked, use_peft, mine, others
+):
+    """Beside a reference of the same values in other files."""
+    names = [*folders, shutil.copytree(folders[0], tmp_path / "copy")]
+    run(names[mine], tmp_path / "run", reference=str(names[others]), use_peft=use_peft)
     reference, policy = asked
     found = apart(reference, policy)
-    if more.get("use_peft"):
-        assert {n.rsplit(".", 1)[-1] for n in found} == {"down", "up"}
-    else:  # the policy's own bfloat16, beside a reference in float32
-        found -= {n for n, w in policy.named_parameters() if w.dtype == torch.bfloat16}
+    if others == 1:  # its own bfloat16 is less than a reference's float32
+        named = policy.named_parameters()
+        found -= {n.replace(".linear.", ".") for n, w in named if w.dtype == torch.bfloat16}
     assert found and trained(found)
+    if use_peft:
+        assert {n.rsplit(".", 1)[-1] for n in found} == {"down", "up"}
 
 
 def test_evaluate_has_what_two_models_have_in_common_once(folders, tmp_path, asked):
@@ -198,21 +203,54 @@ def test_nothing_is_copied_to_be_given_up_again(folders, write_rows, more):
     assert found and trained(found)
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_adapters_beside_the_weights_are_those_in_the_weights(dora):
-    """Llama with biases, in float64: as peft merges them."""
+def with_biases() -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=2, attention_bias=True,
         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).double().eval()
+    model = LlamaForCausalLM(config).eval()
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
-            torch.nn.init.normal_(weight)
+            torch.nn.init.normal_(weight, std=5.0)
+    return model
+
+
+def adapted_copy(model, dora: bool, full: torch.dtype):
     adapted = copy.deepcopy(model)
-    settings = AdapterSettings(3, 12.0, (), dora, dora, 0, (), 0)
-    add_adapters(adapted, settings, torch.float64)
+    add_adapters(adapted, AdapterSettings(3, 12.0, (), dora, dora, 0, (), 0), full)
+    return adapted
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_that_have_learnt_nothing_change_nothing(dora, dtype):
+    """To the last bit, though DoRA scales what a layer gives; a bias it adds behind a rounding."""
+    model = with_biases()
+    if dora and dtype == torch.bfloat16:
+        model = LlamaForCausalLM(LlamaConfig(**model.config.to_dict() | {"attention_bias": False}))
+    beside = cast_frozen(copy.deepcopy(model), dtype)
+    put_adapters(beside, adapted_copy(model, dora, torch.float32))
+    cast_frozen(beside, dtype)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    assert torch.equal(beside(ids).logits, cast_frozen(model, dtype)(ids).logits)
+
+
+@pytest.mark.parametrize("more", [{}, {"use_dora": True}], ids=str)
+def test_what_answers_is_what_is_saved(folders, tmp_path, asked, more):
+    tuned = run(folders[0], tmp_path / "run", use_peft=True, merge=True, **more)
+    policy, saved = asked[1], loaded(tuned / "model")
+    ids = torch.tensor([PROMPTS[0]])
+    ours, theirs, start = (model(ids).logits for model in (policy, saved, asked[0]))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert (ours - start).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_beside_the_weights_are_those_in_the_weights(dora):
+    """Llama with biases, in float64: as peft merges them."""
+    model = with_biases().double()
+    adapted = adapted_copy(model, dora, torch.float64)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_" in name:

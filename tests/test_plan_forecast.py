@@ -262,8 +262,8 @@ def tried(depth, **more):
 
 
 SIZES = Sizes(
-    libraries=4e8, loaded=5.4e8, loaded_item=4, shard=0.0, weights=2.7e8, compute_item=2, master=4,
-    masters_apart=True, answering_model=2.6e8, answering=1e8,
+    libraries=4e8, loaded=5.4e8, loaded_item=4, shard=0.0, weights=2.7e8, computing=2.7e8,
+    compute_item=2, master=4, masters_apart=True, answering_model=2.6e8, answering=1e8,
 )  # fmt: skip
 
 
@@ -317,18 +317,23 @@ def test_answers_take_one_model_and_what_trained_or_two():
     assert answers(**full) == stays - 4 * 17e6 + 2.6e8 + 1e8
     # Of another reference nothing is shared: the policy is loaded beside it, and then cast.
     assert answers(shares=False) == stays + 2.6e8 + 5.4e8
-    assert answers(shares=False, loaded=2.7e8) == stays + 2.6e8 + 2.6e8 + 1e8
+    assert answers(shares=False, loaded=2.7e8) == stays + 2.6e8 + 2.7e8 + 1e8
+    assert answers(shares=False, loaded=1e8, answering_model=5e8) == stays + 5e8 + 2.7e8 + 1e8
 
 
 def test_weights_that_were_let_go_count_for_the_first_pass_alone():
-    depth = replace(UPPER, unconverted=int(1e7))
-    whole, found = (need(SIZES, [tried(UPPER)], depth, 2000, gone) for gone in (0.0, 5e7))
+    depth = replace(UPPER, unconverted=int(1e7), resting=int(7e7))
+    sizes = replace(SIZES, released=2e7)
+    whole, found = (need(sizes, [tried(UPPER)], depth, 2000, gone) for gone in (0.0, 5e7))
     assert found.parts["weights"] == 2.7e8 - 1e7 - 5e7
     assert found.phases["first pass"] == 4e8 + 2.6e8 + 4 * 17e6 + 20
     for phase in ("loading", "first pass"):
         assert found.phases[phase] == whole.phases[phase]
-    for phase in ("training", "saving", "answers"):
-        assert found.phases[phase] == whole.phases[phase] - 5e7, phase
+    assert found.phases["training"] == whole.phases["training"] - 5e7
+    # While the engine rests all goes that can, whether a step would read it or not.
+    awake = need(SIZES, [tried(UPPER)], replace(depth, resting=0), 2000)
+    for phase in ("saving", "answers"):
+        assert found.phases[phase] == whole.phases[phase] == awake.phases[phase] - 9e7, phase
 
 
 def test_between_depths_memory_goes_in_straight_lines():

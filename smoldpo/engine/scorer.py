@@ -39,11 +39,11 @@ class Scorer:
         make_lean(model.model)
         for layer in model.model.layers[:at]:
             make_lean(layer, TRUNK_ROWS)
-        make_adapters_lean(model.model)
+        self.head = model.get_output_embeddings().weight
+        make_adapters_lean(model.model, self.head.dtype)
         self.model = model
         self.kernels, self.squares = kernels, squares
         self.trunk, self.top = cut(model, at)
-        self.head = model.get_output_embeddings().weight
 
     @torch.no_grad()
     def trunk_states(self, batch: PackedBatch) -> torch.Tensor:

@@ -6,14 +6,17 @@ import functools
 import sys
 
 import torch
+from transformers import PreTrainedModel
 
 from smoldpo import progress
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.engine.build import choose_engine
+from smoldpo.engine.frozen import cast_frozen
 from smoldpo.engine.kernels import Kernels, choose_kernels
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import pick_device
 from smoldpo.engine.scorer import score
+from smoldpo.engine.trunk import FAMILIES
 from smoldpo.evaluation.judges import Verdict, by_score
 from smoldpo.models.load import (
     ModelSource,
@@ -77,7 +80,7 @@ class ImplicitJudge:
         kernels = choose_kernels(torch.float32, device)
         with progress.spinner(f"loading {self.name}"):
             policy = _Scored(self._policy, device, kernels)
-            reference = _Scored(self._reference, device, kernels)
+            reference = _Scored(self._reference, device, kernels, beside=policy.model)
         room = (positions(scored.model) or sys.maxsize for scored in (policy, reference))
         return PairTokenizer(tokenizer, min(room)), policy, reference
 
@@ -85,8 +88,15 @@ class ImplicitJudge:
 class _Scored:
     """A model in float32 that gives log-probabilities, by the fast engine's scorer where that is proven."""
 
-    def __init__(self, source: ModelSource, device: str, kernels: Kernels):
-        self.model = load_model(source, torch.float32, device).requires_grad_(False)
+    def __init__(
+        self,
+        source: ModelSource,
+        device: str,
+        kernels: Kernels,
+        beside: PreTrainedModel | None = None,
+    ):
+        model = load_model(source, torch.float32, device, as_stored=FAMILIES)
+        self.model = cast_frozen(model, torch.float32, beside)
         self._kernels = kernels
         self._fast = choose_engine("auto", self.model).name == "fast"
 

@@ -10,13 +10,14 @@ from torch import nn
 
 from smoldpo.models.adapters import NAME, adapted_modules, magnitude_of
 from smoldpo.models.lean_adapters import row_lengths
+from smoldpo.models.widening import widened
 
 
 class Adapted(nn.Module):
     """y = c (x Wᵀ) + (x Aᵀ) (s c B)ᵀ + b; c is 1 but for DoRA (lean_adapters.py), and a constant here.
 
     Args:
-        linear: x Wᵀ + b.
+        linear: x Wᵀ + b; for DoRA the bias is taken out of it.
         module: peft's, with the adapter.
     """
 
@@ -26,8 +27,10 @@ class Adapted(nn.Module):
         self.linear = linear
         down, up = module.lora_A[NAME].weight, module.scaling[NAME] * module.lora_B[NAME].weight
         magnitude = magnitude_of(module)
-        self.scale = None if magnitude is None else magnitude.weight / row_lengths(module)
-        if self.scale is not None:
+        self.scale = self.bias = None
+        if magnitude is not None:
+            self.bias, linear.bias = linear.bias, None
+            self.scale = magnitude.weight / row_lengths(module, widened(linear.weight, down))
             up = (self.scale[:, None] * up).to(up.dtype)
         self.down, self.up = (nn.Parameter(p.detach(), requires_grad=False) for p in (down, up))
 
@@ -35,9 +38,9 @@ class Adapted(nn.Module):
         """[..., D] to [..., F]."""
         result = self.linear(states)
         if self.scale is not None:
-            bias = 0.0 if self.linear.bias is None else self.linear.bias
-            result = ((result - bias) * self.scale + bias).to(result.dtype)
-        return result + F.linear(F.linear(states, self.down), self.up)
+            result = result.mul_(self.scale)
+        result += F.linear(F.linear(states, self.down), self.up)
+        return result if self.bias is None else result + self.bias
 
 
 def put_adapters(model: nn.Module, policy: nn.Module) -> None:

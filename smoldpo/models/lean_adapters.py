@@ -9,7 +9,8 @@ the lengths come from |w|² + 2 s w·(Aᵀ b) + s² b·(A Aᵀ b) for a row w of
 result is that of the layer without adapter, to the last bit, so that both can share stored log-probabilities.
 
 These are the adapters that adapters.py makes. Others that peft can make (several at once, merged ones, with
-biases, in another precision than W's) keep peft's own forward, around linear layers that are lean.
+biases, in another precision than the states) keep peft's own forward, around linear layers that are lean.
+W may be stored in a narrower dtype (widening.py).
 
 Dimensions: T rows, D width in, F width out, r rank.
 """
@@ -48,6 +49,7 @@ class _Adapted(torch.autograd.Function):
         ctx: Any,
         states: torch.Tensor,
         weight: torch.Tensor,
+        wide: torch.Tensor,
         bias: torch.Tensor | None,
         down: torch.Tensor,
         up: torch.Tensor,
@@ -55,7 +57,7 @@ class _Adapted(torch.autograd.Function):
         scaling: float,
         size: int,
     ) -> torch.Tensor:
-        flat, wide = states.flatten(0, -2), widened(weight, states)
+        flat = states.flatten(0, -2)
         low = flat.new_empty(len(flat), len(down))
         result = flat.new_empty(len(flat), len(weight))
         for rows in row_blocks(flat, size):
@@ -76,7 +78,7 @@ class _Adapted(torch.autograd.Function):
         states, low, weight, down, up, scale, unbiased = ctx.saved_tensors
         flat, d_scale = grad.flatten(0, -2), None
         if scale is not None:
-            if ctx.needs_input_grad[5]:
+            if ctx.needs_input_grad[6]:
                 d_scale = _products_by_column(flat, unbiased, scale.dtype) / scale
             flat = (flat * scale).to(flat.dtype)
         d_low = (flat @ up).mul_(ctx.scaling)
@@ -85,7 +87,7 @@ class _Adapted(torch.autograd.Function):
             d_states = (flat @ widened(weight, flat)).addmm_(d_low, down)
             d_states = d_states.view(*grad.shape[:-1], -1)
         d_up = (flat.T @ low).mul_(ctx.scaling)
-        return d_states, None, None, d_low.T @ states, d_up, d_scale, None, None
+        return d_states, None, None, None, d_low.T @ states, d_up, d_scale, None, None
 
 
 def _products_by_column(one: torch.Tensor, other: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
@@ -119,15 +121,17 @@ class _GatedProduct(torch.autograd.Function):
 
 
 @torch.no_grad()
-def row_lengths(module: Any) -> torch.Tensor:
+def row_lengths(module: Any, weight: torch.Tensor) -> torch.Tensor:
     """|W + s B A| of each row, [F], in the magnitudes' precision; with B = 0 |W| as it was measured, exactly.
 
     As a multiple of |W|: not every kernel's root of a rounded square is the number again.
+
+    Args:
+        weight: W in the adapters' precision.
     """
     start, scaling = module.smoldpo_lengths, module.scaling[NAME]
     down, up = (getattr(module, part)[NAME].weight for part in ("lora_A", "lora_B"))
     wide = up.to(start.dtype)
-    weight = widened(module.base_layer.weight, down)
     crossed = (wide * (weight @ down.T).to(wide.dtype)).sum(1)
     own = ((up @ (down @ down.T)).to(wide.dtype) * wide).sum(1)
     return start * (1 + (2 * scaling * crossed + scaling**2 * own) / start.square()).sqrt()
@@ -136,14 +140,16 @@ def row_lengths(module: Any) -> torch.Tensor:
 def _adapted_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
     if self.disable_adapters:
         return self.base_layer(states)
-    magnitude = magnitude_of(self)
+    magnitude, weight = magnitude_of(self), self.base_layer.weight
+    wide = widened(weight, states)
     return _Adapted.apply(
         states,
-        self.base_layer.weight,
+        weight,
+        wide,
         self.base_layer.bias,
         self.lora_A[NAME].weight,
         self.lora_B[NAME].weight,
-        None if magnitude is None else magnitude.weight / row_lengths(self),
+        None if magnitude is None else magnitude.weight / row_lengths(self, wide),
         self.scaling[NAME],
         self.smoldpo_rows,
     )
@@ -153,29 +159,32 @@ def _mlp_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
     return self.down_proj(_GatedProduct.apply(self.gate_proj(states), self.up_proj(states)))
 
 
-def _is_ours(module: Any) -> bool:
-    """Whether `_adapted_forward` computes what peft's forward of this module does."""
+def _is_ours(module: Any, dtype: torch.dtype) -> bool:
+    """Whether `_adapted_forward` computes what peft's forward of this module does, of states in `dtype`."""
     if list(module.active_adapters) != [NAME] or module.merged or NAME not in module.lora_A:
         return False
     linear = (module.base_layer, module.lora_A[NAME], module.lora_B[NAME])
     if any(type(part) is not nn.Linear for part in linear) or linear[2].bias is not None:
         return False
     variant = module.lora_variant.get(NAME)  # DoRA is one
-    weight, *adapter = (part.weight for part in linear)
+    weight, *adapter = (part.weight.dtype for part in linear)
     return (
-        len({widened(weight, adapter[0]).dtype, *(part.dtype for part in adapter)}) == 1
+        {*adapter, torch.promote_types(weight, dtype)} == {dtype}
         and not any(parameter.requires_grad for parameter in module.base_layer.parameters())
         and (variant is None or hasattr(module, "smoldpo_lengths"))
     )
 
 
-def make_adapters_lean(base: nn.Module) -> None:
+def make_adapters_lean(base: nn.Module, dtype: torch.dtype) -> None:
     """Swap adapted linear layers and the MLPs that hold some for the above, in place; after `make_lean`.
 
     Adapters of another make stay as they are, see above.
+
+    Args:
+        dtype: of the states that linear layers are given.
     """
     adapted = set(adapted_modules(base))
-    for module in filter(_is_ours, adapted):
+    for module in (module for module in adapted if _is_ours(module, dtype)):
         module.forward = types.MethodType(_adapted_forward, module)
     for module in base.modules():
         parts = [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]

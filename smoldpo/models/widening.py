@@ -20,13 +20,16 @@ def widened(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     return weight.to(states.dtype) if exact else weight
 
 
-def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let linear layers and embeddings whose weights are not in `dtype` compute in it, in place."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight.dtype != dtype:
+def compute_in(model: nn.Module, dtype: torch.dtype) -> bool:
+    """Let linear layers and embeddings whose weights are in another dtype compute in this one; if any are."""
+    kinds = (nn.Linear, nn.Embedding)
+    narrow = [m for m in model.modules() if isinstance(m, kinds) and m.weight.dtype != dtype]
+    for module in narrow:
+        if isinstance(module, nn.Linear):
             module.forward = types.MethodType(_linear, module)
-        elif isinstance(module, nn.Embedding) and module.weight.dtype != dtype:
+        else:
             module.forward = partial(_embedded, module, dtype)
+    return bool(narrow)
 
 
 def _linear(self: nn.Linear, states: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from smoldpo import rng
 from smoldpo.config import TrainConfig
@@ -70,10 +72,6 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
         below = 0
     else:
         below = min((layer_of(name) for name in trains if layer_of(name) >= 0), default=layers)
-    stored = {}  # what stays as it was loaded
-    if fast and holds_exactly(models.dtype, models.loaded):
-        stored = {name: weight.numel() for name, weight in frozen_matrices(policy).items()}
-    unread = sum(size for name, size in stored.items() if below_boundary(name, below))
     return Depth(
         frozen,
         below,
@@ -83,9 +81,31 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
         optimizer=optimizer_bytes(masters, config),
         checkpoint=saved_bytes(masters, config) + generators,
         step=step_bytes(masters, config),
-        unconverted=sum(stored.values()) * (models.dtype.itemsize - models.loaded.itemsize),
-        released=unread * models.loaded.itemsize if models.mapped else 0,
+        **_as_stored(models, policy, below if fast else None),
     )
+
+
+def _as_stored(models: Models, policy: PreTrainedModel, below: int | None) -> dict[str, int]:
+    """Bytes of a Depth that hang on what stays as it was loaded; the plain engine (below None) has none."""
+    stored: dict[str, torch.Tensor] = {}
+    if below is not None and holds_exactly(models.dtype, models.loaded):
+        stored = dict(frozen_matrices(policy))
+    unread = [weight for name, weight in stored.items() if below_boundary(name, below or 0)]
+    resting = list(stored.values())
+    if (
+        stored and models.dtype == models.loaded
+    ):  # norms and the head are a part of their file as well
+        resting = [weight for weight in policy.parameters() if not weight.requires_grad]
+    item = models.loaded.itemsize
+    return {
+        "unconverted": _numbers(resting) * (models.dtype.itemsize - item),
+        "released": _numbers(unread) * item * models.mapped,
+        "resting": _numbers(resting) * item * models.mapped,
+    }
+
+
+def _numbers(weights: Sequence[torch.Tensor]) -> int:
+    return sum(weight.numel() for weight in weights)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Ends:
     answering: float
     """Both models loaded, and every answer as long as it may become."""
     model_bytes: float
-    """One model as it answers."""
+    """The reference as it answers."""
     answering_bytes: float
     """What drawing answers takes beside the models."""
     prompts: list[int]
@@ -84,7 +84,10 @@ def measure_ends(config: TrainConfig, models: Models, data: TokenizedData) -> En
     )
     sample = question_of(config, models)
     begun = time.perf_counter()
-    models.trained()
+    trained = models.trained()
+    if models.adapter is not None and config.merge:
+        models.adapter.merged(trained)
+    del trained
     loading = time.perf_counter() - begun
     give_back_freed_memory()
     begun = time.perf_counter()

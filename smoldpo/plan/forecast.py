@@ -31,6 +31,8 @@ class Depth:
     """Bytes by which frozen weights, as they are stored, are fewer than in the compute dtype."""
     released: int = 0
     """Bytes of frozen weights that are let go once all pairs went through them."""
+    resting: int = 0
+    """Bytes of all frozen weights that can be let go, as they are while the model is saved and answers."""
 
     @property
     def top(self) -> int:

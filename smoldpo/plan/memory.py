@@ -22,8 +22,10 @@ class Sizes:
     """What saving converts at a time; 0 where the model was loaded as it is saved."""
     weights: float
     """Policy and, where it is a model of its own, reference, as they compute."""
+    computing: float
+    """One model in the compute dtype."""
     compute_item: int
-    """Bytes of a number in the compute dtype."""
+    """Bytes of a number in it."""
     master: int
     """Bytes of a number in the masters' precision."""
     masters_apart: bool
@@ -34,7 +36,7 @@ class Sizes:
     """Of the weights, those of the reference that are let go once it has scored all pairs."""
     answers: bool = True
     answering_model: float = 0.0
-    """One model as it answers."""
+    """The reference as it answers."""
     answering: float = 0.0
     """What drawing answers takes beside the models."""
     shares: bool = True
@@ -102,8 +104,9 @@ def need(
     together = sizes.loaded + depth.trainable * (sizes.master - sizes.loaded_item)
     full = sizes.loaded / sizes.loaded_item * sizes.master
     first = ("libraries", "weights", "masters", "trunk states")
-    staying = ("libraries", "weights", "masters", "optimizer", "trunk states")
-    stays = rest + sum(parts[name] for name in staying)
+    staying = ("libraries", "masters", "optimizer", "trunk states")
+    weights = sizes.weights - depth.unconverted - sizes.released - depth.resting
+    stays = rest + weights + sum(parts[name] for name in staying)
     phases = {
         "loading": sizes.libraries + sizes.loaded + parts["masters"],
         "first pass": sum(parts[name] for name in first) + released + passing,
@@ -120,8 +123,8 @@ def _answers(sizes: Sizes, depth: Depth, together: float) -> float:
     if sizes.shares:  # where masters compute, those that trained are the masters themselves
         copied = depth.trainable * sizes.compute_item * (sizes.compute_item != sizes.master)
         return sizes.answering_model + copied + sizes.answering
-    second = max(together, sizes.answering_model + sizes.answering)
-    return sizes.answering_model + second
+    policy = sizes.computing - depth.unconverted
+    return sizes.answering_model + max(together, policy + sizes.answering)
 
 
 def along(

@@ -85,7 +85,7 @@ class Trial:
         else:  # a reference of its own, unless that is the policy without adapters; all in full precision
             own = config.reference is not None or not config.use_peft
             weights = models.bytes * (1 + (needs_reference(config.loss_type) and own))
-        read_in(models.engine.policy, reference)
+        read_in(models.engine.policy, models.engine.reference)
         apart = self.fast and models.dtype.itemsize != master
         trainable = sum(p.numel() for _, p in models.engine.trainable_parameters())
         loaded = models.bytes / master * models.loaded.itemsize
@@ -97,6 +97,7 @@ class Trial:
             loaded_item=models.loaded.itemsize,
             shard=min(SHARD_BYTES, models.bytes) if loaded < models.bytes else 0.0,
             weights=weights,
+            computing=computing,
             compute_item=models.dtype.itemsize,
             master=master,
             masters_apart=apart,
