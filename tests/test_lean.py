@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from smoldpo.engine.memory_budget import kept_for_backward
 from smoldpo.models import lean
 from smoldpo.models.lean import rows_product
 
@@ -216,3 +217,14 @@ def test_rows_are_as_if_each_were_alone(dtype, width, inside, threads, rows):
     for count in (1, 31, 33, 500, rows - 1, rows, rows + 1, 2 * rows - 1):
         assert torch.equal(rows_product(states[:count], weight, rows), whole[:count]), count
         assert torch.equal(rows_product(states[-count:], weight, rows), whole[-count:]), count
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_states_are_kept_only_for_a_gradient_of_the_weights(trains):
+    linear, gated = nn.Linear(WIDTH, WIDTH, bias=False), Gated(nn.SiLU())
+    for part, always in ((linear, 0), (gated, 2 * INSIDE)):
+        part.double().requires_grad_(trains)
+        lean.make_lean(part)
+        states = torch.randn(1, 8, WIDTH, dtype=torch.float64, requires_grad=True)
+        kept = kept_for_backward(lambda part=part, x=states: part(x), part.parameters())
+        assert kept == 8 * 8 * (always + trains * WIDTH)

@@ -4,7 +4,8 @@ transformers wires the layers; what it calls inside them is swapped, on the engi
 
     RMSNorm            y = w x r,  r = (mean(x²) + ε)^-1/2     keeps x and r, not five tensors of x's size
     gated MLP          y = (silu(x Gᵀ) (x Uᵀ)) Dᵀ              keeps x, xGᵀ, xUᵀ; the product is formed anew
-    linear layers      y = x Wᵀ + b                            in blocks of rows, see below
+    linear layers      y = x Wᵀ + b                            in blocks of rows, see below; both keep x only
+                                                               where a weight's gradient needs it
     rotary embedding   y = x cos + rot(x) sin                  its backward is the opposite rotation
 
 Frozen matrices may lie in a narrower dtype than x (widening.py): both passes convert what they need, so
@@ -72,7 +73,7 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rows: int
     ) -> torch.Tensor:
-        ctx.save_for_backward(states, weight)
+        ctx.save_for_backward(states if ctx.needs_input_grad[1] else None, weight)
         result = rows_product(states.flatten(0, -2), widened(weight, states), rows)
         if bias is not None:
             result += bias
@@ -84,7 +85,7 @@ class _Linear(torch.autograd.Function):
         flat = grad.flatten(0, -2)
         d_states = None
         if ctx.needs_input_grad[0]:
-            d_states = (flat @ widened(weight, flat)).view_as(states)
+            d_states = (flat @ widened(weight, flat)).view(*grad.shape[:-1], -1)
         d_weight = flat.T @ states.flatten(0, -2) if ctx.needs_input_grad[1] else None
         d_bias = _column_sums(flat) if ctx.needs_input_grad[2] else None
         return d_states, d_weight, d_bias, None
@@ -150,7 +151,8 @@ class _GatedMLP(torch.autograd.Function):
             block_product(flat[rows], up, raised[kept], size)
             block_product(gated_product(gated[kept], raised[kept]), down, result[rows], size)
         if keeps:
-            ctx.save_for_backward(flat, gated, raised, *weights)
+            read = flat if any(ctx.needs_input_grad[1:3]) else None
+            ctx.save_for_backward(read, gated, raised, *weights)
         return result.view_as(states)
 
     @staticmethod

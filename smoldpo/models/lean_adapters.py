@@ -42,12 +42,13 @@ def _add_low_rank(
 
 
 class _Adapted(torch.autograd.Function):
-    """Keeps x and x Aᵀ, and for DoRA y."""
+    """Keeps x and x Aᵀ, and for DoRA y. With a `gate` x is silu(gate) states, formed anew of these two."""
 
     @staticmethod
     def forward(
         ctx: Any,
         states: torch.Tensor,
+        gate: torch.Tensor | None,
         weight: torch.Tensor,
         wide: torch.Tensor,
         bias: torch.Tensor | None,
@@ -58,36 +59,56 @@ class _Adapted(torch.autograd.Function):
         size: int,
     ) -> torch.Tensor:
         flat = states.flatten(0, -2)
+        gated = None if gate is None else gate.flatten(0, -2)
         low = flat.new_empty(len(flat), len(down))
         result = flat.new_empty(len(flat), len(weight))
         for rows in row_blocks(flat, size):
-            block_product(flat[rows], wide, result[rows], size)
-            block_product(flat[rows], down, low[rows], size)
+            block = flat[rows] if gated is None else gated_product(gated[rows], flat[rows])
+            block_product(block, wide, result[rows], size)
+            block_product(block, down, low[rows], size)
             _add_low_rank(low[rows], up, scaling, result[rows], size)
             if scale is not None:
                 result[rows].mul_(scale)
         unbiased = result if scale is not None else None
         if bias is not None:
             result = result + bias
-        ctx.save_for_backward(flat, low, weight, down, up, scale, unbiased)
+        ctx.save_for_backward(flat, gated, low, weight, down, up, scale, unbiased)
         ctx.scaling = scaling
         return result.view(*states.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        states, low, weight, down, up, scale, unbiased = ctx.saved_tensors
+        states, gated, low, weight, down, up, scale, unbiased = ctx.saved_tensors
         flat, d_scale = grad.flatten(0, -2), None
         if scale is not None:
-            if ctx.needs_input_grad[6]:
+            if ctx.needs_input_grad[7]:
                 d_scale = _products_by_column(flat, unbiased, scale.dtype) / scale
             flat = (flat * scale).to(flat.dtype)
         d_low = (flat @ up).mul_(ctx.scaling)
-        d_states = None
-        if ctx.needs_input_grad[0]:
+        d_states = d_gate = None
+        if any(ctx.needs_input_grad[:2]):
             d_states = (flat @ widened(weight, flat)).addmm_(d_low, down)
+            if gated is not None:
+                states, d_gate, d_states = _gated_slopes(gated, states, d_states)
+                d_gate = d_gate.view(*grad.shape[:-1], -1)
             d_states = d_states.view(*grad.shape[:-1], -1)
+        elif gated is not None:
+            states = gated_product(gated, states)
         d_up = (flat.T @ low).mul_(ctx.scaling)
-        return d_states, None, None, None, d_low.T @ states, d_up, d_scale, None, None
+        d_down = d_low.T @ states
+        return d_states, d_gate, None, None, None, d_down, d_up, d_scale, None, None
+
+
+def _gated_slopes(
+    gated: torch.Tensor, raised: torch.Tensor, grad: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """silu(a) u, and what a gradient of it is by a and by u; block by block."""
+    product, d_gated, d_raised = (torch.empty_like(gated) for _ in range(3))
+    for rows in row_blocks(gated, ROWS):
+        product[rows], d_raised[rows], d_gated[rows] = gated_slopes(
+            gated[rows], raised[rows], grad[rows]
+        )
+    return product, d_gated, d_raised
 
 
 def _products_by_column(one: torch.Tensor, other: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
@@ -114,9 +135,7 @@ class _GatedProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gated, raised = (saved.flatten(0, -2) for saved in ctx.saved_tensors)
         flat = grad.flatten(0, -2)
-        d_gated, d_raised = torch.empty_like(gated), torch.empty_like(raised)
-        for rows in row_blocks(flat, ROWS):
-            _, d_raised[rows], d_gated[rows] = gated_slopes(gated[rows], raised[rows], flat[rows])
+        _, d_gated, d_raised = _gated_slopes(gated, raised, flat)
         return d_gated.view_as(grad), d_raised.view_as(grad)
 
 
@@ -137,13 +156,16 @@ def row_lengths(module: Any, weight: torch.Tensor) -> torch.Tensor:
     return start * (1 + (2 * scaling * crossed + scaling**2 * own) / start.square()).sqrt()
 
 
-def _adapted_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
+def _adapted_forward(
+    self: Any, states: torch.Tensor, gate: torch.Tensor | None = None
+) -> torch.Tensor:
     if self.disable_adapters:
-        return self.base_layer(states)
+        return self.base_layer(states if gate is None else _GatedProduct.apply(gate, states))
     magnitude, weight = magnitude_of(self), self.base_layer.weight
     wide = widened(weight, states)
     return _Adapted.apply(
         states,
+        gate,
         weight,
         wide,
         self.base_layer.bias,
@@ -156,7 +178,10 @@ def _adapted_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
 
 
 def _mlp_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
-    return self.down_proj(_GatedProduct.apply(self.gate_proj(states), self.up_proj(states)))
+    gated, raised, down = self.gate_proj(states), self.up_proj(states), self.down_proj
+    if getattr(down.forward, "__func__", None) is _adapted_forward:
+        return down(raised, gated)
+    return down(_GatedProduct.apply(gated, raised))
 
 
 def _is_ours(module: Any, dtype: torch.dtype) -> bool:

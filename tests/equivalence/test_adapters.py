@@ -24,6 +24,7 @@ from test_fast_engine import (
 from smoldpo.engine.compiling import set_up_compiling
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.kernels import Kernels
+from smoldpo.engine.memory_budget import kept_for_backward
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.scorer import score
@@ -32,7 +33,8 @@ from smoldpo.engine.trunk_store import MemoryStore, NoStore
 from smoldpo.errors import UsageError
 from smoldpo.models.adapters import AdapterSettings, adapted_modules, add_adapters
 from smoldpo.models.freeze import freeze
-from smoldpo.models.lean_adapters import row_lengths
+from smoldpo.models.lean import make_lean
+from smoldpo.models.lean_adapters import make_adapters_lean, row_lengths
 from smoldpo.models.load import weights_sha256
 from smoldpo.models.regions import switch_regions
 
@@ -316,3 +318,17 @@ def test_layers_by_other_names_are_an_error(targets):
 def test_what_cannot_be_is_an_error(settings, says):
     with pytest.raises(UsageError, match=says):
         adapted(build("llama", tied=False), **settings)
+
+
+@pytest.mark.parametrize("targets", [("down_proj",), ("gate_proj", "up_proj", "down_proj")])
+def test_an_mlps_product_is_formed_anew_and_not_kept(targets):
+    model = adapted(build("llama"), lora_target_modules=targets)
+    layer = model.model.layers[1]
+    make_lean(layer)
+    make_adapters_lean(layer, torch.float64)
+    rows, width = 8, model.config.hidden_size
+    states = torch.randn(1, rows, width, dtype=torch.float64, requires_grad=True)
+    kept = kept_for_backward(lambda: layer.mlp(states), model.parameters())
+    rank, inside = SETTINGS.lora_r, model.config.intermediate_size
+    read = width if "up_proj" in targets else 0  # by adapters of gate and up
+    assert kept == 8 * rows * (2 * inside + read + rank * len(targets))
