@@ -208,6 +208,9 @@ def test_the_implicit_reward_is_the_policys_lead_over_the_reference(
 def test_a_policy_that_is_its_reference_ties(tiny_folder):
     judge = parse_judge(f"implicit:{tiny_folder},{tiny_folder}")
     assert judge.compare("Hi", "one answer", "another, longer answer") == Verdict(0.5)
+    _, policy, reference = judge._loaded
+    both = zip(policy.model.parameters(), reference.model.parameters(), strict=True)
+    assert all(one.data_ptr() == other.data_ptr() for one, other in both), "in memory once"
 
 
 def test_an_implicit_reference_of_another_vocabulary_is_refused(

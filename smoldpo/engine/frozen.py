@@ -12,7 +12,7 @@ from smoldpo.models.widening import compute_in
 
 
 def cast_frozen(
-    model: PreTrainedModel, dtype: torch.dtype, beside: PreTrainedModel | None = None
+    model: PreTrainedModel, dtype: torch.dtype, beside: torch.nn.Module | None = None
 ) -> PreTrainedModel:
     """Let the whole model compute in `dtype`, in place, and train nothing.
 

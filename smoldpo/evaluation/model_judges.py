@@ -6,7 +6,6 @@ import functools
 import sys
 
 import torch
-from transformers import PreTrainedModel
 
 from smoldpo import progress
 from smoldpo.data.tokenize import PairTokenizer
@@ -93,7 +92,7 @@ class _Scored:
         source: ModelSource,
         device: str,
         kernels: Kernels,
-        beside: PreTrainedModel | None = None,
+        beside: torch.nn.Module | None = None,
     ):
         model = load_model(source, torch.float32, device, as_stored=FAMILIES)
         self.model = cast_frozen(model, torch.float32, beside)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from smoldpo import rng
 from smoldpo.config import TrainConfig
@@ -85,7 +85,7 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
     )
 
 
-def _as_stored(models: Models, policy: PreTrainedModel, below: int | None) -> dict[str, int]:
+def _as_stored(models: Models, policy: Any, below: int | None) -> dict[str, int]:
     """Bytes of a Depth that hang on what stays as it was loaded; the plain engine (below None) has none."""
     stored: dict[str, torch.Tensor] = {}
     if below is not None and holds_exactly(models.dtype, models.loaded):

@@ -117,6 +117,8 @@ def test_every_family(family, kind, freeze_layers):
         (("gate_proj",), ("every:2",), 1),
         (("up_proj", "o_proj"), ("0", "3"), 0),
         (("down_proj",), ("last:1",), 3),
+        (("gate_proj", "down_proj"), ("last:1",), 3),
+        (("up_proj", "down_proj"), ("last:1",), 3),
         (("*.mlp.*",), ("2",), 2),
         (("model.layers.1.self_attn.q_proj", "*.3.mlp.up_proj"), (), 1),
         (("all-linear",), ("last:3",), 1),
