@@ -145,6 +145,8 @@ def test_the_forecast_knows_what_goes(folder, write_rows, tmp_path, monkeypatch,
         gone = engine.release_frozen()
         assert trial.depths[frozen].released == pytest.approx(gone, rel=0.01)
         assert gone > 0.98 * sum(4 * w.numel() for w in below(engine.policy, frozen))
+        resting = engine.release_frozen(rest=True)
+        assert trial.depths[frozen].resting == pytest.approx(resting, rel=0.01)
 
 
 def test_a_run_lets_go_before_its_first_step_and_when_training_is_over(
