@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +45,7 @@ from smoldpo.models.load import (
     require_same_tokens,
     weights_sha256,
 )
+from smoldpo.models.twins import twin
 from smoldpo.trainer import Schedule
 from smoldpo.types import PreferencePair, TokenizedPair
 
@@ -99,7 +99,7 @@ class Models:
         start = self._start()
         if self.adapter is not None:
             return self.adapter.on(start, self.engine.trainable_parameters())
-        return self._with_what_trained(start)
+        return twin(start, self._what_trained(start))
 
     def tuned(self, reference: PreTrainedModel) -> PreTrainedModel:
         """The policy as it is now, to answer beside the reference, which was loaded and brought to its dtype.
@@ -112,7 +112,7 @@ class Models:
         start = reference
         if not self.shares:
             start = cast_frozen(self._start().to(self.device), self.dtype, beside=reference)
-        model = self._with_what_trained(start)
+        model = twin(start, self._what_trained(start))
         if self.adapter is not None:
             put_adapters(model, self.engine.policy)
         return model
@@ -122,17 +122,12 @@ class Models:
         """Whether reference and policy have all but what trains in common."""
         return self.reference_source == self.source
 
-    def _with_what_trained(self, start: PreTrainedModel) -> PreTrainedModel:
-        """The model with the policy's weights where those trained; all others are the same tensors."""
-        trained = dict(self.engine.trainable_parameters())
-        known = {}
-        for name, weight in start.named_parameters():
-            if name in trained:
-                now = trained[name].detach().to(weight.device)
-                known[id(weight)] = torch.nn.Parameter(now, requires_grad=False)
-            else:
-                known[id(weight)] = weight
-        return copy.deepcopy(start, known)  # which takes what is known instead of a copy
+    def _what_trained(self, start: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """Where the start's weights are, by name; with adapters none of its own."""
+        if self.adapter is not None:
+            return {}
+        trained = self.engine.trainable_parameters()
+        return {name: weight.detach().to(start.device) for name, weight in trained}
 
     def save(self, folder: Path, card: str, merge: bool) -> None:
         """Save the policy as it is now as `folder`/model; adapters as such, unless they are to be merged.

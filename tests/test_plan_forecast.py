@@ -262,7 +262,7 @@ def tried(depth, **more):
 
 
 SIZES = Sizes(
-    libraries=4e8, loaded=5.4e8, loaded_item=4, shard=0.0, weights=2.7e8, computing=2.7e8,
+    libraries=4e8, loaded=5.4e8, loaded_item=4, shard=0.0, weights=2.7e8,
     compute_item=2, master=4, masters_apart=True, answering_model=2.6e8, answering=1e8,
 )  # fmt: skip
 
@@ -317,8 +317,11 @@ def test_answers_take_one_model_and_what_trained_or_two():
     assert answers(**full) == stays - 4 * 17e6 + 2.6e8 + 1e8
     # Of another reference nothing is shared: the policy is loaded beside it, and then cast.
     assert answers(shares=False) == stays + 2.6e8 + 5.4e8
-    assert answers(shares=False, loaded=2.7e8) == stays + 2.6e8 + 2.7e8 + 1e8
-    assert answers(shares=False, loaded=1e8, answering_model=5e8) == stays + 5e8 + 2.7e8 + 1e8
+    assert answers(shares=False, loaded=2.7e8, loaded_item=2) == stays + 2.6e8 + 2.7e8 + 1e8
+    assert (
+        answers(shares=False, loaded=2.7e8, loaded_item=2, answering_model=5e8)
+        == stays + 5e8 + 2.7e8 + 1e8
+    )
 
 
 def test_weights_that_were_let_go_count_for_the_first_pass_alone():

@@ -9,13 +9,13 @@ was another model from the start moves in all of its weights.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from smoldpo.errors import UsageError
+from smoldpo.models.twins import twin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,11 +85,11 @@ def moving_copy(
         policy: in the computing precision, before an engine has changed its modules.
         masters: what trains, in the optimizer's precision.
     """
-    frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}
-    model = copy.deepcopy(policy, frozen)
+    sources, ours = dict(masters), dict(policy.named_parameters())
+    model = twin(policy, {name: ours[name].detach().clone() for name in sources})
     parameters = dict(model.named_parameters())
     weights = []
-    for name, source in masters:
+    for name, source in sources.items():
         narrow = parameters[name]
         same = narrow.dtype == source.dtype
         wide = narrow if same else source.detach().clone()

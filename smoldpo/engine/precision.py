@@ -103,8 +103,8 @@ def cast(
     let_go = letting_go()
     there = dict(beside.named_parameters()) if beside is not None else {}
     for name, parameter in model.named_parameters():
-        if parameter is there.get(name):
-            continue
+        if name in there and there[name].data_ptr() == parameter.data_ptr():
+            continue  # shared before
         before = parameter.data
         after = before if WIDE in name or name in leaving else before.to(dtype)
         if name in there and _says(there[name], after, name in leaving):

@@ -6,7 +6,6 @@ bit those of weights that were converted beforehand.
 
 from __future__ import annotations
 
-import types
 from functools import partial
 
 import torch
@@ -25,15 +24,13 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> bool:
     kinds = (nn.Linear, nn.Embedding)
     narrow = [m for m in model.modules() if isinstance(m, kinds) and m.weight.dtype != dtype]
     for module in narrow:
-        if isinstance(module, nn.Linear):
-            module.forward = types.MethodType(_linear, module)
-        else:
-            module.forward = partial(_embedded, module, dtype)
+        forward = _linear if isinstance(module, nn.Linear) else _embedded
+        module.forward = partial(forward, module, dtype)
     return bool(narrow)
 
 
-def _linear(self: nn.Linear, states: torch.Tensor) -> torch.Tensor:
-    return F.linear(states, widened(self.weight, states), self.bias)
+def _linear(module: nn.Linear, dtype: torch.dtype, states: torch.Tensor) -> torch.Tensor:
+    return F.linear(states, module.weight.to(dtype), module.bias)
 
 
 def _embedded(module: nn.Embedding, dtype: torch.dtype, ids: torch.Tensor) -> torch.Tensor:

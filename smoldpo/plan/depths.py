@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,19 +92,18 @@ def _as_stored(models: Models, policy: Any, below: int | None) -> dict[str, int]
         stored = dict(frozen_matrices(policy))
     unread = [weight for name, weight in stored.items() if below_boundary(name, below or 0)]
     resting = list(stored.values())
-    if (
-        stored and models.dtype == models.loaded
-    ):  # norms and the head are a part of their file as well
+    if stored and models.dtype == models.loaded:
+        # Then norms and the head are a part of their file as well.
         resting = [weight for weight in policy.parameters() if not weight.requires_grad]
     item = models.loaded.itemsize
     return {
-        "unconverted": _numbers(resting) * (models.dtype.itemsize - item),
+        "unconverted": _numbers(stored.values()) * (models.dtype.itemsize - item),
         "released": _numbers(unread) * item * models.mapped,
         "resting": _numbers(resting) * item * models.mapped,
     }
 
 
-def _numbers(weights: Sequence[torch.Tensor]) -> int:
+def _numbers(weights: Iterable[torch.Tensor]) -> int:
     return sum(weight.numel() for weight in weights)
 
 

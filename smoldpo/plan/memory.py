@@ -22,10 +22,8 @@ class Sizes:
     """What saving converts at a time; 0 where the model was loaded as it is saved."""
     weights: float
     """Policy and, where it is a model of its own, reference, as they compute."""
-    computing: float
-    """One model in the compute dtype."""
     compute_item: int
-    """Bytes of a number in it."""
+    """Bytes of a number in the compute dtype."""
     master: int
     """Bytes of a number in the masters' precision."""
     masters_apart: bool
@@ -43,6 +41,10 @@ class Sizes:
     """Whether reference and policy, as they answer, have all but what trained in common."""
     merges: bool = False
     """Whether adapters are added into the weights to be saved, which takes these in full precision."""
+
+    def whole(self, item: int) -> float:
+        """One model with so many bytes a number."""
+        return self.loaded / self.loaded_item * item
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,6 @@ def need(
     }
     # The model as loaded, and what trained in full precision.
     together = sizes.loaded + depth.trainable * (sizes.master - sizes.loaded_item)
-    full = sizes.loaded / sizes.loaded_item * sizes.master
     first = ("libraries", "weights", "masters", "trunk states")
     staying = ("libraries", "masters", "optimizer", "trunk states")
     weights = sizes.weights - depth.unconverted - sizes.released - depth.resting
@@ -111,7 +112,7 @@ def need(
         "loading": sizes.libraries + sizes.loaded + parts["masters"],
         "first pass": sum(parts[name] for name in first) + released + passing,
         "training": sum(parts.values()),
-        "saving": stays + (full if sizes.merges else together) + sizes.shard,
+        "saving": stays + (sizes.whole(sizes.master) if sizes.merges else together) + sizes.shard,
     }
     if sizes.answers:
         phases["answers"] = stays + _answers(sizes, depth, together)
@@ -123,7 +124,7 @@ def _answers(sizes: Sizes, depth: Depth, together: float) -> float:
     if sizes.shares:  # where masters compute, those that trained are the masters themselves
         copied = depth.trainable * sizes.compute_item * (sizes.compute_item != sizes.master)
         return sizes.answering_model + copied + sizes.answering
-    policy = sizes.computing - depth.unconverted
+    policy = sizes.whole(sizes.compute_item) - depth.unconverted
     return sizes.answering_model + max(together, policy + sizes.answering)
 
 

@@ -97,7 +97,6 @@ class Trial:
             loaded_item=models.loaded.itemsize,
             shard=min(SHARD_BYTES, models.bytes) if loaded < models.bytes else 0.0,
             weights=weights,
-            computing=computing,
             compute_item=models.dtype.itemsize,
             master=master,
             masters_apart=apart,
