@@ -15,6 +15,8 @@ test: .venv/.installed-test lint  ## the whole suite
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 faults: .venv/.installed-test  ## the fault suite in its long form, with 30 kills
 	SMOLDPO_FAULTS=long $(BIN)/python -m pytest tests/faults $(ARGS)

@@ -60,7 +60,7 @@ def write_rows(path: Path, rows: int, seed: int = 1) -> None:
 
 CHECK = """
 import sys
-from smoldpo.cli_data import app
+from smoldpo.cli.data import app
 app(["check", sys.argv[1], "--model", sys.argv[2], "--json"])
 """
 

@@ -18,16 +18,18 @@ from typing import Any
 
 import torch
 
-from smoldpo.config import TrainConfig, build_config
+from smoldpo.config.load import build_config
+from smoldpo.config.optimizers import lowest_rate
+from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import load_pairs
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.engine.build import EngineSettings, build_plain
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.models.load import ModelSource, find_model, load_model, load_tokenizer
-from smoldpo.optim_settings import lowest_rate
-from smoldpo.schedules import decay_steps
-from smoldpo.tracking import MetricsFile
-from smoldpo.trainer import Schedule, train
+from smoldpo.training.loggers import MetricsFile
+from smoldpo.training.loop import train
+from smoldpo.training.optim import decay_steps
+from smoldpo.training.sampler import Schedule
 from smoldpo.types import TokenizedPair
 
 

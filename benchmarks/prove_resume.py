@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from smoldpo.files import processor_name
-from smoldpo.prove_resume import prove
+from smoldpo.training.prove_resume import prove
+from smoldpo.utils.files import processor_name
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """smoldpo: Direct Preference Optimization for small language models.
 
-As a library (docs/library.md; the code is in smoldpo/library/):
+As a library (docs/library.md; the code is in smoldpo/api/):
 
     result = smoldpo.train(data="pairs.jsonl", freeze_layers=25, beta=0.2)
     print(result.evaluation["headline"])
@@ -13,40 +13,46 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from smoldpo._version import __version__
 
 if TYPE_CHECKING:
-    from smoldpo.config import TrainConfig
-    from smoldpo.errors import ConfigError, DataError, ModelError, SmoldpoError, UsageError
-    from smoldpo.interrupts import InterruptedRunError
-    from smoldpo.library.logps import sequence_logps, tokenize_pairs
-    from smoldpo.library.loss import dpo_loss
-    from smoldpo.library.measuring import Figures, evaluate
-    from smoldpo.library.pairs import Pairs, load_pairs
-    from smoldpo.library.training import train
-    from smoldpo.run import RunResult
+    from smoldpo.api.evaluate import Figures, evaluate
+    from smoldpo.api.logps import sequence_logps, tokenize_pairs
+    from smoldpo.api.losses import dpo_loss
+    from smoldpo.api.pairs import Pairs, load_pairs
+    from smoldpo.api.train import train
+    from smoldpo.config.schema import TrainConfig
+    from smoldpo.training.run import RunResult
     from smoldpo.types import PairLogps, PreferencePair, TokenizedPair
+    from smoldpo.utils.errors import (
+        ConfigError,
+        DataError,
+        ModelError,
+        SmoldpoError,
+        UsageError,
+    )
+    from smoldpo.utils.signals import InterruptedRunError
 
 _HOMES = {
-    "train": "smoldpo.library.training",
-    "evaluate": "smoldpo.library.measuring",
-    "load_pairs": "smoldpo.library.pairs",
-    "tokenize_pairs": "smoldpo.library.logps",
-    "sequence_logps": "smoldpo.library.logps",
-    "dpo_loss": "smoldpo.library.loss",
-    "TrainConfig": "smoldpo.config",
-    "RunResult": "smoldpo.run",
-    "Figures": "smoldpo.library.measuring",
-    "Pairs": "smoldpo.library.pairs",
+    "train": "smoldpo.api.train",
+    "evaluate": "smoldpo.api.evaluate",
+    "load_pairs": "smoldpo.api.pairs",
+    "tokenize_pairs": "smoldpo.api.logps",
+    "sequence_logps": "smoldpo.api.logps",
+    "dpo_loss": "smoldpo.api.losses",
+    "TrainConfig": "smoldpo.config.schema",
+    "RunResult": "smoldpo.training.run",
+    "Figures": "smoldpo.api.evaluate",
+    "Pairs": "smoldpo.api.pairs",
     "PreferencePair": "smoldpo.types",
     "TokenizedPair": "smoldpo.types",
     "PairLogps": "smoldpo.types",
-    "SmoldpoError": "smoldpo.errors",
-    "UsageError": "smoldpo.errors",
-    "ConfigError": "smoldpo.errors",
-    "DataError": "smoldpo.errors",
-    "ModelError": "smoldpo.errors",
-    "InterruptedRunError": "smoldpo.interrupts",
+    "SmoldpoError": "smoldpo.utils.errors",
+    "UsageError": "smoldpo.utils.errors",
+    "ConfigError": "smoldpo.utils.errors",
+    "DataError": "smoldpo.utils.errors",
+    "ModelError": "smoldpo.utils.errors",
+    "InterruptedRunError": "smoldpo.utils.signals",
 }
 """Where each public name lives. What is not listed here may change without notice."""
 

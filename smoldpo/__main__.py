@@ -1,5 +1,7 @@
 """python -m smoldpo"""
 
-from smoldpo.cli import main
+from __future__ import annotations
+
+from smoldpo.cli.main import main
 
 main()

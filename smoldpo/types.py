@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+
 Message = dict[str, Any]
 """One chat message: "role", "content", and whatever else the chat template understands."""
 
@@ -92,7 +93,7 @@ class TokenizedPair:
 class PairLogps:
     """log π(chosen|x) and log π(rejected|x), summed over completion tokens; each of shape [pairs].
 
-    A part of the sums stands beside them for losses that treat it otherwise (losses/token_sums.py).
+    A part of the sums stands beside them for losses that treat it otherwise (losses/inputs.py).
     """
 
     chosen: torch.Tensor

@@ -97,6 +97,50 @@ def tiny_folder(tmp_path_factory, tiny_tokenizer, tiny_config) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    from browser import ARGUMENTS, BROWSER
+
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+def make_tiny(folder):
+    """A model folder of one layer and eight words."""
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    vocabulary = {letter: number for number, letter in enumerate("abcdefgh")}
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="a")), eos_token="h"
+    ).save_pretrained(folder)
+
+
+def keep_entry(kind, key, size, used, about='{"what": "a test"}'):
+    """An entry of the cache of so many bytes, last used so many seconds after 1970."""
+    from smoldpo.engine.cache import folder as cache
+
+    folder = cache.entry_folder(kind, key)
+    folder.mkdir(parents=True)
+    (folder / "some.states").write_bytes(bytes(size - len(about)))
+    (folder / "about.json").write_text(about)
+    os.utime(folder, (used, used))
+    return folder
+
+
 def rows(count: int) -> list[dict]:
     """Pairs that a tiny model can learn from: chosen says yes, rejected says no."""
     return [
@@ -140,7 +184,7 @@ def cli(monkeypatch, tmp_path, tmp_path_factory, request) -> Iterator[Callable]:
     import contextlib
     import io
 
-    from smoldpo import cli as module
+    from smoldpo.cli import main
 
     monkeypatch.chdir(tmp_path)
     if "real" not in request.keywords:  # those need the unpacked model of the real cache
@@ -155,7 +199,7 @@ def cli(monkeypatch, tmp_path, tmp_path_factory, request) -> Iterator[Callable]:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                module.app([str(argument) for argument in arguments], standalone_mode=True)
+                main.app([str(argument) for argument in arguments], standalone_mode=True)
                 code = 0
             except SystemExit as end:
                 code = end.code or 0
@@ -213,9 +257,9 @@ def shared() -> Path:
 def same_kernels():
     """Which kernel is faster is measured: beside other work now one, now the other, rounding otherwise."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("smoldpo.engine.kernels._first_is_faster", lambda way, before: True)
-        patch.setattr("smoldpo.engine.machine.keep", lambda name, choice: None)
-        patch.setattr("smoldpo.engine.machine.keep_rate", lambda name, rate: None)
+        patch.setattr("smoldpo.engine.autotune._first_is_faster", lambda way, before: True)
+        patch.setattr("smoldpo.engine.autotune.keep", lambda name, choice: None)
+        patch.setattr("smoldpo.engine.autotune.keep_rate", lambda name, rate: None)
         yield
 
 
@@ -223,15 +267,15 @@ def same_kernels():
 def quick_rates(request, monkeypatch):
     """Measuring the machine takes as long as all that a tiny model computes."""
     if "real" not in request.keywords:
-        monkeypatch.setattr("smoldpo.engine.precision.SHAPE", (64, 64, 64))
-        monkeypatch.setattr("smoldpo.engine.precision.SECONDS", 0.002)
+        monkeypatch.setattr("smoldpo.engine.autotune.SHAPE", (64, 64, 64))
+        monkeypatch.setattr("smoldpo.engine.autotune.SECONDS", 0.002)
 
 
 @pytest.fixture(autouse=True)
 def pictures(request, monkeypatch):
     """matplotlib takes more than half of a tiny run: it draws where a test looks, marked `pictures`."""
     if not {"pictures", "real"} & set(request.keywords):
-        monkeypatch.setattr("smoldpo.plots._drawn", lambda draw, size: "<svg ></svg>")
+        monkeypatch.setattr("smoldpo.reports.plots._drawn", lambda draw, size: "<svg ></svg>")
 
 
 @pytest.fixture(autouse=True)
@@ -248,7 +292,7 @@ def threads(request):
 @pytest.fixture
 def write(tmp_path):
     """Write a recipe of another trainer and import it."""
-    from smoldpo.recipes import import_recipe
+    from smoldpo.config.importers import import_recipe
 
     def run(text: str, dialect: str | None = None, name: str = "recipe.yaml"):
         path = tmp_path / name
@@ -270,7 +314,7 @@ def frozen_libraries():
 def planted(monkeypatch):
     """Times that are far above those of this machine: a step's rows take hours, the rest next to nothing."""
     from smoldpo.plan import trial
-    from smoldpo.plan.rates import Rates
+    from smoldpo.plan.cost_model import Rates
 
     rates = Rates(step_row=2.0)
     monkeypatch.setattr(trial, "fit_rates", lambda *_: rates)

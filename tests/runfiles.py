@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from conftest import ROOT
-from smoldpo.config import TrainConfig
+from smoldpo.config.schema import TrainConfig
 
 BUILTIN = ROOT / "smoldpo" / "data" / "builtin" / "test.jsonl"
 METRICS = ("logp", "logp_per_token", "reward")

@@ -2,7 +2,7 @@
 
 import json
 
-from smoldpo.sweep import pairs
+from smoldpo.sweep import splits
 
 
 def results(folder):
@@ -19,6 +19,6 @@ def timeless(folder):
 
 def sides(folder):
     return {
-        side: [json.loads(line) for line in pairs.file_of(folder, side).read_text().splitlines()]
-        for side in pairs.SIDES
+        side: [json.loads(line) for line in splits.file_of(folder, side).read_text().splitlines()]
+        for side in splits.SIDES
     }

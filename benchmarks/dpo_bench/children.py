@@ -25,9 +25,10 @@ def prepare(spec: dict[str, Any]) -> dict[str, Any]:
 
     from smoldpo.data.load import load_training_data
     from smoldpo.data.tokenize import PairTokenizer
-    from smoldpo.engine.precision import compute_dtype, pick_device
+    from smoldpo.engine.autotune import compute_dtype
     from smoldpo.models.freeze import layer_of
     from smoldpo.models.load import find_model, load_model, load_tokenizer
+    from smoldpo.utils.devices import pick_device
 
     device = pick_device(spec["device"])
     rates = {name: matmul_rates(name, device) for name in ("float32", "bfloat16")}

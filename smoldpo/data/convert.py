@@ -26,14 +26,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from smoldpo.data.formats import PairReader, Unreadable
-from smoldpo.data.formats.numbers import NUMBERS
-from smoldpo.data.formats.pairs import PROMPT_IS_TEXT
-from smoldpo.data.formats.values import TURN, as_messages
-from smoldpo.data.rowfiles import csv_cell
-from smoldpo.data.sources import Row
-from smoldpo.errors import DataError, UsageError, nearest
+from smoldpo.data.files import csv_cell
+from smoldpo.data.rows import Row
+from smoldpo.data.schemas import PairReader, Unreadable
+from smoldpo.data.schemas.fields import NUMBERS, TURN, as_messages
+from smoldpo.data.schemas.paired import PROMPT_IS_TEXT
 from smoldpo.types import Message, PreferencePair
+from smoldpo.utils.errors import DataError, UsageError, nearest
 
 Values = dict[str, Any]
 FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -6,13 +6,15 @@ without which they could not be scored.
 
 from __future__ import annotations
 
+import math
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
-from typing import Any
+from typing import Any, TypeVar
 
-from smoldpo.data.cleaning import (
+from smoldpo.data.cleaning.cleaner import (
     DROP,
     MEND,
     WARN,
@@ -22,13 +24,13 @@ from smoldpo.data.cleaning import (
     choose_rules,
     evaluation_rules,
 )
-from smoldpo.data.formats import PairReader, Unreadable
-from smoldpo.data.rules.across import EvaluationPrompts
-from smoldpo.data.rules.excerpts import excerpt
-from smoldpo.data.rules.prompts import prompt_key
-from smoldpo.data.sources import Split, mix, open_source
-from smoldpo.errors import DataError, UsageError
+from smoldpo.data.cleaning.duplicates import EvaluationPrompts
+from smoldpo.data.cleaning.text import excerpt, prompt_key
+from smoldpo.data.rows import Split
+from smoldpo.data.schemas import PairReader, Unreadable
+from smoldpo.data.sources import open_source
 from smoldpo.types import PreferencePair, Prompt
+from smoldpo.utils.errors import DataError, UsageError
 
 
 class Reading:
@@ -336,3 +338,41 @@ def opening(prompt: Prompt) -> Prompt:
         return prompt
     users = [message for message in prompt if message["role"] == "user"]
     return tuple(users[:1]) or prompt
+
+
+T = TypeVar("T")
+
+
+def mix(sources: Sequence[Iterable[T]], weights: Sequence[float], seed: int) -> Iterator[T]:
+    """Several sources interleaved by weight, each read at most once; for rows or for pairs.
+
+    Item k of a source of weight w comes at the time (k + u) / w, u drawn once a source from `seed`
+    between 0 and 1; the items come in the order of their times. So any beginning of the mix holds
+    every source's share to within one item, and the same seed gives the same order. The mix ends
+    when a source has nothing left for its turn: from there on the weights could not be kept.
+
+    Raises:
+        UsageError: not one positive, finite weight for each source.
+    """
+    if len(sources) != len(weights) or not sources:
+        raise UsageError(f"{len(sources)} sources need as many weights, not {len(weights)}")
+    wrong = next((weight for weight in weights if not (math.isfinite(weight) and weight > 0)), None)
+    if wrong is not None:
+        raise UsageError(f"a weight must be a positive number, not {wrong}")
+    return _interleave([iter(source) for source in sources], weights, random.Random(seed))
+
+
+def _interleave(
+    sources: list[Iterator[T]], weights: Sequence[float], chance: random.Random
+) -> Iterator[T]:
+    starts = [chance.random() for _ in weights]
+    taken = [0] * len(weights)
+    while True:
+        times = [(k + u) / w for k, u, w in zip(taken, starts, weights, strict=True)]
+        turn = times.index(min(times))
+        try:
+            item = next(sources[turn])
+        except StopIteration:
+            return
+        taken[turn] += 1
+        yield item

@@ -12,91 +12,22 @@ that every later complaint can say where to look.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
-import random
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from smoldpo.data.rowfiles import KINDS, kind_of, kinds, read_file
-from smoldpo.errors import DataError, UsageError, nearest
+from smoldpo.data.files import KINDS, kind_of, kinds, read_file
+from smoldpo.data.rows import BUILTIN, EVAL_NAMES, TRAIN_NAMES, Row, Source, Split
+from smoldpo.utils.errors import DataError, UsageError
+from smoldpo.utils.hub import cached_only, hub_is_unreachable
 
-BUILTIN = "builtin"
-TRAIN_NAMES = ("train", "training")
-EVAL_NAMES = ("test", "eval", "evaluation", "dev", "valid", "validation", "val")
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """What `datasets` and the hub put beside the rows."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row as it stands in the source."""
-
-    file: str
-    row: int
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Split:
-    """A named part of a source; `rows` reads it from the start each time it is called."""
-
-    name: str
-    rows: Callable[[], Iterator[Row]]
-    published: str | None = None
-    """What the hub calls it, where that is another name: train_prefs is read as train."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data source that exists. `train` is what to learn from, `test` what it holds out itself."""
-
-    name: str
-    splits: tuple[Split, ...]
-
-    def split(self, name: str) -> Split:
-        """The split of that name, or published under it.
-
-        Raises:
-            UsageError: there is none; the message lists those there are.
-        """
-        for split in self.splits:
-            if name in (split.name, split.published):
-                return split
-        have = [split.name for split in self.splits]
-        raise UsageError(
-            f"{self.name}: has no split {name!r}{nearest(name, have)}; it has: {', '.join(have)}"
-        )
-
-    @property
-    def train(self) -> Split:
-        """The training split: by its name, or the only one.
-
-        Raises:
-            UsageError: there are several, and none is called train.
-        """
-        named = _first(self.splits, TRAIN_NAMES)
-        if named is None and len(self.splits) > 1:
-            have = ", ".join(split.name for split in self.splits)
-            raise UsageError(
-                f"{self.name}: no split is called train; choose one with --data-split: {have}"
-            )
-        return named or self.splits[0]
-
-    @property
-    def test(self) -> Split | None:
-        """The split that the source itself holds out, or None."""
-        return _first(self.splits, EVAL_NAMES)
-
-
-def _first(splits: tuple[Split, ...], names: tuple[str, ...]) -> Split | None:
-    return next((split for name in names for split in splits if split.name == name), None)
 
 
 def open_source(name: str, subset: str | None = None) -> Source:
@@ -122,7 +53,7 @@ def open_source(name: str, subset: str | None = None) -> Source:
             raise UsageError(f"{name}: files of this kind cannot be read; give {kinds()}")
         return Source(name, (Split(_split_name(path) or "train", _file_rows(path)),))
     if HUB_ID.match(name) and not kind_of(path):
-        from smoldpo.data.hub import hub_source
+        pass
 
         return hub_source(name, subset)
     raise UsageError(
@@ -217,36 +148,78 @@ def _file_rows(*paths: Path) -> Callable[[], Iterator[Row]]:
     return rows
 
 
-def mix(sources: Sequence[Iterable[T]], weights: Sequence[float], seed: int) -> Iterator[T]:
-    """Several sources interleaved by weight, each read at most once; for rows or for pairs.
+# Datasets of the Hugging Face hub, with subset and splits, through the `datasets` library.
+#
+# The library answers an unreachable network only after retrying for half a minute, so one short
+# request asks first; without a network what is cached still loads.
 
-    Item k of a source of weight w comes at the time (k + u) / w, u drawn once a source from `seed`
-    between 0 and 1; the items come in the order of their times. So any beginning of the mix holds
-    every source's share to within one item, and the same seed gives the same order. The mix ends
-    when a source has nothing left for its turn: from there on the weights could not be kept.
+
+def hub_source(name: str, subset: str | None) -> Source:
+    """A hub dataset and its splits.
 
     Raises:
-        UsageError: not one positive, finite weight for each source.
+        DataError: the hub cannot be reached and nothing is cached, or it has no such dataset,
+            subset, or access for this user.
     """
-    if len(sources) != len(weights) or not sources:
-        raise UsageError(f"{len(sources)} sources need as many weights, not {len(weights)}")
-    wrong = next((weight for weight in weights if not (math.isfinite(weight) and weight > 0)), None)
-    if wrong is not None:
-        raise UsageError(f"a weight must be a positive number, not {wrong}")
-    return _interleave([iter(source) for source in sources], weights, random.Random(seed))
+    import datasets
+
+    datasets.disable_progress_bars()
+    unreachable = _is_unreachable(name)
+    try:
+        with _cached_only(datasets) if unreachable else contextlib.nullcontext():
+            loaded = datasets.load_dataset(name, subset)
+    except Exception as error:  # the hub's client raises many kinds, without a common base
+        why = "the hub does not answer, and the cache has none" if unreachable else _reason(error)
+        raise DataError(
+            f"{name}: is no local file or folder, and cannot be loaded from the hub: {why}. Check "
+            f"the name, the subset and the network, or give a local file or {BUILTIN}"
+        ) from None
+    names = list(loaded)
+    splits = tuple(
+        Split(_bare(split, names), _rows(name, split, loaded[split]), published=split)
+        for split in names
+    )
+    return Source(name, splits)
 
 
-def _interleave(
-    sources: list[Iterator[T]], weights: Sequence[float], chance: random.Random
-) -> Iterator[T]:
-    starts = [chance.random() for _ in weights]
-    taken = [0] * len(weights)
-    while True:
-        times = [(k + u) / w for k, u, w in zip(taken, starts, weights, strict=True)]
-        turn = times.index(min(times))
-        try:
-            item = next(sources[turn])
-        except StopIteration:
-            return
-        taken[turn] += 1
-        yield item
+def _is_unreachable(name: str) -> bool:
+    return hub_is_unreachable("dataset", name)
+
+
+@contextlib.contextmanager
+def _cached_only(datasets: Any) -> Iterator[None]:
+    """`datasets` too keeps the setting for itself."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        with cached_only():
+            yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, without tokens: neither the user's own nor one in a URL."""
+    line = (str(error).splitlines() or [""])[0].strip().rstrip(".") or type(error).__name__
+    token = os.environ.get("HF_TOKEN")
+    line = line.replace(token, "***") if token else line
+    return re.sub(r"//[^/@\s]+@", "//***@", re.sub(r"hf_\w{8,}", "***", line))
+
+
+def _rows(name: str, split: str, dataset: Any) -> Callable[[], Iterator[Row]]:
+    """Rows straight from the cached Arrow tables: nothing is decoded that no reader looks at."""
+
+    def rows() -> Iterator[Row]:
+        number = 0
+        for table in dataset.with_format("arrow").iter(batch_size=64):
+            for values in table.to_pylist():
+                number += 1
+                yield Row(f"{name}:{split}", number, values)
+
+    return rows
+
+
+def _bare(split: str, others: list[str]) -> str:
+    """UltraFeedback calls its preference splits train_prefs and test_prefs; read those as such."""
+    bare = split.removesuffix("_prefs")
+    return bare if split.endswith("_prefs") and bare not in others else split

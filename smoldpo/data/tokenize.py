@@ -25,8 +25,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
-from smoldpo.data.guarded import GuardedEnvironment, TemplateLimitError, limits
-from smoldpo.errors import DataError, ModelError, UsageError
+from smoldpo.data.template_sandbox import GuardedEnvironment, TemplateLimitError, limits
 from smoldpo.types import (
     PLAIN,
     Advance,
@@ -36,6 +35,7 @@ from smoldpo.types import (
     TokenizedPair,
     no_progress,
 )
+from smoldpo.utils.errors import DataError, ModelError, UsageError
 
 # transformers makes its environment from this name whenever it compiles a template.
 chat_template_utils.ImmutableSandboxedEnvironment = GuardedEnvironment
@@ -237,7 +237,7 @@ def require_room(pairs: Sequence[TokenizedPair], positions: int | None) -> None:
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool
 ) -> str:
-    """The dialogue as the chat template writes it: in transformers' sandbox, within limits (guarded.py)."""
+    """The dialogue as the chat template writes it: sandboxed, within limits (template_sandbox.py)."""
     with limits():
         return tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, tokenize=False

@@ -13,7 +13,7 @@ import torch
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
 if TYPE_CHECKING:
-    from smoldpo.engine.moving import MovingReference
+    from smoldpo.engine.ref_sync import MovingReference
 
 
 class LossFunction(Protocol):

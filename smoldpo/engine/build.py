@@ -12,24 +12,25 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from smoldpo import cache, progress
-from smoldpo.engine import shared_stores
+from smoldpo.engine.autotune import Kernels, choose_kernels
 from smoldpo.engine.base import Engine
+from smoldpo.engine.cache import folder as cache
+from smoldpo.engine.cache import reference_logps, trunk_states
+from smoldpo.engine.cache.keys import results_key
+from smoldpo.engine.cache.reference_logps import ReferenceStore
+from smoldpo.engine.cache.trunk_states import DiskStore, MemoryStore, NoStore, TrunkStore
 from smoldpo.engine.fast import KEEP_SHARE, FastEngine
-from smoldpo.engine.frozen import cast_frozen
-from smoldpo.engine.identity import results_key
-from smoldpo.engine.kernels import Kernels, choose_kernels
-from smoldpo.engine.memory import free_memory, give_back_freed_memory
-from smoldpo.engine.moving import moving_copy, moving_model
 from smoldpo.engine.plain import PlainEngine
-from smoldpo.engine.precision import MasterWeights
-from smoldpo.engine.reference_store import FORMAT, ReferenceStore
-from smoldpo.engine.trunk import boundary, stays_as_stored, unsupported
-from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore, TrunkStore
-from smoldpo.errors import UsageError
-from smoldpo.files import free_bytes
+from smoldpo.engine.precision import MasterWeights, cast_frozen
+from smoldpo.engine.ref_sync import moving_copy, moving_model
+from smoldpo.engine.trunk import boundary, stays_as_stored
 from smoldpo.models.adapters import adapted_modules
-from smoldpo.models.load import tensors_sha256
+from smoldpo.models.families import unsupported
+from smoldpo.models.weights import tensors_sha256
+from smoldpo.utils import progress
+from smoldpo.utils.errors import UsageError
+from smoldpo.utils.files import free_bytes
+from smoldpo.utils.memory import free_memory, give_back_freed_memory
 
 DISK_SHARE = 0.5
 """Kept states may take this share of what is free on the cache folder's disk."""
@@ -45,7 +46,7 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine can be told besides its models; see the settings in config.py."""
+    """What an engine can be told besides its models; see the settings in config/schema.py."""
 
     compute_dtype: torch.dtype
     train_batch_size: int
@@ -61,7 +62,7 @@ class EngineSettings:
     use_weighting: bool = False
     """Whether the loss weighs pairs by the policy's token probabilities: these must be looked at then."""
     sync_ref_model: bool = False
-    """Whether the reference moves during training (moving.py)."""
+    """Whether the reference moves during training (ref_sync.py)."""
 
 
 def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
@@ -175,7 +176,7 @@ def _trunk_store(
     if settings.cache == "off" or at == 0:
         return NoStore()
     if settings.cache == "memory":
-        return shared_stores.store(
+        return cache.store(
             "trunk",
             lambda: trunk_key(policy, at, settings, kernels),
             lambda: _memory_store(policy.device),
@@ -221,6 +222,7 @@ def trunk_key(policy: PreTrainedModel, at: int, settings: EngineSettings, kernel
         config=_shape(policy),
         attention=kernels.fused_attention,
         compiled=settings.compiled,
+        format=trunk_states.FORMAT,
     )
 
 
@@ -236,7 +238,7 @@ def _reference_store(
         return reference_key(model, at, sha256, settings, kernels)
 
     if settings.cache in ("off", "memory"):
-        return shared_stores.store("reference", key, ReferenceStore)
+        return cache.store("reference", key, ReferenceStore)
     about = about | {"what": "log-probabilities"}
     return ReferenceStore(cache.entry_folder("reference", key()), about, progress.say)
 
@@ -250,7 +252,7 @@ def reference_key(
         settings.compute_dtype,
         model.device,
         config=_shape(model),
-        format=FORMAT,
+        format=reference_logps.FORMAT,
         boundary=at,  # products below it have other numbers of rows
         kernels=asdict(kernels),
         compiled=settings.compiled,

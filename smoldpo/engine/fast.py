@@ -21,12 +21,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from transformers import PreTrainedModel
 
+from smoldpo.engine.autotune import Kernels
 from smoldpo.engine.base import LossFunction, StepResult
-from smoldpo.engine.identity import pair_key
-from smoldpo.engine.kernels import Kernels
-from smoldpo.engine.memory import free_memory, let_go_of_file_pages
-from smoldpo.engine.memory_budget import kept_for_backward
-from smoldpo.engine.moving import MovingReference
+from smoldpo.engine.batch_budget import kept_for_backward
+from smoldpo.engine.cache.keys import pair_key
+from smoldpo.engine.cache.reference_logps import ReferenceStore
+from smoldpo.engine.cache.trunk_states import MemoryStore, TrunkStore
+from smoldpo.engine.gradient_accumulation import accumulate_step
+from smoldpo.engine.logprobs import FILL, MAX_TOKENS, Scorer, in_order
 from smoldpo.engine.packing import (
     PackedBatch,
     by_length,
@@ -37,12 +39,10 @@ from smoldpo.engine.packing import (
     shares,
 )
 from smoldpo.engine.precision import MasterWeights
-from smoldpo.engine.reference_store import ReferenceStore
-from smoldpo.engine.scorer import FILL, MAX_TOKENS, Scorer, in_order
-from smoldpo.engine.steps import accumulate_step
+from smoldpo.engine.ref_sync import MovingReference
 from smoldpo.engine.trunk import boundary
-from smoldpo.engine.trunk_store import MemoryStore, TrunkStore
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
+from smoldpo.utils.memory import free_memory, let_go_of_file_pages
 
 TRAIN_SHARE = 2 / 3
 """Streams that are kept for a backward pass have this share of max_tokens: a step of eight usual pairs."""

@@ -26,9 +26,8 @@ from typing import Any
 
 import torch
 
-from smoldpo.models.attention import STEP
-from smoldpo.models.flex import FILLING, SHARED
-from smoldpo.models.masks import shared_prefix_mask
+from smoldpo.engine.kernels.attention import STEP, shared_prefix_mask
+from smoldpo.engine.kernels.flex_attention import FILLING, SHARED
 from smoldpo.types import PairLogps, TokenizedPair
 
 WORTH_SHARING = 8
@@ -65,7 +64,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Slot:
-    """A pair's place inside attention, filled up to a multiple of STEP rows (models/attention.py)."""
+    """A pair's place inside attention, filled up to a multiple of STEP rows (engine/kernels/attention.py)."""
 
     start: int
     segment: Segment
@@ -101,7 +100,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Stream:
-    """For each token [T]: whose it is, which part, and where it stands; see models/flex.py."""
+    """For each token [T]: whose it is, which part, and where it stands; see kernels/flex_attention.py."""
 
     pair: torch.Tensor
     part: torch.Tensor

@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from smoldpo.engine.base import LossFunction, StepResult, ordered
-from smoldpo.engine.memory_budget import kept_for_backward
-from smoldpo.engine.moving import MovingReference
-from smoldpo.engine.steps import accumulate_step
+from smoldpo.engine.batch_budget import kept_for_backward
+from smoldpo.engine.gradient_accumulation import accumulate_step
+from smoldpo.engine.ref_sync import MovingReference
 from smoldpo.models.adapters import adapters_off
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 

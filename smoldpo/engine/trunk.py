@@ -19,19 +19,7 @@ from transformers import PreTrainedModel
 from smoldpo.models.freeze import layer_of
 
 FILL = 128
-"""The rows that are read are filled up to a multiple of this, for few shapes (models/attention.py)."""
-FAMILIES = {"llama", "smollm3", "qwen2", "qwen3", "mistral"}
-"""Model types for which the fast engine is held against the plain one (tests/equivalence)."""
-
-
-def unsupported(model: PreTrainedModel) -> str | None:
-    """Why the fast engine cannot run this model, or None."""
-    kind = model.config.model_type
-    if kind not in FAMILIES:
-        return f"the fast engine is not proven on models of type {kind!r}"
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        return "its LM head has a bias"
-    return None
+"""The rows that are read are filled up to a multiple of this, for few shapes (kernels/attention.py)."""
 
 
 def boundary(model: PreTrainedModel) -> int:
@@ -66,7 +54,7 @@ def below_boundary(name: str, at: int) -> bool:
 def holds_exactly(compute: torch.dtype, stored: torch.dtype) -> bool:
     """Whether every number of the one dtype is one of the other, so that weights may stay as they are stored.
 
-    A product converts what it needs (models/widening.py); in memory they are a part of their file.
+    A product converts what it needs (engine/kernels/layers.py); in memory they are a part of their file.
     """
     return torch.promote_types(stored, compute) == compute
 

@@ -1,7 +1,7 @@
 """From one score a pair before and after to everything that is said about them; no torch here.
 
     scores -> accuracy three ways, each with an interval; the change with an interval and a test
-           -> baselines, slices, calibration, drift                        (slices.py, drift.py)
+           -> baselines, slices, calibration, drift                        (slices.py, slices.py)
            -> one sentence                                                 (headline.py)
 
 "Before" and "after" are a policy's start and end, or two models A and B on the same pairs.
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from smoldpo.evaluation.drift import drift
 from smoldpo.evaluation.headline import explanations, headline, verdict
 from smoldpo.evaluation.metrics import METRICS, PairFacts, PairScore, accuracies, wins
 from smoldpo.evaluation.slices import (
     Sliced,
     baselines,
     calibration,
+    drift,
     margin_histograms,
     share_with_interval,
 )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from smoldpo.types import PreferencePair
+from smoldpo.types import PairLogps, PreferencePair, TokenizedPair
 
 METRICS = {
     "logp": "log-probability (sum)",
@@ -135,3 +135,24 @@ def _logp_means(scores: Sequence[PairScore]) -> dict[str, float]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
+
+
+# From an engine's log-probabilities to one score a pair.
+
+
+def pair_scores(
+    pairs: Sequence[TokenizedPair], policy: PairLogps, reference: PairLogps | None
+) -> list[PairScore]:
+    """One score a pair, in the pairs' order."""
+    return [
+        PairScore(
+            id=pair.id,
+            chosen_logp=policy.chosen[index].item(),
+            rejected_logp=policy.rejected[index].item(),
+            chosen_tokens=len(pair.chosen_ids),
+            rejected_tokens=len(pair.rejected_ids),
+            reference_chosen_logp=reference.chosen[index].item() if reference else None,
+            reference_rejected_logp=reference.rejected[index].item() if reference else None,
+        )
+        for index, pair in enumerate(pairs)
+    ]

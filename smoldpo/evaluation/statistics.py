@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from smoldpo.pages import p_value
+from smoldpo.utils.text import p_value
 
 LEVEL = 0.95
 """Confidence of every interval."""

@@ -1,15 +1,11 @@
-"""Preference losses: pure functions of log-probabilities. This package knows nobody.
+"""Preference losses: pure functions of log-probabilities.
 
-inputs.py       LossInput: what a loss may read, and the names in all formulas
+inputs.py       LossInput: what a loss may read, the names in all formulas, LD-DPO's lengths, WPO's weights
 divergences.py  f-divergences in place of the reverse KL
-difference.py   DPO and its kin: losses of the difference between chosen and rejected
-sides.py        losses of each side against the reference
-transport.py    losses of a whole step: sorted against sorted
-likelihood.py   losses without a reference
-token_sums.py   LD-DPO's lengths and WPO's weights: before and after whatever loss
+pairwise.py     the losses: of the difference, of each side, of a whole step, without a reference
 objective.py    LOSSES, and the weighted sum that a run minimises
 
-A new loss is a function, a line in LOSSES, a line in loss_facts.FACTS, and a row in docs/losses.md.
+A new loss is a function, a line in LOSSES, a line in config/losses.py, and a row in docs/losses.md.
 
 Vocabulary (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290):
 

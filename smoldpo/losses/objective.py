@@ -9,30 +9,32 @@ from typing import Any
 
 import torch
 
-from smoldpo.loss_facts import FACTS, needs_reference
-from smoldpo.losses.difference import (
+from smoldpo.config.losses import FACTS, needs_reference
+from smoldpo.losses.divergences import Divergence, divergence, reverse_kl
+from smoldpo.losses.inputs import LossInput, desensitised, pair_weights
+from smoldpo.losses.pairwise import (
+    aot_loss,
+    aot_unpaired_loss,
+    apo_down_loss,
+    apo_zero_loss,
+    bco_pair_loss,
+    cpo_loss,
     discopop_loss,
     dpop_loss,
     exo_pair_loss,
     hinge_loss,
     ipo_loss,
     ipo_sum_loss,
+    nca_pair_loss,
+    nll_per_answer,
+    orpo_loss,
     robust_loss,
+    sft_loss,
     sigmoid_loss,
     sigmoid_norm_loss,
-)
-from smoldpo.losses.divergences import Divergence, divergence, reverse_kl
-from smoldpo.losses.inputs import LossInput
-from smoldpo.losses.likelihood import cpo_loss, nll_per_answer, orpo_loss, sft_loss, simpo_loss
-from smoldpo.losses.sides import (
-    apo_down_loss,
-    apo_zero_loss,
-    bco_pair_loss,
-    nca_pair_loss,
+    simpo_loss,
     sppo_hard_loss,
 )
-from smoldpo.losses.token_sums import desensitised, pair_weights
-from smoldpo.losses.transport import aot_loss, aot_unpaired_loss
 from smoldpo.types import PairLogps, TokenizedPair
 
 Loss = Callable[..., torch.Tensor]

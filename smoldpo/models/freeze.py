@@ -1,7 +1,7 @@
 """Which parameters train.
 
     freeze_layers N     all but the embeddings and the first N decoder layers
-    train_layers ...    these decoder layers, and nothing else (layer_choice.py)
+    train_layers ...    these decoder layers, and nothing else (config/layer_spec.py)
     train NAMES         of those, what fits one of the names
     freeze NAMES        less what fits one of these
 
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from smoldpo.errors import UsageError, nearest
-from smoldpo.layer_choice import chosen_layers
+from smoldpo.config.layer_spec import chosen_layers
+from smoldpo.utils.errors import UsageError, nearest
 
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 GROUPS = ("embeddings", "norms", "biases")
@@ -57,7 +57,7 @@ def freeze(
         layers: how many decoder layers to freeze from below, the embeddings with them; None freezes
             five sixths of them, or none where `train` or `train_layers` says what trains.
         names: groups or patterns of parameter names to freeze too.
-        train_layers: the decoder layers that train, as layer_choice.py reads them; nothing outside does.
+        train_layers: the decoder layers that train, as config/layer_spec.py reads them; nothing outside does.
         train: groups or patterns of parameter names; of what would train, the others freeze.
 
     Raises:

@@ -17,9 +17,9 @@ from transformers import (
     TextStreamer,
 )
 
-from smoldpo.errors import UsageError
 from smoldpo.models.load import positions
 from smoldpo.types import Advance, no_progress
+from smoldpo.utils.errors import UsageError
 
 
 @dataclass(frozen=True)

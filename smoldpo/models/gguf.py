@@ -20,12 +20,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from smoldpo import progress
-from smoldpo.errors import ModelError
-from smoldpo.files import cache_folder, require_space, sha256_of, staged_folder, write_json
-from smoldpo.models.names import GGUF_NAME, GGUF_SHA256
-from smoldpo.models.quiet import no_gguf_bar, quiet
+from smoldpo.models.builtin import GGUF_NAME, GGUF_SHA256
+from smoldpo.models.hf_logging import no_gguf_bar, quiet
 from smoldpo.types import Advance
+from smoldpo.utils import progress
+from smoldpo.utils.errors import ModelError
+from smoldpo.utils.files import cache_folder, require_space, sha256_of, staged_folder, write_json
 
 UNPACKING = 2
 """Version of what `unpack_gguf` writes; raised when that changes, so that old folders are left."""

@@ -5,28 +5,30 @@ Weights are read as safetensors only, never as pickles, and no code of a model's
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
-from smoldpo.errors import ModelError, UsageError
-from smoldpo.models.adapter_folder import CONFIG, AdapterBase, is_adapter, merged, read_base
+from smoldpo.models.adapters import CONFIG, AdapterBase, is_adapter, merged, read_base
+from smoldpo.models.builtin import BUILTIN, builtin_gguf
 from smoldpo.models.gguf import unpack_gguf
-from smoldpo.models.names import BUILTIN, builtin_gguf
-from smoldpo.models.quiet import quiet
-from smoldpo.models.stored import narrow_dtype
-from smoldpo.reach import cached_only, hub_is_unreachable
+from smoldpo.models.hf_logging import quiet
+from smoldpo.models.weights import weights_sha256
+from smoldpo.utils.errors import ModelError, UsageError
+from smoldpo.utils.hub import cached_only, hub_is_unreachable
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
@@ -212,34 +214,44 @@ def _explained(source: ModelSource, error: Exception, part: str = "model") -> Mo
     return ModelError(f"{source.name}: the {part} cannot be loaded: {reason}")
 
 
-def weights_sha256(
-    model: torch.nn.Module,
-    dtype: torch.dtype | None = None,
-    done: Callable[[torch.Tensor], Any] | None = None,
-) -> str:
-    """SHA-256 (hex) of every parameter's name, shape and values: fixes a reference by content.
-
-    Args: as tensors_sha256.
-    """
-    return tensors_sha256(model.named_parameters(), dtype, done)
+# In which precision a model's files hold its weights.
 
 
-def tensors_sha256(
-    named: Iterable[tuple[str, torch.Tensor]],
-    dtype: torch.dtype | None = None,
-    done: Callable[[torch.Tensor], Any] | None = None,
-) -> str:
-    """SHA-256 (hex) of each tensor's name, shape, dtype and values.
+NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def narrow_dtype(location: str, types: Collection[str]) -> torch.dtype | None:
+    """bfloat16 or float16, where every weight is stored in it; else None, also where it cannot be told.
 
     Args:
-        dtype: as they are in this one.
-        done: called with each tensor behind its turn.
+        location: a model folder, or a hub id.
+        types: of models for which it may be told. Others may compute with more than their weights:
+            Gemma scales embeddings by a number that it makes in the precision in which it is loaded.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(named, key=lambda item: item[0]):
-        values = tensor.detach().to(dtype or tensor.dtype).cpu().contiguous()
-        digest.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
-        digest.update(memoryview(values.view(torch.uint8).numpy().reshape(-1)))
-        if done is not None:
-            done(tensor)
-    return digest.hexdigest()
+    try:
+        if _type(location) not in types:
+            return None
+        found = {dtype for path in _files(location) for dtype in _dtypes(path)}
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None  # loading will say what is wrong
+    return NARROW.get(found.pop()) if len(found) == 1 else None
+
+
+def _type(location: str) -> str:
+    config = Path(str(cached_file(location, CONFIG_NAME)))
+    return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
+
+
+def _files(location: str) -> list[str]:
+    """Paths of a folder's or a hub model's weights, found in transformers' order."""
+    alone = cached_file(location, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    if alone is not None:
+        return [alone]
+    index = Path(str(cached_file(location, SAFE_WEIGHTS_INDEX_NAME)))
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return [str(cached_file(location, name)) for name in sorted(names)]
+
+
+def _dtypes(path: str) -> set[str]:
+    with safe_open(path, "pt") as file:
+        return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118

@@ -1,6 +1,8 @@
 """`smoldpo plan`: what a run will take, from a few real steps of it.
 
-counting.py  -> how much work each part of the run is
-measuring.py -> a few real steps at a few freeze depths -> rates.py: seconds a unit of work
-forecast.py, memory.py, disk.py -> time, memory and disk at every depth -> planner.py, pick.py, table.py
+workload.py    how much work each part of the run is
+trial.py       the real run, built and timed: dry_run.py its steps, depths.py which depths
+cost_model.py  seconds a unit of work
+memory.py, cache_lookup.py  memory at every depth; what the cache holds already
+planner.py     all of it together, and `freeze_layers: auto`; table.py the answer as text
 """

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from smoldpo import rng
-from smoldpo.config import TrainConfig
+from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.precision import master_dtype
 from smoldpo.engine.trunk import below_boundary, boundary, frozen_matrices, holds_exactly
-from smoldpo.errors import UsageError
-from smoldpo.materials import Models
 from smoldpo.models.freeze import decoder_layers, freeze, layer_of
-from smoldpo.optim import optimizer_bytes
-from smoldpo.plan.forecast import Depth
-from smoldpo.state import saved_bytes, step_bytes
+from smoldpo.plan.workload import Depth
+from smoldpo.training.optim import optimizer_bytes
+from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.state import saved_bytes, step_bytes
+from smoldpo.utils import rng
+from smoldpo.utils.errors import UsageError
 
 
 def every_depth(config: TrainConfig, models: Models) -> list[Depth]:

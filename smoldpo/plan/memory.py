@@ -1,11 +1,19 @@
-"""Peak memory of a run, part by part, at any depth, from what it was at the depths tried. No torch."""
+"""Peak memory of a run, part by part, at any depth, from what it was at the depths tried."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import mmap
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from smoldpo.plan.forecast import Depth
+import psutil
+import torch
+
+from smoldpo.engine.batch_budget import ASIDE, halve_until_it_fits
+from smoldpo.plan.workload import Depth, Packing
+from smoldpo.types import TokenizedPair
 
 
 @dataclass(frozen=True)
@@ -149,3 +157,102 @@ def along(
 
 def _top(depth: Depth) -> float:
     return depth.top
+
+
+# How much memory this process has resident: now, and at the height of a block.
+
+
+SECONDS = 0.005
+"""Between looks. What lasts shorter is missed."""
+
+
+def resident() -> int:
+    """Bytes resident now."""
+    return psutil.Process().memory_info().rss
+
+
+def bytes_of(model: torch.nn.Module) -> int:
+    """Bytes of all weights, each in the precision that it has."""
+    return sum(weight.nbytes for weight in model.parameters())
+
+
+def read_in(*models: torch.nn.Module | None) -> None:
+    """Read all weights once, so that no step takes the pages of a mapped file, which come when first read."""
+    for model in models:
+        for weight in model.parameters() if model is not None else ():
+            weight.detach().flatten()[:: mmap.PAGESIZE // weight.element_size()].sum()
+
+
+class Height:
+    """The most bytes resident that were seen."""
+
+    def __init__(self) -> None:
+        self.bytes = resident()
+
+    def look(self) -> None:
+        self.bytes = max(self.bytes, resident())
+
+
+@contextlib.contextmanager
+def height() -> Iterator[Height]:
+    """Looks at the memory until the block ends."""
+    seen, ended = Height(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(SECONDS):
+            seen.look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watcher.join()
+        seen.look()
+
+
+# How much goes through at once at a depth, by the rule of the run itself (engine/memory_budget.py).
+
+
+class Foreseen:
+    """Stands for an engine that is to be built at some depth.
+
+    Args:
+        packing: as it would lay out pairs if memory were no matter; halved below.
+        longest: of the pairs, the one that needs the most memory.
+        row_bytes: kept of a row for the backward pass.
+    """
+
+    def __init__(self, packing: Packing, longest: TokenizedPair, row_bytes: float):
+        self.packing, self._longest = packing, longest
+        self._one = round(packing.held([longest]) * row_bytes)
+
+    def backward_bytes(self, pairs: Sequence[TokenizedPair], per_step: int) -> tuple[int, int]:
+        return self._one, self.packing.at_once_bytes(self._one, self._longest, per_step)
+
+    def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
+        fewer = self.packing.halved(self._longest, len(pairs))
+        self.packing = fewer or self.packing
+        return fewer is not None
+
+
+def fitting(
+    packing: Packing,
+    pairs: Sequence[TokenizedPair],
+    pairs_per_step: int,
+    row_bytes: float,
+    taken: float,
+    free: float,
+) -> Packing | None:
+    """The packing with which a step fits; None: not even one pair at once does.
+
+    Args:
+        packing: that of a run for which memory is no matter.
+        row_bytes: kept of a row for the backward pass.
+        taken: bytes of gradients, the optimizer's state and its temporaries.
+        free: bytes free when training begins.
+    """
+    run = Foreseen(packing, packing.longest(pairs), row_bytes)
+    fits, _ = halve_until_it_fits(run, pairs, pairs_per_step, free - taken - ASIDE)
+    return run.packing if fits else None

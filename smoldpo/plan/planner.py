@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from smoldpo.config import TrainConfig
-from smoldpo.engine.precision import pick_device
-from smoldpo.errors import UsageError
-from smoldpo.loss_facts import needs_reference
-from smoldpo.plan.counting import Packing
-from smoldpo.plan.disk import disk_bytes
-from smoldpo.plan.fitting import fitting
-from smoldpo.plan.forecast import Depth, Fixed, Times, forecast
-from smoldpo.plan.loads import answers_work, load_at
-from smoldpo.plan.memory import Need, Sizes, kept_row, need
-from smoldpo.plan.pace import Pace
-from smoldpo.plan.rates import Rates
+from smoldpo.config.losses import needs_reference
+from smoldpo.config.schema import TrainConfig
+from smoldpo.plan.cost_model import Fixed, Pace, Rates, Times, forecast
+from smoldpo.plan.memory import Need, Sizes, fitting, kept_row, need
 from smoldpo.plan.trial import Trial
-from smoldpo.plan.unforeseen import require_forecastable, unforeseen
-from smoldpo.plan.work import Work
-from smoldpo.preflight import preflight
-from smoldpo.trainer import Schedule
+from smoldpo.plan.workload import Depth, Packing, Work, answers_work, load_at
+from smoldpo.training.sampler import Schedule
+from smoldpo.training.setup import preflight
+from smoldpo.utils import progress
+from smoldpo.utils.devices import pick_device
+from smoldpo.utils.errors import UsageError
+from smoldpo.utils.memory import give_back_freed_memory
+from smoldpo.utils.text import parse_duration, words
 
 CLOSING = 2.0
 """Seconds for statistics and the report, about; they are not measured here."""
@@ -170,3 +168,125 @@ def _counts(trial: Trial) -> dict[str, Any]:
         "dtype": str(models.dtype).removeprefix("torch."),
         "free_bytes": trial.free,
     }
+
+
+# `freeze_layers: auto`: the fewest frozen layers whose forecast fits the budget and the memory.
+
+
+def settle_depth(
+    config: TrainConfig, started: float = 0.0
+) -> tuple[TrainConfig, dict[str, Any] | None]:
+    """The configuration with a number in place of auto, and how that was found, for the run's records.
+
+    What planning took is part of the budget, and so are the seconds before, `started`.
+
+    Raises:
+        UsageError: no depth fits.
+    """
+    if config.freeze_layers != "auto":
+        return config, None
+    begun = time.perf_counter()
+    plan = make_plan(config, started)
+    gc.collect()
+    give_back_freed_memory()
+    spent = time.perf_counter() - begun
+    assert config.budget is not None
+    row = pick_and_say(plan, config.budget, spent)
+    chosen = {
+        "budget": config.budget,
+        "freeze_layers": row.depth.frozen,
+        "planning_seconds": round(spent, 1),
+        "forecast_seconds": round(row.times.total, 1),
+        "forecast_peak_bytes": int(row.need.peak),
+    }
+    settled = config.model_copy(update={"freeze_layers": row.depth.frozen, "budget": None})
+    return settled, chosen
+
+
+def pick_and_say(plan: Plan, budget: str, spent: float) -> Row:
+    """What auto picks after so many seconds of planning; raises as `pick`."""
+    row = pick(plan.rows, parse_duration(budget) - spent, budget, spent)
+    progress.say(why(row, budget, spent))
+    return row
+
+
+def pick(rows: Sequence[Row], seconds: float, budget: str, spent: float = 0.0) -> Row:
+    """The row with the fewest frozen layers that takes at most so many seconds, and fits into memory.
+
+    Raises:
+        UsageError: there is none; it names the shortest forecast.
+    """
+    there = [row for row in rows if row.fits]
+    if not there:
+        least = min(rows, key=lambda row: row.need.peak)
+        raise UsageError(
+            f"freeze_layers auto: no depth fits into memory: freezing {least.depth.frozen} layers needs "
+            f"{least.need.peak:,.0f} bytes, {least.free:,.0f} are free; try a smaller max_length or model"
+        )
+    fitting = [row for row in there if row.times.total <= seconds]
+    if not fitting:
+        best = min(there, key=lambda row: row.times.total)
+        planned = f" after {words(spent)} of planning" if spent else ""
+        raise UsageError(
+            f"freeze_layers auto: no depth fits the budget of {budget}: the shortest forecast is "
+            f"{words(best.times.total)} with {best.depth.frozen} layers frozen{planned}; give a larger "
+            "budget, fewer pairs (max_train_samples) or epochs, or a smaller max_length"
+        )
+    return min(fitting, key=lambda row: row.depth.frozen)
+
+
+def why(row: Row, budget: str, spent: float = 0.0) -> str:
+    """What was picked, in words."""
+    planned = f" and {words(spent)} went into planning" if spent else ""
+    return (
+        f"freeze_layers auto: {row.depth.frozen} of {row.depth.layers} layers frozen, the fewest that fit "
+        f"{budget}: the run is forecast to take {words(row.times.total)}{planned}, with "
+        f"{row.depth.trainable:,} parameters that train and {row.need.peak / 1e9:.1f} GB at its peak"
+    )
+
+
+# Disk of a run, part by part.
+
+
+def disk_bytes(
+    model: float, checkpoint: float, saved: int, keep: int, best: bool, store: float
+) -> dict[str, float]:
+    """Bytes on disk when a run ends: its model, the checkpoints that stay, what is kept for later runs."""
+    stay = min(saved, keep + best)
+    return {"model": model, "checkpoints": stay * checkpoint, "store": store}
+
+
+# What a forecast leaves out, in words, and what it refuses.
+
+
+def require_forecastable(config: TrainConfig) -> None:
+    """Refuse what the dry run would tell wrongly.
+
+    Raises:
+        UsageError: naming the setting, and what to do.
+    """
+    if config.sync_ref_model:
+        # Its reference stays where it was during the few steps of a dry run, and costs nothing yet.
+        raise UsageError(
+            "plan cannot forecast a moving reference (sync_ref_model): leave it out, or time some steps of "
+            "the run itself with --max-steps"
+        )
+
+
+def unforeseen(config: TrainConfig) -> list[str]:
+    """What is not in the figures, or is there as its upper bound."""
+    notes = []
+    slow = [judge for judge in config.judges if judge != "length"]
+    if slow and config.generate_prompts:
+        notes.append(f"not counted: what these judges take: {', '.join(slow)}")
+    if config.generate_prompts or config.sample_prompt:
+        notes.append(
+            f"answers are counted as if each had max_new_tokens ({config.max_new_tokens}) tokens"
+        )
+    if config.load_best_model_at_end:
+        notes.append(
+            "checkpoints are counted as if every evaluation were the best so far (load_best_model_at_end)"
+        )
+    if config.early_stopping_patience:
+        notes.append("training may stop earlier (early_stopping_patience)")
+    return notes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from smoldpo.durations import words
+from smoldpo.utils.text import words
 
 if TYPE_CHECKING:
     from smoldpo.plan.planner import Plan, Row

@@ -11,15 +11,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smoldpo import progress
-from smoldpo.config import TrainConfig
+from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
-from smoldpo.errors import UsageError
-from smoldpo.files import write_json
-from smoldpo.fingerprint import tokenizer_sha256
-from smoldpo.materials import Models, TokenizedData, load_data, tokenize
-from smoldpo.run import Loaded, load_everything
 from smoldpo.sweep.spec import SPLITS
+from smoldpo.training.fingerprint import tokenizer_sha256
+from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.run import Loaded, load_everything
+from smoldpo.training.setup import TokenizedData, load_data, tokenize
+from smoldpo.utils import progress
+from smoldpo.utils.errors import UsageError
+from smoldpo.utils.files import write_json
 
 FILE = "computing.json"
 CONTENTS = ("model", "reference", "configuration", "tokenizer", "chat_template")

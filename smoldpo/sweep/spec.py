@@ -20,15 +20,24 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from smoldpo.arguments import load_yaml, parse_arguments
-from smoldpo.config import TrainConfig, build_config, explain
-from smoldpo.errors import ConfigError, UsageError, nearest
-from smoldpo.fingerprint import FREE_SETTINGS
-from smoldpo.loss_facts import needs_reference
-from smoldpo.redact import holds_secret
-from smoldpo.sweep import methods
-from smoldpo.sweep.space import Choices, Range, Space, corners, read_part, size
-from smoldpo.sweep.wording import in_words
+from smoldpo.config.load import build_config, explain, load_yaml, parse_arguments
+from smoldpo.config.losses import needs_reference
+from smoldpo.config.schema import TrainConfig
+from smoldpo.sweep.space import (
+    Choices,
+    Range,
+    Space,
+    at_random,
+    corners,
+    grid,
+    read_part,
+    require_optuna,
+    size,
+)
+from smoldpo.sweep.text import in_words
+from smoldpo.training.fingerprint import FREE_SETTINGS
+from smoldpo.utils.errors import ConfigError, UsageError, nearest
+from smoldpo.utils.text import holds_secret
 
 SPLITS = {
     "data", "data_weights", "format", "columns", "rules_off", "data_subset", "data_split", "eval_data",
@@ -93,9 +102,9 @@ class Spec:
     def planned(self) -> list[dict[str, Any]] | None:
         """The settings of all trials, where they are known beforehand."""
         if self.settings.method == "grid":
-            return methods.grid(self.space)
+            return grid(self.space)
         if self.settings.method == "random":
-            return methods.at_random(self.space, self.trials, self.settings.sampler_seed)
+            return at_random(self.space, self.trials, self.settings.sampler_seed)
         return None
 
     def as_plain(self) -> dict[str, Any]:
@@ -155,7 +164,7 @@ def build_spec(plain: dict[str, Any], name: str, problems: Iterable[str] = ()) -
     space = _space(tried, plain, settings, problems)
     problems += _base_problems(plain)
     if settings is not None and settings.method == "optuna":
-        methods.require_optuna()
+        require_optuna()
     if problems:
         raise ConfigError(problems)
     assert settings is not None

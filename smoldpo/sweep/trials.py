@@ -1,7 +1,7 @@
 """One trial: an ordinary run on the sweep's pairs, and the record of what became of it.
 
     trials/003/trial.json    written when a trial begins, and again when it has ended
-    trials/003/...           a run folder without a model: the winner's is made at the end (final.py)
+    trials/003/...           a run folder without a model: the winner's is made at the end (trials.py)
 
 A trial without an end goes on from its newest checkpoint, or begins anew.
 """
@@ -17,21 +17,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smoldpo import progress
-from smoldpo.checkpoint import newest
-from smoldpo.config import TrainConfig
-from smoldpo.engine.memory import give_back_freed_memory
-from smoldpo.errors import DiskError, SmoldpoError
-from smoldpo.files import write_json
-from smoldpo.fingerprint import differences, other_machine, read_beginning, write_beginning
-from smoldpo.interrupts import Interruption
-from smoldpo.keeper import require_disk
-from smoldpo.run import Loaded, Run, write_start
-from smoldpo.runfolder import command_line, make_folder
+from smoldpo.config.schema import TrainConfig
 from smoldpo.sweep.shared import ChangedError, Shared
-from smoldpo.tracking import cut_back
+from smoldpo.training.checkpoint import newest
+from smoldpo.training.checkpointer import require_disk
+from smoldpo.training.fingerprint import differences, other_machine, read_beginning, write_beginning
+from smoldpo.training.loggers import cut_back
+from smoldpo.training.run import Loaded, Run, write_start
+from smoldpo.training.run_folder import command_line, make_folder
+from smoldpo.utils import progress
+from smoldpo.utils.errors import DiskError, SmoldpoError
+from smoldpo.utils.files import write_json, write_text
+from smoldpo.utils.memory import give_back_freed_memory
+from smoldpo.utils.signals import Interruption
 
-FILE = "trial.json"
+TRIAL_FILE = "trial.json"
 RUNNING, DONE, FAILED = "running", "done", "failed"
 
 
@@ -69,7 +69,7 @@ def read_record(sweep: Path, number: int) -> Record | None:
     Raises:
         SmoldpoError: its record is damaged.
     """
-    path = folder_of(sweep, number) / FILE
+    path = folder_of(sweep, number) / TRIAL_FILE
     if not path.is_file():
         return None
     try:
@@ -81,7 +81,7 @@ def read_record(sweep: Path, number: int) -> Record | None:
 
 
 def _write(sweep: Path, record: Record) -> None:
-    write_json(folder_of(sweep, record.number) / FILE, asdict(record))
+    write_json(folder_of(sweep, record.number) / TRIAL_FILE, asdict(record))
 
 
 class Trial(Run):
@@ -166,7 +166,7 @@ def run_trial(
             round(time.perf_counter() - began, 2),
         )
     finally:
-        gc.collect()  # lean modules hold themselves (models/lean.py): the model would stay beside the next
+        gc.collect()  # lean modules hold themselves: the model would stay beside the next
         give_back_freed_memory()
     _write(sweep, ended)
     if not leads:
@@ -221,3 +221,104 @@ def _going_on(
     return Trial(
         folder, config, loaded, arena.interruption, checkpoint, exact, leads=leads
     )  # fmt: skip
+
+
+# The winner on the final pairs, which no trial has seen: best/, an ordinary run folder with the model.
+#
+# Its policy is the winner's, from its last checkpoint; nothing is trained again.
+
+
+FOLDER, FINAL_FILE, EVALUATION = "best", "final.json", "evaluation.json"
+FIGURES = (
+    "n",
+    "prompts",
+    "metric",
+    "headline",
+    "verdict",
+    "accuracy",
+    "baselines",
+    "drift",
+    "judges",
+)
+"""Of the evaluation, what results.json says; best/evaluation.json has the rest."""
+
+
+class Winner(Run):
+    """A run that goes on after its last step: the policy is measured on other pairs, and saved."""
+
+    def _train(self) -> None:
+        pass
+
+
+def measure_winner(
+    sweep: Path,
+    number: int,
+    trained: TrainConfig,
+    measured: TrainConfig,
+    shared: Shared,
+    interruption: Interruption,
+) -> dict[str, Any]:
+    """Make best/ and return what final.json says then.
+
+    Args:
+        trained: the trial's configuration; best/config.yaml holds it.
+        measured: the same with the final pairs held out, and with answers.
+
+    Raises:
+        SmoldpoError: the trial's checkpoint is gone or damaged, or whatever a run's end raises.
+    """
+    trial, folder = folder_of(sweep, number), sweep / FOLDER
+    progress.say(f"the winner, trial {number}, on the final pairs:")
+    checkpoint = newest(trial / "checkpoints", progress.say)
+    if checkpoint is None:
+        raise SmoldpoError(
+            f"{trial}: its last checkpoint is gone, which holds the winner's weights; remove {trial}, and "
+            "smoldpo resume makes the trial again"
+        )
+    loaded = shared.load(measured)
+    make_folder(folder)
+    write_start(folder, trained, loaded.models, loaded.data, command_line())
+    write_beginning(folder, loaded.fingerprint)
+    _copy_steps(trial / "metrics.jsonl", folder / "metrics.jsonl")
+    checkpoint.state["metrics_rows"] = (
+        0  # the evaluation before is of other pairs, and so is logged
+    )
+    run = Winner(folder, measured, loaded, interruption, checkpoint, exact=False)
+    run.keeper.folder = trial / "checkpoints"
+    result = run.go()
+    assert result.evaluation is not None
+    figures = {name: result.evaluation.get(name) for name in FIGURES}
+    final = {"trial": number, **figures}
+    write_json(sweep / FINAL_FILE, final)
+    return final
+
+
+def read_final(sweep: Path, number: int) -> dict[str, Any] | None:
+    """What is known of this winner on the final pairs, or None: then it is measured (again)."""
+    path = sweep / FINAL_FILE
+    if not (path.is_file() and (sweep / FOLDER / EVALUATION).is_file()):
+        return None
+    final = json.loads(path.read_text(encoding="utf-8"))
+    return final if final["trial"] == number else None
+
+
+def read_evaluation(sweep: Path) -> dict[str, Any]:
+    """All that was found of the winner on the final pairs.
+
+    Raises:
+        SmoldpoError: the file is damaged.
+    """
+    path = sweep / FOLDER / EVALUATION
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SmoldpoError(
+            f"{path}: cannot be read ({error}); remove {path.parent}, and smoldpo resume measures the winner "
+            "again"
+        ) from None
+
+
+def _copy_steps(source: Path, target: Path) -> None:
+    """The rows of steps, without the evaluations on the validation pairs."""
+    rows = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    write_text(target, "".join(row for row in rows if "loss" in json.loads(row)))

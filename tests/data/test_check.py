@@ -14,11 +14,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from conftest import SHARED
-from smoldpo.cli_data import app
-from smoldpo.data.check import CheckOptions, check_data
-from smoldpo.data.check_report import html_report, print_report
-from smoldpo.data.measure import Measurements, TokenCounter, Truncation, WordCounter
+from smoldpo.cli.data import app
+from smoldpo.data.audit import CheckOptions, check_data
+from smoldpo.data.length_stats import Measurements, TokenCounter, Truncation, WordCounter
 from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.reports.data_audit import html_report, print_report
 from smoldpo.types import PreferencePair
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)></style><a href='javascript:x'>"
@@ -217,7 +217,7 @@ def test_a_row_of_another_kind_is_named(tmp_path, rows):
 def test_counting_words_needs_no_torch(tmp_path, rows):
     path = write(tmp_path / "d.jsonl", rows)
     code = (
-        "import sys\nfrom smoldpo.cli_data import app\n"
+        "import sys\nfrom smoldpo.cli.data import app\n"
         f"app(['check', {path!r}, '--model', 'none'], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )

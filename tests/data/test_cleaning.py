@@ -12,19 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from planted import clean_row
 
-from smoldpo.data.check import CheckOptions, check_data
-from smoldpo.data.cleaning import (
-    DROP,
-    RULES,
-    WARN,
-    Cleaner,
-    choose_rules,
-    evaluation_rules,
-)
-from smoldpo.data.measure import WordCounter
-from smoldpo.data.rules.sketch import shingles, similar, sketch
-from smoldpo.errors import UsageError
+from smoldpo.data.audit import CheckOptions, check_data
+from smoldpo.data.cleaning.cleaner import DROP, RULES, WARN, Cleaner, choose_rules, evaluation_rules
+from smoldpo.data.cleaning.duplicates import shingles, similar, sketch
+from smoldpo.data.length_stats import WordCounter
 from smoldpo.types import PreferencePair
+from smoldpo.utils.errors import UsageError
 
 USER = {"role": "user", "content": "And what then?"}
 ASSISTANT = {"role": "assistant", "content": "Then you are done."}

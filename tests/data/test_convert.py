@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smoldpo.data.convert import FORMS, WRITERS, convert
-from smoldpo.data.formats import PairReader, Unreadable
-from smoldpo.data.formats.values import as_messages
+from smoldpo.data.schemas import PairReader, Unreadable
+from smoldpo.data.schemas.fields import as_messages
 from smoldpo.data.sources import open_source
-from smoldpo.errors import DataError, SmoldpoError, UsageError
 from smoldpo.types import PairNumbers, PreferencePair
+from smoldpo.utils.errors import DataError, SmoldpoError, UsageError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = Path(__file__).parents[3] / "shared" / "data"

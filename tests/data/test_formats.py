@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smoldpo.data.formats import SCHEMAS, PairReader, Unreadable
-from smoldpo.data.formats.judged import AnswerGroups
-from smoldpo.data.sources import Row, open_source
-from smoldpo.errors import DataError, UsageError
+from smoldpo.data.rows import Row
+from smoldpo.data.schemas import SCHEMAS, PairReader, Unreadable
+from smoldpo.data.schemas.scored import AnswerGroups
+from smoldpo.data.sources import open_source
 from smoldpo.types import PreferencePair
+from smoldpo.utils.errors import DataError, UsageError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = Path(__file__).parents[3] / "shared" / "data"

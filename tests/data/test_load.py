@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from planted import clean_row
 
 from conftest import SHARED
-from smoldpo.data.load import load_pairs, load_training_data, prompt_key, split_by_prompt
-from smoldpo.errors import DataError, UsageError
+from smoldpo.data.cleaning.text import prompt_key
+from smoldpo.data.load import load_pairs, load_training_data, split_by_prompt
 from smoldpo.types import PreferencePair
+from smoldpo.utils.errors import DataError, UsageError
 
 
 def write(path, rows):

@@ -8,10 +8,10 @@ import json
 import pytest
 from rich.console import Console
 
-from smoldpo.data.show import find_row, print_shown, show_pair
+from smoldpo.data.token_view import find_row, print_shown, show_pair
 from smoldpo.data.tokenize import PairTokenizer
-from smoldpo.errors import DataError, UsageError
 from smoldpo.types import PreferencePair
+from smoldpo.utils.errors import DataError, UsageError
 
 ROWS = [
     {"prompt": "How do I boil an egg?", "chosen": "Put it in water.", "rejected": "No."},

@@ -17,10 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smoldpo import reach
-from smoldpo.data import hub, rowfiles
-from smoldpo.data.sources import mix, open_source
-from smoldpo.errors import DataError, UsageError
+from smoldpo.data import files, sources
+from smoldpo.data.load import mix
+from smoldpo.data.sources import open_source
+from smoldpo.utils import hub
+from smoldpo.utils.errors import DataError, UsageError
 
 ROWS = [
     {"prompt": "One, two", "chosen": 'three "quoted"\nnext line', "rejected": "vier\r\nünf"},
@@ -245,8 +246,8 @@ def test_broken_files_name_the_place(tmp_path, name, data, says):
 def test_a_line_without_end_is_refused_in_bounded_memory(tmp_path, name, monkeypatch):
     import tracemalloc
 
-    assert rowfiles.MAX_LINE == 64 << 20
-    monkeypatch.setattr(rowfiles, "MAX_LINE", 1 << 20)
+    assert files.MAX_LINE == 64 << 20
+    monkeypatch.setattr(files, "MAX_LINE", 1 << 20)
     body = (b'"prompt"\n"' if ".csv" in name else b'{"prompt": "x"}\n') + b" " * (30 << 20)
     path = write(tmp_path, name, gzip.compress(body, 1) if name.endswith("gz") else body)
     del body
@@ -255,11 +256,11 @@ def test_a_line_without_end_is_refused_in_bounded_memory(tmp_path, name, monkeyp
         rows_of(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5 * rowfiles.MAX_LINE
+    assert peak < 5 * files.MAX_LINE
 
 
 def test_a_line_of_just_the_limit_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(rowfiles, "MAX_LINE", 20)
+    monkeypatch.setattr(files, "MAX_LINE", 20)
     line = b'{"a": "0123456789"}\n'
     assert len(line) == 20
     assert len(rows_of(write(tmp_path, "a.jsonl", line * 3))) == 3
@@ -268,13 +269,13 @@ def test_a_line_of_just_the_limit_is_read(tmp_path, monkeypatch):
 
 
 def test_json_that_is_too_large_to_hold_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(rowfiles, "MAX_JSON", 1000)
+    monkeypatch.setattr(files, "MAX_JSON", 1000)
     with pytest.raises(DataError, match="convert it to JSONL"):
         rows_of(write(tmp_path, "a.json", json.dumps(ROWS * 20, indent=1).encode()))
 
 
 def test_a_parquet_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(rowfiles, "BOMB_SIZE", 1 << 20)
+    monkeypatch.setattr(files, "BOMB_SIZE", 1 << 20)
     table = pyarrow.table({"prompt": ["a" * (1 << 16) + str(n) for n in range(100)]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", compression="zstd")
     with pytest.raises(DataError, match="'prompt' unpacks from"):
@@ -341,7 +342,7 @@ def test_hub_rows_splits_and_subset(monkeypatch):
         return datasets.DatasetDict({"train_prefs": data, "test_prefs": data, "train_sft": data})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(hub, "_is_unreachable", lambda name: False)
+    monkeypatch.setattr(sources, "_is_unreachable", lambda name: False)
     source = open_source("owner/name", "en")
     assert asked == [("owner/name", "en")]
     assert [split.name for split in source.splits] == ["train", "test", "train_sft"]
@@ -356,7 +357,7 @@ def test_hub_rows_splits_and_subset(monkeypatch):
 def test_a_hub_that_does_not_answer_fails_within_seconds(monkeypatch):
     import huggingface_hub.constants
 
-    monkeypatch.setattr(reach, "PATIENCE", 0.5)
+    monkeypatch.setattr(hub, "PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
@@ -374,7 +375,7 @@ def test_hub_errors_hold_no_tokens(monkeypatch):
 
     monkeypatch.setenv("HF_TOKEN", "s3cr3t")
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(hub, "_is_unreachable", lambda name: False)
+    monkeypatch.setattr(sources, "_is_unreachable", lambda name: False)
     with pytest.raises(DataError) as caught:
         open_source("owner/name")
     text = str(caught.value)

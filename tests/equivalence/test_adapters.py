@@ -21,22 +21,22 @@ from test_fast_engine import (
     disk_store,
 )
 
-from smoldpo.engine.compiling import set_up_compiling
+from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.batch_budget import kept_for_backward
+from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
+from smoldpo.engine.compile import set_up_compiling
 from smoldpo.engine.fast import FastEngine
-from smoldpo.engine.kernels import Kernels
-from smoldpo.engine.memory_budget import kept_for_backward
+from smoldpo.engine.kernels.elementwise import switch_regions
+from smoldpo.engine.kernels.layers import make_lean
+from smoldpo.engine.kernels.lora import make_adapters_lean, row_lengths
+from smoldpo.engine.logprobs import score
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
-from smoldpo.engine.scorer import score
 from smoldpo.engine.trunk import boundary
-from smoldpo.engine.trunk_store import MemoryStore, NoStore
-from smoldpo.errors import UsageError
 from smoldpo.models.adapters import AdapterSettings, adapted_modules, add_adapters
 from smoldpo.models.freeze import freeze
-from smoldpo.models.lean import make_lean
-from smoldpo.models.lean_adapters import make_adapters_lean, row_lengths
-from smoldpo.models.load import weights_sha256
-from smoldpo.models.regions import switch_regions
+from smoldpo.models.weights import weights_sha256
+from smoldpo.utils.errors import UsageError
 
 SETTINGS = AdapterSettings(
     lora_r=3,

@@ -14,23 +14,23 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from smoldpo.engine.autotune import Kernels
 from smoldpo.engine.build import choose_engine
-from smoldpo.engine.compiling import set_up_compiling
+from smoldpo.engine.cache.trunk_states import DiskStore, MemoryStore, NoStore
+from smoldpo.engine.compile import set_up_compiling
 from smoldpo.engine.fast import FastEngine
-from smoldpo.engine.kernels import Kernels
+from smoldpo.engine.kernels.attention import pair_attention
+from smoldpo.engine.kernels.elementwise import switch_regions
+from smoldpo.engine.kernels.flex_attention import stream_attention
+from smoldpo.engine.logprobs import score
 from smoldpo.engine.packing import common_beginning, pack, shares
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
-from smoldpo.engine.scorer import score
 from smoldpo.engine.trunk import boundary
-from smoldpo.engine.trunk_store import DiskStore, MemoryStore, NoStore
-from smoldpo.errors import UsageError
 from smoldpo.losses import Objective
-from smoldpo.models.attention import pair_attention
-from smoldpo.models.flex import stream_attention
 from smoldpo.models.freeze import freeze
-from smoldpo.models.regions import switch_regions
 from smoldpo.types import TokenizedPair
+from smoldpo.utils.errors import UsageError
 
 VOCABULARY = 97
 LOSS = Objective.of(beta=0.3)

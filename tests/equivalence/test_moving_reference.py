@@ -6,14 +6,14 @@ import pytest
 import torch
 from test_fast_engine import LOSS, PAIRS, SHARING, assert_equal, build
 
-from smoldpo.config import build_config
+from smoldpo.config.load import build_config
 from smoldpo.engine.build import EngineSettings, build_fast, build_plain
 from smoldpo.engine.plain import pad_batch, sequence_logps
-from smoldpo.errors import UsageError
 from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
-from smoldpo.state import TrainingState, checkpoint_bytes
+from smoldpo.training.state import TrainingState, checkpoint_bytes
 from smoldpo.types import TokenizedPair
+from smoldpo.utils.errors import UsageError
 
 ALPHA = 0.3
 

@@ -9,13 +9,13 @@ import torch
 
 from smoldpo.data.load import load_pairs
 from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.engine.autotune import Kernels, compute_dtype
+from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
 from smoldpo.engine.fast import FastEngine
-from smoldpo.engine.kernels import Kernels
+from smoldpo.engine.logprobs import FILL, Scorer
 from smoldpo.engine.packing import pack
 from smoldpo.engine.plain import pad_batch, token_logps
-from smoldpo.engine.precision import MasterWeights, cast, compute_dtype
-from smoldpo.engine.scorer import FILL, Scorer
-from smoldpo.engine.trunk_store import MemoryStore, NoStore
+from smoldpo.engine.precision import MasterWeights, cast
 from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
 from smoldpo.models.load import load_model, load_tokenizer

@@ -9,7 +9,7 @@ from test_fast_engine import FAMILIES, PAIRS, SHAPE, exact_norm
 
 import smoldpo
 from smoldpo.engine import plain
-from smoldpo.models import lean
+from smoldpo.engine.kernels import layers
 from smoldpo.models.freeze import freeze
 
 
@@ -241,7 +241,7 @@ def test_the_model_is_what_it_was():
     found.chosen.sum().backward()  # also after other uses of the model
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lean, "rows_product", None)  # anything that fails in the middle
+        patch.setattr(layers, "rows_product", None)  # anything that fails in the middle
         with pytest.raises(TypeError):
             smoldpo.sequence_logps(model, PAIRS)
     assert not any("forward" in vars(m) for m in model.modules())

@@ -9,14 +9,14 @@ from test_fast_engine import PAIRS as SHAPES
 from test_fast_engine import build
 from test_fast_engine import engines as engines_of
 
+from smoldpo.config.losses import FACTS
 from smoldpo.engine.base import join
 from smoldpo.engine.build import EngineSettings, build_plain
+from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
 from smoldpo.engine.fast import FastEngine
+from smoldpo.engine.logprobs import Scorer
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
-from smoldpo.engine.scorer import Scorer
-from smoldpo.engine.trunk_store import MemoryStore, NoStore
-from smoldpo.loss_facts import FACTS
 from smoldpo.losses import LOSSES, Objective
 from smoldpo.models.freeze import freeze
 from smoldpo.types import TokenizedPair

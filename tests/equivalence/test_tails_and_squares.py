@@ -13,18 +13,19 @@ from test_moving_reference import engines as moving_engines
 from test_moving_reference import move
 from test_steps import PAIRS, assert_same, step, whole_graph
 
+from smoldpo.api.logps import sequence_logps
 from smoldpo.engine import plain as plain_engine
+from smoldpo.engine.autotune import Kernels
 from smoldpo.engine.build import EngineSettings, build_fast
+from smoldpo.engine.cache import reference_logps, trunk_states
+from smoldpo.engine.cache.reference_logps import ReferenceStore
+from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
 from smoldpo.engine.fast import FastEngine
-from smoldpo.engine.head import completion_logps, completion_scores
-from smoldpo.engine.kernels import Kernels
+from smoldpo.engine.kernels.lm_head import completion_logps, completion_scores
+from smoldpo.engine.logprobs import Scorer, score
 from smoldpo.engine.packing import pack
 from smoldpo.engine.plain import PlainEngine, pad_batch
 from smoldpo.engine.precision import MasterWeights
-from smoldpo.engine.reference_store import ReferenceStore
-from smoldpo.engine.scorer import Scorer, score
-from smoldpo.engine.trunk_store import MemoryStore, NoStore
-from smoldpo.library.logps import sequence_logps
 from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
 
@@ -334,14 +335,15 @@ def test_a_weighted_run_keeps_its_reference_by_products(tmp_path, monkeypatch):
     assert folders[0] != folders[1]
 
 
-def test_the_form_is_part_of_the_key(tmp_path, monkeypatch):
+@pytest.mark.parametrize("store, kind", [(trunk_states, "trunk"), (reference_logps, "reference")])
+def test_the_format_of_a_store_is_part_of_its_key(tmp_path, monkeypatch, store, kind):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     start, folders = frozen_model(), []
-    for form in (1, 2):
-        monkeypatch.setattr("smoldpo.engine.build.FORMAT", form)
+    for number in (1, 2):
+        monkeypatch.setattr(store, "FORMAT", number)
         kept = build_fast(copy.deepcopy(start), None, settings_of(kernels=Kernels()), "hash", {})[1]
-        folders.append({folder for folder in kept if folder.parent.name == "reference"})
-    assert folders[0] != folders[1]
+        folders.append({folder.parent.name: folder for folder in kept})
+    assert {name for name in folders[0] if folders[0][name] != folders[1][name]} == {kind}
 
 
 def test_stored_tails_are_of_the_right_side():

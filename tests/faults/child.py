@@ -118,7 +118,7 @@ def _run(
     os.environ.update(environment)
     os.chdir(folder)
     from faults import planted
-    from smoldpo import cli
+    from smoldpo.cli import main
 
     planted.same_kernels()
     planted.without_pictures()
@@ -128,7 +128,7 @@ def _run(
         resource.setrlimit(number, (limit, resource.getrlimit(number)[1]))
     sys.argv = ["smoldpo", *words]
     try:
-        cli.main()
+        main.main()
     finally:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
         log.with_suffix(".peak").write_text(str(peak))

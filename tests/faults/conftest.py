@@ -13,7 +13,7 @@ import pytest
 
 from conftest import rows
 from faults import child, planted
-from smoldpo.checkpoint import saved_steps
+from smoldpo.training.checkpoint import saved_steps
 
 LONG = os.environ.get("SMOLDPO_FAULTS") == "long"
 """`make faults`: thirty kills instead of a few."""

@@ -14,14 +14,14 @@ from typing import Any
 def same_kernels() -> None:
     """Which kernel is faster is measured at each start, and another one rounds otherwise."""
     from smoldpo.engine import build
-    from smoldpo.engine.kernels import Kernels
+    from smoldpo.engine.autotune import Kernels
 
     build.choose_kernels = lambda *_: Kernels()
 
 
 def without_pictures() -> None:
     """Pages without plots: matplotlib takes more than half of a tiny run."""
-    from smoldpo import plots
+    from smoldpo.reports import plots
 
     plots._drawn = lambda draw, size: "<svg ></svg>"
 
@@ -30,7 +30,8 @@ def kill_at_file_operation(number: int, record: str | None = None) -> None:
     """SIGKILL itself before file operation `number` (from 1) inside saves; `record` counts them instead."""
     import shutil
 
-    from smoldpo import checkpoint, files, keeper
+    from smoldpo.training import checkpoint, checkpointer
+    from smoldpo.utils import files
 
     count, inside = 0, 0
 
@@ -69,13 +70,13 @@ def kill_at_file_operation(number: int, record: str | None = None) -> None:
 
         return run
 
-    keeper.save_checkpoint = saving(keeper.save_checkpoint)
-    keeper.prune = saving(keeper.prune)
+    checkpointer.save_checkpoint = saving(checkpointer.save_checkpoint)
+    checkpointer.prune = saving(checkpointer.prune)
 
 
 def slow_steps(seconds: float) -> None:
     """Each stream of a step takes so much longer, so that a signal comes in the middle of one."""
-    from smoldpo.engine.scorer import Scorer
+    from smoldpo.engine.logprobs import Scorer
 
     original = Scorer.logps
 
@@ -88,9 +89,10 @@ def slow_steps(seconds: float) -> None:
 
 def kill_in_sweep(place: str, trial: int = 2) -> None:
     """SIGKILL itself while a sweep writes its pairs, at a trial's beginning, step or end, or at its end."""
-    from smoldpo import run
     from smoldpo.engine.fast import FastEngine
-    from smoldpo.sweep import conduct, pairs, trials
+    from smoldpo.sweep import run as sweep_run
+    from smoldpo.sweep import splits, trials
+    from smoldpo.training import run
 
     numbers: list[int] = []
 
@@ -115,14 +117,18 @@ def kill_in_sweep(place: str, trial: int = 2) -> None:
     trials._make = noted
     strike(
         *{
-            "pairs": (pairs, "write_text", 2),
+            "pairs": (splits, "write_text", 2),
             "beginning": (trials, "write_beginning", 1, True),
             "step": (FastEngine, "accumulate_gradients", 4, True),
             "figures": (trials.Trial, "_evaluated", 1, True),
             "end": (trials, "_write", 2 * trial),
-            "after": (conduct._Sweep, "_say_result", trial),
+            "after": (sweep_run._Sweep, "_say_result", trial),
             "winner": (run.Run, "_save", 1),  # a trial has a _save of its own
-            "results": (conduct, "write_results", 2),  # the first is before the winner is measured
+            "results": (
+                sweep_run,
+                "write_results",
+                2,
+            ),  # the first is before the winner is measured
         }[place]
     )
 
@@ -131,9 +137,9 @@ def signal_in(place: str, number: int, then: int = 0) -> None:
     """Send itself a signal in the middle of: a step, an evaluation, the first pass, or a save."""
     from transformers import AutoModelForCausalLM
 
-    from smoldpo import checkpoint, trainer
-    from smoldpo.answering import Comparison
     from smoldpo.engine.fast import FastEngine
+    from smoldpo.evaluation.side_by_side import Comparison
+    from smoldpo.training import checkpoint, loop
 
     def strike(module: Any, name: str, when: int = 1) -> None:
         original, calls = getattr(module, name), 0
@@ -152,7 +158,7 @@ def signal_in(place: str, number: int, then: int = 0) -> None:
     strike(
         *{
             "step": (FastEngine, "accumulate_gradients", 5),
-            "optimizer": (trainer, "learning_rate", 5),
+            "optimizer": (loop, "learning_rate", 5),
             "evaluation": (FastEngine, "policy_logps", 2),
             "last evaluation": (FastEngine, "policy_logps", 3),
             "answers": (Comparison, "run", 1),
@@ -187,11 +193,12 @@ def random_numbers_matter() -> None:
 
 def wrong_resume(fault: str) -> None:
     """A resume that gets one thing wrong."""
-    from smoldpo import averaging, rng, state, trainer
-    from smoldpo.engine.moving import MovingReference
+    from smoldpo.engine.ref_sync import MovingReference
+    from smoldpo.training import optim, sampler, state
+    from smoldpo.utils import rng
 
     if fault == "average":
-        averaging.AveragedWeights.restore = lambda *_: None
+        optim.AveragedWeights.restore = lambda *_: None
         return
     if fault == "reference":
         MovingReference.restore = lambda *_: None
@@ -217,8 +224,8 @@ def wrong_resume(fault: str) -> None:
 
         state.restore_optimizer = nearly
     if fault == "pair":
-        indices = trainer.Schedule.indices
-        trainer.Schedule.indices = lambda self, step: indices(self, step)[1:]
+        indices = sampler.Schedule.indices
+        sampler.Schedule.indices = lambda self, step: indices(self, step)[1:]
     if fault == "step":
         restored = state.TrainingState.restore
 
@@ -231,7 +238,7 @@ def wrong_resume(fault: str) -> None:
 
 def memory_is_short_before_training(spare: int) -> None:
     """From before the first step on, the address space may grow by `spare` bytes and no more (RLIMIT_AS)."""
-    from smoldpo.run import Run
+    from smoldpo.training.run import Run
 
     original = Run._fit_memory
 
@@ -272,11 +279,11 @@ def kill_in_noisy_step(step: int) -> None:
 
 def kill_in_step(step: int) -> None:
     """SIGKILL itself in the step after `step` finished ones, when part of its gradients are added up."""
-    from smoldpo import trainer
     from smoldpo.engine.fast import FastEngine
+    from smoldpo.training import loop
 
     taken = 0
-    train, accumulate = trainer.with_less_at_once, FastEngine.accumulate_gradients
+    train, accumulate = loop.with_less_at_once, FastEngine.accumulate_gradients
 
     def noted(work: Any, engine: Any, pairs: Any, what: str) -> Any:
         nonlocal taken
@@ -291,13 +298,13 @@ def kill_in_step(step: int) -> None:
 
         return accumulate(self, pairs, loss, die)
 
-    trainer.with_less_at_once = noted
+    loop.with_less_at_once = noted
     FastEngine.accumulate_gradients = killed
 
 
 def kill_after_step(step: int) -> None:
     """SIGKILL itself when that step is finished and logged, whichever the engine."""
-    from smoldpo import run
+    from smoldpo.training import run
 
     after = run.Run._after_step
 
@@ -311,9 +318,9 @@ def kill_after_step(step: int) -> None:
 
 def disk_fills_after_saves(saves: int) -> None:
     """After so many checkpoints no file may grow larger than half of a checkpoint's (RLIMIT_FSIZE)."""
-    from smoldpo import keeper
+    from smoldpo.training import checkpointer
 
-    original, done = keeper.save_checkpoint, 0
+    original, done = checkpointer.save_checkpoint, 0
 
     def limited(folder: Any, checkpoint: Any) -> Any:
         nonlocal done
@@ -323,7 +330,7 @@ def disk_fills_after_saves(saves: int) -> None:
         done += 1
         return original(folder, checkpoint)
 
-    keeper.save_checkpoint = limited
+    checkpointer.save_checkpoint = limited
 
 
 def small_disk(free: int) -> None:

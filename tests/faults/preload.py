@@ -8,16 +8,13 @@ import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-import smoldpo.cli
-import smoldpo.cli_plan
-import smoldpo.doctor
-import smoldpo.resume
-import smoldpo.run
-import smoldpo.summary  # noqa: F401
-from smoldpo import pages
+import smoldpo.cli.doctor
+import smoldpo.cli.main
+import smoldpo.cli.output  # noqa: F401
+from smoldpo.reports import templating
 
 torch.set_num_threads(1)
 get_checkpoint_conversion_mapping("llama")
-for template in pages.environment().list_templates(extensions=["html"]):
-    pages.environment().get_template(template)
+for template in templating.environment().list_templates(extensions=["html"]):
+    templating.environment().get_template(template)
 gc.freeze()  # else each child's collections walk through all of it

@@ -96,8 +96,8 @@ def test_a_pickle_as_data_is_never_loaded(place, canary, name):
 )
 def test_a_pickle_in_a_checkpoint_is_never_loaded(place, canary, file):
     """Even where the manifest was made to fit."""
-    from smoldpo.checkpoint import saved_steps
-    from smoldpo.files import sha256_of
+    from smoldpo.training.checkpoint import saved_steps
+    from smoldpo.utils.files import sha256_of
 
     place.ok(*place.training("run", "--max-steps", 3, "--eval-steps", "none"))
     (place / "run" / "resume.json").write_text(

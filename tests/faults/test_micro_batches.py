@@ -10,13 +10,13 @@ import copy
 import pytest
 import torch
 
+from smoldpo.engine.batch_budget import is_out_of_memory, with_less_at_once
 from smoldpo.engine.fast import FastEngine
-from smoldpo.engine.out_of_memory import is_out_of_memory, with_less_at_once
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
-from smoldpo.errors import SmoldpoError
 from smoldpo.losses import Objective
 from smoldpo.types import TokenizedPair
+from smoldpo.utils.errors import SmoldpoError
 
 PAIRS = [
     TokenizedPair(f"p{n}", (5, n + 10), tuple(range(20, 22 + n)), (n + 40, 41, 2)) for n in range(8)

@@ -10,9 +10,9 @@ import pytest
 
 from faults import planted
 from faults.conftest import LONG
-from smoldpo.checkpoint import saved_steps
-from smoldpo.compare_runs import differences, metrics
-from smoldpo.fingerprint import FREE_SETTINGS, FROM_NAMES
+from smoldpo.training.checkpoint import saved_steps
+from smoldpo.training.fingerprint import FREE_SETTINGS, FROM_NAMES
+from smoldpo.training.prove_resume import differences, metrics
 
 KILLS = 30 if LONG else 4
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from faults import planted
-from smoldpo.checkpoint import load_checkpoint
-from smoldpo.compare_runs import differences
+from smoldpo.training.checkpoint import load_checkpoint
+from smoldpo.training.prove_resume import differences
 
 MOVING = ["--sync-ref-model", "--ref-model-sync-steps", 3, "--ref-model-mixup-alpha", 0.5]
 AVERAGED = ["--ema-decay", 0.9]

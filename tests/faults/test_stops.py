@@ -10,8 +10,8 @@ import pytest
 from conftest import rows
 from faults import planted
 from faults.conftest import workplace
-from smoldpo.checkpoint import load_checkpoint, saved_steps, verify
-from smoldpo.compare_runs import differences, metrics
+from smoldpo.training.checkpoint import load_checkpoint, saved_steps, verify
+from smoldpo.training.prove_resume import differences, metrics
 
 ANSWERS = ["--generate-prompts", 2, "--max-new-tokens", 4]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}

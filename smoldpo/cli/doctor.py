@@ -1,0 +1,126 @@
+"""`smoldpo doctor`: the machine as smoldpo sees it, and what would keep a run from going well."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smoldpo._version import __version__
+from smoldpo.engine.autotune import NAMES, choose_kernels, compute_dtype, matmul_rate
+from smoldpo.engine.cache import folder as cache
+from smoldpo.engine.cache.reference_logps import damage as reference_damage
+from smoldpo.engine.cache.trunk_states import damage as trunk_damage
+from smoldpo.engine.compile import missing_compiler
+from smoldpo.models.builtin import builtin_gguf
+from smoldpo.training.run_folder import LIBRARIES
+from smoldpo.utils.devices import pick_device
+from smoldpo.utils.errors import SmoldpoError
+from smoldpo.utils.files import cache_folder, free_bytes, processor_name
+from smoldpo.utils.memory import free_memory
+
+LITTLE_DISK = 3_000_000_000
+LITTLE_MEMORY = 3_000_000_000
+"""A run of the demo takes about half of either."""
+
+
+def examine() -> dict[str, Any]:
+    """Everything, as one JSON object; `problems` says what to do about what is wrong."""
+    device = pick_device("auto")
+    dtype, why = compute_dtype("auto", device)
+    found: dict[str, Any] = {
+        "machine": {
+            "platform": platform.platform(),
+            "processor": processor_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": device,
+            "memory_free_bytes": free_memory(torch.device("cpu")),
+        },
+        "versions": {"smoldpo": __version__, "python": platform.python_version()}
+        | {name: _version(name) for name in LIBRARIES},
+        "precision": {
+            "chosen": str(dtype).removeprefix("torch."),
+            "why": why,
+            "gflops": {n: round(matmul_rate(NAMES[n], device)) for n in ("float32", "bfloat16")},
+            "kernels": str(choose_kernels(dtype, device)),
+        },
+        "compiler": missing_compiler(device) or "found",
+        "disk": {
+            "folder": str(Path.cwd()),
+            "free_bytes": free_bytes(Path.cwd()),
+        },
+        "cache": _cache(),
+        "builtin_model": _builtin(),
+    }
+    return found | {"problems": _problems(found)}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _builtin() -> str:
+    try:
+        return str(builtin_gguf())
+    except SmoldpoError as error:
+        return f"missing: {error}"
+
+
+def _cache() -> dict[str, Any]:
+    kept = cache.entries()
+    look = {"trunk": trunk_damage, "reference": reference_damage}
+    return {
+        "folder": str(cache_folder()),
+        "unusable": cache.unusable(),
+        "entries": len(kept),
+        "bytes": sum(entry.bytes for entry in kept),
+        "free_bytes": free_bytes(cache_folder()),
+        "damaged": [problem for entry in kept for problem in look[entry.kind](entry.folder)],
+    }
+
+
+def _problems(found: dict[str, Any]) -> list[str]:
+    problems = []
+    kept = found["cache"]
+    if found["disk"]["free_bytes"] < LITTLE_DISK:
+        problems.append(f"little disk space is left for runs in {found['disk']['folder']}")
+    if found["machine"]["memory_free_bytes"] < LITTLE_MEMORY:
+        problems.append("little memory is free: close something, or say --max-tokens 1000")
+    if kept["unusable"]:
+        problems.append(f"the cache cannot be used: {kept['unusable']}; set XDG_CACHE_HOME")
+    problems += [f"{problem}; smoldpo cache clear removes it" for problem in kept["damaged"]]
+    if found["builtin_model"].startswith("missing"):
+        problems.append(f"the built-in model is {found['builtin_model']}")
+    return problems
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """For people, with what is wrong at the end."""
+    lines = []
+    for part, content in found.items():
+        if part == "problems":
+            continue
+        if not isinstance(content, dict):
+            lines.append(f"{part.replace('_', ' ')}: {content}")
+            continue
+        lines.append(part)
+        for key, value in content.items():
+            words = json.dumps(value) if isinstance(value, (dict, list)) else value
+            if key.endswith("bytes"):
+                key, words = (
+                    key.removesuffix("bytes").rstrip("_") or "size",
+                    f"{value / 1e9:,.1f} GB",
+                )
+            lines.append(f"  {key.replace('_', ' '):<14}{words}")
+    lines.append("")
+    lines += [f"problem: {problem}" for problem in found["problems"]] or ["nothing is wrong"]
+    return "\n".join(lines)

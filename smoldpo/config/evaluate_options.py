@@ -1,0 +1,61 @@
+"""What `smoldpo evaluate` and `smoldpo.evaluate` can be told, checked the same in both. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from smoldpo.config.field_types import Device, Dtype, EngineName, Judges, Names, PositiveInt
+from smoldpo.config.load import explain
+from smoldpo.utils.errors import ConfigError, nearest
+
+
+def _above_zero(value: float) -> float:
+    if not value > 0:
+        raise ValueError("must be above 0")
+    return value
+
+
+class EvaluateOptions(BaseModel):
+    """Everything besides models and data; each means what it does in `smoldpo evaluate --help`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    reference: str | None = None
+    beta: Annotated[float, AfterValidator(_above_zero)] = 0.1
+    seed: Annotated[int, Field(ge=0)] = 42
+    subset: str | None = None
+    split: str | None = None
+    max_samples: PositiveInt | None = None
+    max_length: Annotated[int, Field(ge=2)] = 1024
+    batch_size: PositiveInt = 8
+    dtype: Dtype = "float32"
+    device: Device = "auto"
+    engine: EngineName = "auto"
+    format: str | None = None
+    columns: dict[str, str] | None = None
+    generate_prompts: Annotated[int, Field(ge=0)] = 0
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    max_new_tokens: PositiveInt = 128
+    judges: Judges = []
+    fail_under: Names = []
+
+
+def evaluate_options(given: Mapping[str, Any]) -> EvaluateOptions:
+    """Checked options from plain values.
+
+    Raises:
+        ConfigError: with every problem at once: unknown options (and the nearest known one), and values of
+            the wrong type or out of range.
+    """
+    known = EvaluateOptions.model_fields
+    problems = [f"unknown option {key!r}{nearest(key, known)}" for key in given if key not in known]
+    try:
+        options = EvaluateOptions(**{key: value for key, value in given.items() if key in known})
+    except ValidationError as error:
+        problems += [explain(detail) for detail in error.errors()]
+    if problems:
+        raise ConfigError(problems)
+    return options

@@ -1,0 +1,86 @@
+"""What a setting's value can be, as it comes from YAML or from a command line; no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from smoldpo.config.losses import FACTS, known_losses
+from smoldpo.utils.text import parse_duration
+
+
+def _split_commas(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _words(value: Any) -> Any:
+    """Numbers as YAML reads them are words here: `train_layers: [0, 5, 20-29]`."""
+    if isinstance(value, list):
+        return [_words(item) for item in value]
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _split_judges(value: Any) -> Any:
+    """Commas part judges, but for the one between an implicit judge's model and its reference."""
+    parts: list[str] = []
+    for part in _split_commas(value) if isinstance(value, str) else ():
+        known = part == "length" or part.split(":", 1)[0] in ("reward", "implicit", "http", "https")
+        if not known and parts and parts[-1].startswith("implicit:") and "," not in parts[-1]:
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return parts if isinstance(value, str) else value
+
+
+def _none_word(value: Any) -> Any:
+    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
+
+
+def _loss_names(value: Any) -> Any:
+    return known_losses(_split_commas(value))
+
+
+def _layers(value: Any) -> Any:
+    """A number of layers from a command line, or auto."""
+    value = _none_word(value)
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    try:
+        number = value if value is None else int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if isinstance(value, bool | float) or (number is not None and number < 0):
+        raise ValueError("give how many layers to freeze from below (0 or more), auto, or none")
+    return number
+
+
+def _duration(value: str) -> str:
+    parse_duration(value)
+    return value
+
+
+def _logger_names(value: Any) -> Any:
+    return [] if _none_word(value) is None else _split_commas(value)
+
+
+Names = Annotated[list[str], BeforeValidator(_split_commas)]
+LossNames = Annotated[list[Literal[tuple(FACTS)]], BeforeValidator(_loss_names)]
+LoggerNames = Annotated[
+    list[Literal["tensorboard", "trackio", "wandb", "mlflow"]], BeforeValidator(_logger_names)
+]
+Numbers = Annotated[list[float], BeforeValidator(_split_commas)]
+Layers = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"] | None, BeforeValidator(_layers)]
+LayerWords = Annotated[Names, BeforeValidator(_words)]
+Duration = Annotated[str, AfterValidator(_duration)]
+Dtype = Literal["auto", "float32", "bfloat16", "float64"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+EngineName = Literal["auto", "fast", "plain"]
+Judges = Annotated[list[str], BeforeValidator(_split_judges)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+def optional(kind: Any) -> Any:
+    return Annotated[kind | None, BeforeValidator(_none_word)]

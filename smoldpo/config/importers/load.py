@@ -1,0 +1,257 @@
+"""From the YAML of another trainer to a checked smoldpo configuration, with an account of every key."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from smoldpo.config.importers import axolotl, handbook, hf_trainer, llama_factory, losses, trl
+from smoldpo.config.importers.losses import method_of
+from smoldpo.config.importers.mapping import (
+    DEFAULT,
+    STATUSES,
+    UNSUPPORTED,
+    Draft,
+    Entry,
+    find,
+    one_line,
+)
+from smoldpo.config.load import build_config, load_yaml
+from smoldpo.config.schema import TrainConfig
+from smoldpo.utils.errors import ConfigError, UsageError
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A trainer whose recipes are read: how it is recognised, and the module with its rules."""
+
+    title: str
+    signs: frozenset[str]
+    module: ModuleType
+
+
+DIALECTS = {
+    "llama-factory": Dialect(
+        "LLaMA-Factory",
+        frozenset(
+            {
+                "stage",
+                "finetuning_type",
+                "pref_beta",
+                "pref_loss",
+                "cutoff_len",
+                "template",
+                "dataset_dir",
+            }
+        ),
+        llama_factory,
+    ),
+    "axolotl": Dialect(
+        "axolotl",
+        frozenset(
+            {
+                "base_model",
+                "rl",
+                "micro_batch_size",
+                "sequence_len",
+                "num_epochs",
+                "val_set_size",
+                "adapter",
+            }
+        ),
+        axolotl,
+    ),
+    "alignment-handbook": Dialect(
+        "the alignment handbook",
+        frozenset({"dataset_mixer", "dataset_splits", "dataset_configs", "dataset_mixture"}),
+        handbook,
+    ),
+    "trl": Dialect("TRL", frozenset({"model_name_or_path", "dataset_name"}), trl),
+}
+"""In the order in which a draw is decided: TRL's keys stand in the others' recipes too."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The configuration, and what became of the recipe."""
+
+    source: str
+    dialect: str
+    config: TrainConfig
+    settings: dict[str, Any]
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...]
+    commands: tuple[str, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many keys met which fate."""
+        found = Counter(entry.status for entry in self.entries)
+        return {status: found[status] for status in STATUSES if found[status]}
+
+    @property
+    def differences(self) -> list[str]:
+        """Why this run is not the recipe's, a sentence each."""
+        of_keys = [f"{entry.key}: {entry.reason}" for entry in self.entries if entry.matters]
+        return of_keys + list(self.notes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "source": self.source,
+            "from": self.dialect,
+            "keys": [vars(entry) for entry in self.entries],
+            "counts": self.counts,
+            "differences": self.differences,
+            "run_first": list(self.commands),
+            "config": self.settings,
+        }
+
+    def as_yaml(self) -> str:
+        """The settings that the recipe decides, under a head that names it and what differs."""
+        head = [
+            f"Imported from {self.source} ({DIALECTS[self.dialect].title}) by smoldpo config import."
+        ]
+        if self.commands:
+            head += ["", "Run first:", *(f"  {command}" for command in self.commands)]
+        if self.differences:
+            head += [
+                "",
+                "What differs from the recipe's run:",
+                *(f"- {line}" for line in self.differences),
+            ]
+        lines = [part for line in head for part in _wrapped(one_line(line))]
+        return "".join(f"# {line}".rstrip() + "\n" for line in lines) + yaml.safe_dump(
+            self.settings, sort_keys=False, allow_unicode=True
+        )
+
+
+def import_recipe(path: Path, dialect: str | None = None) -> Imported:
+    """Read a recipe of `dialect`, or of the one that its keys give away.
+
+    Raises:
+        UsageError: not readable, of no known kind, or not a recipe for DPO, ORPO, CPO or SimPO.
+        ConfigError: values that no configuration can have, by the recipe's names.
+    """
+    recipe = {str(key): value for key, value in load_yaml(path).items()}
+    name = dialect or recognise(recipe, path)
+    module = DIALECTS[name].module
+    method = method_of(recipe, path, name, told=dialect is not None)
+    recipe = _flat(recipe, getattr(module, "NESTED", ()))
+    draft = Draft(recipe, path.parent, method)
+    if method in losses.METHODS:
+        losses.set_loss(draft, name)
+    module.groups(draft)
+    _by_rules(draft, DIALECTS[name])
+    _by_default(draft, DIALECTS[name])
+    hf_trainer.nameless(draft)
+    hf_trainer.batch(draft)
+    config = _checked(draft, path)
+    said = config.model_dump()
+    settings = {name: said[name] for name in said if name in draft.settings}
+    entries = tuple(sorted(draft.entries.values(), key=_place(recipe)))
+    return Imported(
+        path.name, name, config, settings, entries, tuple(draft.notes), tuple(draft.commands)
+    )
+
+
+def _by_rules(draft: Draft, dialect: Dialect) -> None:
+    """The keys that stand alone: whatever the groups have left."""
+    for key, value in draft.recipe.items():
+        if key in draft.entries or any(done.startswith(f"{key}.") for done in draft.entries):
+            continue
+        rule = find(dialect.module.RULES, key)
+        if rule is None:
+            draft.refuse(key, f"no key that is known of {dialect.title}")
+        else:
+            rule(draft, key, value)
+
+
+def _by_default(draft: Draft, dialect: Dialect) -> None:
+    """What the recipe leaves to its own tool, where smoldpo would do something else."""
+    why = f"what {dialect.title} does without being told"
+    for setting, value in dialect.module.DEFAULTS.items():
+        if value != TrainConfig.model_fields[setting].default and not _said(draft, setting):
+            draft.default(f"({setting})", setting, value, why)
+
+
+def recognise(recipe: dict[str, Any], path: Path) -> str:
+    """The dialect with most of its own keys in the recipe.
+
+    Raises:
+        UsageError: none has any.
+    """
+    if not recipe:
+        raise UsageError(f"{path}: is empty; give a recipe of {', '.join(DIALECTS)}")
+    if {"model", "data"} & set(recipe) and set(recipe) <= set(TrainConfig.model_fields):
+        raise UsageError(f"{path}: is a smoldpo configuration already: smoldpo train {path.name}")
+    votes = {name: len(dialect.signs & set(recipe)) for name, dialect in DIALECTS.items()}
+    best = max(votes, key=lambda name: votes[name])
+    if not votes[best]:
+        raise UsageError(
+            f"{path}: its keys are those of no recipe that is known; say whose it is with --from "
+            f"({', '.join(DIALECTS)})"
+        )
+    return best
+
+
+def _said(draft: Draft, setting: str) -> bool:
+    """Whether the recipe decided this itself, be it by what smoldpo cannot do."""
+    if setting == "warmup_ratio" and "warmup_steps" in draft.settings:
+        return True
+    refused = draft.entries.get(setting) or draft.entries.get(ALIASES.get(setting, ""))
+    return setting in draft.settings or (refused is not None and refused.status == UNSUPPORTED)
+
+
+ALIASES = {"lr_scheduler_type": "lr_scheduler"}
+
+
+def _flat(recipe: dict[str, Any], nested: tuple[str, ...]) -> dict[str, Any]:
+    """`trl: {beta: 0.1}` as `trl.beta`; the first of what a dialect nests."""
+    flat: dict[str, Any] = {}
+    for key, value in recipe.items():
+        if key in nested and isinstance(value, dict) and value:
+            flat |= {f"{key}.{inner}": deep for inner, deep in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _checked(draft: Draft, path: Path) -> TrainConfig:
+    try:
+        return build_config(draft.settings)
+    except ConfigError as error:
+        raise ConfigError(
+            [f"{path}: {_by_key(problem, draft)}" for problem in error.problems]
+        ) from None
+
+
+def _by_key(problem: str, draft: Draft) -> str:
+    """A problem with a setting, said with the recipe's own key."""
+    setting = re.split(r"\W", problem, maxsplit=1)[0]
+    key = draft.origins.get(setting)
+    return problem if key in (None, setting) else f"{key} ({problem})"
+
+
+def _place(recipe: dict[str, Any]) -> Any:
+    order = {key: number for number, key in enumerate(recipe)}
+
+    def place(entry: Entry) -> tuple[int, bool]:
+        first = entry.key if entry.key in order else entry.key.partition(".")[0]
+        return order.get(first, len(order)), entry.status == DEFAULT
+
+    return place
+
+
+def _wrapped(line: str) -> list[str]:
+    """Lines for reading; commands stay whole, to be copied."""
+    if line.startswith("  "):
+        return [line]
+    return textwrap.wrap(line, 100, subsequent_indent="  " * line.startswith("- ")) or [""]

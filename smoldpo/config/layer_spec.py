@@ -1,0 +1,65 @@
+"""`train_layers` in words: which decoder layers are meant. Free of torch, so that settings are checked early.
+
+5        layer 5, counted from 0 (the lowest)
+20-29    layers 20 to 29
+last:4   the uppermost four
+first:4  the lowest four
+every:3  each third layer, counted down from the uppermost
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from smoldpo.utils.errors import UsageError
+
+NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
+COUNTED = re.compile(r"(first|last|every):(\d+)")
+FORMS = "a layer (5), a range (20-29), last:4, first:4 or every:3"
+
+
+def complaint(item: str) -> str | None:
+    """What is wrong with one item of `train_layers`, whatever the model; None: nothing."""
+    numbers, counted = NUMBERS.fullmatch(item), COUNTED.fullmatch(item)
+    if counted:
+        return None if int(counted.group(2)) else f"train_layers: {item!r} chooses no layer"
+    if not numbers:
+        return f"train_layers: {item!r} is not {FORMS}"
+    first, last = numbers.groups()
+    if last is not None and int(last) < int(first):
+        return f"train_layers: {item!r} ends before it begins; write {last}-{first}"
+    return None
+
+
+def chosen_layers(items: Sequence[str], total: int) -> set[int]:
+    """The layers, from 0, that any of `items` means in a model of `total` layers.
+
+    Raises:
+        UsageError: an item in no known form, or one that means a layer that there is not.
+    """
+    chosen: set[int] = set()
+    for item in items:
+        problem = complaint(item)
+        if problem is not None:
+            raise UsageError(problem)
+        meant = _meant(item, total)
+        if not meant <= set(range(total)):
+            raise UsageError(
+                f"train_layers: {item!r} asks for more than the model's {total} layers (0-{total - 1})"
+            )
+        chosen |= meant
+    return chosen
+
+
+def _meant(item: str, total: int) -> set[int]:
+    counted = COUNTED.fullmatch(item)
+    if counted is None:
+        first, _, last = item.partition("-")
+        return set(range(int(first), int(last or first) + 1))
+    how, count = counted.group(1), int(counted.group(2))
+    if how == "first":
+        return set(range(count))
+    if how == "last":
+        return set(range(total - count, total))
+    return set(range(total - 1, -1, -count))

@@ -1,0 +1,323 @@
+"""What the cells of a row may hold (text, messages, numbers), and the errors that say they do not.
+
+Two kinds of trouble, kept apart everywhere: `Unreadable` is a row of the right schema that holds no
+pair (it is counted and passed over); `DataError` is a value of the wrong kind (it ends the reading,
+and names file, row and key).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from smoldpo.data.rows import Row
+from smoldpo.types import Message, PairNumbers, PreferencePair, Prompt
+from smoldpo.utils.errors import DataError
+
+ROLES = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+}
+"""Names of speakers found in published sets, and the role that chat templates know them by."""
+
+SYSTEM_KEYS = ("system", "system_prompt")
+SPEAKER_KEYS = ("role", "from")
+WORDS_KEYS = ("content", "value")
+MAX_DEPTH = 32
+"""How deeply the extra values of a message (tool calls, ...) may be nested."""
+
+
+class Unreadable(Exception):
+    """A row in the right schema that holds no pair; `rule` is the reason it is counted under."""
+
+    def __init__(self, rule: str, detail: str):
+        self.rule = rule
+        super().__init__(detail)
+
+
+def wrong(row: Row, problem: str) -> DataError:
+    """The error for a value of the wrong kind, with its file and row."""
+    return DataError(problem, row.file, row.row)
+
+
+def present(row: Row, *keys: str) -> str | None:
+    """The first of `keys` whose value is there and not null, or None."""
+    return next((key for key in keys if row.values.get(key) is not None), None)
+
+
+def require(row: Row, key: str) -> Any:
+    """A column's value.
+
+    Raises:
+        Unreadable: it is null (`empty_<key>`).
+        DataError: there is no such column.
+    """
+    if key not in row.values:
+        raise wrong(row, f"the key {key!r} is missing")
+    if row.values[key] is None:
+        raise Unreadable(f"empty_{key}", f"{key} is null")
+    return row.values[key]
+
+
+def text(row: Row, key: str) -> str:
+    """A column that must be text. Raises as `require`, and DataError when it is no text."""
+    value = require(row, key)
+    if not isinstance(value, str):
+        raise wrong(row, f"{key!r} is {kind(value)}, not text")
+    return value
+
+
+def optional_text(row: Row, *keys: str) -> str:
+    """The first of `keys` that is not null, as text; "" where there is none."""
+    key = present(row, *keys)
+    return "" if key is None else text(row, key)
+
+
+def number(value: Any) -> float | None:
+    """A score as a float; None where there is none ("N/A", null, NaN, anything else)."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        score = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return score if math.isfinite(score) else None
+
+
+def kind(value: Any) -> str:
+    """A short description of a value for an error message: its type, and how it begins."""
+    return f"a {type(value).__name__} ({reprlib.repr(value)[:60]})"
+
+
+def text_or_messages(row: Row, key: str) -> str | list[Message]:
+    """A column that holds text, one message, or a list of messages. Raises as `require`."""
+    value = require(row, key)
+    return value if isinstance(value, str) else messages(row, key, value)
+
+
+def messages(row: Row, key: str, value: Any) -> list[Message]:
+    """`value` as messages with "role" and "content"; other keys stay as they are.
+
+    Raises:
+        DataError: it is no list of messages.
+        Unreadable: a message holds something that is not text (`not_text`).
+    """
+    items = [value] if isinstance(value, dict) else value
+    if not isinstance(items, list | tuple):
+        raise wrong(row, f"{key!r} is {kind(value)}, not text or messages")
+    return [_message(row, f"{key!r}, message {at}", item) for at, item in enumerate(items, 1)]
+
+
+def _message(row: Row, where: str, item: Any) -> Message:
+    if not isinstance(item, dict):
+        raise wrong(row, f"{where} is {kind(item)}, not an object with role and content")
+    speaker = next((key for key in SPEAKER_KEYS if item.get(key) is not None), "role")
+    words = next((key for key in WORDS_KEYS if item.get(key) is not None), "content")
+    name = item.get(speaker)
+    role = ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        known = ", ".join(ROLES)
+        raise wrong(row, f"{where} has the role {reprlib.repr(name)}; known: {known}")
+    message: Message = {"role": role}
+    content = _content(row, where, item.get(words))
+    if content is not None:
+        message["content"] = content
+    elif not item.get("tool_calls"):
+        raise wrong(row, f"{where} has no content")
+    taken = {*SPEAKER_KEYS, *WORDS_KEYS}
+    extra = {key: value for key, value in item.items() if key not in taken and value is not None}
+    if not _is_json(extra, MAX_DEPTH):
+        raise wrong(
+            row, f"{where} holds a value that is no JSON, or is nested over {MAX_DEPTH} deep"
+        )
+    return message | extra
+
+
+def _content(row: Row, where: str, content: Any) -> str | None:
+    """A message's text; lists of text parts ({"type": "text", "text": ...}) are joined."""
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        raise wrong(row, f"{where} has a content that is {kind(content)}, not text")
+    parts = []
+    for part in content:
+        said = part.get("text") if isinstance(part, dict) else None
+        if not isinstance(said, str) or part.get("type", "text") != "text":
+            raise Unreadable("not_text", f"{where} holds something that is not text")
+        parts.append(said)
+    return "".join(parts)
+
+
+def _is_json(value: Any, depth: int) -> bool:
+    if value is None or isinstance(value, str | int | float):
+        return True
+    if depth == 0:
+        return False
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_json(v, depth - 1) for k, v in value.items())
+    return isinstance(value, list | tuple) and all(_is_json(item, depth - 1) for item in value)
+
+
+def as_messages(prompt: Prompt) -> tuple[Message, ...]:
+    """A prompt as messages; text is what the user says."""
+    return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+
+
+def split_last(dialogue: list[Message]) -> tuple[tuple[Message, ...], str]:
+    """The messages before the last, and what the assistant says in it.
+
+    Raises:
+        Unreadable: the dialogue does not end with what the assistant says (`unparsable`).
+    """
+    if not dialogue:
+        raise Unreadable("unparsable", "a side holds no message")
+    last = dialogue[-1]
+    if last["role"] != "assistant":
+        raise Unreadable("unparsable", f"a side ends with the {last['role']}, not the assistant")
+    if "content" not in last or last.get("tool_calls"):
+        raise Unreadable("unparsable", "the answer is a tool call, not text")
+    return tuple(dialogue[:-1]), last["content"]
+
+
+def join(
+    row: Row, prompt: Prompt, chosen: str | list[Message], rejected: str | list[Message]
+) -> PreferencePair:
+    """The pair of a row, given its parts; a system column goes before the prompt.
+
+    Sides that are whole dialogues bring their own prompt.
+
+    Raises:
+        Unreadable: the sides' prompts differ, or a side has no answer.
+    """
+    (ours, chosen_text), (theirs, rejected_text) = (_side(prompt, s) for s in (chosen, rejected))
+    if ours != theirs:
+        raise Unreadable("prompts_differ", "the messages before the last one differ")
+    return make_pair(row, _with_system(row, ours), chosen_text, rejected_text)
+
+
+def _side(prompt: Prompt, side: str | list[Message]) -> tuple[Prompt, str]:
+    """A side's own prompt and completion, given the row's prompt.
+
+    A prompt column that is text (UltraFeedback) repeats a message of the dialogue; one that is
+    messages may stand before it.
+    """
+    if isinstance(side, str):
+        return prompt, side
+    before, answer = split_last(side)
+    if not before:
+        return prompt, answer
+    if isinstance(prompt, str):
+        told = [(message.get("content") or "").strip() for message in before]
+        asked = prompt.strip()
+        if asked and not any(said and (asked in said or said in asked) for said in told):
+            raise Unreadable("prompts_differ", "the prompt's text is in no message of the sides")
+        return before, answer
+    return (before if before[: len(prompt)] == prompt else prompt + before), answer
+
+
+def _with_system(row: Row, prompt: Prompt) -> Prompt:
+    system = optional_text(row, *SYSTEM_KEYS)
+    if not system.strip():
+        return prompt
+    dialogue = as_messages(prompt)
+    if dialogue and dialogue[0]["role"] == "system":
+        if dialogue[0].get("content") == system:
+            return dialogue
+        raise Unreadable(
+            "two_system_prompts", "the system column and the dialogue's own one differ"
+        )
+    return ({"role": "system", "content": system}, *dialogue)
+
+
+def make_pair(row: Row, prompt: Prompt, chosen: str, rejected: str) -> PreferencePair:
+    """A pair with where it was read, and its id, source and category where the row has them."""
+    named = {key: row.values.get(key) for key in ("id", "source", "category")}
+    id = named["id"]
+    return PreferencePair(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        file=row.file,
+        row=row.row,
+        id=str(id) if isinstance(id, str | int) else "",
+        source=named["source"] if isinstance(named["source"], str) else "",
+        category=named["category"] if isinstance(named["category"], str) else "",
+    )
+
+
+TURN = re.compile(r"\n\n(Human|Assistant):")
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether a value is text that begins with a speaker's mark and has the assistant's."""
+    if not isinstance(value, str):
+        return False
+    marks = TURN.findall("\n\n" + value.lstrip())
+    return value.lstrip().startswith(("Human:", "Assistant:")) and "Assistant" in marks
+
+
+def parse_transcript(transcript: str) -> list[Message]:
+    """Messages of a "Human: ... Assistant: ..." transcript; the speaker's marks start a paragraph.
+
+    Raises:
+        Unreadable: it does not begin with a speaker, or holds a single turn (`unparsable`).
+    """
+    parts = TURN.split("\n\n" + transcript.lstrip())
+    if parts[0].strip():
+        raise Unreadable("unparsable", "the transcript does not begin with 'Human:'")
+    dialogue = [
+        {"role": SPEAKERS[who], "content": said.strip()}
+        for who, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+    if len(dialogue) < 2:
+        raise Unreadable("unparsable", "the transcript has no turn before the answer")
+    return dialogue
+
+
+# A pair's own weight, margin and β, from columns of its row.
+
+
+NUMBERS = tuple(field.name for field in fields(PairNumbers))
+"""Columns that are read only where they are asked for: data may have a `margin` that means another thing."""
+
+
+def with_numbers(pair: PreferencePair, row: Row, names: Sequence[str]) -> PreferencePair:
+    """The pair with the numbers that its row has under `names`.
+
+    Raises:
+        DataError: a row without such a number, or with one that is out of range.
+    """
+    if not names:
+        return pair
+    found = {name: _checked(name, row) for name in names}
+    return replace(pair, numbers=PairNumbers(**found))
+
+
+def _checked(name: str, row: Row) -> float:
+    given = row.values.get(name)
+    value = number(given)
+    if value is None:
+        raise DataError(f"{name} must be a number, and is {kind(given)}", row.file, row.row)
+    if value < 0 or (name == "beta" and value == 0):
+        least = "above 0" if name == "beta" else "0 or more"
+        raise DataError(f"{name} must be {least}, and is {value:g}", row.file, row.row)
+    return value

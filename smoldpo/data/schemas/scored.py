@@ -1,0 +1,267 @@
+"""Readers of rows that hold answers and a verdict: scores, votes, labels. They make the pairs.
+
+The rule is one everywhere: the best answer against the worst. Where the verdict prefers neither,
+the row is dropped under `tie`; where there is no verdict, under `unrated`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from smoldpo.data.rows import Row
+from smoldpo.data.schemas.fields import (
+    Unreadable,
+    join,
+    kind,
+    messages,
+    number,
+    present,
+    require,
+    text,
+    wrong,
+)
+from smoldpo.data.schemas.paired import as_dialogue
+from smoldpo.types import Message, PreferencePair
+
+PROMPT_KEYS = ("prompt", "instruction", "input", "question")
+ANSWER_LISTS = ("completions", "generations", "responses", "answers")
+ANSWER_TEXTS = ("response", "text", "content", "completion", "answer", "output")
+SCORE_LISTS = ("ratings", "scores", "rating", "score")
+ANSWER_SCORES = ("score", "rating", "overall_score")
+"""After the mean of UltraFeedback's ratings: its overall_score is wrong for some of its answers."""
+ROW_SCORES = ("helpfulness", "overall_score", "score", "rating")
+
+HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad")
+
+
+def read_ratings(row: Row) -> PreferencePair:
+    """Several scored answers in one row: the first of the best against the first of the worst."""
+    prompt = as_dialogue(row, "prompt", _prompt(row))
+    key = present(row, *ANSWER_LISTS) or ANSWER_LISTS[0]
+    answers = require(row, key)
+    if not isinstance(answers, list):
+        raise wrong(row, f"{key!r} is {kind(answers)}, not a list of answers")
+    texts = [
+        _answer_text(row, f"{key!r}, answer {at}", answer) for at, answer in enumerate(answers, 1)
+    ]
+    scores = _scores(row, answers)
+    rated = [(score, said) for score, said in zip(scores, texts, strict=True) if score is not None]
+    if len(rated) < 2:
+        raise Unreadable("unrated", f"{len(rated)} of {len(answers)} answers have a score")
+    best, worst = max(rated, key=lambda item: item[0]), min(rated, key=lambda item: item[0])
+    if best[0] == worst[0]:
+        raise Unreadable("tie", f"all answers have the score {best[0]:g}")
+    return join(row, prompt, best[1], worst[1])
+
+
+def _prompt(row: Row) -> Any:
+    key = present(row, *PROMPT_KEYS)
+    if key is None and not any(name in row.values for name in PROMPT_KEYS):
+        raise wrong(row, f"has none of the prompt's keys: {', '.join(PROMPT_KEYS)}")
+    if key is None:
+        raise Unreadable("empty_prompt", "the prompt is null")
+    return row.values[key]
+
+
+def _answer_text(row: Row, where: str, answer: Any) -> str:
+    said = answer
+    if isinstance(answer, dict):
+        said = next((answer[key] for key in ANSWER_TEXTS if answer.get(key) is not None), None)
+    if said is None:
+        return ""
+    if not isinstance(said, str):
+        raise wrong(row, f"{where} is {kind(said)}, not text")
+    return said
+
+
+def _scores(row: Row, answers: list[Any]) -> Sequence[float | None]:
+    """A score an answer: from a list beside them, from inside, or the mean of their ratings."""
+    beside = present(row, *SCORE_LISTS)
+    if beside is not None:
+        values = row.values[beside]
+        if not isinstance(values, list) or len(values) != len(answers):
+            raise wrong(
+                row, f"{beside!r} is {kind(values)}, not one number an answer ({len(answers)})"
+            )
+        return [number(value) for value in values]
+    inside = [answer if isinstance(answer, dict) else {} for answer in answers]
+    ways: list[Callable[[dict[str, Any]], float | None]] = [
+        lambda answer: number(answer.get("fine-grained_score")),
+        lambda answer: _mean_rating(answer.get("annotations")),
+        *(lambda answer, key=key: number(answer.get(key)) for key in ANSWER_SCORES),
+    ]
+    found = ([way(answer) for answer in inside] for way in ways)
+    enough = (scores for scores in found if sum(score is not None for score in scores) >= 2)
+    return next(enough, [None] * len(answers))
+
+
+def _mean_rating(annotations: Any) -> float | None:
+    """UltraFeedback's annotations: {aspect: {"Rating": "4", ...}}; "N/A" does not count."""
+    aspects = annotations.values() if isinstance(annotations, dict) else ()
+    ratings = [number(aspect.get("Rating")) for aspect in aspects if isinstance(aspect, dict)]
+    known = [rating for rating in ratings if rating is not None]
+    return sum(known) / len(known) if known else None
+
+
+def read_shp(row: Row) -> PreferencePair:
+    """Stanford SHP: labels is 1 where people prefer A and 0 where they prefer B.
+
+    score_ratio is the preferred comment's votes over the other's; where it is 1 the row is a tie.
+    """
+    prompt = ({"role": "user", "content": text(row, "history")},)
+    a, b = text(row, "human_ref_A"), text(row, "human_ref_B")
+    label = number(require(row, "labels"))
+    if label not in (0, 1):
+        raise wrong(row, f"'labels' is {kind(row.values['labels'])}; it must be 1 (A) or 0 (B)")
+    ratio = number(row.values.get("score_ratio"))
+    if ratio is not None and ratio <= 1:
+        raise Unreadable("tie", f"score_ratio is {ratio:g}: both comments have as many votes")
+    return join(row, prompt, *((a, b) if label == 1 else (b, a)))
+
+
+def read_helpsteer3(row: Row) -> PreferencePair:
+    """HelpSteer3: overall_preference goes from -3 (response1 much better) to 3 (response2)."""
+    prompt = as_dialogue(row, "context", require(row, "context"))
+    first, second = text(row, "response1"), text(row, "response2")
+    preference = number(require(row, "overall_preference"))
+    if preference is None:
+        raise Unreadable("unrated", "overall_preference is no number")
+    if preference == 0:
+        raise Unreadable("tie", "overall_preference is 0")
+    return join(row, prompt, *((first, second) if preference < 0 else (second, first)))
+
+
+def read_arena(row: Row) -> PreferencePair:
+    """Arena votes: two answers and a winner. Votes for neither are ties.
+
+    Where two models talked for several turns their prompts differ as soon as their first answers
+    do; those rows are dropped under `prompts_differ`.
+    """
+    winner = _winner(row)
+    if winner is None:
+        raise Unreadable("tie", "the vote is a tie")
+    dialogues = [_arena_dialogue(row, side) for side in "ab"]
+    chosen, rejected = dialogues if winner == "a" else reversed(dialogues)
+    return join(row, (), chosen, rejected)
+
+
+def _winner(row: Row) -> str | None:
+    """ "a", "b", or None for a tie."""
+    if "winner" not in row.values:
+        votes = {
+            side: number(_as_int(row.values.get(f"winner_model_{side}"))) == 1 for side in "ab"
+        }
+        return next((side for side, won in votes.items() if won), None)
+    value = require(row, "winner")
+    if value in ("model_a", "model_b"):
+        return value[-1]
+    if value in TIES:
+        return None
+    raise wrong(row, f"'winner' is {kind(value)}; known: model_a, model_b, {', '.join(TIES)}")
+
+
+def _as_int(vote: Any) -> Any:
+    """True and "True" as 1: CSV files write both."""
+    return int(vote) if isinstance(vote, bool) else 1 if vote in ("True", "true") else vote
+
+
+def _arena_dialogue(row: Row, side: str) -> list[Message]:
+    key = f"conversation_{side}"
+    if key in row.values:
+        return messages(row, key, require(row, key))
+    asked, said = _turns(row, "prompt"), _turns(row, f"response_{side}")
+    if len(asked) != len(said):
+        raise Unreadable("unparsable", f"{len(asked)} prompts and {len(said)} answers")
+    dialogue: list[Message] = []
+    for question, answer in zip(asked, said, strict=True):
+        dialogue.append({"role": "user", "content": question})
+        dialogue.append({"role": "assistant", "content": answer})
+    return dialogue
+
+
+def _turns(row: Row, key: str) -> list[str]:
+    """What was said in turn; the set with winner_model_a/b keeps JSON lists in its cells."""
+    value = require(row, key)
+    if isinstance(value, str) and "winner" not in row.values:
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    turns = value if isinstance(value, list) else [row.values[key]]
+    if not all(isinstance(turn, str | None) for turn in turns):
+        raise wrong(row, f"{key!r} is {kind(value)}, not text or a list of texts")
+    return [turn or "" for turn in turns]
+
+
+class AnswerGroups:
+    """HelpSteer: one answer a row; rows that follow each other with one prompt make one pair.
+
+    The best by `helpfulness` (or overall_score, score, rating) stands against the worst; the pair
+    carries the row of the chosen answer. Every other row of the group goes to `skipped`.
+    """
+
+    LARGEST = 256
+    """Answers held for one prompt; a longer group is cut here, so that memory stays bounded."""
+
+    def __init__(self, skipped: list[tuple[Row, str, str]]):
+        self._skipped = skipped
+        self._rows: list[tuple[float, Row]] = []
+        self._prompt: tuple[Message, ...] = ()
+
+    def read(self, row: Row) -> list[PreferencePair]:
+        """The pair of the group that this row ends, if any."""
+        prompt = _helpsteer_prompt(row)
+        text(row, "response")
+        key = present(row, *ROW_SCORES)
+        score = number(row.values[key]) if key else None
+        if score is None:
+            raise Unreadable("unrated", f"none of {', '.join(ROW_SCORES)} is a number")
+        ends = prompt != self._prompt or len(self._rows) >= self.LARGEST
+        done = self.finish() if ends else []
+        self._rows.append((score, row))
+        self._prompt = prompt
+        return done
+
+    def finish(self) -> list[PreferencePair]:
+        """The pair of the group still open, if it makes one."""
+        rated, self._rows = self._rows, []
+        if not rated:
+            return []
+        (high, best), (low, worst) = max(rated, key=_first), min(rated, key=_first)
+        if len(rated) == 1:
+            self._skipped.append((best, "unpaired", "the only answer for its prompt"))
+            return []
+        if high == low:
+            self._skipped += [
+                (row, "tie", f"all {len(rated)} answers have {high:g}") for _, row in rated
+            ]
+            return []
+        for _, row in rated:
+            if row is not best and row is not worst:
+                detail = "neither the best nor the worst answer for its prompt"
+                self._skipped.append((row, "unpaired", detail))
+        answers = (text(best, "response"), text(worst, "response"))
+        try:
+            return [join(best, self._prompt, *answers)]
+        except Unreadable as reason:
+            self._skipped += [(row, reason.rule, str(reason)) for row in (best, worst)]
+            return []
+
+
+def _first(item: tuple[float, Row]) -> float:
+    return item[0]
+
+
+def _helpsteer_prompt(row: Row) -> tuple[Message, ...]:
+    """Earlier turns stand in HelpSteer2's prompt as "<extra_id_1>Assistant\\n" and "...User\\n"."""
+    prompt = as_dialogue(row, "prompt", require(row, "prompt"))
+    if not isinstance(row.values["prompt"], str):
+        return prompt
+    opening, *turns = HELPSTEER_TURN.split(row.values["prompt"])
+    dialogue = [{"role": "user", "content": opening}]
+    for who, said in zip(turns[::2], turns[1::2], strict=True):
+        dialogue.append({"role": who.lower(), "content": said})
+    return tuple(dialogue)

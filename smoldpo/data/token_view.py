@@ -1,0 +1,183 @@
+"""`smoldpo data show`: one row as the model sees it, token by token.
+
+The row goes through the rules on single rows and then through the very tokenisation that training
+uses, twice: with max_length, and without. What the second has more is what truncation takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from smoldpo.data.cleaning.cleaner import Cleaner, Touched, choose_rules
+from smoldpo.data.cleaning.text import visible
+from smoldpo.data.length_stats import control_tokens
+from smoldpo.data.load import Reading
+from smoldpo.data.sources import open_source
+from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.types import PreferencePair
+from smoldpo.utils.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token: whether the loss scores it, and whether truncation leaves it."""
+
+    id: int
+    text: str
+    scored: bool
+    kept: bool
+
+
+@dataclass(frozen=True)
+class ShownPair:
+    """A pair as the model sees it, and what cleaning had to say about it."""
+
+    pair: PreferencePair
+    format: str
+    max_length: int
+    prompt: tuple[Token, ...]
+    chosen: tuple[Token, ...]
+    rejected: tuple[Token, ...]
+    notes: tuple[str, ...]
+    touched: tuple[Touched, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What --json prints."""
+        return {
+            "file": self.pair.file,
+            "row": self.pair.row,
+            "id": self.pair.id,
+            "format": self.format,
+            "max_length": self.max_length,
+            "notes": list(self.notes),
+            "touched": [item.as_dict() for item in self.touched],
+            "rendered_prompt": "".join(token.text for token in self.prompt),
+            "prompt": [asdict(token) for token in self.prompt],
+            "chosen": [asdict(token) for token in self.chosen],
+            "rejected": [asdict(token) for token in self.rejected],
+        }
+
+
+def find_row(
+    data: str,
+    row: int,
+    *,
+    subset: str | None = None,
+    split: str | None = None,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> tuple[list[PreferencePair], str]:
+    """The pairs of a row (usually one) as they were read, and the schema's name.
+
+    Raises:
+        UsageError: the split has no such row.
+        DataError: the row holds no pair; the message says why.
+    """
+    source = open_source(data, subset)
+    part = source.split(split) if split else source.train
+    reading = Reading(part, format, columns)
+    found: list[PreferencePair] = []
+    for pair in reading:
+        if pair.row == row:
+            found.append(pair)
+        elif found:
+            break
+    if found:
+        return found, reading.format
+    for item in reading.touched:
+        if item.row == row:
+            raise DataError(f"holds no pair: {item.detail} ({item.rule})", item.file, row)
+    raise UsageError(
+        f"{data}: has no row {row} that holds a pair; it has {reading.rows_read:,} rows"
+    )
+
+
+def show_pair(pair: PreferencePair, format: str, tokenizer: Any, max_length: int) -> ShownPair:
+    """Clean a pair (a dropped one is shown all the same) and tokenise it.
+
+    Raises:
+        DataError: the model's chat template refuses the dialogue.
+    """
+    cleaner = Cleaner(choose_rules(control_tokens=control_tokens(tokenizer)))
+    cleaned = cleaner.clean_row(pair) or Cleaner(cleaner.rules).mend(pair)
+    whole = PairTokenizer(tokenizer, max_length=10**9).tokenize(cleaned)
+    cut = PairTokenizer(tokenizer, max_length).tokenize(cleaned)
+    lost = len(whole.prompt_ids) - len(cut.prompt_ids)
+
+    def tokens(ids: tuple[int, ...], kept: range, scored: bool) -> tuple[Token, ...]:
+        return tuple(
+            Token(id, tokenizer.decode([id]), scored and index in kept, index in kept)
+            for index, id in enumerate(ids)
+        )
+
+    return ShownPair(
+        pair=cleaned,
+        format=format,
+        max_length=max_length,
+        prompt=tokens(whole.prompt_ids, range(lost, len(whole.prompt_ids)), scored=False),
+        chosen=tokens(whole.chosen_ids, range(len(cut.chosen_ids)), scored=True),
+        rejected=tokens(whole.rejected_ids, range(len(cut.rejected_ids)), scored=True),
+        notes=tuple(sorted(cut.notes)),
+        touched=tuple(cleaner.touched),
+    )
+
+
+STYLES = {"scored": ("black on green", "black on bright_green"), "prompt": ("", "dim")}
+CUT = "dim strike red"
+
+
+def print_shown(shown: ShownPair, console: Console) -> None:
+    """Write a pair for people: colours alternate from token to token; without colour, marks do."""
+    plain = console.no_color or not console.is_terminal
+    where = f"{shown.pair.file}, row {shown.pair.row}"
+    console.print(f"{where} ({shown.format})", markup=False, style="bold")
+    for item in shown.touched:
+        console.print(f"  {item.action}: {item.rule}: {item.detail}", markup=False)
+    console.print(_legend(shown, plain))
+    for name in ("prompt", "chosen", "rejected"):
+        tokens: tuple[Token, ...] = getattr(shown, name)
+        console.print()
+        console.print(_heading(name, tokens), style="bold", markup=False)
+        console.print(_written(tokens, plain), soft_wrap=True)
+
+
+def _heading(name: str, tokens: tuple[Token, ...]) -> str:
+    cut = sum(not token.kept for token in tokens)
+    what = "not scored" if name == "prompt" else f"{sum(t.scored for t in tokens):,} scored"
+    return f"{name}: {len(tokens):,} tokens, {what}" + (f", {cut:,} cut" if cut else "")
+
+
+def _legend(shown: ShownPair, plain: bool) -> Text:
+    longest = len(shown.prompt) + max(len(shown.chosen), len(shown.rejected))
+    fits = "nothing is cut" if longest <= shown.max_length else "truncation cuts"
+    text = Text(
+        f"{longest:,} tokens with the longer answer, max_length {shown.max_length:,}: {fits}\n"
+    )
+    if plain:
+        return text.append("marks: token|token  [scored]  {cut}")
+    text.append("scored", STYLES["scored"][0]).append("  not scored  ")
+    return text.append("cut by truncation", CUT)
+
+
+def _written(tokens: tuple[Token, ...], plain: bool) -> Text:
+    text = Text()
+    for index, token in enumerate(tokens):
+        shown = _readable(token.text)
+        if plain:
+            left, right = "[]" if token.scored else ("{}" if not token.kept else ("", "|"))
+            shown, breaks = f"{left}{shown}{right}", shown.endswith("\n")
+            text.append(shown if not breaks else shown.replace("\n", "") + "\n")
+        else:
+            pair = STYLES["scored" if token.scored else "prompt"]
+            text.append(shown, pair[index % 2] if token.kept else CUT)
+    return text
+
+
+def _readable(text: str) -> str:
+    """A token's text: a line feed is shown and then done, other hidden characters are escaped."""
+    return "".join("⏎\n" if character == "\n" else visible(character) for character in text)

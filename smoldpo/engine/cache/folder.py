@@ -1,0 +1,162 @@
+"""What smoldpo keeps between runs, under the cache folder: trunk states and reference log-probabilities.
+
+    <cache>/trunk/<key>/...        smoldpo/engine/cache/trunk_states.py
+    <cache>/reference/<key>/...    smoldpo/engine/cache/reference_logps.py
+    <cache>/machine.json           smoldpo/engine/autotune.py
+
+Each <key> is one entry. When all entries together exceed the limit, the ones used longest ago go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from smoldpo.utils.files import cache_folder
+
+KINDS = ("trunk", "reference")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One kept thing: where, its size in bytes, when it was last used (seconds since 1970), what it is."""
+
+    kind: str
+    folder: Path
+    bytes: int
+    used: float
+    about: dict[str, Any]
+
+    def as_row(self) -> dict[str, Any]:
+        """For --json."""
+        row = {"kind": self.kind, "key": self.folder.name, "bytes": self.bytes, "used": self.used}
+        return row | {"about": self.about}
+
+
+def entry_folder(kind: str, key: str) -> Path:
+    """Where an entry lies."""
+    assert kind in KINDS
+    return cache_folder() / kind / key
+
+
+def machine_file() -> Path:
+    """Where the choices lie that were made by measuring this machine (engine/autotune.py)."""
+    return cache_folder() / "machine.json"
+
+
+def rates_file() -> Path:
+    """Where the rates lie that this machine's last commands measured (engine/autotune.py)."""
+    return cache_folder() / "rates.json"
+
+
+def unusable() -> str | None:
+    """Why nothing can be kept on disk, or None."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder} cannot be written ({error.strerror})"
+
+
+def entries() -> list[Entry]:
+    """Everything that is kept, most recently used first."""
+    found = []
+    for kind in KINDS:
+        for folder in (cache_folder() / kind).glob("*"):
+            if folder.is_dir() and not folder.is_symlink():
+                with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                    used = folder.stat().st_mtime
+                    found.append(Entry(kind, folder, size_of(folder), used, _about(folder)))
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in an entry's folder; 0 where there is none."""
+    size = 0
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        return about if isinstance(about, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def clear(kept: list[Entry]) -> int:
+    """Remove entries; returns the bytes that this frees."""
+    freed = 0
+    for entry in kept:
+        shutil.rmtree(entry.folder, ignore_errors=True)  # another process may be at it too
+        freed += entry.bytes - size_of(entry.folder)
+    return freed
+
+
+def forget_machine() -> None:
+    """Remove what was measured of this machine, and chosen by it."""
+    machine_file().unlink(missing_ok=True)
+    rates_file().unlink(missing_ok=True)
+
+
+def trim(limit: float, keep: set[Path]) -> list[Entry]:
+    """Remove entries, longest unused first, until all take at most `limit` bytes; never those in `keep`."""
+    everything = entries()
+    total = sum(entry.bytes for entry in everything)
+    removed = []
+    for entry in reversed(everything):
+        if total <= limit:
+            break
+        if entry.folder not in keep:
+            total -= clear([entry])
+            removed.append(entry)
+    return removed
+
+
+# Stores in memory that outlive one engine, while several trainings share a process (a sweep's trials).
+
+
+Store = TypeVar("Store")
+_kept: dict[tuple[str, str], Any] | None = None
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Within the block, engines over the same contents get the same stores."""
+    global _kept
+    before, _kept = _kept, {}
+    try:
+        yield
+    finally:
+        _kept = before
+
+
+def store(
+    kind: str, key: Callable[[], str], make: Callable[[], Store], *, alone: bool = False
+) -> Store:
+    """The store of that kind and key; made, where there is none or nothing is shared.
+
+    Args:
+        key: fixes everything that the store's contents depend on (engine/cache/keys.py); not asked for where
+            nothing is shared, since it may take a hash over weights.
+        alone: the others of its kind are let go before one is made, since each takes a share of the memory.
+    """
+    if _kept is None:
+        return make()
+    name = kind, key()
+    if name not in _kept:
+        for other in [each for each in _kept if alone and each[0] == kind]:
+            del _kept[other]
+        _kept[name] = make()
+    return _kept[name]

@@ -1,0 +1,310 @@
+"""Shared-prefix attention, registered with transformers' attention interface.
+
+No model code is copied: a model whose attention goes through that interface calls the function below,
+and the layout of the stream travels to it as a keyword argument of the model's forward.
+
+    CPU     pair by pair: forward by torch's fused kernel, or by matrix products where those are faster on
+            this machine; backward by matrix products, from weights formed anew
+    CUDA    one FlexAttention call over the stream, whose block mask skips what no query sees
+            (flex_attention.py)
+    else    pair by pair, masked matrix products with autograd's backward; on CUDA too in float64, which
+            FlexAttention's kernel does not keep, and where that kernel cannot be compiled
+
+Pair by pair means: each pair is laid into a slot whose length is a multiple of STEP, filled up with rows
+that no query sees. Libraries compile a kernel for every shape they meet, which takes milliseconds and
+hundreds of kilobytes each, so there must be few shapes.
+
+In the last layer only the rows from each prompt's last token on are read by anyone, so no others are queries.
+
+Dimensions: T tokens of the stream, S rows of all slots, n of one slot, m queries; H query heads, K key/value
+heads, G = H / K, d of one head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from smoldpo.engine.kernels.flex_attention import StreamLike, flex_is_usable, stream_attention
+from smoldpo.engine.kernels.layers import lean_rotary
+
+NAME = "smoldpo_shared_prefix"
+STEP = 32
+"""Slots' lengths are multiples of this: few enough shapes, and little to fill up."""
+
+
+class SlotLike(Protocol):
+    """What attention needs to know of a pair's slot."""
+
+    start: int
+
+    @property
+    def prompt(self) -> int: ...
+    @property
+    def shared(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    def bias(self, window: int | None, like: torch.Tensor) -> torch.Tensor: ...
+
+
+class LayoutLike(Protocol):
+    """Where the tokens of the stream lie in the slots."""
+
+    slots: Sequence[SlotLike]
+    spread: torch.Tensor
+    """[S] the token for each row of the slots; some token where a slot is filled up."""
+    gather: torch.Tensor  # [tokens] the row of the slots that is each token's own
+    copies: torch.Tensor
+    """[pairs that share, tokens shared] the rows of the slots that hold what is shared."""
+
+    @property
+    def stream(self) -> StreamLike: ...
+
+
+@dataclass(frozen=True)
+class _How:
+    """What one call of attention is told besides queries, keys and values."""
+
+    scaling: float
+    layout: LayoutLike
+    window: int | None
+    read: bool
+
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+"""Queries [H, m, d], keys and values [K, n, d], bias [m, n] and scaling to [H, m, d]."""
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: torch.Tensor,  # [1, H, T, d]
+    key: torch.Tensor,  # [1, K, T, d]
+    value: torch.Tensor,  # [1, K, T, d]
+    attention_mask: None,
+    *,
+    scaling: float,
+    layout: LayoutLike,
+    last_layer: int,
+    fused: bool = True,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention within each pair of the stream; returns [1, T, H, d].
+
+    Args:
+        last_layer: index of the layer behind which only the rows that are read matter.
+        fused: on a CPU, whether the forward pass is torch's fused kernel.
+    """
+    assert dropout == 0.0 and query.shape[0] == 1
+    read = module.layer_idx == last_layer
+    if query.is_cuda and flex_is_usable(query.dtype):
+        return stream_attention(query, key, value, scaling, layout.stream, sliding_window), None
+    call = (query, key, value, scaling, layout, sliding_window, read)
+    return pair_attention(*call, fused), None
+
+
+def pair_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    layout: LayoutLike,
+    window: int | None,
+    read: bool,
+    fused: bool,
+) -> torch.Tensor:
+    """Attention pair by pair, [1, T, H, d]; with `read`, right only for rows that are read at the end."""
+    how = _How(scaling, layout, window, read)
+    if query.device.type == "cpu":
+        return _SharedPrefix.apply(query, key, value, how, _fused if fused else _products)
+    slots = (_spread(states, layout) for states in (query, key, value))
+    return _gathered(_by_blocks(*slots, how, _products), layout, query.shape[2])
+
+
+def _spread(states: torch.Tensor, layout: LayoutLike) -> torch.Tensor:
+    """[1, H, T, d] laid into the slots: [H, S, d], rows of a token staying together in memory."""
+    return states[0].transpose(0, 1).index_select(0, layout.spread).transpose(0, 1)
+
+
+def _gathered(states: torch.Tensor, layout: LayoutLike, tokens: int) -> torch.Tensor:
+    """[S, H, d] taken out of the slots: [1, T, H, d], zeros behind the last pair."""
+    found = states.index_select(0, layout.gather)
+    return F.pad(found, (0, 0, 0, 0, 0, tokens - len(found)))[None]
+
+
+def _blocks(slot: SlotLike, read: bool) -> Iterator[tuple[slice, slice]]:
+    """Queries of a slot, and the keys among which all that they see lie; all multiples of STEP.
+
+    What a pair shares with others is computed in its own slot. A prompt's tokens do not see the answers, so
+    a long prompt has a block of its own.
+    """
+    first = (slot.prompt - 1 if read else slot.shared) // STEP * STEP
+    inside = slot.prompt // STEP * STEP
+    if not read and inside - first >= 2 * STEP:
+        yield slice(first, inside), slice(0, inside)
+        first = inside
+    yield slice(first, slot.length), slice(0, slot.length)
+
+
+def _folded(states: torch.Tensor, groups: int) -> torch.Tensor:
+    """[H, m, d] with the query heads of a group as further rows: [K, G m, d], so that keys and values need
+    not be repeated for each query head."""
+    return states.reshape(states.shape[0] // groups, -1, states.shape[-1])
+
+
+def _weights(folded: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Softmax over the keys that each scaled query [K, G m, d] sees: [K, G m, n]; float32 inside."""
+    scores = torch.matmul(folded, keys.transpose(1, 2))
+    groups = scores.shape[1] // len(bias)
+    return torch.softmax(scores.unflatten(1, (groups, -1)).add_(bias), dim=-1).flatten(1, 2)
+
+
+def _products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Attention of one block by matrix products: queries [H, m, d], keys [K, n, d] to [H, m, d]."""
+    weights = _weights(_folded(query, len(query) // len(key)) * scaling, key, bias)
+    return torch.matmul(weights, value).reshape(query.shape)
+
+
+def _fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """The same by torch's fused kernel, without a backward."""
+    return F.scaled_dot_product_attention(
+        query[None],
+        key[None],
+        value[None],
+        attn_mask=bias,
+        scale=scaling,
+        enable_gqa=len(key) < len(query),
+    )[0]
+
+
+def _by_blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: _How, attend: Attend
+) -> torch.Tensor:
+    """Attention over slots [H, S, d], block by block: [S, H, d], zeros where nothing is asked."""
+    parts = []
+    for slot in how.layout.slots:
+        bias = slot.bias(how.window, query)
+        blocks = list(_blocks(slot, how.read))
+        parts.append(query.new_zeros(blocks[0][0].start, len(query), query.shape[2]))
+        for rows, keys in blocks:
+            here, there = _moved(rows, slot.start), _moved(keys, slot.start)
+            found = attend(
+                query[:, here], key[:, there], value[:, there], bias[rows, keys], how.scaling
+            )
+            parts.append(found.transpose(0, 1))
+    return torch.cat(parts)
+
+
+def _moved(rows: slice, start: int) -> slice:
+    return slice(start + rows.start, start + rows.stop)
+
+
+class _SharedPrefix(torch.autograd.Function):
+    """Keeps queries, keys and values; the weights exist for one pair at a time, and never twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        how: _How,
+        attend: Attend,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.how = how
+        slots = (_spread(states, how.layout) for states in (query, key, value))
+        return _gathered(_by_blocks(*slots, how, attend), how.layout, query.shape[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """With W = softmax(S):  dV = Wᵀ dO,  dS = W (dO Vᵀ - rowsum(W dO Vᵀ)),  dQ = dS K,  dK = dSᵀ Q.
+
+        Over whole slots, so that there is one shape to a slot's length; dO is zero in rows not read.
+        """
+        scaling, layout, window = ctx.how.scaling, ctx.how.layout, ctx.how.window
+        query, key, value = (_spread(states, layout) for states in ctx.saved_tensors)
+        groups = len(query) // len(key)
+        slope = grad.new_zeros(query.shape[1], len(query), query.shape[2])  # [S, H, d]
+        slope.index_copy_(0, layout.gather, grad[0, : len(layout.gather)])
+        slope = slope.transpose(0, 1)
+        d_query, d_key, d_value = (torch.empty_like(states) for states in (query, key, value))
+        scaled_query = query * scaling
+        for slot in layout.slots:
+            here = slice(slot.start, slot.start + slot.length)
+            keys, values = key[:, here], value[:, here]
+            scaled, d_output = (_folded(rows[:, here], groups) for rows in (scaled_query, slope))
+            weights = _weights(scaled, keys, slot.bias(window, query))
+            d_value[:, here] = torch.bmm(weights.transpose(1, 2), d_output)
+            d_weights = torch.bmm(d_output, values.transpose(1, 2))
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_query[:, here] = torch.bmm(d_scores, keys).view(len(query), -1, query.shape[2])
+            d_key[:, here] = torch.bmm(d_scores.transpose(1, 2), scaled)
+        d_query *= scaling
+        taken = [
+            _gathered(states.transpose(0, 1), layout, grad.shape[1])
+            for states in (d_query, d_key, d_value)
+        ]
+        if len(layout.copies):
+            # Every pair that goes on from what is shared adds to the gradient of its keys and values.
+            for whole, states in zip(taken[1:], (d_key, d_value), strict=True):
+                copies = states.transpose(0, 1)[layout.copies]  # [pairs, tokens, K, d]
+                whole[0, : copies.shape[1]] += copies.sum(0)
+        return *(whole.transpose(1, 2) for whole in taken), None, None
+
+
+AttentionInterface.register(NAME, shared_prefix_attention)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+
+
+@contextlib.contextmanager
+def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block the model attends within pairs and rotates leanly; after it as before.
+
+    Each layer asks its own configuration how to attend, and a layer that was copied (peft's modules_to_save)
+    has a copy of it.
+    """
+    all_configs = {id(c): c for m in model.modules() if (c := vars(m).get("config")) is not None}
+    before = [(config, config._attn_implementation) for config in all_configs.values()]
+    try:
+        for config, _ in before:
+            config._attn_implementation = NAME
+        with lean_rotary(model):
+            yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+# Who sees whom in a stream of pairs.
+
+
+def shared_prefix_mask(
+    prompt: int, chosen: int, rejected: int, window: int | None = None
+) -> torch.Tensor:
+    """[n, n] booleans: True where the query (row) sees the key (column), n = prompt + chosen + rejected.
+
+    `window`: a query sees the keys less than this many positions before it (sliding attention).
+    """
+    length = prompt + chosen + rejected
+    order = torch.arange(length)
+    is_rejected = order >= prompt + chosen
+    is_chosen = (order >= prompt) & ~is_rejected
+    visible = order[:, None] >= order[None, :]
+    visible &= ~(is_rejected[:, None] & is_chosen[None, :])
+    if window is not None:
+        position = torch.where(is_rejected, order - chosen, order)
+        visible &= position[:, None] - position[None, :] < window
+    return visible

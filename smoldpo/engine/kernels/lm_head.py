@@ -1,0 +1,207 @@
+"""The LM head on scored positions only: token log-probabilities without a logits tensor.
+
+For a state h with target y and head W (V words x D), with p = softmax(W h):
+
+    log p(y)       = (W h)_y - logsumexp(W h)
+    d log p(y)/dh  = W_y - pᵀ W
+    d log p(y)/dW  = (e_y - p) hᵀ
+
+pᵀW is what attention computes for the query h when the head's rows are keys and values both. So torch's
+fused attention kernel gives pᵀW and logsumexp together, with logits in float32 that never leave the
+processor's cache. It is called for some thousand words at a time, whose packed copies stay in the cache
+too, and the parts are put together by their logsumexp: p of all words is p of a part times the part's share.
+Where there is no such kernel, or it is slow (`fused=False`), chunks of rows go through plain products, and
+the same two results come out.
+
+Where log Σ p² is asked for as well (`squares`, for losses that weigh pairs by it), it is taken from the
+chunks of plain products, which hold p: the fused kernel never shows it, and asking it twice would be a second
+product.
+
+A frozen head needs nothing more: its backward scales the direction W_y - pᵀW by the incoming gradient.
+A head that trains also gives dW, for a few thousand words at a time, each word's row written once.
+
+Dimensions: N scored positions, D model width, V words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+CHUNK = 128
+"""Rows at a time without the fused kernel: [128, 49152] in float32 is 25 MB."""
+FILL = 64
+"""Rows are filled up to a multiple of this, for few shapes of products (engine/kernels/attention.py)."""
+WORDS = 4096
+"""Words of the head at a time in the fused kernel and for dW."""
+
+_fused_kernel = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+
+def completion_logps(
+    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, fused: bool = False
+) -> torch.Tensor:
+    """log p(target) of each row: [N], float32 or wider.
+
+    Args:
+        states: [N, D], after the final norm, at the positions that predict.
+        weight: [V, D], the LM head.
+        targets: [N] token ids.
+        fused: take torch's fused attention kernel (CPU alone; see engine/autotune.py for when).
+    """
+    return completion_scores(states, weight, targets, fused)[0]
+
+
+def completion_scores(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    fused: bool = False,
+    squares: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`completion_logps`, and log Σ_v p(v)² of each row, [N], without gradient; None unless `squares`.
+
+    With `squares` all comes from plain products, whatever `fused` says.
+    """
+    filling = -len(states) % FILL
+    states, targets = F.pad(states, (0, 0, 0, filling)), F.pad(targets, (0, filling))
+    logps, sums = _Head.apply(states, weight, targets, fused and not squares, squares)
+    rows = len(logps) - filling
+    return logps[:rows], None if sums is None else sums[:rows]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What a pass over all words gives for each row, in float32 or wider."""
+
+    logps: torch.Tensor  # [N] log p(target)
+    total: torch.Tensor  # [N] logsumexp of the logits
+    mean: torch.Tensor | None  # [N, D] pᵀW, where it is wanted
+    squares: torch.Tensor | None = None  # [N] log Σ p², where it is wanted
+
+
+def _by_fused_kernel(states: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor) -> _Scored:
+    """In slices of words, with logits in float32 throughout; `chosen` [N, D] is W_y."""
+    query, mean, total = states[None, None], None, None
+    for words in weight.split(WORDS):
+        key = words[None, None]
+        found, part = (out[0, 0] for out in _fused_kernel(query, key, key, 0.0, False, scale=1.0))
+        found = found.to(part.dtype)
+        if total is None:
+            mean, total = found, part
+            continue
+        whole = torch.logaddexp(total, part)
+        mean.mul_((total - whole).exp_()[:, None])
+        mean.addcmul_(found, (part - whole).exp_()[:, None])
+        total = whole
+    logits = torch.linalg.vecdot(states.to(total.dtype), chosen.to(total.dtype))
+    return _Scored(logits - total, total, mean)
+
+
+def _by_products(
+    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, mean: bool, squares: bool
+) -> _Scored:
+    """In chunks of rows; logits are rounded to the dtype of the product, for all words alike."""
+    rows = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
+    parts = [_chunk(some, weight, their, mean, squares) for some, their in rows]
+    return _Scored(
+        torch.cat([part.logps for part in parts]),
+        torch.cat([part.total for part in parts]),
+        torch.cat([part.mean for part in parts]) if mean else None,
+        torch.cat([part.squares for part in parts]) if squares else None,
+    )
+
+
+def _chunk(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    wants_mean: bool,
+    squares: bool,
+) -> _Scored:
+    rows = len(states)
+    if rows < CHUNK and states.device.type == "cpu":
+        # The same shape for every chunk, so that a row's result depends on that row alone (layers.py).
+        states = F.pad(states, (0, 0, 0, CHUNK - rows))
+    logits = (states @ weight.T)[:rows]
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    probs = torch.softmax(logits, dim=-1, dtype=wide)
+    # logit - log p is the same for every word; log p of the likeliest is near 0, so this loses nothing.
+    best, where = probs.max(-1)
+    total = logits.gather(1, where[:, None]).squeeze(1).to(wide) - best.log()
+    logps = logits.gather(1, targets[:, None]).squeeze(1).to(wide) - total
+    mean = None
+    if wants_mean:
+        narrow = probs.to(weight.dtype)
+        if states.device.type == "cpu":
+            narrow = F.pad(narrow, (0, 0, 0, len(states) - rows))
+        mean = (narrow @ weight)[:rows].to(wide)
+    return _Scored(logps, total, mean, torch.linalg.vecdot(probs, probs).log() if squares else None)
+
+
+class _Head(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        fused: bool,
+        squares: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        chosen = weight[targets]  # [N, D]
+        if fused and states.device.type == "cpu" and _fused_kernel is not None:
+            scored = _by_fused_kernel(states, weight, chosen)  # the mean comes along, wanted or not
+        else:
+            scored = _by_products(states, weight, targets, ctx.needs_input_grad[0], squares)
+        saved = []
+        if scored.mean is not None:
+            saved = [(chosen.to(scored.mean.dtype) - scored.mean).to(states.dtype)]
+        if ctx.needs_input_grad[1]:
+            saved += [states, weight, targets, scored.total, scored.logps]
+        ctx.save_for_backward(*saved)
+        ctx.has_direction = scored.mean is not None
+        if scored.squares is not None:
+            ctx.mark_non_differentiable(scored.squares)
+        return scored.logps, scored.squares
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+        saved = list(ctx.saved_tensors)
+        d_states = d_weight = None
+        if ctx.has_direction:
+            direction = saved.pop(0)
+            d_states = direction * grad[:, None].to(direction.dtype)
+        if ctx.needs_input_grad[1]:
+            d_weight = _weight_gradient(*saved, grad)
+        return d_states, d_weight, None, None, None
+
+
+def _weight_gradient(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    total: torch.Tensor,
+    logps: torch.Tensor,
+    grad: torch.Tensor,
+) -> torch.Tensor:
+    """Sum over rows of grad (e_y - p) hᵀ: [V, D].
+
+    The target's own share, 1 - p(y), comes from its log-probability: logits formed anew in a narrow dtype
+    are too coarse for it where p(y) is near 1.
+    """
+    d_weight = torch.empty_like(weight)
+    wide = total.dtype
+    for start in range(0, len(weight), WORDS):
+        words = slice(start, min(start + WORDS, len(weight)))
+        logits = (states @ weight[words].T).to(wide)
+        probs = logits.sub_(total[:, None]).exp_().mul_(grad[:, None])
+        rows = ((targets >= words.start) & (targets < words.stop)).nonzero().squeeze(1)
+        probs[rows, targets[rows] - words.start] = 0
+        torch.mm(probs.to(weight.dtype).T, states, out=d_weight[words])
+    share = grad * -torch.expm1(logps)
+    towards = (states.to(wide) * share[:, None]).to(weight.dtype)
+    return d_weight.neg_().index_add_(0, targets, towards)

@@ -1,0 +1,259 @@
+"""Linear layers with adapters as layers.py has those without: blocks of rows, closed-form backward.
+
+    LoRA    y = x Wᵀ + s (x Aᵀ) Bᵀ + b
+    DoRA    y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b,   c = m / |W + s B A| by rows; the length has no gradient
+            (Liu et al. 2024, section 4.3)
+
+W is frozen, so its gradient, a third of a full step's products, is not formed. Nothing of W's size is either:
+the lengths come from |w|² + 2 s w·(Aᵀ b) + s² b·(A Aᵀ b) for a row w of W and its row b of B. With B = 0 the
+result is that of the layer without adapter, to the last bit, so that both can share stored log-probabilities.
+
+These are the adapters that models/adapters.py makes. Others that peft can make (several at once, merged
+ones, with biases, in another precision than the states) keep peft's own forward, around linear layers
+that are lean. W may be stored in a narrower dtype (layers.py).
+
+Dimensions: T rows, D width in, F width out, r rank.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from smoldpo.engine.kernels.elementwise import gated_product, gated_slopes
+from smoldpo.engine.kernels.layers import ROWS, block_product, row_blocks, widened
+from smoldpo.models.adapters import NAME, adapted_modules, magnitude_of
+
+
+def _add_low_rank(
+    low: torch.Tensor, up: torch.Tensor, scaling: float, result: torch.Tensor, rows: int
+) -> None:
+    """result [n, F] += s low [n, r] upᵀ, filled up to `rows`: each row as if it were alone."""
+    if len(low) == rows or low.device.type != "cpu":
+        result.addmm_(low, up.T, alpha=scaling)
+        return
+    filled_low, filled = low.new_zeros(rows, low.shape[1]), result.new_zeros(rows, len(up))
+    filled_low[: len(low)], filled[: len(low)] = low, result
+    result.copy_(filled.addmm_(filled_low, up.T, alpha=scaling)[: len(low)])
+
+
+class _Adapted(torch.autograd.Function):
+    """Keeps x and x Aᵀ, and for DoRA y. With a `gate` x is silu(gate) states, formed anew of these two."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: torch.Tensor,
+        gate: torch.Tensor | None,
+        weight: torch.Tensor,
+        wide: torch.Tensor,
+        bias: torch.Tensor | None,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        scale: torch.Tensor | None,
+        scaling: float,
+        size: int,
+    ) -> torch.Tensor:
+        flat = states.flatten(0, -2)
+        gated = None if gate is None else gate.flatten(0, -2)
+        low = flat.new_empty(len(flat), len(down))
+        result = flat.new_empty(len(flat), len(weight))
+        for rows in row_blocks(flat, size):
+            block = flat[rows] if gated is None else gated_product(gated[rows], flat[rows])
+            block_product(block, wide, result[rows], size)
+            block_product(block, down, low[rows], size)
+            _add_low_rank(low[rows], up, scaling, result[rows], size)
+            if scale is not None:
+                result[rows].mul_(scale)
+        unbiased = result if scale is not None else None
+        if bias is not None:
+            result = result + bias
+        ctx.save_for_backward(flat, gated, low, weight, down, up, scale, unbiased)
+        ctx.scaling = scaling
+        return result.view(*states.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, gated, low, weight, down, up, scale, unbiased = ctx.saved_tensors
+        flat, d_scale = grad.flatten(0, -2), None
+        if scale is not None:
+            if ctx.needs_input_grad[7]:
+                d_scale = _products_by_column(flat, unbiased, scale.dtype) / scale
+            flat = (flat * scale).to(flat.dtype)
+        d_low = (flat @ up).mul_(ctx.scaling)
+        d_states = d_gate = None
+        if any(ctx.needs_input_grad[:2]):
+            d_states = (flat @ widened(weight, flat)).addmm_(d_low, down)
+            if gated is not None:
+                states, d_gate, d_states = _gated_slopes(gated, states, d_states)
+                d_gate = d_gate.view(*grad.shape[:-1], -1)
+            d_states = d_states.view(*grad.shape[:-1], -1)
+        elif gated is not None:
+            states = gated_product(gated, states)
+        d_up = (flat.T @ low).mul_(ctx.scaling)
+        d_down = d_low.T @ states
+        return d_states, d_gate, None, None, None, d_down, d_up, d_scale, None, None
+
+
+def _gated_slopes(
+    gated: torch.Tensor, raised: torch.Tensor, grad: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """silu(a) u, and what a gradient of it is by a and by u; block by block."""
+    product, d_gated, d_raised = (torch.empty_like(gated) for _ in range(3))
+    for rows in row_blocks(gated, ROWS):
+        product[rows], d_raised[rows], d_gated[rows] = gated_slopes(
+            gated[rows], raised[rows], grad[rows]
+        )
+    return product, d_gated, d_raised
+
+
+def _products_by_column(one: torch.Tensor, other: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
+    """Sum over rows of one x other: [F]."""
+    total = one.new_zeros(one.shape[1], dtype=wide)
+    for rows in row_blocks(one, ROWS):
+        total += (one[rows].to(wide) * other[rows]).sum(0)
+    return total
+
+
+class _GatedProduct(torch.autograd.Function):
+    """silu(a) u, which keeps a and u alone."""
+
+    @staticmethod
+    def forward(ctx: Any, gated: torch.Tensor, raised: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gated, raised)
+        flat_gated, flat_raised = gated.flatten(0, -2), raised.flatten(0, -2)
+        result = torch.empty_like(flat_gated)
+        for rows in row_blocks(result, ROWS):
+            result[rows] = gated_product(flat_gated[rows], flat_raised[rows])
+        return result.view_as(gated)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gated, raised = (saved.flatten(0, -2) for saved in ctx.saved_tensors)
+        flat = grad.flatten(0, -2)
+        _, d_gated, d_raised = _gated_slopes(gated, raised, flat)
+        return d_gated.view_as(grad), d_raised.view_as(grad)
+
+
+@torch.no_grad()
+def row_lengths(module: Any, weight: torch.Tensor) -> torch.Tensor:
+    """|W + s B A| of each row, [F], in the magnitudes' precision; with B = 0 |W| as it was measured, exactly.
+
+    As a multiple of |W|: not every kernel's root of a rounded square is the number again.
+
+    Args:
+        weight: W in the adapters' precision.
+    """
+    start, scaling = module.smoldpo_lengths, module.scaling[NAME]
+    down, up = (getattr(module, part)[NAME].weight for part in ("lora_A", "lora_B"))
+    wide = up.to(start.dtype)
+    crossed = (wide * (weight @ down.T).to(wide.dtype)).sum(1)
+    own = ((up @ (down @ down.T)).to(wide.dtype) * wide).sum(1)
+    return start * (1 + (2 * scaling * crossed + scaling**2 * own) / start.square()).sqrt()
+
+
+def _adapted_forward(
+    self: Any, states: torch.Tensor, gate: torch.Tensor | None = None
+) -> torch.Tensor:
+    if self.disable_adapters:
+        return self.base_layer(states if gate is None else _GatedProduct.apply(gate, states))
+    magnitude, weight = magnitude_of(self), self.base_layer.weight
+    wide = widened(weight, states)
+    return _Adapted.apply(
+        states,
+        gate,
+        weight,
+        wide,
+        self.base_layer.bias,
+        self.lora_A[NAME].weight,
+        self.lora_B[NAME].weight,
+        None if magnitude is None else magnitude.weight / row_lengths(self, wide),
+        self.scaling[NAME],
+        self.smoldpo_rows,
+    )
+
+
+def _mlp_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
+    gated, raised, down = self.gate_proj(states), self.up_proj(states), self.down_proj
+    if getattr(down.forward, "__func__", None) is _adapted_forward:
+        return down(raised, gated)
+    return down(_GatedProduct.apply(gated, raised))
+
+
+def _is_ours(module: Any, dtype: torch.dtype) -> bool:
+    """Whether `_adapted_forward` computes what peft's forward of this module does, of states in `dtype`."""
+    if list(module.active_adapters) != [NAME] or module.merged or NAME not in module.lora_A:
+        return False
+    linear = (module.base_layer, module.lora_A[NAME], module.lora_B[NAME])
+    if any(type(part) is not nn.Linear for part in linear) or linear[2].bias is not None:
+        return False
+    variant = module.lora_variant.get(NAME)  # DoRA is one
+    weight, *adapter = (part.weight.dtype for part in linear)
+    return (
+        {*adapter, torch.promote_types(weight, dtype)} == {dtype}
+        and not any(parameter.requires_grad for parameter in module.base_layer.parameters())
+        and (variant is None or hasattr(module, "smoldpo_lengths"))
+    )
+
+
+def make_adapters_lean(base: nn.Module, dtype: torch.dtype) -> None:
+    """Swap adapted linear layers and the MLPs that hold some for the above, in place; after `make_lean`.
+
+    Adapters of another make stay as they are, see above.
+
+    Args:
+        dtype: of the states that linear layers are given.
+    """
+    adapted = set(adapted_modules(base))
+    for module in (module for module in adapted if _is_ours(module, dtype)):
+        module.forward = types.MethodType(_adapted_forward, module)
+    for module in base.modules():
+        parts = [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]
+        silu = type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
+        if None not in parts and silu and adapted.intersection(parts):
+            module.forward = types.MethodType(_mlp_forward, module)
+
+
+# Adapters that do not train, beside weights that stay as they are: nothing is merged, and nothing copied.
+
+
+class Adapted(nn.Module):
+    """y = c (x Wᵀ) + (x Aᵀ) (s c B)ᵀ + b; c is 1 but for DoRA (lora.py), and a constant here.
+
+    Args:
+        linear: x Wᵀ + b; for DoRA the bias is taken out of it.
+        module: peft's, with the adapter.
+    """
+
+    @torch.no_grad()
+    def __init__(self, linear: nn.Linear, module: Any):
+        super().__init__()
+        self.linear = linear
+        down, up = module.lora_A[NAME].weight, module.scaling[NAME] * module.lora_B[NAME].weight
+        magnitude = magnitude_of(module)
+        self.scale = self.bias = None
+        if magnitude is not None:
+            self.bias, linear.bias = linear.bias, None
+            self.scale = magnitude.weight / row_lengths(module, widened(linear.weight, down))
+            up = (self.scale[:, None] * up).to(up.dtype)
+        self.down, self.up = (nn.Parameter(p.detach(), requires_grad=False) for p in (down, up))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[..., D] to [..., F]."""
+        result = self.linear(states)
+        if self.scale is not None:
+            result = result.mul_(self.scale)
+        result += F.linear(F.linear(states, self.down), self.up)
+        return result if self.bias is None else result + self.bias
+
+
+def put_adapters(model: nn.Module, policy: nn.Module) -> None:
+    """Give `model`, in place, the adapters that `policy` has in peft's modules, as they are now."""
+    adapted = set(adapted_modules(policy))
+    for name, module in policy.named_modules():
+        if module in adapted:
+            model.set_submodule(name, Adapted(model.get_submodule(name), module), strict=True)

@@ -1,0 +1,214 @@
+"""`smoldpo evaluate`: one model, or two compared pair by pair, on any pairs that training reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from smoldpo.config.evaluate_options import EvaluateOptions
+from smoldpo.data.load import LoadedPairs, load_pairs
+from smoldpo.data.tokenize import PairTokenizer, require_room
+from smoldpo.engine.autotune import choose_kernels, compute_dtype
+from smoldpo.engine.build import choose_engine
+from smoldpo.engine.logprobs import score
+from smoldpo.engine.plain import PlainEngine
+from smoldpo.engine.precision import cast, cast_frozen, master_dtype
+from smoldpo.evaluation.analysis import Compared, analyse, describe, pair_rows
+from smoldpo.evaluation.gates import failures, parse_gates
+from smoldpo.evaluation.judges.base import Judge
+from smoldpo.evaluation.judges.registry import parse_judge
+from smoldpo.evaluation.metrics import PairFacts, PairScore, pair_scores
+from smoldpo.evaluation.side_by_side import (
+    Comparison,
+    Settings,
+    SideBySide,
+    choose_questions,
+    readings,
+)
+from smoldpo.models.families import FAMILIES
+from smoldpo.models.load import (
+    ModelSource,
+    find_model,
+    load_model,
+    load_tokenizer,
+    positions,
+    require_same_tokens,
+)
+from smoldpo.types import PairLogps, PreferencePair, TokenizedPair
+from smoldpo.utils import progress
+from smoldpo.utils.devices import pick_device
+from smoldpo.utils.errors import UsageError
+
+
+@dataclass
+class Evaluation:
+    """One score a pair for each model, what they say, and the account of the rows they came from."""
+
+    scores: list[list[PairScore]]
+    facts: list[PairFacts]
+    data: LoadedPairs
+    notes: dict[str, int]
+    analysis: dict[str, Any]
+    failed_gates: list[str]
+
+    def summary(self) -> dict[str, Any]:
+        """What --json prints."""
+        account = self.data.account()
+        rows = {"rows_read": account["rows_read"], "dropped": account["dropped"]}
+        return self.analysis | rows | {"notes": self.notes}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a pair: of one model its scores; of two, both."""
+        if len(self.scores) == 1:
+            return [score.as_row() for score in self.scores[0]]
+        return pair_rows(*self.scores, self.facts)
+
+
+def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) -> Evaluation:
+    """Score every pair under one model or two, and say what that tells.
+
+    With two models, A and B, the first is the reference unless another is given: then B's implicit reward
+    is how far it moved from A.
+
+    Raises:
+        SmoldpoError: as the loading of data and models; options that need another model.
+    """
+    gates = parse_gates(options.fail_under)
+    judges = [parse_judge(spec) for spec in options.judges]
+    reference = options.reference or (models[0] if len(models) == 2 else None)
+    _require_second(models, reference, options, gates)
+    loaded = load_pairs(
+        data,
+        subset=options.subset,
+        split=options.split,
+        format=options.format,
+        columns=options.columns,
+    )
+    pairs = loaded.pairs[: options.max_samples]
+    scoring = _Scoring(models, reference, pairs, options)
+    scores = [scoring.scores(name) for name in models]
+    facts = [PairFacts.of(pair) for pair in pairs]
+    if len(models) == 2:
+        compared = Compared("compare", *_titles(models))
+        analysis = analyse(*scores, facts, options.beta, options.seed, compared)
+    else:
+        analysis = describe(scores[0], facts)
+    side_by_side = SideBySide()
+    if options.generate_prompts:
+        side_by_side = scoring.side_by_side(pairs, scores, judges)
+    analysis |= side_by_side.in_evaluation()
+    failed = failures(analysis, gates)
+    return Evaluation(scores, facts, loaded, scoring.notes, analysis, failed)
+
+
+def _require_second(
+    models: Sequence[str], reference: str | None, options: EvaluateOptions, gates: dict[str, float]
+) -> None:
+    """What compares needs something to compare with."""
+    changes = [name for name in gates if name.startswith("change/")]
+    if changes and len(models) == 1:
+        raise UsageError(f"--fail-under {changes[0]} needs two models: evaluate A B DATA")
+    if "reward" in gates and reference is None:
+        raise UsageError("--fail-under reward needs --reference, or two models")
+    if options.generate_prompts and reference is None:
+        raise UsageError("--generate compares two models: give a second one, or --reference")
+    if options.judges and not options.generate_prompts:
+        raise UsageError("--judge needs answers to judge: say how many with --generate N")
+    if "win_rate" in gates and not options.judges:
+        raise UsageError("--fail-under win_rate needs a --judge, and --generate N")
+
+
+def _titles(models: Sequence[str]) -> tuple[str, str]:
+    """Short names of the two columns; the whole ones where the short ones are alike."""
+    short = [name.rstrip("/").rsplit("/", 1)[-1] for name in models]
+    first, second = short if short[0] != short[1] else models
+    return (first, second) if first != second else (f"{first} (A)", f"{second} (B)")
+
+
+class _Scoring:
+    """The pairs as the models see them, and each model's log-probabilities of them; one model at a time."""
+
+    def __init__(
+        self,
+        models: Sequence[str],
+        reference: str | None,
+        pairs: Sequence[PreferencePair],
+        options: EvaluateOptions,
+    ):
+        self._options, self._models, self._reference = options, models, reference
+        self._device = pick_device(options.device)
+        self._dtype, _ = compute_dtype(options.dtype, self._device)
+        names = dict.fromkeys([*models, *([reference] if reference else [])])
+        self._sources = {name: find_model(name) for name in names}
+        with progress.spinner(f"loading {models[0]}"):
+            self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self._sources[models[0]])
+        for source in list(self._sources.values())[1:]:
+            require_same_tokens(self._tokenizer, source)
+        reader = PairTokenizer(self._tokenizer, options.max_length)
+        with progress.bar("tokenising", len(pairs)) as advance:
+            self._pairs: list[TokenizedPair] = reader.tokenize_all(pairs, advance)
+        self.notes = dict(reader.notes)
+        # Once, so that equal models give equal numbers.
+        self._kernels = choose_kernels(self._dtype, self._device)
+        self._positions: int | None = None
+        self._logps = {name: self._logps_of(name) for name in self._sources}
+
+    def scores(self, name: str) -> list[PairScore]:
+        """One score a pair under this model, beside the reference if there is one."""
+        reference = self._logps[self._reference] if self._reference else None
+        return pair_scores(self._pairs, self._logps[name], reference)
+
+    def side_by_side(
+        self,
+        pairs: Sequence[PreferencePair],
+        scores: Sequence[Sequence[PairScore]],
+        judges: Sequence[Judge],
+    ) -> SideBySide:
+        """Answers of the reference (or A) and the model (or B)."""
+        options, policy = self._options, self._models[-1]
+        other = self._models[0] if len(self._models) == 2 else self._reference
+        assert other is not None
+        before = pair_scores(self._pairs, self._logps[other], None)
+        comparison = Comparison(
+            (lambda: self._load(self._sources[other]), lambda _: self._load(self._sources[policy])),
+            self._tokenizer,
+            self._dtype,
+            self._kernels,
+            Settings(options.max_new_tokens, options.temperature, options.seed),
+            choose_questions(
+                pairs,
+                self._pairs,
+                options.generate_prompts,
+                self._positions,
+                options.max_new_tokens,
+            ),
+            None,
+            readings(pairs, self._pairs, before, scores[-1]),
+        )
+        with progress.bar("both models side by side", comparison.units) as advance:
+            return comparison.run(judges, advance)
+
+    def _load(self, source: ModelSource) -> PreTrainedModel:
+        return load_model(source, master_dtype(self._dtype), self._device, as_stored=FAMILIES)
+
+    def _logps_of(self, name: str) -> PairLogps:
+        with progress.spinner(f"loading {name}"):
+            model = self._load(self._sources[name])
+        self._positions = positions(model)
+        require_room(self._pairs, self._positions)
+        choice = choose_engine(self._options.engine, model)
+        with progress.bar(name, len(self._pairs)) as advance:
+            if choice.name == "fast":
+                return score(cast_frozen(model, self._dtype), self._pairs, self._kernels, advance)
+            cast(model, master_dtype(self._dtype))
+            engine = PlainEngine(
+                model,
+                None,
+                compute_dtype=self._dtype,
+                train_batch_size=self._options.batch_size,
+                eval_batch_size=self._options.batch_size,
+            )
+            return engine.policy_logps(self._pairs, advance)

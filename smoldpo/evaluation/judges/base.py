@@ -1,0 +1,96 @@
+"""Which of two answers is better: one protocol for all judges, and the win rate of what they say. No torch.
+
+Answer a is the policy's, b the reference's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from smoldpo.evaluation.statistics import sign_test, wilson
+from smoldpo.types import Advance, Prompt, no_progress
+from smoldpo.utils.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge made of two answers."""
+
+    score: float | None
+    """For a: 1 better, 0 worse, 0.5 a tie; None where what the judge said cannot be understood."""
+    disagreed: bool | None = None
+    """Whether the judge said otherwise when the answers swapped places; None where it was not asked twice."""
+
+
+class Judge(Protocol):
+    """Anything that compares two answers to a prompt."""
+
+    name: str
+    """What people read beside its figures."""
+
+    def compare(self, prompt: Prompt, a: str, b: str) -> Verdict:
+        """Whether a is the better answer."""
+        ...
+
+
+class LengthJudge:
+    """The answer with more characters wins: a baseline, for many judges like length more than they should."""
+
+    name = "length"
+
+    def compare(self, prompt: Prompt, a: str, b: str) -> Verdict:
+        """As `Judge.compare`."""
+        return by_score(len(a), len(b))
+
+
+def by_score(a: float, b: float) -> Verdict:
+    """The verdict of a judge that gives each answer a number; only equal numbers tie.
+
+    Raises:
+        ModelError: a score is not a number, so nothing can be said.
+    """
+    if math.isnan(a) or math.isnan(b):
+        raise ModelError("the judge gave an answer no number (NaN); its weights must be damaged")
+    return Verdict(0.5 if a == b else float(a > b))
+
+
+def compare_all(
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    a: Sequence[str],
+    b: Sequence[str],
+    advance: Advance = no_progress,
+) -> list[Verdict]:
+    """A verdict on each prompt's two answers, in order; errors as the judge's."""
+    verdicts = []
+    for prompt, ours, theirs in zip(prompts, a, b, strict=True):
+        verdicts.append(judge.compare(prompt, ours, theirs))
+        advance(1)
+    return verdicts
+
+
+def win_rate(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """How often a won, as evaluation.json has it under "judges" beside the judge's name.
+
+    Verdicts that failed are counted under `failed` and in nothing else. `win_rate` is wins plus half the
+    ties over n, with its Wilson interval; `p` of the exact sign test, which leaves ties out; `disagreement`
+    the share of n whose two orders disagreed. None where there is nothing to tell from.
+    """
+    judged = [verdict for verdict in verdicts if verdict.score is not None]
+    wins, losses, ties = (sum(v.score == score for v in judged) for score in (1, 0, 0.5))
+    n = len(judged)
+    low, high = wilson(wins + ties / 2, n) if n else (None, None)
+    asked_twice = [verdict.disagreed for verdict in judged if verdict.disagreed is not None]
+    return {
+        "n": n,
+        "wins": wins,
+        "losses": losses,
+        "ties": ties,
+        "win_rate": {"value": (wins + ties / 2) / n if n else None, "low": low, "high": high},
+        "p": sign_test(wins, losses) if wins + losses else None,
+        "disagreement": sum(asked_twice) / len(asked_twice) if asked_twice else None,
+        "failed": len(verdicts) - n,
+    }

@@ -1,0 +1,190 @@
+"""Judges that are models on this machine: reward models, and the reward that a policy implies."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from smoldpo.data.tokenize import PairTokenizer, render
+from smoldpo.engine.autotune import Kernels, choose_kernels
+from smoldpo.engine.build import choose_engine
+from smoldpo.engine.logprobs import score
+from smoldpo.engine.plain import PlainEngine
+from smoldpo.engine.precision import cast_frozen
+from smoldpo.evaluation.judges.base import Verdict, by_score
+from smoldpo.models.builtin import BUILTIN
+from smoldpo.models.families import FAMILIES
+from smoldpo.models.hf_logging import quiet
+from smoldpo.models.load import (
+    ModelSource,
+    _explained,
+    find_model,
+    load_model,
+    load_tokenizer,
+    positions,
+    require_same_tokens,
+)
+from smoldpo.types import PreferencePair, Prompt, TokenizedPair
+from smoldpo.utils import progress
+from smoldpo.utils.devices import pick_device
+from smoldpo.utils.errors import ModelError
+from smoldpo.utils.hub import cached_only
+
+
+class RewardJudge:
+    """The answer with the higher reward wins."""
+
+    def __init__(self, model: str):
+        self.name = f"reward:{model}"
+        self._source = find_model(model)
+
+    def compare(self, prompt: Prompt, a: str, b: str) -> Verdict:
+        """As `Judge.compare`; errors as `RewardModel`'s."""
+        return by_score(self._model.reward(prompt, a), self._model.reward(prompt, b))
+
+    @functools.cached_property
+    def _model(self) -> RewardModel:
+        with progress.spinner(f"loading {self._source.name}"):
+            return RewardModel(self._source, pick_device("auto"))
+
+
+class ImplicitJudge:
+    """The answer whose log π - log π_ref is higher wins: a DPO-trained policy as a reward model.
+
+    The sum over the whole answer and its end of turn, as training has it (Rafailov et al. 2023, section 4);
+    β would change no verdict. An answer that was cut off is scored as if it ended there. A policy that
+    judges its own answers says little: give another.
+    """
+
+    def __init__(self, model: str, reference: str = BUILTIN):
+        self.name = f"implicit:{model},{reference}"
+        self._policy, self._reference = find_model(model), find_model(reference)
+
+    def compare(self, prompt: Prompt, a: str, b: str) -> Verdict:
+        """As `Judge.compare`.
+
+        Raises:
+            SmoldpoError: a model cannot be loaded, or the two have not the same tokens.
+        """
+        if a == b:  # said outright, lest rounding decide
+            return Verdict(0.5)
+        reader, policy, reference = self._loaded
+        pair = reader.tokenize(PreferencePair(prompt, a, b))
+        return by_score(policy.margin(pair), reference.margin(pair))
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[PairTokenizer, _Scored, _Scored]:
+        tokenizer = load_tokenizer(self._policy)
+        require_same_tokens(tokenizer, self._reference)
+        device = pick_device("auto")
+        kernels = choose_kernels(torch.float32, device)
+        with progress.spinner(f"loading {self.name}"):
+            policy = _Scored(self._policy, device, kernels)
+            reference = _Scored(self._reference, device, kernels, beside=policy.model)
+        room = (positions(scored.model) or sys.maxsize for scored in (policy, reference))
+        return PairTokenizer(tokenizer, min(room)), policy, reference
+
+
+class _Scored:
+    """A model in float32 that gives log-probabilities, by the fast engine's scorer where that is proven."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        device: str,
+        kernels: Kernels,
+        beside: torch.nn.Module | None = None,
+    ):
+        model = load_model(source, torch.float32, device, as_stored=FAMILIES)
+        self.model = cast_frozen(model, torch.float32, beside)
+        self._kernels = kernels
+        self._fast = choose_engine("auto", self.model).name == "fast"
+
+    def margin(self, pair: TokenizedPair) -> float:
+        """log π(a|x) - log π(b|x), in nats."""
+        if self._fast:
+            logps = score(self.model, [pair], self._kernels)
+        else:
+            logps = PlainEngine(
+                self.model, None, compute_dtype=torch.float32, train_batch_size=1, eval_batch_size=1
+            ).policy_logps([pair])
+        return (logps.chosen.double() - logps.rejected.double()).item()
+
+
+# Reward models: a number for an answer, from a sequence classifier with a single label.
+
+
+class RewardModel:
+    """A reward model with its own tokenizer, in the precision that its weights are stored in."""
+
+    def __init__(self, source: ModelSource, device: str):
+        """Load it.
+
+        Raises:
+            ModelError: it cannot be loaded, has not one label, lacks weights, or has no chat template.
+        """
+        self.model = _load(source).to(device).eval()
+        self.tokenizer = load_tokenizer(source)
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                f"{source.name}: its tokenizer has no chat template, so it cannot be told which words are "
+                "the prompt's and which the answer's; give a reward model for chats"
+            )
+        # What the template puts behind the end of turn (a line break) is part of what such models read.
+        room = positions(self.model) or sys.maxsize
+        self.reader = PairTokenizer(self.tokenizer, room)
+        self._behind = self._ids_behind_answer()
+        self.reader.max_length = room - len(self._behind)
+
+    @torch.no_grad()
+    def reward(self, prompt: Prompt, answer: str) -> float:
+        """The model's number for this answer; comparable between answers to one prompt.
+
+        Raises:
+            DataError: the chat template refuses the dialogue.
+        """
+        ids = torch.tensor([self.ids(prompt, answer)], device=self.model.device)
+        logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        return logits.double().item()
+
+    def ids(self, prompt: Prompt, answer: str) -> list[int]:
+        """The dialogue as the chat template writes it, the answer its last turn.
+
+        Control tokens spelled out in a text are read as text (data/tokenize.py), or an answer could end its
+        own turn and go on as somebody else.
+        """
+        pair = self.reader.tokenize(PreferencePair(prompt, answer, answer))
+        return [*pair.prompt_ids, *pair.chosen_ids, *self._behind]
+
+    def _ids_behind_answer(self) -> list[int]:
+        turn = self.reader.turn
+        assert turn is not None
+        dialogue = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+        whole = render(self.tokenizer, dialogue, add_generation_prompt=False)
+        _, found, behind = whole.rpartition(turn.end_of_turn)
+        return self.tokenizer(behind, add_special_tokens=False)["input_ids"] if found else []
+
+
+def _load(source: ModelSource) -> PreTrainedModel:
+    try:
+        with quiet(), cached_only(source.cached_only):
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                source.location,
+                dtype="auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except Exception as error:  # as in models/load.py
+        raise _explained(source, error, "reward model") from None
+    if loading["missing_keys"]:  # a language model, say: transformers makes up a head at random
+        lacking = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ModelError(f"{source.name}: is no reward model; its weights lack {lacking}")
+    if model.config.num_labels != 1:
+        raise ModelError(
+            f"{source.name}: is a classifier of {model.config.num_labels} labels; a reward model has one"
+        )
+    return model

@@ -1,0 +1,248 @@
+"""The sweep's report: one HTML file that runs no script and asks for nothing. No torch here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smoldpo.evaluation.metrics import METRICS
+from smoldpo.reports.plots import BLUE, GREY, INK, ORANGE, Plot, svg
+from smoldpo.reports.templating import render
+from smoldpo.sweep.space import Choices, Range, Space
+from smoldpo.sweep.text import value_in_words
+from smoldpo.utils.files import write_text
+
+
+def html_page(results: Mapping[str, Any], space: Space, sweep_yaml: str) -> str:
+    """The page of what `results.collect` gives."""
+    trials = results["trials"]
+    ranked = sorted(trials, key=lambda trial: _rank(trial, results["winner"]))
+    plots = []
+    if results["done"]:
+        plots = [
+            parallel_coordinates(results, space),
+            settings_map(results, space),
+        ]
+    return render(
+        "sweep.html",
+        results=results,
+        trials=ranked,
+        names=list(space),
+        words=value_in_words,
+        metric=METRICS[results["metric"]],
+        plots=[plot for plot in plots if plot],
+        final=results["final"],
+        accuracy=results["final"]["accuracy"] if results["final"] else {},
+        metric_names=METRICS,
+        sweep_yaml=sweep_yaml,
+    )
+
+
+def write_page(folder: Path, results: Mapping[str, Any], space: Space) -> None:
+    """Write report.html."""
+    text = (folder / "sweep.yaml").read_text(encoding="utf-8")
+    write_text(folder / "report.html", html_page(results, space, text))
+
+
+def _rank(trial: Mapping[str, Any], winner: int | None) -> tuple[bool, bool, float, int]:
+    """The winner first, then by accuracy; failed ones last."""
+    accuracy = trial["accuracy"]
+    return (
+        accuracy is None,
+        trial["number"] != winner,
+        -accuracy["value"] if accuracy else 0.0,
+        trial["number"],
+    )
+
+
+# A sweep's pictures: every trial as a line through its settings, and a map of two of them.
+#
+# Only numbers and short words stand in a picture; a longer value (a model's folder, say) is a letter there,
+# which the page explains.
+
+
+MOST_LABELS = 30
+"""Places whose accuracy is written into the map, where there is room; of more, colour alone tells."""
+SHORT = re.compile(r"[\w.+,-]{1,10}")
+Trial = Mapping[str, Any]
+
+
+class Axis:
+    """Where a setting's values lie between 0 and 1, and what is written there."""
+
+    def __init__(self, name: str, part: Choices | Range):
+        self.name = name
+        values = part.values if isinstance(part, Choices) else tuple(map(part.at, (0, 0.5, 1)))
+        self.numeric = all(
+            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+            for v in values
+        )
+        self._values = sorted(values) if self.numeric else list(values)
+        positive = self.numeric and self._values[0] > 0
+        wide = positive and self._values[-1] / self._values[0] >= 8
+        self.log = part.log if isinstance(part, Range) else wide
+        self.letters: dict[str, str] = {}
+        if not self.numeric:
+            words = [value_in_words(value) for value in self._values]
+            if not all(SHORT.fullmatch(word) for word in words):
+                self.letters = {chr(97 + at % 26): word for at, word in enumerate(words)}
+
+    def at(self, value: Any) -> float:
+        """The height of a value."""
+        if not self.numeric:
+            return _share(self._values.index(value), 0, len(self._values) - 1)
+        low, high = self._values[0], self._values[-1]
+        if self.log:
+            return _share(math.log(value), math.log(low), math.log(high))
+        return _share(value, low, high)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Heights and what is written there, at most six."""
+        values = self._values
+        if len(values) > 6:
+            values = [values[round(k * (len(values) - 1) / 5)] for k in range(6)]
+        if self.letters:
+            return [(self.at(v), word) for word, v in zip(self.letters, values, strict=False)]
+        return [(self.at(value), value_in_words(value)) for value in values]
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return 0.5 if high == low else (value - low) / (high - low)
+
+
+def _judged(results: Mapping[str, Any]) -> list[Trial]:
+    """The trials that are done, the winner last, so that it is drawn on top."""
+    done = [trial for trial in results["trials"] if trial["accuracy"]]
+    return sorted(done, key=lambda trial: (trial["number"] == results["winner"], _value(trial)))
+
+
+def _value(trial: Trial) -> float:
+    return 100 * trial["accuracy"]["value"]
+
+
+def _bounds(trials: Sequence[Trial]) -> tuple[float, float]:
+    values = [_value(trial) for trial in trials]
+    low, high = min(values), max(values)
+    return (low - 1, high + 1) if low == high else (low, high)
+
+
+def parallel_coordinates(results: Mapping[str, Any], space: Space) -> Plot:
+    """Every trial as a line: through the value of each setting, to its accuracy at the right."""
+    trials = _judged(results)
+    axes_of = [Axis(name, part) for name, part in space.items()]
+    low, high = _bounds(trials)
+
+    def draw(axes: Any) -> None:
+        for trial in trials:
+            heights = [axis.at(trial["settings"][axis.name]) for axis in axes_of]
+            share = _share(_value(trial), low, high)
+            wins = trial["number"] == results["winner"]
+            axes.plot(
+                range(len(heights) + 1),
+                [*heights, share],
+                color=ORANGE if wins else BLUE,
+                linewidth=2.6 if wins else 1.3,
+                alpha=1 if wins else 0.15 + 0.55 * share,
+            )
+        marks = [*(axis.ticks() for axis in axes_of), [(0, f"{low:.1f}%"), (1, f"{high:.1f}%")]]
+        for place, written in enumerate(marks):
+            axes.plot([place, place], [0, 1], color=INK, linewidth=0.8)
+            last = place == len(axes_of)
+            for height, text in written:
+                side = (
+                    {"x": 4, "ha": "left"}
+                    if last
+                    else {"x": -4 if place else 4, "ha": "right" if place else "left"}
+                )
+                axes.annotate(
+                    text, (place, height), (side["x"], 3 if not last else 0), textcoords="offset points",
+                    ha=side["ha"], va="center" if last else "bottom", fontsize=9, color=INK,
+                )  # fmt: skip
+        names = [axis.name.replace("_", "\n", 1) for axis in axes_of]
+        axes.set_xticks(range(len(marks)), [*names, "accuracy"])
+        axes.set_xlim(-0.1, len(marks) - 1 + 0.35)
+        axes.set_yticks([])
+        axes.set_ylim(-0.06, 1.14)
+        axes.grid(visible=False)
+        axes.spines[["left", "bottom"]].set_visible(False)
+
+    title = "Settings and accuracy of every trial"
+    note = (
+        "A line is a trial; the orange one is the winner, and the stronger a blue one, the better."
+    )
+    note += _letters(axes_of)
+    return Plot(title, svg(draw, title, (max(4.8, 1.1 * (len(axes_of) + 1)), 3.2)), note)
+
+
+def _letters(axes_of: Sequence[Axis]) -> str:
+    said = [
+        f" {axis.name}: {', '.join(f'{letter} is {word}' for letter, word in axis.letters.items())}."
+        for axis in axes_of
+        if axis.letters
+    ]
+    return "".join(said)
+
+
+def two_of(space: Space) -> tuple[str, str] | None:
+    """The settings of the map: β and rate where both are tried, else the first two numbers."""
+    if "beta" in space and "learning_rate" in space:
+        return "beta", "learning_rate"
+    numbers = [name for name, part in space.items() if Axis(name, part).numeric]
+    return (numbers[0], numbers[1]) if len(numbers) > 1 else None
+
+
+def settings_map(results: Mapping[str, Any], space: Space) -> Plot | None:
+    """Accuracy over two settings; None where no two of them are numbers."""
+    names = two_of(space)
+    trials = _judged(results)
+    if names is None or not trials:
+        return None
+    across, up = (Axis(name, space[name]) for name in names)
+    low, high = _bounds(trials)
+    best: dict[tuple[float, float], Trial] = {}
+    for trial in trials:  # several trials at one place differ in other settings: the best is shown
+        place = (across.at(trial["settings"][across.name]), up.at(trial["settings"][up.name]))
+        if place not in best or _value(trial) >= _value(best[place]):
+            best[place] = trial
+
+    def draw(axes: Any) -> None:
+        labelled: list[tuple[float, float]] = []  # the winner first, so that it is never left out
+        for (x, y), trial in reversed(best.items()):
+            share = _share(_value(trial), low, high)
+            wins = trial["number"] == results["winner"]
+            axes.plot(
+                x, y, "o", color=BLUE, alpha=0.15 + 0.85 * share, markersize=13, markeredgewidth=0
+            )
+            if wins:
+                axes.plot(
+                    x, y, "o", color=ORANGE, fillstyle="none", markersize=17, markeredgewidth=2
+                )
+            near = [1 for u, v in labelled if abs(u - x) < 0.12 and abs(v - y) < 0.13]
+            if len(best) <= MOST_LABELS and not near:
+                labelled.append((x, y))
+                axes.annotate(
+                    f"{_value(trial):.1f}", (x, y), (0, 10), textcoords="offset points", ha="center",
+                    fontsize=9, color=INK,
+                )  # fmt: skip
+        for axis, ticks, label in (
+            (across, axes.set_xticks, axes.set_xlabel), (up, axes.set_yticks, axes.set_ylabel)
+        ):  # fmt: skip
+            written = axis.ticks()
+            ticks([height for height, _ in written], [text for _, text in written])
+            label(axis.name.replace("_", " ") + (", log scale" if axis.log else ""))
+        axes.set_xlim(-0.12, 1.12)
+        axes.set_ylim(-0.12, 1.22)
+        axes.tick_params(color=GREY)
+
+    title = f"Accuracy over {_word(across.name)} and {_word(up.name)}"
+    note = f"In %, from {low:.1f} (pale) to {high:.1f}; the ring is the winner."
+    if len(best) < len(trials):
+        note += " Of trials at one place the best is shown."
+    return Plot(title, svg(draw, title, (4.8, 3.4)), note)
+
+
+def _word(name: str) -> str:
+    return {"beta": "β", "learning_rate": "learning rate"}.get(name, name.replace("_", " "))

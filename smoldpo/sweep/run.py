@@ -1,0 +1,339 @@
+"""A sweep from its beginning to its end: pairs, trials, the winner on the final pairs, results and page.
+
+    SWEEP/sweep.json       what it began with; sweep.yaml the same for people
+    SWEEP/data/            splits.py
+    SWEEP/computing.json   shared.py
+    SWEEP/trials/NNN/      trials.py
+    SWEEP/best/            trials.py; final.json what it found
+    SWEEP/results.json     results.py; results.csv, report.html
+
+Each file is written whole, after what it speaks of. So a sweep goes on from whatever a kill has left.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smoldpo.config.schema import TrainConfig
+from smoldpo.engine.cache import folder as cache
+from smoldpo.evaluation.gates import failures, parse_gates
+from smoldpo.models.load import find_model
+from smoldpo.sweep import space, splits
+from smoldpo.sweep.report import write_page
+from smoldpo.sweep.results import collect, write_results
+from smoldpo.sweep.shared import Shared
+from smoldpo.sweep.spec import Spec, build_spec, default_folder, differences
+from smoldpo.sweep.text import in_words
+from smoldpo.sweep.trials import (
+    DONE,
+    RUNNING,
+    Arena,
+    Record,
+    folder_of,
+    forget_checkpoints,
+    measure_winner,
+    read_evaluation,
+    read_final,
+    read_record,
+    run_trial,
+)
+from smoldpo.sweep.trials import FOLDER as BEST
+from smoldpo.training.resume import in_folder
+from smoldpo.training.run_folder import make_empty
+from smoldpo.training.setup import load_data, preflight
+from smoldpo.utils import progress
+from smoldpo.utils.errors import ConfigError, SmoldpoError, UsageError
+from smoldpo.utils.files import write_json, write_text
+from smoldpo.utils.signals import InterruptedRunError, Interruption
+from smoldpo.utils.text import percent, words
+
+FILE, YAML, FORMAT = "sweep.json", "sweep.yaml", 1
+CONTENTS = (
+    FILE, YAML, "data", "computing.json", "trials", BEST, "final.json", "results.json",
+    "results.csv", "report.html",
+)  # fmt: skip
+WITHOUT_ANSWERS = {
+    "generate_prompts": 0, "sample_prompt": None, "judges": [], "fail_under": [], "overwrite": False
+}  # fmt: skip
+"""Of a trial: nobody reads answers twenty times; the winner gives them in the end."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found, and where it is kept."""
+
+    folder: Path
+    results: dict[str, Any]
+    failed: list[str]
+    """Each trial that failed, in words."""
+    failed_gates: list[str]
+    """What `fail_under` asked for and the winner does not have on the final pairs."""
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder holds a sweep."""
+    return (folder / FILE).is_file()
+
+
+def run_sweep(spec: Spec) -> SweepResult:
+    """Do everything that `smoldpo sweep FILE` does; a sweep that has begun in its folder goes on.
+
+    Raises:
+        UsageError: the folder holds something else, or a sweep that began otherwise.
+        SmoldpoError: data or models that cannot be read, or a full disk.
+        InterruptedRunError: by SIGINT or SIGTERM; the sweep can go on.
+    """
+    common = spec.common
+    preflight(common)
+    folder = (
+        Path(common.output_dir).expanduser() if common.output_dir else default_folder(spec.name)
+    )
+    if is_sweep(folder) and not common.overwrite:
+        kept = _read(folder)
+        found = differences(kept["spec"], spec.as_plain())
+        if found:
+            raise UsageError(
+                f"{folder}: holds a sweep that began otherwise:\n"
+                + "\n".join(f"  - {difference}" for difference in found)
+                + "\nput the file back as it was, give another --output-dir, or replace that sweep "
+                "with --overwrite"
+            )
+        return _Sweep(folder, spec, kept).go()
+    _require_room_for(folder, spec)
+    _check_models(spec)
+    make_empty(folder, reversed(CONTENTS))  # FILE last: until then it is a sweep, to be replaced
+    kept = {"format": FORMAT, "spec": spec.as_plain(), "folder": str(Path.cwd()), "data": None}
+    write_json(folder / FILE, kept)
+    return _Sweep(folder, spec, kept).go()
+
+
+def resume_sweep(folder: Path) -> SweepResult:
+    """Go on with the sweep in `folder`, or, where it is finished, draw its results anew.
+
+    Raises:
+        as run_sweep.
+    """
+    folder = folder.expanduser().absolute()
+    kept = _read(folder)
+    plain = dict(kept["spec"])
+    name = plain.pop("name")
+    with in_folder(kept["folder"]):
+        spec = build_spec(plain, name)
+        preflight(spec.common)
+        return _Sweep(folder, spec, kept).go()
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / FILE
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["format"] != FORMAT:
+            raise ValueError(f"its form is {kept['format']!r}, this smoldpo reads {FORMAT}")
+        kept["spec"]["name"], kept["folder"], kept["data"]
+        return kept
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SmoldpoError(f"{path}: cannot be read ({error}), so the sweep cannot go on") from None
+
+
+def _require_room_for(folder: Path, spec: Spec) -> None:
+    """That nothing but a sweep is replaced, and nothing that the sweep reads."""
+    if folder.is_file():
+        raise UsageError(f"output_dir {folder}: is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not is_sweep(folder):
+        raise UsageError(
+            f"output_dir {folder}: holds something else; give a new or an empty folder"
+        )
+    common = spec.common
+    for name in [*_models_of(spec), common.eval_data, *common.data]:
+        path = Path(name or "").expanduser()
+        if name and path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"{name}: lies in output_dir {folder}, which this sweep would replace")
+
+
+def _check_models(spec: Spec) -> None:
+    """That every model that trials name is there."""
+    problems = []
+    for name in _models_of(spec):
+        try:
+            find_model(name)
+        except SmoldpoError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _models_of(spec: Spec) -> list[str]:
+    """Every model that a trial may have as its policy or its reference, once each."""
+    common = spec.common
+    names: dict[str, None] = {}
+    for setting in ("model", "reference"):
+        part = spec.space.get(setting)
+        values = getattr(part, "values", None) or [getattr(common, setting)]
+        names |= dict.fromkeys(name for name in values if name is not None)
+    return list(names)
+
+
+class _Sweep:
+    """A sweep that goes on from what its folder holds."""
+
+    def __init__(self, folder: Path, spec: Spec, kept: dict[str, Any]):
+        self.folder, self.spec, self.kept = folder, spec, kept
+        self.metric = spec.settings.metric
+        self.total = spec.trials
+        self.records: list[Record] = []
+        self.shared = Shared(folder)
+        if self.shared.threads:
+            torch.set_num_threads(self.shared.threads)
+
+    def go(self) -> SweepResult:
+        at = "at its beginning"
+        with Interruption() as interruption, cache.sharing():
+            try:
+                self._prepare_pairs()
+                for number in range(1, self.total + 1):
+                    at = f"in trial {number} of {self.total}"
+                    self._one(number, interruption)
+                    interruption.check()
+                at = "at the final pairs"
+                if self._known_final() is None:  # lest a failure there hide what trials found
+                    write_results(self.folder, self._results(None))
+                final = self._final(interruption)
+            except InterruptedRunError as stop:
+                raise InterruptedRunError(
+                    stop.number,
+                    f"interrupted {at}; everything stays in {self.folder}; go on with: "
+                    f"smoldpo resume {shlex.quote(str(self.folder))}",
+                ) from None
+        results = self._results(final)
+        write_results(self.folder, results)
+        with progress.spinner("drawing the report"):
+            write_page(self.folder, results, self.spec.space)
+        failed = [f"trial {r.number}: {r.error}" for r in self.records if r.error]
+        return SweepResult(self.folder, results, failed, self._failed_gates() if final else [])
+
+    def _failed_gates(self) -> list[str]:
+        """By the gates of now: a sweep may go on with others."""
+        return failures(read_evaluation(self.folder), parse_gates(self.spec.common.fail_under))
+
+    def _prepare_pairs(self) -> None:
+        if self.kept["data"] is None:
+            write_text(self.folder / YAML, self.spec.as_yaml())
+            data = load_data(self.spec.common)
+            sides = splits.three_sides(data, self.spec.settings.final_fraction)
+            self.kept["data"] = splits.write_sides(self.folder, sides)
+            write_json(self.folder / FILE, self.kept)
+        account = self.kept["data"]
+        splits.require_unchanged(self.folder, account)
+        progress.say(
+            f"pairs: {account['train']['pairs']:,} to train on, {account['validation']['pairs']:,} to "
+            f"rank trials on, {account['final']['pairs']:,} for the winner alone"
+        )
+
+    def _one(self, number: int, interruption: Interruption) -> None:
+        known = read_record(self.folder, number)
+        if known is not None and known.status != RUNNING:
+            self.records.append(known)
+            self._drop_checkpoints_but_the_best()
+            return
+        settings = known.settings if known else self._settings(number)
+        progress.say(f"trial {number} of {self.total}: {in_words(settings)}{self._time_left()}")
+        arena = Arena(self.folder, self.shared, self.metric, interruption)
+        best = self._best()
+        try:
+            config = self._config(number, settings, "validation").model_copy(update=WITHOUT_ANSWERS)
+        except ConfigError as error:  # of a method that makes its trials as it goes
+            record = Record(number, settings, "failed", error=str(error))
+        else:
+            record = run_trial(arena, number, settings, config, best and best.value)
+        self.records.append(record)
+        self._drop_checkpoints_but_the_best()
+        self._say_result(record)
+
+    def _settings(self, number: int) -> dict[str, Any]:
+        planned = self.spec.planned()
+        if planned is not None:
+            return planned[number - 1]
+        propose = space.by_optuna(self.spec.space, self.spec.settings.sampler_seed)
+        return propose([space.Earlier(r.settings, r.value) for r in self.records])
+
+    def _config(self, number: int, settings: dict[str, Any], held_out: str) -> TrainConfig:
+        config = self.shared.decided(self.spec.config(settings))
+        more = splits.settings_of(self.folder, self.kept["data"], held_out)
+        return config.model_copy(update=more | {"output_dir": str(folder_of(self.folder, number))})
+
+    def _best(self) -> Record | None:
+        """The best trial so far; of equal ones the first."""
+        done = [record for record in self.records if record.status == DONE]
+        return max(done, key=lambda record: record.value or 0.0, default=None)
+
+    def _drop_checkpoints_but_the_best(self) -> None:
+        best = self._best()
+        for record in self.records:
+            if record is not best:
+                forget_checkpoints(self.folder, record.number)
+
+    def _say_result(self, record: Record) -> None:
+        said = f"trial {record.number} of {self.total}: "
+        if record.error is not None:
+            progress.say(f"{said}failed: {record.error}")
+            return
+        after = record.accuracy[self.metric]["after"]
+        said += percent(after["value"])
+        if after["low"] is not None:
+            said += f" ({percent(after['low'])} to {percent(after['high'])})"
+        best = self._best()
+        assert best is not None
+        where = (
+            "the best so far"
+            if best is record
+            else f"the best: trial {best.number}, {percent(best.value)}"
+        )
+        progress.say(f"{said}; {where}")
+
+    def _time_left(self) -> str:
+        """By the median of the trials that are done: the first one computes what the others share."""
+        took = [r.seconds for r in self.records if r.status == DONE and r.seconds is not None]
+        if not took:
+            return ""
+        left = statistics.median(took) * (self.total - len(self.records))
+        return f" (about {words(left)} left)"
+
+    def _final(self, interruption: Interruption) -> dict[str, Any] | None:
+        best, known = self._best(), self._known_final()
+        if best is None or known is not None:
+            return known
+        trained = self._config(best.number, best.settings, "validation")
+        trained = trained.model_copy(
+            update={"output_dir": str(self.folder / BEST), "overwrite": False}
+        )
+        final = {"eval_data": str(splits.file_of(self.folder, "final"))}
+        measured = trained.model_copy(update=final)
+        return measure_winner(
+            self.folder, best.number, trained, measured, self.shared, interruption
+        )
+
+    def _known_final(self) -> dict[str, Any] | None:
+        best = self._best()
+        return best and read_final(self.folder, best.number)
+
+    def _results(self, final: dict[str, Any] | None) -> dict[str, Any]:
+        done = [record.number for record in self.records if record.status == DONE]
+        account = {side: self.kept["data"][side] for side in splits.SIDES}
+        about = {
+            "name": self.spec.name,
+            "metric": self.metric,
+            "method": self.spec.settings.method,
+            "planned": self.total,
+            "train": account["train"],
+            "validation": account["validation"],
+            "final_pairs": account["final"],
+        }
+        folders = {number: folder_of(self.folder, number) for number in done}
+        return collect(about, self.records, folders, final)

@@ -1,0 +1,145 @@
+"""Three sides of a sweep's pairs, apart by prompt, as files in its folder.
+
+    data/train.jsonl         what trials learn from
+    data/validation.jsonl    what they are ranked on
+    data/final.jsonl         what none of them sees: the winner is measured there, once
+
+A trial reads these files as any run reads its data, so that its config.yaml does it again anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from smoldpo.config.schema import TrainConfig
+from smoldpo.data.cleaning.text import prompt_key
+from smoldpo.data.convert import FORMS
+from smoldpo.data.load import TrainingData, opening
+from smoldpo.types import PairNumbers, PreferencePair
+from smoldpo.utils.errors import SmoldpoError, UsageError
+from smoldpo.utils.files import sha256_of, write_text
+
+SIDES = ("train", "validation", "final")
+FORM = "conversational"
+"""Holds every pair without loss (data/convert.py)."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The pairs of each side."""
+
+    train: list[PreferencePair]
+    validation: list[PreferencePair]
+    final: list[PreferencePair]
+
+
+def three_sides(data: TrainingData, final_fraction: float) -> Sides:
+    """Part what is held out into validation and final pairs, by how their dialogues open.
+
+    The side follows from a hash of the opening and nothing else, as in `split_by_prompt`, but not of the
+    same digits: those have parted training and held-out pairs already.
+
+    Raises:
+        UsageError: a side is left without pairs.
+    """
+    validation: list[PreferencePair] = []
+    final: list[PreferencePair] = []
+    for pair in data.eval:
+        key = "final " + prompt_key(opening(pair.prompt))
+        share = int(hashlib.sha256(key.encode()).hexdigest()[:15], 16) / 16**15
+        (final if share < final_fraction else validation).append(pair)
+    if not validation or not final:
+        raise UsageError(
+            f"{len(data.eval)} held-out pairs are too few to part: {len(validation)} to rank trials on and "
+            f"{len(final)} for the end; give more, or another --eval-fraction or --final-fraction"
+        )
+    sides = Sides(data.train, validation, final)
+    _require_apart(sides)
+    return sides
+
+
+def _require_apart(sides: Sides) -> None:
+    """That no prompt is on two sides; the reading has left such pairs out already."""
+    seen: dict[str, str] = {}
+    for side in SIDES:
+        for pair in getattr(sides, side):
+            other = seen.setdefault(prompt_key(pair.prompt), side)
+            if other != side:
+                raise SmoldpoError(
+                    f"pair {pair.id}: its prompt is among the {other} and the {side} pairs, so the "
+                    "final figures would not be of unseen prompts; this is a bug in smoldpo: report it"
+                )
+
+
+def write_sides(folder: Path, sides: Sides) -> dict[str, Any]:
+    """Write the three files; returns what sweep.json says of each."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    used = _numbers_used(sides.train)
+    account: dict[str, Any] = {"numbers": used}
+    for side in SIDES:
+        pairs = getattr(sides, side)
+        path = file_of(folder, side)
+        known = [name for name in used if all(_number(pair, name) is not None for pair in pairs)]
+        write_text(path, "".join(json.dumps(_row(pair, known)) + "\n" for pair in pairs))
+        prompts = len({prompt_key(pair.prompt) for pair in pairs})
+        account[side] = {"pairs": len(pairs), "prompts": prompts, "sha256": sha256_of(path)}
+    return account
+
+
+def _numbers_used(train: Sequence[PreferencePair]) -> list[str]:
+    """Of weight, margin and beta, those that training pairs bring: a source has a column for all or none.
+
+    Held-out pairs of another file may lack it, as they may in any run (`fitting` in data/load.py).
+    """
+    plain = asdict(PairNumbers())
+    return sorted(
+        name
+        for name in plain
+        if any(_number(pair, name) != plain[name] for pair in train)
+        and all(_number(pair, name) is not None for pair in train)
+    )
+
+
+def _number(pair: PreferencePair, name: str) -> float | None:
+    return getattr(pair.numbers, name)
+
+
+def _row(pair: PreferencePair, numbers: Sequence[str]) -> dict[str, Any]:
+    named = {key: getattr(pair, key) for key in ("id", "source", "category") if getattr(pair, key)}
+    return FORMS[FORM].write(pair) | named | {name: _number(pair, name) for name in numbers}
+
+
+def file_of(folder: Path, side: str) -> Path:
+    """Where a side's pairs lie."""
+    return folder / "data" / f"{side}.jsonl"
+
+
+def require_unchanged(folder: Path, account: dict[str, Any]) -> None:
+    """That the files are those that the sweep began with.
+
+    Raises:
+        UsageError: naming the file that is not.
+    """
+    for side in SIDES:
+        path = file_of(folder, side)
+        if not path.is_file() or sha256_of(path) != account[side]["sha256"]:
+            raise UsageError(
+                f"{path}: is not what the sweep began with; put it back, or sweep anew with --overwrite"
+            )
+
+
+def settings_of(folder: Path, account: dict[str, Any], held_out: str) -> dict[str, Any]:
+    """The data settings of a run on these files; `held_out` is validation or final."""
+    fields = TrainConfig.model_fields
+    plain = ("data_weights", "data_subset", "data_split", "max_eval_samples", "eval_fraction")
+    return {name: fields[name].get_default(call_default_factory=True) for name in plain} | {
+        "data": [str(file_of(folder, "train"))],
+        "eval_data": str(file_of(folder, held_out)),
+        "format": FORMS[FORM].format,
+        "columns": [f"{name}={name}" for name in account["numbers"]],
+    }

@@ -1,0 +1,126 @@
+"""What a run ends with: everything that can be said about before and after, written to the run folder.
+
+evaluation.json holds the statistics (evaluation/analysis.py), answers of both models and what judges make of
+them (evaluation/side_by_side.py), and one row a pair, from which all
+of it can be computed anew; samples.jsonl the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smoldpo.config.schema import TrainConfig
+from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.engine.autotune import Kernels
+from smoldpo.evaluation.analysis import analyse, pair_rows
+from smoldpo.evaluation.judges.base import Judge
+from smoldpo.evaluation.metrics import PairFacts, PairScore
+from smoldpo.evaluation.schema import SAMPLE_PROMPT
+from smoldpo.evaluation.side_by_side import (
+    Comparison,
+    Question,
+    Settings,
+    SideBySide,
+    choose_questions,
+    readings,
+)
+from smoldpo.training.display import Phases
+from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.setup import TokenizedData
+from smoldpo.utils.files import write_json, write_jsonl
+
+Scores = Sequence[PairScore]
+
+
+def _is_logistic(config: TrainConfig) -> bool:
+    """Whether the loss takes σ(β margin) for the probability that chosen is preferred."""
+    plain = set(config.loss_type) <= {"sigmoid", "sft"} and config.f_divergence_type == "reverse_kl"
+    return plain and "beta" not in config.column_names and config.ld_alpha in (None, 1)
+
+
+def question_of(config: TrainConfig, models: Models) -> Question | None:
+    """The sample prompt; made before training, so that a bad one costs none."""
+    if config.sample_prompt is None:
+        return None
+    ids = PairTokenizer(models.tokenizer, config.max_length).prompt_ids(config.sample_prompt)
+    return Question(SAMPLE_PROMPT, config.sample_prompt, tuple(ids))
+
+
+class Proof:
+    """Before against after on the held-out pairs, and the two models side by side."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        models: Models,
+        data: TokenizedData,
+        sample: Question | None,
+        judges: Sequence[Judge],
+    ):
+        self._config, self._models, self._data = config, models, data
+        self._sample, self._judges = sample, judges
+
+    def write_analysis(
+        self, folder: Path, before: Scores | None, after: Scores | None
+    ) -> dict[str, Any] | None:
+        """evaluation.json without what needs the models again; None without held-out pairs."""
+        if before is None or after is None:
+            return None
+        facts = [PairFacts.of(pair) for pair in self._data.eval_pairs]
+        config = self._config
+        evaluation = analyse(
+            before, after, facts, config.last_beta, config.seed, logistic=_is_logistic(config)
+        )
+        evaluation |= SideBySide().in_evaluation()
+        evaluation["pairs"] = pair_rows(before, after, facts)
+        write_json(folder / "evaluation.json", evaluation)
+        return evaluation
+
+    def write_side_by_side(
+        self,
+        folder: Path,
+        evaluation: dict[str, Any] | None,
+        before: Scores | None,
+        after: Scores | None,
+        phases: Phases,
+    ) -> dict[str, Any] | None:
+        """Answers of both models, and where they differ; completes `evaluation` and its file.
+
+        Returns the sample prompt's row of samples.jsonl, if there is one.
+        """
+        comparison = self._comparison(before, after)
+        if not comparison.units:
+            return None
+        title = "reference and policy side by side"
+        with phases.phase(title, comparison.units, "answers") as advance:
+            found = comparison.run(self._judges, advance)
+        write_jsonl(folder / "samples.jsonl", found.samples)
+        if evaluation is not None:
+            evaluation |= found.in_evaluation()
+            write_json(folder / "evaluation.json", evaluation)
+        return next((row for row in found.samples if row["id"] == SAMPLE_PROMPT), None)
+
+    def _comparison(self, before: Scores | None, after: Scores | None) -> Comparison:
+        config, models = self._config, self._models
+        worth_reading = []
+        if before is not None and after is not None and config.generate_prompts:
+            worth_reading = readings(self._data.eval_pairs, self._data.eval, before, after)
+        questions = choose_questions(
+            self._data.eval_pairs,
+            self._data.eval,
+            config.generate_prompts,
+            models.positions,
+            config.max_new_tokens,
+        )
+        return Comparison(
+            (models.reference, models.tuned),
+            models.tokenizer,
+            models.dtype,
+            Kernels(**models.decided["kernels"]),
+            Settings(config.max_new_tokens, config.temperature, config.seed),
+            questions,
+            self._sample,
+            worth_reading,
+        )

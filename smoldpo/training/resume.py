@@ -1,0 +1,159 @@
+"""`smoldpo resume RUN`: an interrupted run goes on from its newest whole checkpoint, exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smoldpo.config.load import build_config, load_yaml, to_yaml
+from smoldpo.config.schema import TrainConfig
+from smoldpo.training.checkpoint import Checkpoint, newest
+from smoldpo.training.fingerprint import FILE, differences, other_machine, read_beginning
+from smoldpo.training.loggers import cut_back
+from smoldpo.training.run import Run, RunResult, load_everything
+from smoldpo.training.sampler import Schedule
+from smoldpo.utils import progress
+from smoldpo.utils.errors import SmoldpoError, UsageError
+from smoldpo.utils.files import write_json, write_text
+from smoldpo.utils.signals import Interruption
+
+
+def resume_training(folder: Path, extend: float | None = None) -> RunResult:
+    """Go on with the run in `folder`; `extend` adds so many epochs to it.
+
+    Raises:
+        UsageError: no run that can be resumed, one that is finished, or one that began with something
+            else than what is there now; each thing that differs is named.
+        SmoldpoError: as run_training.
+    """
+    folder = folder.expanduser().absolute()
+    kept = read_beginning(folder)
+    began = kept["began"]
+    config = _config(folder, began, extend)
+    torch.set_num_threads(began["computing"]["threads"])
+    with Interruption() as interruption, in_folder(kept["folder"]):
+        loaded = load_everything(config, began["computing"])
+        _require_same(folder, began, loaded.fingerprint, config, extend)
+        total = Schedule.of(config, len(loaded.data.train)).total_steps
+        checkpoint = newest(folder / "checkpoints", progress.say)
+        _require_unfinished(folder, kept, total, extend, checkpoint)
+        step = checkpoint.step if checkpoint else 0
+        progress.say(f"resume: {folder.name} goes on after step {step:,} of {total:,}")
+        if extend:
+            kept = _write_extended(folder, kept, config, step)
+        if checkpoint and kept.get("extended_at") == step:
+            checkpoint.state["best"]["since"] = 0  # patience begins anew
+        cut_back(folder / "metrics.jsonl", checkpoint.state["metrics_rows"] if checkpoint else 0)
+        # On a GPU a pair's numbers depend on the pairs beside it, by rounding (docs/engine.md).
+        exact = loaded.models.device == "cpu" and not other_machine(began, loaded.fingerprint)
+        return Run(folder, config, loaded, interruption, checkpoint, exact).go()
+
+
+def _config(folder: Path, began: dict[str, Any], extend: float | None) -> TrainConfig:
+    """The run's own configuration, with what was decided at its start; where extended, with more epochs."""
+    config = build_config(load_yaml(folder / "config.yaml"))
+    computing = began["computing"]
+    then = {
+        "engine": computing["engine"],
+        "device": computing["device"],
+        "compile": "on" if computing["compiled"] else "off",
+    }
+    decided = {key: value for key, value in then.items() if getattr(config, key) == "auto"}
+    decided |= {"output_dir": str(folder), "overwrite": False}
+    if extend is not None:
+        settings = began["settings"]  # and not config.yaml's: a kill may have come between the two
+        decided["num_train_epochs"] = settings["num_train_epochs"] + extend
+        if settings["max_steps"] is not None:
+            raise UsageError(
+                f"{folder.name}: its length is max_steps, not epochs, so it cannot be extended by epochs; "
+                "train anew with more --max-steps"
+            )
+    return config.model_copy(update=decided)
+
+
+@contextlib.contextmanager
+def in_folder(folder: str):
+    """In the working folder of the run's start, so that relative names mean what they meant."""
+    if Path(folder).is_dir():
+        with contextlib.chdir(folder):
+            yield
+    else:
+        yield
+
+
+def _require_same(
+    folder: Path,
+    began: dict[str, Any],
+    now: dict[str, Any],
+    config: TrainConfig,
+    extend: float | None,
+) -> None:
+    if extend is not None:
+        length = {"num_train_epochs": config.num_train_epochs}
+        began = began | {"settings": began["settings"] | length}
+    found = differences(began, now)
+    if found:
+        raise UsageError(
+            f"{folder.name}: cannot be resumed, it would not be the same run:\n"
+            + "\n".join(f"  - {difference}" for difference in found)
+            + "\nput it back as it was, or train anew"
+        )
+    if rounding := other_machine(began, now):
+        progress.say(
+            "resume: goes on, but not bit for bit as it would have, because other things round "
+            f"otherwise: {'; '.join(rounding)}"
+        )
+
+
+def _require_unfinished(
+    folder: Path,
+    kept: dict[str, Any],
+    total: int,
+    extend: float | None,
+    checkpoint: Checkpoint | None,
+) -> None:
+    finished = kept["finished"]
+    if finished and extend is None:
+        raise UsageError(
+            f"{folder.name}: is finished ({finished['total_steps']:,} steps); "
+            "smoldpo resume RUN --extend EPOCHS adds epochs"
+        )
+    if finished and checkpoint is None:
+        raise SmoldpoError(
+            f"{folder.name}: holds no checkpoint to go on from; runs keep their last one with --save-steps, "
+            "or when they take longer than save_minutes"
+        )
+    if checkpoint and checkpoint.step > total:
+        raise UsageError(f"{folder.name}: is at step {checkpoint.step:,} of {total:,} already")
+
+
+def _write_extended(
+    folder: Path, kept: dict[str, Any], config: TrainConfig, step: int
+) -> dict[str, Any]:
+    """The longer length, in resume.json and config.yaml; in the latter nothing else changes.
+
+    What the shorter run found is removed, lest it stand for the longer one's. Returns what resume.json holds.
+    """
+    longer = {"num_train_epochs": config.num_train_epochs}
+    began = kept["began"] | {"settings": kept["began"]["settings"] | longer}
+    plain = build_config(load_yaml(folder / "config.yaml")).model_copy(update=longer)
+    write_text(folder / "config.yaml", to_yaml(plain))
+    kept = kept | {"began": began, "finished": None, "extended_at": step}
+    write_json(folder / FILE, kept)
+    for name in ("evaluation.json", "samples.jsonl", "timings.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    return kept
+
+
+def check_epochs(epochs: float | None) -> None:
+    """Refuse an extension that is none.
+
+    Raises:
+        UsageError: not a positive number.
+    """
+    if epochs is not None and not (epochs > 0 and math.isfinite(epochs)):
+        raise UsageError(f"--extend is {epochs}; give the number of epochs to add, such as 1")

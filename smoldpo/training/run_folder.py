@@ -1,0 +1,198 @@
+"""The run folder: where a run writes, and what stands in it.
+
+config.yaml  environment.json  data.json  metrics.jsonl  evaluation.json  samples.jsonl  timings.json
+checkpoints/step-N/  resume.json  not_finite.json  model/  adapter/  README.md  report.html
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from smoldpo._version import __version__
+from smoldpo.config.schema import TrainConfig
+from smoldpo.utils.errors import UsageError
+from smoldpo.utils.files import processor_name
+from smoldpo.utils.text import redact
+
+CONTENTS = (
+    "config.yaml",
+    "environment.json",
+    "data.json",
+    "metrics.jsonl",
+    "evaluation.json",
+    "samples.jsonl",
+    "timings.json",
+    "report.html",
+    "README.md",
+    "checkpoints",
+    "resume.json",
+    "not_finite.json",
+    "report_to.json",
+    "tensorboard",
+    "wandb",
+    "model",
+    "adapter",
+)
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "numpy",
+    "scipy",
+    "peft",
+)
+GIVEN = "given"
+"""In it lie the pairs that were handed over in memory (api/pairs.py); a run reads them there."""
+
+
+def choose_folder(config: TrainConfig) -> Path:
+    """Where this run is to write; nothing is made or removed yet.
+
+    Raises:
+        UsageError: the folder holds a run (and `overwrite` is not set), or something else.
+    """
+    if config.output_dir is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        model = "SmolLM2-135M" if config.model == "builtin" else _short(config.model)
+        base = Path("runs") / f"{model}-{_short(config.data[0])}-{stamp}"
+        folder = base
+        number = 2
+        while folder.exists():
+            folder = base.with_name(f"{base.name}-{number}")
+            number += 1
+        return folder
+    folder = Path(config.output_dir).expanduser()
+    if folder.is_file():
+        raise UsageError(f"output_dir {folder}: is a file; give a folder")
+    found = [name for name in CONTENTS if (folder / name).exists()]
+    if _holds_run(folder) and not config.overwrite:
+        raise UsageError(
+            f"output_dir {folder}: already holds a run; choose another folder, or replace that run "
+            "with --overwrite"
+        )
+    if found and not _holds_run(folder):
+        raise UsageError(
+            f"output_dir {folder}: holds {found[0]}, which is not a run's; give a new or an empty folder"
+        )
+    for setting in ("model", "reference", "eval_data"):
+        _require_outside(folder, setting, getattr(config, setting))
+    for source in config.data:
+        _require_outside(folder, "data", source)
+    return folder
+
+
+def _require_outside(folder: Path, setting: str, name: str | None) -> None:
+    """What a run reads must not lie in the folder that it replaces."""
+    if name is None or not Path(name).expanduser().exists():
+        return
+    path = Path(name).expanduser().resolve()
+    if path.is_relative_to(folder.resolve()) and not path.is_relative_to(
+        (folder / GIVEN).resolve()
+    ):
+        raise UsageError(
+            f"{setting} {name}: lies in output_dir {folder}, which this run would replace; "
+            "choose another output_dir"
+        )
+
+
+def make_folder(folder: Path, sources: Sequence[str] = ()) -> None:
+    """Make the run folder; of a run that is to be replaced, remove just what smoldpo wrote.
+
+    Args:
+        sources: what the new run reads; pairs handed over to it lie in the folder already, perhaps beside
+            those of the run that it replaces.
+    """
+    given = folder / GIVEN
+    read = [Path(source).resolve() for source in sources if source]
+    kept = [
+        path
+        for path in (given.iterdir() if given.is_dir() else ())
+        if any(_reads(source, path.resolve(), given.resolve()) for source in read)
+    ]
+    if not kept:
+        make_empty(folder, (*CONTENTS, GIVEN))
+        return
+    others = [f"{GIVEN}/{path.name}" for path in given.iterdir() if path not in kept]
+    make_empty(folder, (*CONTENTS, *others))
+
+
+def _reads(source: Path, path: Path, given: Path) -> bool:
+    """Whether a source is this file or folder of `given`, lies in it, or is all of `given`."""
+    return source == given or source.is_relative_to(path)
+
+
+def make_empty(folder: Path, contents: Iterable[str]) -> None:
+    """Make a folder, or remove what `contents` names from one that is there; all else stays."""
+    for name in contents:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what kills left of a model or a file that was being written (utils/files.py stages both)."""
+    for name in ("model", "adapter"):
+        for path in folder.glob(f".{name}-*"):
+            shutil.rmtree(path, ignore_errors=True)
+    for name in CONTENTS:
+        for path in folder.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
+
+
+def _holds_run(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("config.yaml", "environment.json"))
+
+
+def _short(name: str) -> str:
+    """A model's or data set's name as part of a folder's name."""
+    path = Path(name)
+    stem = (
+        path.stem if path.suffix in (".jsonl", ".json", ".csv", ".parquet", ".gguf") else path.name
+    )
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
+
+
+def command_line() -> list[str]:
+    """The command that this process was started with, for a run that is the program's and not a guest's."""
+    return ["smoldpo", *map(redact, sys.argv[1:])]
+
+
+def environment(
+    threads: int,
+    device: str,
+    dtype: str,
+    hashes: dict[str, str],
+    command: list[str] | None = None,
+) -> dict[str, Any]:
+    """What the figures of a run may depend on besides its configuration.
+
+    Args:
+        command: that began it; None where a Python program did.
+    """
+    return {
+        "smoldpo": __version__,
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "device": device,
+        "dtype": dtype,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "sha256": hashes,
+    } | ({"command": command} if command else {})

@@ -1,0 +1,333 @@
+"""What a run is made of: the pairs, the engine with policy and reference in it, the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from smoldpo.config.losses import needs_reference
+from smoldpo.config.optimizers import parse_rates
+from smoldpo.config.schema import TrainConfig
+from smoldpo.data.load import TrainingData, load_mixture
+from smoldpo.data.tokenize import PairTokenizer, require_room
+from smoldpo.engine.autotune import Kernels, compute_dtype
+from smoldpo.engine.build import (
+    EngineSettings,
+    build_fast,
+    build_plain,
+    choose_engine,
+    configuration_sha256,
+)
+from smoldpo.engine.compile import CompileChoice, Parameters, set_up_compiling
+from smoldpo.engine.precision import cast, master_dtype
+from smoldpo.evaluation.gates import parse_gates
+from smoldpo.evaluation.judges.base import Judge
+from smoldpo.evaluation.judges.registry import parse_judge
+from smoldpo.models.adapters import Adapter, AdapterSettings, add_adapters
+from smoldpo.models.families import FAMILIES
+from smoldpo.models.freeze import freeze, parameters_of, summarize
+from smoldpo.models.load import (
+    ModelSource,
+    find_model,
+    load_model,
+    load_tokenizer,
+    positions,
+    require_same_tokens,
+)
+from smoldpo.models.save import model_bytes
+from smoldpo.models.weights import weights_sha256
+from smoldpo.training.loggers import require_loggers
+from smoldpo.training.optim import require_optimizer
+from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.sampler import Schedule
+from smoldpo.types import PreferencePair, TokenizedPair
+from smoldpo.utils import progress
+from smoldpo.utils.devices import pick_device
+from smoldpo.utils.errors import UsageError
+from smoldpo.utils.memory import file_page_bytes, letting_go
+
+
+@dataclass
+class TokenizedData:
+    """The pairs as the model sees them, and what to write to data.json."""
+
+    train: list[TokenizedPair]
+    eval: list[TokenizedPair]
+    eval_pairs: list[PreferencePair]
+    """The texts of `eval`, in its order."""
+    account: dict[str, Any] = field(default_factory=dict)
+
+
+def load_data(config: TrainConfig) -> TrainingData:
+    """Read, clean and split the pairs, and say what was found."""
+    with progress.spinner("reading the data"):
+        data = load_mixture(
+            config.data,
+            config.data_weights,
+            config.seed,
+            subset=config.data_subset,
+            split=config.data_split,
+            eval_data=config.eval_data,
+            eval_fraction=config.eval_fraction,
+            max_train=config.max_train_samples,
+            max_eval=config.max_eval_samples,
+            format=config.format,
+            columns=config.column_names,
+            rules_off=config.rules_off,
+        )
+    for account in data.account.get("sources", [data.account]):
+        _say_account(account)
+    split = data.account["split"]
+    progress.say(
+        f"split: {split['train_pairs']:,} pairs to train on, {split['eval_pairs']:,} held out "
+        f"({split['how']})"
+    )
+    return data
+
+
+def _say_account(account: dict[str, Any]) -> None:
+    for part in ("train", "eval"):
+        read = account.get(part)
+        if read is None:
+            continue
+        progress.say(f"data: {read['source']}, {read['format']} format, {read['rows_read']:,} rows")
+        for action in ("dropped", "mended", "warned"):
+            if read[action]:
+                rules = ", ".join(f"{count} {rule}" for rule, count in read[action].items())
+                progress.say(f"  {action}: {rules}")
+
+
+CHARACTERS_TO_A_TOKEN = 4.0
+"""For forecasts before tokenising."""
+
+
+def load_models(
+    config: TrainConfig, data: TrainingData, kernels: dict[str, bool] | None = None
+) -> Models:
+    """Load policy and reference, freeze, and build the engine, saying what was chosen.
+
+    Args:
+        data: tells how long the run will be, and so whether compiling is worth it.
+        kernels: as an interrupted run had them; by default whichever are faster.
+    """
+    device = pick_device(config.device)
+    dtype, why = compute_dtype(config.dtype, device)
+    progress.say(f"precision: {why}; {device}, {torch.get_num_threads()} threads")
+    source = reference_source = find_model(config.model)
+    _require_a_base(config, source)
+    with progress.spinner(f"loading {config.model}"):
+        tokenizer = load_tokenizer(source)
+        full = master_dtype(dtype)
+        policy = load_model(source, full, device, as_stored=FAMILIES)
+        loaded = next(policy.parameters()).dtype
+        mapped = file_page_bytes(policy.parameters()) > 0
+        reference = None
+        if config.reference is not None:
+            reference_source = find_model(config.reference)
+            require_same_tokens(tokenizer, reference_source)
+            reference = load_model(reference_source, full, device, as_stored=FAMILIES)
+    hashes = {"policy_start": weights_sha256(policy, full, letting_go())}
+    adapter, frozen_layers = _choose_what_trains(config, policy, full)
+    progress.say(describe_parameters(policy))
+    rates = rates_of(policy, config.learning_rates)
+    hashes["reference"] = hashes["policy_start"]
+    if reference is not None:
+        hashes["reference"] = weights_sha256(reference, full, letting_go())
+    configuration = configuration_sha256(policy, reference or policy)
+    size, most = model_bytes(policy, full), positions(policy)
+    saved = _bytes_to_save(config, policy, full)
+    choice = choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
+    progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))
+    compiling = CompileChoice(False, "the plain engine compiles nothing")
+    if choice.name == "fast":
+        operations = _operations(config, policy, data)
+        with progress.spinner("compiling"):
+            compiling = set_up_compiling(config.compile, operations, dtype, device)
+    if compiling.compiled or config.compile == "on":
+        progress.say(f"compile: {'on' if compiling.compiled else 'off'}, {compiling.why}")
+    settings = EngineSettings(
+        compute_dtype=dtype,
+        train_batch_size=config.per_device_train_batch_size,
+        eval_batch_size=config.per_device_eval_batch_size,
+        max_tokens=config.max_tokens,
+        cache=config.cache,
+        cache_bytes=config.cache_limit * 1e9,
+        compiled=compiling.compiled,
+        kernels=Kernels(**kernels) if kernels else None,
+        needs_reference=needs_reference(config.loss_type),
+        use_weighting=config.use_weighting,
+        sync_ref_model=config.sync_ref_model,
+    )
+    kept_in: set[Path] = set()
+    used: dict[str, bool] = {}
+    if choice.name == "fast":
+        about = {"model": config.model, "reference": config.reference or "the policy's start"}
+        engine, kept_in = build_fast(policy, reference, settings, hashes["reference"], about)
+        used = asdict(engine.kernels)
+    else:
+        for model in filter(None, (policy, reference)):
+            cast(model, full)
+        engine = build_plain(policy, reference, settings)
+    return Models(
+        engine=engine,
+        source=source,
+        reference_source=reference_source,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+        bytes=size,
+        loaded=loaded,
+        mapped=mapped,
+        saved_bytes=saved,
+        hashes=hashes,
+        frozen_layers=frozen_layers,
+        positions=most,
+        configuration_sha256=configuration,
+        kept_in=kept_in,
+        decided={"engine": choice.name, "kernels": used, "compiled": compiling.compiled},
+        adapter=adapter,
+        rates=rates,
+    )
+
+
+def _require_a_base(config: TrainConfig, source: ModelSource) -> None:
+    if config.use_peft and source.base is not None and not config.merge:
+        raise UsageError(
+            f"model {config.model}: is an adapter itself, and one on top of it would belong to a model that "
+            "is saved nowhere; set merge, which saves the whole model, or train from a merged one"
+        )
+
+
+def _choose_what_trains(
+    config: TrainConfig, policy: PreTrainedModel, full: torch.dtype
+) -> tuple[Adapter | None, int]:
+    """Freeze, or put adapters in; and how many layers are frozen from below."""
+    if not config.use_peft:
+        layers, named = config.train_layers, config.train
+        return None, freeze(
+            policy, config.freeze_layers, config.freeze, train_layers=layers, train=named
+        )
+    settings = AdapterSettings(
+        lora_r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_target_modules=tuple(config.lora_target_modules),
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+        freeze_layers=config.freeze_layers,
+        train_layers=tuple(config.train_layers),
+        seed=config.seed,
+    )
+    adapter = add_adapters(policy, settings, full)
+    return adapter, adapter.frozen_layers
+
+
+def _bytes_to_save(config: TrainConfig, policy: PreTrainedModel, full: torch.dtype) -> int:
+    """Of model/ and adapter/: the whole model, the adapters, or both."""
+    if config.use_peft and not config.merge:
+        return sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
+    return model_bytes(policy, full)
+
+
+def _operations(config: TrainConfig, policy: PreTrainedModel, data: TrainingData) -> float:
+    """What the run needs at the least, estimated from the texts' lengths."""
+    pairs = data.train + data.eval
+    prompts = sum(len(str(pair.prompt)) for pair in pairs) / CHARACTERS_TO_A_TOKEN
+    answers = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs) / CHARACTERS_TO_A_TOKEN
+    parameters = Parameters.of(policy)
+    schedule = Schedule.of(config, max(1, len(data.train)))
+    epochs = schedule.total_steps / schedule.steps_per_epoch
+    return parameters.once(prompts, answers) + epochs * parameters.epoch(prompts, answers)
+
+
+def describe_parameters(model: PreTrainedModel) -> str:
+    """How many parameters train, in all and by group."""
+    groups = summarize(model)
+    total = sum(group.parameters for group in groups)
+    trainable = sum(group.trainable for group in groups)
+    lines = [f"trains: {trainable:,} of {total:,} parameters ({trainable / total:.1%})"]
+    for group in groups:
+        share = "frozen" if not group.trainable else "trains"
+        if 0 < group.trainable < group.parameters:
+            share = f"{group.trainable:,} train"
+        lines.append(f"  {group.name:<32}{group.parameters:>14,}  {share}")
+    return "\n".join(lines)
+
+
+def tokenize(config: TrainConfig, models: Models, data: TrainingData) -> TokenizedData:
+    """The pairs as the model sees them.
+
+    Raises:
+        UsageError, DataError: pairs too long for the model, or that its template refuses.
+    """
+    reader = PairTokenizer(models.tokenizer, config.max_length)
+    with progress.bar("tokenising", len(data.train) + len(data.eval)) as advance:
+        train_pairs = reader.tokenize_all(data.train, advance)
+        eval_pairs = reader.tokenize_all(data.eval, advance)
+    require_room(train_pairs + eval_pairs, models.positions)
+    notes = dict(reader.notes)
+    lengths = [pair.longest for pair in train_pairs + eval_pairs]
+    account = data.account | {
+        "tokens": {
+            "max_length": config.max_length,
+            "longest": max(lengths),
+            "mean": sum(lengths) / len(lengths),
+            "notes": notes,
+        }
+    }
+    if notes:
+        happened = ", ".join(f"{count} {note.replace('_', ' ')}" for note, count in notes.items())
+        progress.say(f"tokens: {happened} (of {len(lengths):,} pairs)")
+    return TokenizedData(train_pairs, eval_pairs, data.eval, account)
+
+
+# What can be refused before anything is read or loaded, in one place for all that train or forecast.
+
+
+def preflight(config: TrainConfig) -> tuple[list[Judge], dict[str, float]]:
+    """The judges and the gates that a configuration names; cheap, so that a wrong one costs no minutes.
+
+    Raises:
+        UsageError: a logger or an optimizer that is not installed or cannot run here, no such judge, or no
+            such gate.
+        ModelError: a judge's model that is not there.
+    """
+    require_loggers(config.report_to)
+    judges = [parse_judge(spec) for spec in config.judges]
+    gates = parse_gates(config.fail_under)
+    require_optimizer(config)
+    return judges, gates
+
+
+def rates_of(model: PreTrainedModel, items: Sequence[str]) -> dict[str, float]:
+    """Peak rates by parameter name; parameters that no pattern fits are left out.
+
+    Where several patterns fit a parameter, the first one counts.
+
+    Args:
+        model: with `requires_grad` set on what trains.
+        items: pattern=rate, the patterns as for `freeze`.
+
+    Raises:
+        UsageError: a pattern fits nothing that trains, or nothing that an earlier one has not taken.
+    """
+    trains = {name for name, p in model.named_parameters() if p.requires_grad}
+    rates: dict[str, float] = {}
+    for pattern, rate in parse_rates(items).items():
+        matched = parameters_of(model, "learning_rates", pattern)
+        if not matched & trains:
+            raise UsageError(
+                f"learning_rates: {pattern!r} fits only what is frozen (what trains looks like "
+                f"{sorted(trains)[0]})"
+            )
+        left = matched & trains - rates.keys()
+        if not left:
+            raise UsageError(
+                f"learning_rates: patterns before {pattern!r} have taken all that it fits; put it before them"
+            )
+        rates |= dict.fromkeys(sorted(left), rate)
+    return rates

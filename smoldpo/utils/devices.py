@@ -1,0 +1,27 @@
+"""Which device a run computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from smoldpo.utils.errors import UsageError
+
+
+def pick_device(name: str) -> str:
+    """The device for `name`; auto takes cuda, then mps, then cpu.
+
+    Raises:
+        UsageError: the device asked for is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
+    if name != "auto":
+        if not there[name]():
+            raise UsageError(f"device {name}: this machine, or this build of torch, has none")
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

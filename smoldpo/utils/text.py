@@ -1,0 +1,117 @@
+"""Numbers, lengths of time and secrets in text that people read: 61.2%, 3 min 20 s, 1h30m, ***."""
+
+from __future__ import annotations
+
+import os
+import re
+
+PARTS = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+SECONDS = (3600.0, 60.0, 1.0)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a text such as 90s, 20m or 1h30m.
+
+    Raises:
+        ValueError: it is written otherwise, or is no time at all.
+    """
+    found = PARTS.fullmatch(text.strip().lower())
+    numbers = found.groups() if found else ()
+    total = sum(float(n) * unit for n, unit in zip(numbers, SECONDS, strict=False) if n)
+    if not total > 0:
+        raise ValueError("give hours, minutes and seconds such as 90s, 20m or 1h30m")
+    return total
+
+
+def words(seconds: float) -> str:
+    """As short as is useful: 0.4 s, 52 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+NONE = "–"
+"""Stands where there is no number."""
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or not -1e300 < value < 1e300  # nan and infinity are not
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.612 as 61.2%."""
+    return NONE if _missing(value) else f"{value:.{digits}%}"
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares, 0.112, as +11.2."""
+    return NONE if _missing(value) else _minus(f"{100 * value:+.1f}")
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """With its sign, and a true minus."""
+    return NONE if _missing(value) else _minus(f"{value:+,.{digits}f}")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """With a true minus, and commas between thousands."""
+    return NONE if _missing(value) else _minus(f"{value:,.{digits}f}")
+
+
+def count(value: float | None) -> str:
+    """A whole number, with commas between thousands."""
+    return NONE if _missing(value) else f"{value:,.0f}"
+
+
+def p_value(value: float | None) -> str:
+    """As people print it: two digits that count, and no bare zero."""
+    if _missing(value):
+        return NONE
+    if value < 0.0001:
+        return "< 0.0001"
+    return f"{value:.2g}" if value < 0.095 else f"{value:.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """As durations.words; but pages show what was measured, so below a minute the tenths as well."""
+    if _missing(seconds):
+        return NONE
+    return f"{seconds:.1f} s" if seconds < 60 else words(seconds)
+
+
+# Tokens and passwords are kept out of everything that is said or written.
+
+
+HIDDEN = "[secret]"
+VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN")
+PATTERNS = (
+    re.compile(r"\bhf_[A-Za-z0-9]{16,}"),
+    re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),  # user:password@ in a URL
+    re.compile(r"(?<=[?&])((?:access_)?token|api_?key|password|secret)=[^&\s'\"]+", re.IGNORECASE),
+)
+
+
+def redact(text: str) -> str:
+    """The text, with the tokens of the environment and whatever looks like one hidden."""
+    for name in VARIABLES:
+        value = os.environ.get(name, "").strip()
+        if len(value) >= 8:
+            text = text.replace(value, HIDDEN)
+    for pattern in PATTERNS:
+        text = pattern.sub(HIDDEN, text)
+    return text
+
+
+def holds_secret(value: object) -> bool:
+    """Whether a setting holds one; a list, or text."""
+    return redact(str(value)) != str(value)

@@ -1,0 +1,71 @@
+"""`smoldpo doctor`: what it finds, and a proof that can fail."""
+
+import json
+
+import pytest
+
+from conftest import keep_entry
+from smoldpo.cli import doctor
+from smoldpo.engine.cache import folder as cache
+
+
+def test_it_looks_at_everything(cli, monkeypatch):
+    result = cli("doctor", "--json")
+    found = json.loads(result.out)
+    assert set(found) == {
+        "machine", "versions", "precision", "compiler", "disk", "cache", "builtin_model", "problems",
+    }  # fmt: skip
+    assert found["precision"]["gflops"]["float32"] > 0 and found["cache"]["entries"] == 0
+    assert result.code == (1 if found["problems"] else 0)
+
+
+def test_damage_in_the_cache_is_named(cli, tiny_folder, pairs_file):
+    result = cli(
+        "train", "--model", tiny_folder, "--data", pairs_file, "--max-steps", 1, "--freeze-layers", 2,
+        "--dtype", "float32", "--sample-prompt", "none", "--output-dir", "run",
+    )  # fmt: skip
+    assert result.code == 0
+    before = {entry.folder: entry.used for entry in cache.entries()}
+    assert json.loads(cli("doctor", "--json").out)["cache"]["damaged"] == []
+    assert {entry.folder: entry.used for entry in cache.entries()} == before, "looking is not using"
+    for pattern in ("*.states", "logps.json"):
+        [path] = cache.cache_folder().rglob(pattern)
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        path.write_bytes(raw)
+        result = cli("doctor")
+        assert result.code == 1 and "is damaged" in result.out and str(path) in result.out
+        assert "cache clear" in result.out
+
+
+def test_little_room_is_a_problem(cli, monkeypatch):
+    monkeypatch.setattr(doctor, "free_bytes", lambda _: 1000)
+    result = cli("doctor")
+    assert result.code == 1 and "little disk space" in result.out
+
+
+def test_an_index_that_is_no_index(cli):
+    folder = keep_entry("trunk", "aa11", 1000, 1)
+    (folder / "one.json").write_text("[]")
+    assert "one.states is damaged" in cli("doctor").out
+
+
+@pytest.mark.parametrize("fault", [None, "skipped"])
+def test_the_proof_of_a_resume(cli, monkeypatch, tmp_path, fault):
+    """Real processes, really killed. A resume that skips a pair is told to them by a module on their path."""
+    if fault:
+        (tmp_path / "sitecustomize.py").write_text(
+            "import sys\n"
+            "if 'resume' in sys.argv or 'resume' in sys.orig_argv:\n"
+            "    from smoldpo import trainer\n"
+            "    whole = trainer.Schedule.indices\n"
+            "    trainer.Schedule.indices = lambda self, step: whole(self, step)[1:]\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setattr("smoldpo.training.prove_resume.KILLS", 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    result = cli("doctor", "--prove-resume", "--json")
+    found = json.loads(result.out)
+    assert found["kills"] and found["steps"] == 12
+    assert found["proven"] == (fault is None) and result.code == (0 if fault is None else 1)
+    assert bool(found["differences"]) == bool(fault)

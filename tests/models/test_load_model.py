@@ -1,0 +1,157 @@
+"""Loading: the built-in model, GGUF files, folders, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from conftest import make_tiny
+from smoldpo.models import gguf
+from smoldpo.models.builtin import builtin_gguf
+from smoldpo.models.hf_logging import no_gguf_bar
+from smoldpo.models.load import find_model, load_model, load_tokenizer
+from smoldpo.models.weights import weights_sha256
+from smoldpo.utils.errors import ModelError, SmoldpoError, UsageError
+
+
+@pytest.mark.real
+def test_the_builtin_model_knows_its_capital(cli):
+    result = cli("chat", "builtin", "--prompt", "What is the capital of France?")
+    assert "Paris" in result.out
+
+
+@pytest.mark.real
+def test_the_unpacked_model_is_mended_and_can_be_saved(real, tmp_path):
+    model = load_model(real, torch.float32)
+    assert model.config.rms_norm_eps == 1e-5
+    assert not hasattr(model.config, "quantization_config")
+    model.save_pretrained(tmp_path)
+    assert weights_sha256(AutoModelForCausalLM.from_pretrained(tmp_path)) == weights_sha256(model)
+
+
+@pytest.mark.real
+def test_a_damaged_unpacked_model_is_made_anew(monkeypatch, tmp_path):
+    """With the GGUF reading counted, since it takes long, and a small model in its place."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    read = []
+
+    def small(path, advance):
+        read.append(path)
+        config = load_model(find_model(str(tiny)), torch.float32)
+        return config, load_tokenizer(find_model(str(tiny)))
+
+    tiny = tmp_path / "tiny"
+    make_tiny(tiny)
+    monkeypatch.setattr(gguf, "_read", small)
+    folder = gguf.unpack_gguf(builtin_gguf())
+    assert gguf.unpack_gguf(builtin_gguf()) == folder and len(read) == 1
+    weights = folder / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    gguf.unpack_gguf(builtin_gguf())
+    assert len(read) == 2 and weights.read_bytes() != bytes(damaged)
+    (folder / "manifest.json").unlink()
+    gguf.unpack_gguf(builtin_gguf())
+    assert len(read) == 3
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing left over"
+
+
+def test_transformers_shows_no_bar_of_its_own(capsys):
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    with no_gguf_bar():
+        assert list(reader.tqdm([1, 2], desc="Converting")) == [1, 2]
+    assert reader.tqdm is bar and capsys.readouterr().err == ""
+
+
+def test_a_damaged_gguf_is_refused(tmp_path):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ModelError, match=r"broken\.gguf: cannot be read"):
+        find_model(str(path))
+    with pytest.raises(UsageError, match="no such file"):
+        find_model(str(tmp_path / "missing.gguf"))
+
+
+def test_a_run_folder_is_its_model(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "run" / "model")
+    assert find_model(str(tmp_path / "run")).location == str(tmp_path / "run" / "model")
+
+
+def test_weights_stored_in_bfloat16_train_in_float32(tiny_folder, tmp_path):
+    source = find_model(str(tiny_folder))
+    narrow = load_model(source, torch.bfloat16)
+    narrow.save_pretrained(tmp_path)
+    shutil.copy(tiny_folder / "tokenizer.json", tmp_path)
+    loaded = load_model(find_model(str(tmp_path)), torch.float32)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
+def test_dropout_is_off_everywhere(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | {"attention_dropout": 0.5}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    model = load_model(find_model(str(tmp_path / "m")), torch.float32)
+    assert model.config.attention_dropout == 0 and not model.training
+
+
+def test_damaged_weights_are_refused(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(SmoldpoError, match="cannot be loaded"):
+        load_model(find_model(str(tmp_path / "m")), torch.float32)
+
+
+def test_the_hash_is_of_the_content(tiny_folder):
+    source = find_model(str(tiny_folder))
+    one, other = load_model(source, torch.float32), load_model(source, torch.float32)
+    assert weights_sha256(one) == weights_sha256(other)
+    with torch.no_grad():
+        other.model.norm.weight[0] += 1e-3
+    assert weights_sha256(one) != weights_sha256(other)
+
+
+@pytest.mark.real
+def test_real_logps_do_not_depend_on_the_batch_to_the_last_bit(real, shared):
+    """Why the first loss is ln 2 exactly: the reference is computed in other batches than the policy."""
+    from smoldpo.data.load import load_pairs
+    from smoldpo.data.tokenize import PairTokenizer
+    from smoldpo.engine.autotune import compute_dtype
+    from smoldpo.engine.fast import FastEngine
+    from smoldpo.engine.precision import MasterWeights
+    from smoldpo.models.freeze import freeze
+
+    policy = load_model(real, torch.float32)
+    freeze(policy, None)
+    tokenizer = PairTokenizer(load_tokenizer(real), 256)
+    pairs = tokenizer.tokenize_all(load_pairs(str(shared / "hh_helpful_dev.jsonl")).pairs[:8])
+    dtype, _ = compute_dtype("auto", "cpu")  # bfloat16 where the machine has it
+    engine = FastEngine(policy, MasterWeights(policy, dtype), max_tokens=4096)
+    reference = engine.reference_logps(pairs)
+    engine.max_tokens = 300
+    found = engine.policy_logps(pairs)
+    assert torch.equal(found.chosen, reference.chosen)
+    assert torch.equal(found.rejected, reference.rejected)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    asked = []
+
+    def refuse(self, name, timeout):
+        asked.append((name, timeout))
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    source = find_model("someone/some-model")
+    with pytest.raises(ModelError, match="the hub does not answer, and the cache has none"):
+        load_tokenizer(source)
+    assert asked == [("someone/some-model", 5.0)] and constants.HF_HUB_OFFLINE is False
