@@ -259,7 +259,7 @@ def same_kernels():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("smoldpo.engine.autotune._first_is_faster", lambda way, before: True)
         patch.setattr("smoldpo.engine.autotune.keep", lambda name, choice: None)
-        patch.setattr("smoldpo.engine.autotune.keep_rate", lambda name, rate: None)
+        patch.setattr("smoldpo.engine.autotune.store_rate", lambda name, rate: None)
         yield
 
 

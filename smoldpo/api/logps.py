@@ -16,9 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo.data.tokenize import PairTokenizer, require_room
-from smoldpo.engine.autotune import Kernels, choose_kernels
+from smoldpo.engine.autotune import KernelChoice, choose_kernels
 from smoldpo.engine.kernels.layers import leave_lean
-from smoldpo.engine.logprobs import FILL, MAX_TOKENS, Scorer, in_order
+from smoldpo.engine.logprobs import FILL, MAX_TOKENS, LogprobModel, in_order
 from smoldpo.engine.packing import pack
 from smoldpo.models.families import unsupported
 from smoldpo.models.load import positions
@@ -78,7 +78,7 @@ def sequence_logps(
     require_room(tokens, positions(inner))
     try:
         # One boundary for every model, so that a policy with frozen layers gives what its reference gives.
-        scorer = Scorer(inner, 0, _kernels(inner.dtype, inner.device.type))
+        scorer = LogprobModel(inner, 0, _kernels(inner.dtype, inner.device.type))
         return in_order(
             tokens,
             max_tokens,
@@ -108,7 +108,7 @@ def _tokenized(
 
 
 @functools.cache
-def _kernels(dtype: torch.dtype, device: str) -> Kernels:
+def _kernels(dtype: torch.dtype, device: str) -> KernelChoice:
     """The faster kernels here; measured once, so that all models of a program give comparable numbers."""
     return choose_kernels(dtype, device)
 

@@ -60,5 +60,5 @@ def clear(
     ]
     freed = cache.clear(chosen)
     if not keys:
-        cache.forget_machine()
+        cache.forget_choices()
     print(f"removed {len(chosen)} of {len(kept)}, {freed:,} bytes")

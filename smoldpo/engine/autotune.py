@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from smoldpo.engine.cache.folder import machine_file, rates_file
+from smoldpo.engine.cache.folder import choices_file, rates_file
 from smoldpo.engine.kernels.attention import pair_attention
 from smoldpo.engine.kernels.lm_head import completion_logps
 from smoldpo.engine.packing import Layout, Segment
@@ -20,12 +20,12 @@ from smoldpo.utils.files import processor_name, write_json
 
 CLOSE = 1.25
 """So near, the first is taken: results kept from earlier runs are found only if the choice stays the same."""
-KEEP_KERNELS = 2.0
+SWITCH_KERNELS = 2.0
 """A choice of an earlier run stands until the other way is this many times faster."""
 
 
 @dataclass(frozen=True)
-class Kernels:
+class KernelChoice:
     """Ways to compute; whichever is taken, results differ by rounding alone.
 
     On other devices than a CPU both are False, and attention is what engine/kernels/attention.py says.
@@ -41,10 +41,10 @@ class Kernels:
         return ", ".join(f"{name} {'fused' if w else 'by products'}" for name, w in ways.items())
 
 
-def choose_kernels(dtype: torch.dtype, device: str) -> Kernels:
+def choose_kernels(dtype: torch.dtype, device: str) -> KernelChoice:
     """The faster ways for a model of SmolLM2-135M's shape, or an earlier run's if near: about 0.15 s."""
     if device != "cpu":
-        return Kernels(fused_attention=False, fused_head=False)
+        return KernelChoice(fused_attention=False, fused_head=False)
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -60,11 +60,11 @@ def choose_kernels(dtype: torch.dtype, device: str) -> Kernels:
         ),
         "fused_head": lambda fused: completion_logps(states, head, targets, fused),
     }
-    before = {name: chosen_before(f"{name}, {dtype}") for name in ways}
+    before = {name: stored_choice(f"{name}, {dtype}") for name in ways}
     choice = {name: _first_is_faster(way, before[name]) for name, way in ways.items()}
     for name, is_first in choice.items():
         keep(f"{name}, {dtype}", is_first)
-    return Kernels(**choice)
+    return KernelChoice(**choice)
 
 
 @torch.no_grad()
@@ -76,14 +76,14 @@ def _first_is_faster(way: Callable[[bool], object], before: Any = None) -> bool:
             start = time.perf_counter()
             way(fused)
             best[fused] = min(best[fused], time.perf_counter() - start)
-    close = KEEP_KERNELS if before is True else 1 / KEEP_KERNELS if before is False else CLOSE
+    close = SWITCH_KERNELS if before is True else 1 / SWITCH_KERNELS if before is False else CLOSE
     return best[True] <= close * best[False]
 
 
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 WORTH_IT = 1.3
 """bfloat16 must be this many times faster than float32 to be chosen for its lower precision."""
-KEEP_PRECISION = {"bfloat16": 1.0, "float32": 2.0}
+SWITCH_PRECISION = {"bfloat16": 1.0, "float32": 2.0}
 """The same where an earlier run has chosen: its choice stands until the other is clearly better."""
 
 SHAPE, SECONDS = (512, 576, 1536), 0.15
@@ -96,9 +96,9 @@ def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
         return NAMES[name], f"{name}, as asked"
     slow, fast = (matmul_rate(NAMES[n], device) for n in ("float32", "bfloat16"))
     for dtype, rate in (("float32", slow), ("bfloat16", fast)):
-        keep_rate(f"{dtype}, {device}", round(rate, 1))
+        store_rate(f"{dtype}, {device}", round(rate, 1))
     measured = f"measured {slow:,.0f} GFLOP/s in float32, {fast:,.0f} in bfloat16"
-    worth = KEEP_PRECISION.get(str(chosen_before(f"precision, {device}")), WORTH_IT)
+    worth = SWITCH_PRECISION.get(str(stored_choice(f"precision, {device}")), WORTH_IT)
     choice = "bfloat16" if fast > worth * slow else "float32"
     keep(f"precision, {device}", choice)
     return NAMES[choice], f"{choice}: {measured}"
@@ -133,18 +133,18 @@ def matmul_rate(dtype: torch.dtype, device: str) -> float:
 # something else is clearly better. `smoldpo cache clear` forgets it.
 
 
-KEPT_RATES = 16
+STORED_RATES = 16
 """Rates of so many commands are kept."""
 
 
-def chosen_before(name: str) -> Any:
+def stored_choice(name: str) -> Any:
     """What was kept under this name; None without, or with another processor, torch or number of threads."""
-    return _read(machine_file()).get(name)
+    return _read(choices_file()).get(name)
 
 
 def keep(name: str, choice: Any) -> None:
     """Keep a choice (JSON); where nothing can be written, the next run measures afresh."""
-    _write(machine_file(), name, choice)
+    _write(choices_file(), name, choice)
 
 
 def stored_rates(name: str) -> list[float]:
@@ -153,9 +153,9 @@ def stored_rates(name: str) -> list[float]:
     return [float(rate) for rate in found if _is_number(rate)] if isinstance(found, list) else []
 
 
-def keep_rate(name: str, rate: float) -> None:
+def store_rate(name: str, rate: float) -> None:
     """Add to them. Each command does, so they have a file of their own: two at once lose no choice."""
-    _write(rates_file(), name, [*stored_rates(name), rate][-KEPT_RATES:])
+    _write(rates_file(), name, [*stored_rates(name), rate][-STORED_RATES:])
 
 
 def _is_number(value: Any) -> bool:

@@ -13,7 +13,7 @@ import torch
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
 if TYPE_CHECKING:
-    from smoldpo.engine.ref_sync import MovingReference
+    from smoldpo.engine.ref_sync import SyncedReference
 
 
 class LossFunction(Protocol):
@@ -59,7 +59,7 @@ class Engine(Protocol):
     budget: int
     """How much goes through the model at once, in `budget_unit`; no result depends on it but by rounding."""
     budget_unit: str
-    moving: MovingReference | None
+    moving: SyncedReference | None
     """The reference, where it moves during training (sync_ref_model). Once it has moved, steps compute its
     log-probabilities anew, and those kept from its start serve evaluation alone."""
 

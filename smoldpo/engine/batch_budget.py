@@ -16,16 +16,16 @@ from smoldpo.engine.base import Engine
 from smoldpo.types import TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.errors import SmoldpoError
-from smoldpo.utils.memory import give_back_freed_memory
+from smoldpo.utils.memory import trim_memory
 
 MARGIN = 1.5
 """What a backward pass holds at its height, temporaries included, is at most this times what it keeps."""
 
-ASIDE = 100 << 20
+RESERVE = 100 << 20
 """Bytes left for what is no tensor: threads, the libraries' scratch space, holes between allocations."""
 
 
-def kept_for_backward(work: Callable[[], Any], weights: Iterable[torch.Tensor]) -> int:
+def saved_for_backward(work: Callable[[], Any], weights: Iterable[torch.Tensor]) -> int:
     """Bytes that autograd keeps of what `work` computes, each storage once, but for the weights."""
     known = {weight.untyped_storage().data_ptr() for weight in weights}
     kept: dict[int, torch.Tensor] = {}  # holding them, so that no address is used twice
@@ -87,7 +87,7 @@ def fit_budget(
     Raises:
         SmoldpoError: gradients and optimizer state, or one pair at once beside them, do not fit.
     """
-    room, before = free - state_bytes - ASIDE, engine.budget
+    room, before = free - state_bytes - RESERVE, engine.budget
     what = f"gradients and the optimizer's state take {state_bytes:,} bytes"
     fits, one = halve_until_it_fits(engine, pairs, pairs_per_step, room)
     if not fits:
@@ -123,7 +123,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS)
 
 
-def with_less_at_once(
+def retry_with_smaller_budget(
     work: Callable[[], T], engine: Engine, pairs: Sequence[TokenizedPair], what: str
 ) -> T:
     """Do `work`, which goes through `pairs`; each time memory runs out, again with half the budget.
@@ -142,7 +142,7 @@ def with_less_at_once(
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no memory"
         # Outside the handler, whose traceback holds every tensor of the failed attempt.
         gc.collect()
-        give_back_freed_memory()
+        trim_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         before = engine.budget

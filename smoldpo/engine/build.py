@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from smoldpo.engine.autotune import Kernels, choose_kernels
+from smoldpo.engine.autotune import KernelChoice, choose_kernels
 from smoldpo.engine.base import Engine
 from smoldpo.engine.cache import folder as cache
 from smoldpo.engine.cache import reference_logps, trunk_states
@@ -22,15 +22,15 @@ from smoldpo.engine.cache.trunk_states import DiskStore, MemoryStore, NoStore, T
 from smoldpo.engine.fast import KEEP_SHARE, FastEngine
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights, cast_frozen
-from smoldpo.engine.ref_sync import moving_copy, moving_model
-from smoldpo.engine.trunk import boundary, stays_as_stored
+from smoldpo.engine.ref_sync import synced_copy, synced_model
+from smoldpo.engine.trunk import boundary, names_kept_as_stored
 from smoldpo.models.adapters import adapted_modules
 from smoldpo.models.families import unsupported
 from smoldpo.models.weights import tensors_sha256
 from smoldpo.utils import progress
 from smoldpo.utils.errors import UsageError
 from smoldpo.utils.files import free_bytes
-from smoldpo.utils.memory import free_memory, give_back_freed_memory
+from smoldpo.utils.memory import free_memory, trim_memory
 
 DISK_SHARE = 0.5
 """Kept states may take this share of what is free on the cache folder's disk."""
@@ -55,7 +55,7 @@ class EngineSettings:
     cache: str
     cache_bytes: float
     compiled: bool
-    kernels: Kernels | None = None
+    kernels: KernelChoice | None = None
     """As an interrupted run had them; by default whichever are faster here."""
     needs_reference: bool = True
     """False where the loss compares with no reference: then no reference is made or run."""
@@ -93,7 +93,7 @@ def build_plain(
     if settings.sync_ref_model and reference is not None:
         trains = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
         wide = dict(reference.named_parameters())
-        moving = moving_model(policy, trains, reference, wide, own=own)
+        moving = synced_model(policy, trains, reference, wide, own=own)
     return PlainEngine(
         policy,
         reference,
@@ -123,15 +123,15 @@ def build_fast(
         UsageError: the cache is asked to be on disk, and nothing can be written there.
     """
     dtype = settings.compute_dtype
-    masters = MasterWeights(policy, dtype, stays_as_stored(policy, dtype))
+    masters = MasterWeights(policy, dtype, names_kept_as_stored(policy, dtype))
     moving = None
     if reference is not None and settings.sync_ref_model:
         wide = MasterWeights(reference.requires_grad_(True), dtype)
-        moving = moving_model(policy, masters.named(), reference, dict(wide.named()), own=True)
+        moving = synced_model(policy, masters.named(), reference, dict(wide.named()), own=True)
     elif reference is not None:
         cast_frozen(reference, dtype)
     elif settings.sync_ref_model:
-        moving = moving_copy(policy, masters.named())
+        moving = synced_copy(policy, masters.named())
     if settings.cache in ("auto", "disk") and (reason := cache.unusable()) is not None:
         if settings.cache == "disk":
             raise UsageError(f"cache disk: {reason}; say --cache memory, or set XDG_CACHE_HOME")
@@ -170,7 +170,7 @@ def build_fast(
 
 
 def _trunk_store(
-    policy: PreTrainedModel, settings: EngineSettings, kernels: Kernels, about: dict[str, Any]
+    policy: PreTrainedModel, settings: EngineSettings, kernels: KernelChoice, about: dict[str, Any]
 ) -> TrunkStore:
     at = boundary(policy)
     if settings.cache == "off" or at == 0:
@@ -195,7 +195,7 @@ def _trunk_store(
 
 
 def _memory_store(device: torch.device) -> MemoryStore:
-    give_back_freed_memory()  # of a store that was let go for this one
+    trim_memory()  # of a store that was let go for this one
     return MemoryStore(KEEP_SHARE * free_memory(device))
 
 
@@ -210,7 +210,9 @@ def disk_room(folder: Path, settings: EngineSettings) -> float:
     return min(limit, DISK_SHARE * free_bytes(folder))
 
 
-def trunk_key(policy: PreTrainedModel, at: int, settings: EngineSettings, kernels: Kernels) -> str:
+def trunk_key(
+    policy: PreTrainedModel, at: int, settings: EngineSettings, kernels: KernelChoice
+) -> str:
     """Under which states behind the first `at` layers are kept."""
     base = policy.model
     named = [(name, p) for name, p in base.layers[:at].named_parameters()]
@@ -231,7 +233,7 @@ def _reference_store(
     at: int,
     sha256: str,
     settings: EngineSettings,
-    kernels: Kernels,
+    kernels: KernelChoice,
     about: dict[str, Any],
 ) -> ReferenceStore:
     def key() -> str:
@@ -244,7 +246,7 @@ def _reference_store(
 
 
 def reference_key(
-    model: PreTrainedModel, at: int, sha256: str, settings: EngineSettings, kernels: Kernels
+    model: PreTrainedModel, at: int, sha256: str, settings: EngineSettings, kernels: KernelChoice
 ) -> str:
     """Under which the log-probabilities of a reference with these weights are kept."""
     return results_key(

@@ -21,28 +21,28 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.base import LossFunction, StepResult
-from smoldpo.engine.batch_budget import kept_for_backward
+from smoldpo.engine.batch_budget import saved_for_backward
 from smoldpo.engine.cache.keys import pair_key
 from smoldpo.engine.cache.reference_logps import ReferenceStore
 from smoldpo.engine.cache.trunk_states import MemoryStore, TrunkStore
 from smoldpo.engine.gradient_accumulation import accumulate_step
-from smoldpo.engine.logprobs import FILL, MAX_TOKENS, Scorer, in_order
+from smoldpo.engine.logprobs import FILL, MAX_TOKENS, LogprobModel, in_order
 from smoldpo.engine.packing import (
     PackedBatch,
+    batch_by_tokens,
     by_length,
-    common_beginning,
-    cut_by_tokens,
+    common_prefix,
     pack,
     pair_length,
     shares,
 )
 from smoldpo.engine.precision import MasterWeights
-from smoldpo.engine.ref_sync import MovingReference
+from smoldpo.engine.ref_sync import SyncedReference
 from smoldpo.engine.trunk import boundary
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
-from smoldpo.utils.memory import free_memory, let_go_of_file_pages
+from smoldpo.utils.memory import free_memory, release_file_pages
 
 TRAIN_SHARE = 2 / 3
 """Streams that are kept for a backward pass have this share of max_tokens: a step of eight usual pairs."""
@@ -74,24 +74,24 @@ class FastEngine:
         masters: MasterWeights,
         reference: PreTrainedModel | None = None,
         max_tokens: int = MAX_TOKENS,
-        kernels: Kernels | None = None,
+        kernels: KernelChoice | None = None,
         trunk_store: TrunkStore | None = None,
         reference_store: ReferenceStore | None = None,
         needs_reference: bool = True,
         use_weighting: bool = False,
-        moving: MovingReference | None = None,
+        moving: SyncedReference | None = None,
     ):
-        self.kernels = kernels or Kernels()
+        self.kernels = kernels or KernelChoice()
         self.device = policy.device
         self.max_tokens = max_tokens
         self._masters = masters
         at = boundary(policy)
-        self._policy = Scorer(policy, at, self.kernels, use_weighting)
-        self._reference = None if reference is None else Scorer(reference, 0, self.kernels)
-        self.moving = moving
+        self._policy = LogprobModel(policy, at, self.kernels, use_weighting)
+        self._reference = None if reference is None else LogprobModel(reference, 0, self.kernels)
+        self.synced_reference = moving
         self._moving = self._reference
         if moving is not None and moving.model is not reference:
-            self._moving = Scorer(moving.model, at, self.kernels)
+            self._moving = LogprobModel(moving.model, at, self.kernels)
         self._needs_reference = needs_reference
         if trunk_store is None:
             trunk_store = MemoryStore(KEEP_SHARE * free_memory(self.device))
@@ -117,7 +117,7 @@ class FastEngine:
 
     def updated(self) -> None:
         """The optimizer has moved the master weights: bring the computing ones up to date."""
-        self._masters.publish()
+        self._masters.copy_to_model()
         self._updates += 1
 
     @property
@@ -141,7 +141,7 @@ class FastEngine:
         self, pairs: Sequence[TokenizedPair], pairs_per_step: int
     ) -> tuple[int, int]:
         longest = max(pairs, key=pair_length)
-        one = kept_for_backward(
+        one = saved_for_backward(
             lambda: self._policy_forward([longest]), self._policy.model.parameters()
         )
         return one, at_once_bytes(one, pair_length(longest), self.max_tokens, pairs_per_step)
@@ -149,7 +149,7 @@ class FastEngine:
     def disk_bytes(self, pairs: Sequence[TokenizedPair]) -> int:
         if self._policy.trunk is None:
             return 0
-        self._shared = self._shared or common_beginning(pairs)
+        self._shared = self._shared or common_prefix(pairs)
         missing = (pair for pair in set(pairs) if self._key(pair) not in self._states)
         return self._states.disk_bytes(sum(pair_length(pair) for pair in missing))
 
@@ -167,7 +167,7 @@ class FastEngine:
         Must see every pair before the first update: afterwards the policy is no longer the reference.
         """
         if not self._prepared:
-            self._shared = common_beginning(pairs)
+            self._shared = common_prefix(pairs)
         keyed = {self._key(pair): pair for pair in pairs}
         todo = [pair for key, pair in keyed.items() if key not in self._prepared]
         unscored = [pair for pair in todo if self._unscored(pair)]
@@ -193,7 +193,7 @@ class FastEngine:
         self._prepared.update(keyed)
 
     def release_frozen(self, rest: bool = False) -> int:
-        return let_go_of_file_pages(self._frozen() if rest else self._unread())
+        return release_file_pages(self._frozen() if rest else self._unread())
 
     def _frozen(self) -> Iterator[torch.Tensor]:
         for model in filter(None, (self.policy, self.reference)):
@@ -201,7 +201,7 @@ class FastEngine:
 
     def _unread(self) -> Iterator[torch.Tensor]:
         """Weights that nothing reads while states and log-probabilities of what was prepared are there."""
-        if self._reference is not None and self.moving is None:
+        if self._reference is not None and self.synced_reference is None:
             yield from self._reference.model.parameters()
         if self._policy.trunk is not None and all(key in self._states for key in self._prepared):
             yield from self._policy.trunk_weights()
@@ -215,7 +215,7 @@ class FastEngine:
 
     def _reference_is_gone(self) -> bool:
         """Whether what the reference was at the start can no longer be computed."""
-        moved = self.moving is not None and self.moving.syncs > 0
+        moved = self.synced_reference is not None and self.synced_reference.syncs > 0
         return moved or (self._reference is None and self._updates > 0)
 
     def _unscored(self, pair: TokenizedPair) -> bool:
@@ -299,8 +299,8 @@ class FastEngine:
         self, pairs: Sequence[TokenizedPair], loss: LossFunction, advance: Advance = no_progress
     ) -> StepResult:
         self.prepare(pairs)
-        cut = cut_by_tokens(pairs, int(TRAIN_SHARE * self.max_tokens))
-        with self._masters.collecting():
+        cut = batch_by_tokens(pairs, int(TRAIN_SHARE * self.max_tokens))
+        with self._masters.accumulate():
             return accumulate_step(
                 [[pairs[index] for index in indices] for indices in cut],
                 self._policy_forward,
@@ -312,7 +312,7 @@ class FastEngine:
     @torch.no_grad()
     def _reference_of(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
         """Kept from the start; of a reference that has moved, computed now."""
-        if self.moving is None or not self.moving.syncs:
+        if self.synced_reference is None or not self.synced_reference.syncs:
             return self._kept_reference(pairs, self.device)
         assert self._moving is not None
         batch = self._pack(pairs)

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.base import ordered
 from smoldpo.engine.kernels.attention import shared_prefix
 from smoldpo.engine.kernels.layers import TRUNK_ROWS, make_lean
 from smoldpo.engine.kernels.lm_head import completion_scores
 from smoldpo.engine.kernels.lora import make_adapters_lean
-from smoldpo.engine.packing import PackedBatch, by_length, common_beginning, pack
+from smoldpo.engine.packing import PackedBatch, by_length, common_prefix, pack
 from smoldpo.engine.trunk import cut
 from smoldpo.models.families import unsupported
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
@@ -29,13 +29,15 @@ FILL = 128
 """Streams are filled up to a multiple of this, for few shapes of products (kernels/attention.py says why)."""
 
 
-class Scorer:
+class LogprobModel:
     """One model, its layers below `at` apart from the others; `at` 0 is no trunk.
 
     With `squares` it gives PairLogps' squares too, which takes the LM head by products.
     """
 
-    def __init__(self, model: PreTrainedModel, at: int, kernels: Kernels, squares: bool = False):
+    def __init__(
+        self, model: PreTrainedModel, at: int, kernels: KernelChoice, squares: bool = False
+    ):
         keep_freed_memory()
         make_lean(model.model)
         for layer in model.model.layers[:at]:
@@ -102,12 +104,12 @@ class Scorer:
 def score(
     model: PreTrainedModel,
     pairs: Sequence[TokenizedPair],
-    kernels: Kernels,
+    kernels: KernelChoice,
     advance: Advance = no_progress,
 ) -> PairLogps:
     """Log-probabilities of pairs under one model that does not train, on the CPU, in their order."""
-    scorer = Scorer(model, 0, kernels)
-    shared = common_beginning(pairs)
+    scorer = LogprobModel(model, 0, kernels)
+    shared = common_prefix(pairs)
     return in_order(
         pairs,
         MAX_TOKENS,
@@ -146,7 +148,7 @@ Sides = tuple[list[float], list[float]]
 def token_logps(
     model: PreTrainedModel,
     pairs: Sequence[TokenizedPair],
-    kernels: Kernels,
+    kernels: KernelChoice,
     advance: Advance = no_progress,
 ) -> list[Sides]:
     """log π of every completion token under a model that does not train, in the pairs' order.
@@ -155,7 +157,7 @@ def token_logps(
     """
     if unsupported(model) is not None:
         return [_one_by_one(model, pair, advance) for pair in pairs]
-    scorer = Scorer(model, 0, kernels)
+    scorer = LogprobModel(model, 0, kernels)
     found: list[Sides] = [([], [])] * len(pairs)
     for indices in by_length(pairs, MAX_TOKENS):
         some = [pairs[index] for index in indices]

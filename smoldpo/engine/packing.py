@@ -30,7 +30,7 @@ from smoldpo.engine.kernels.attention import STEP, shared_prefix_mask
 from smoldpo.engine.kernels.flex_attention import FILLING, SHARED
 from smoldpo.types import PairLogps, TokenizedPair
 
-WORTH_SHARING = 8
+MIN_SHARED_PREFIX = 8
 """A common beginning of fewer tokens is left to each pair."""
 
 
@@ -279,10 +279,10 @@ def _common(some: tuple[int, ...], other: tuple[int, ...]) -> int:
     return next((i for i in range(length) if some[i] != other[i]), length)
 
 
-def common_beginning(pairs: Sequence[TokenizedPair]) -> tuple[int, ...]:
+def common_prefix(pairs: Sequence[TokenizedPair]) -> tuple[int, ...]:
     """The longest run of tokens with which more than half of all prompts begin, and go on.
 
-    Empty where it has less than WORTH_SHARING tokens. It is a property of the whole data and not of a
+    Empty where it has less than MIN_SHARED_PREFIX tokens. It is a property of the whole data and not of a
     stream, so that what is computed for a pair does not depend on the pairs beside it.
     """
     begun: list[int] = []
@@ -292,7 +292,7 @@ def common_beginning(pairs: Sequence[TokenizedPair]) -> tuple[int, ...]:
         following = Counter(ids[depth] for ids in left if len(ids) > depth + 1)
         token, count = following.most_common(1)[0] if following else (0, 0)
         if 2 * count <= len(pairs) or count < 2:
-            return tuple(begun) if len(begun) >= WORTH_SHARING else ()
+            return tuple(begun) if len(begun) >= MIN_SHARED_PREFIX else ()
         begun.append(token)
         left = [ids for ids in left if len(ids) > depth + 1 and ids[depth] == token]
 
@@ -301,7 +301,7 @@ def _up_to(number: int, multiple_of: int) -> int:
     return -(-number // multiple_of) * multiple_of
 
 
-def cut_by_tokens(pairs: Sequence[TokenizedPair], max_tokens: int) -> list[list[int]]:
+def batch_by_tokens(pairs: Sequence[TokenizedPair], max_tokens: int) -> list[list[int]]:
     """Cut pairs, in their order, into batches of at most `max_tokens`; a longer pair goes alone.
 
     Returns lists of indices into `pairs`.
@@ -319,7 +319,7 @@ def cut_by_tokens(pairs: Sequence[TokenizedPair], max_tokens: int) -> list[list[
 
 
 def by_length(pairs: Sequence[TokenizedPair], max_tokens: int) -> list[list[int]]:
-    """Like `cut_by_tokens`, over the pairs from long to short: the largest batch comes first."""
+    """Like `batch_by_tokens`, over the pairs from long to short: the largest batch comes first."""
     order = sorted(range(len(pairs)), key=lambda index: -pair_length(pairs[index]))
-    batches = cut_by_tokens([pairs[index] for index in order], max_tokens)
+    batches = batch_by_tokens([pairs[index] for index in order], max_tokens)
     return [[order[place] for place in batch] for batch in batches]

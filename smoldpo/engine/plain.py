@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from smoldpo.engine.base import LossFunction, StepResult, ordered
-from smoldpo.engine.batch_budget import kept_for_backward
+from smoldpo.engine.batch_budget import saved_for_backward
 from smoldpo.engine.gradient_accumulation import accumulate_step
-from smoldpo.engine.ref_sync import MovingReference
+from smoldpo.engine.ref_sync import SyncedReference
 from smoldpo.models.adapters import adapters_off
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
@@ -95,14 +95,14 @@ class PlainEngine:
         train_batch_size: int,
         eval_batch_size: int,
         use_weighting: bool = False,
-        moving: MovingReference | None = None,
+        moving: SyncedReference | None = None,
     ):
         self.policy = policy
         self.reference = reference
         self.train_batch_size = train_batch_size
         self.eval_batch_size = eval_batch_size
         self.device = policy.device
-        self.moving = moving
+        self.synced_reference = moving
         self._compute_dtype = compute_dtype
         self._use_weighting = use_weighting
         if reference is not None and reference is not policy:
@@ -142,7 +142,7 @@ class PlainEngine:
         self, pairs: Sequence[TokenizedPair], pairs_per_step: int
     ) -> tuple[int, int]:
         longest = max(pairs, key=lambda pair: pair.longest)
-        one = kept_for_backward(
+        one = saved_for_backward(
             lambda: self._forward(self.policy, [longest]), self.policy.parameters()
         )
         return one, one * min(self.train_batch_size, pairs_per_step)
@@ -161,7 +161,7 @@ class PlainEngine:
     def reference_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
-        if self.moving is not None and self.moving.syncs:
+        if self.synced_reference is not None and self.synced_reference.syncs:
             raise RuntimeError("the reference has moved: its start must be asked before training")
         with self._as_reference() as reference:
             return self._logps(reference, pairs, advance)

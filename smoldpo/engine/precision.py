@@ -1,4 +1,4 @@
-"""Which precision to compute in, found by measuring this machine and not by a name."""
+"""Precisions of weights: masters of those that train, and the compute dtype of the others."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from smoldpo.engine.kernels.layers import compute_in
-from smoldpo.engine.trunk import stays_as_stored
+from smoldpo.engine.trunk import names_kept_as_stored
 from smoldpo.models.families import unsupported
-from smoldpo.utils.memory import keep_freed_memory, letting_go
+from smoldpo.utils.memory import file_page_releaser, keep_freed_memory
+
+FULL_PRECISION = "lora_magnitude_vector"
+"""DoRA's magnitudes, one number a row, scale whole results: they compute in the masters' precision."""
 
 
 def master_dtype(compute: torch.dtype) -> torch.dtype:
@@ -19,39 +22,35 @@ def master_dtype(compute: torch.dtype) -> torch.dtype:
     return torch.float64 if compute == torch.float64 else torch.float32
 
 
-WIDE = "lora_magnitude_vector"
-"""DoRA's magnitudes, one number a row, scale whole results: they compute in the masters' precision."""
-
-
 def cast(
     model: torch.nn.Module,
     dtype: torch.dtype,
-    leaving: Collection[str] = (),
-    beside: torch.nn.Module | None = None,
+    keep_dtype: Collection[str] = (),
+    share_with: torch.nn.Module | None = None,
 ) -> None:
-    """Bring every parameter but WIDE to `dtype`, in place; buffers (rotary frequencies) stay as they are.
+    """Convert parameters to `dtype`, in place, except FULL_PRECISION; buffers are not converted.
 
     Args:
-        leaving: names of parameters that may stay as they are, too: those that products convert.
-        beside: a model that was cast so. Of weights that have the same values in both there is one tensor
-            behind this; neither may train.
+        keep_dtype: names of parameters that stay in their dtype, because products convert them.
+        share_with: a frozen model that was cast in the same way. Parameters with equal values
+            become its tensors.
     """
-    let_go = letting_go()
-    there = dict(beside.named_parameters()) if beside is not None else {}
+    release = file_page_releaser()
+    others = dict(share_with.named_parameters()) if share_with is not None else {}
     for name, parameter in model.named_parameters():
-        if name in there and there[name].data_ptr() == parameter.data_ptr():
-            continue  # shared before
-        before = parameter.data
-        after = before if WIDE in name or name in leaving else before.to(dtype)
-        if name in there and _says(there[name], after, name in leaving):
-            after = there[name].data
+        other, before = others.get(name), parameter.data
+        if other is not None and other.data_ptr() == before.data_ptr():
+            continue  # shared already
+        after = before if FULL_PRECISION in name or name in keep_dtype else before.to(dtype)
+        if other is not None and _same_values(other, after, name in keep_dtype):
+            after = other.data
         if after is not before:
             parameter.data = after
-            let_go(before)
+            release(before)
 
 
-def _says(theirs: torch.Tensor, ours: torch.Tensor, narrower: bool) -> bool:
-    """Whether the one holds the other's values, in its dtype or, if that may be, in a narrower one."""
+def _same_values(theirs: torch.Tensor, ours: torch.Tensor, narrower: bool) -> bool:
+    """Whether `theirs` equals `ours`, in the same dtype or, with `narrower`, in a narrower one."""
     if theirs.shape != ours.shape or theirs.device != ours.device:
         return False
     exact = narrower and torch.promote_types(theirs.dtype, ours.dtype) == ours.dtype
@@ -59,107 +58,106 @@ def _says(theirs: torch.Tensor, ours: torch.Tensor, narrower: bool) -> bool:
 
 
 class MasterWeights:
-    """What trains, in float32, beside a model that computes in a narrower dtype.
+    """Trainable weights in float32 or float64, next to a model that computes in `compute`.
 
-    The optimizer moves the masters; `publish` rounds them into the model. Gradients of micro-batches are
-    added up in the masters' precision. Where the model computes in the masters' own dtype they are the
-    model's parameters themselves, and nothing is kept twice.
+    The optimizer updates the masters; `copy_to_model` rounds them into the model. Gradients of
+    micro-batches are added in the masters' precision. Where the model computes in that precision
+    the masters are the model's own parameters. `keep_dtype` as for `cast`.
     """
 
-    def __init__(self, model: torch.nn.Module, compute: torch.dtype, leaving: Collection[str] = ()):
-        """`leaving`: as `cast` takes it."""
+    def __init__(
+        self, model: torch.nn.Module, compute: torch.dtype, keep_dtype: Collection[str] = ()
+    ):
         self._masters: list[_Master] = []
         full = master_dtype(compute)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                wide = parameter
-                if compute != full and WIDE not in name:
-                    wide = torch.nn.Parameter(parameter.detach().to(full, copy=True))
-                self._masters.append(_Master(name, parameter, wide))
-        cast(model, compute, leaving)
+                master = parameter
+                if compute != full and FULL_PRECISION not in name:
+                    master = torch.nn.Parameter(parameter.detach().to(full, copy=True))
+                self._masters.append(_Master(name, parameter, master))
+        cast(model, compute, keep_dtype)
 
     def named(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Names and master parameters."""
-        return [(master.name, master.wide) for master in self._masters]
+        return [(each.name, each.master) for each in self._masters]
 
     @torch.no_grad()
-    def publish(self) -> None:
-        """Copy the masters into the model."""
-        for master in self._masters:
-            if master.narrow is not master.wide:
-                master.narrow.copy_(master.wide)
+    def copy_to_model(self) -> None:
+        """Round the masters into the model's parameters."""
+        for each in self._masters:
+            if each.compute is not each.master:
+                each.compute.copy_(each.master)
 
     def drop_gradients(self) -> None:
-        """The masters' with their places, and what an interrupted backward pass left in the model."""
-        for master in self._masters:
-            master.narrow.grad = master.wide.grad = master.place = None
+        """Free all gradients and their buffers, those of an interrupted backward pass included."""
+        for each in self._masters:
+            each.compute.grad = each.master.grad = each.grad_buffer = None
 
     @contextlib.contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Within the block gradients add up in the masters' precision; behind it they are theirs."""
-        for master in self._masters:
-            master.begin()
-        hooks = [m.narrow.register_post_accumulate_grad_hook(m.add) for m in self._masters]
+    def accumulate(self) -> Iterator[None]:
+        """Inside the block gradients are added into buffers; after it the buffers are the masters' `grad`."""
+        for each in self._masters:
+            each.begin()
+        hooks = [
+            each.compute.register_post_accumulate_grad_hook(each.add) for each in self._masters
+        ]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
-            for master in self._masters:
-                master.wide.grad = master.place if master.begun else None
+            for each in self._masters:
+                each.master.grad = each.grad_buffer if each.has_gradient else None
 
 
 class _Master:
-    """A parameter that trains, as the model has it and as the optimizer moves it, and its gradient's place.
+    """One trainable parameter: the model's, the optimizer's, and the buffer of its gradient.
 
-    The place stays from step to step. Gradients made anew by each backward pass would lie among what it
-    keeps, and the holes between them take memory that nothing uses: 0.9 GB where all of SmolLM2-135M trains.
+    The buffer is kept from step to step. New gradients in each backward pass would fragment the
+    heap: 0.9 GB where all of SmolLM2-135M trains.
     """
 
-    def __init__(self, name: str, narrow: torch.nn.Parameter, wide: torch.nn.Parameter):
-        self.name, self.narrow, self.wide = name, narrow, wide
-        self.place: torch.Tensor | None = None
-        self.begun = False
-        """Whether the place holds a gradient."""
+    def __init__(self, name: str, compute: torch.nn.Parameter, master: torch.nn.Parameter):
+        self.name, self.compute, self.master = name, compute, master
+        self.grad_buffer: torch.Tensor | None = None
+        self.has_gradient = False
 
     def begin(self) -> None:
-        """A gradient that is there already is added to."""
-        self.begun = self.wide.grad is not None
-        if self.begun:
-            self.place = self.wide.grad
-        elif self.place is None:
-            self.place = torch.empty_like(self.wide)
-        self.wide.grad = None
+        """Start with the master's present gradient, if there is one."""
+        self.has_gradient = self.master.grad is not None
+        if self.has_gradient:
+            self.grad_buffer = self.master.grad
+        elif self.grad_buffer is None:
+            self.grad_buffer = torch.empty_like(self.master)
+        self.master.grad = None
 
-    def add(self, narrow: torch.Tensor) -> None:
-        """Move what a backward pass found for `narrow` into the place."""
-        assert self.place is not None
-        gradient, narrow.grad = narrow.grad, None
-        if self.begun:
-            self.place.add_(gradient)
+    def add(self, parameter: torch.Tensor) -> None:
+        """Move the parameter's new gradient into the buffer."""
+        gradient, parameter.grad = parameter.grad, None
+        assert self.grad_buffer is not None and gradient is not None
+        if self.has_gradient:
+            self.grad_buffer.add_(gradient)
         else:
-            self.place.copy_(gradient)
-        self.begun = True
-
-
-# Models that do not train, such as those that answer, in as little memory as that takes.
+            self.grad_buffer.copy_(gradient)
+        self.has_gradient = True
 
 
 def cast_frozen(
-    model: PreTrainedModel, dtype: torch.dtype, beside: torch.nn.Module | None = None
+    model: PreTrainedModel, dtype: torch.dtype, share_with: torch.nn.Module | None = None
 ) -> PreTrainedModel:
-    """Let the whole model compute in `dtype`, in place, and train nothing.
+    """Freeze the whole model and let it compute in `dtype`, in place, in as little memory as possible.
 
-    Matrices of its layers that are stored in a narrower dtype stay so, a part of their file, and each product
-    converts what it needs: 7 to 15% of the time of answers side by side, nearly half of one alone, and twice
-    that unless freed memory is kept.
+    Layers' matrices that are stored in a narrower dtype stay mapped from their file, and each
+    product converts what it needs: 7 to 15% of the time of answers side by side, nearly half of
+    one alone, and twice that unless freed memory is kept.
 
     Args:
-        beside: another one that is in memory: what has the same values in both is there once.
+        share_with: as for `cast`.
     """
     model.requires_grad_(False)
-    stored = stays_as_stored(model, dtype) if unsupported(model) is None else set()
-    cast(model, dtype, stored, beside)
+    stored = names_kept_as_stored(model, dtype) if unsupported(model) is None else set()
+    cast(model, dtype, stored, share_with)
     if compute_in(model, dtype):
         keep_freed_memory()
     return model

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Followed(NamedTuple):
+class SyncedWeight(NamedTuple):
     """One weight of the reference and what it follows."""
 
     name: str
@@ -33,7 +33,7 @@ class Followed(NamedTuple):
     """The one that computes; it may be `wide` itself."""
 
 
-class MovingReference:
+class SyncedReference:
     """A reference model and the weights of it that move.
 
     Attributes:
@@ -41,7 +41,7 @@ class MovingReference:
         syncs: how often it has moved; 0: it is what it was at the start.
     """
 
-    def __init__(self, model: PreTrainedModel, weights: Sequence[Followed]):
+    def __init__(self, model: PreTrainedModel, weights: Sequence[SyncedWeight]):
         self.model = model.requires_grad_(False)
         self._weights = weights
         self.syncs = 0
@@ -76,9 +76,9 @@ class MovingReference:
                 narrow.copy_(wide)
 
 
-def moving_copy(
+def synced_copy(
     policy: PreTrainedModel, masters: Iterable[tuple[str, torch.nn.Parameter]]
-) -> MovingReference:
+) -> SyncedReference:
     """A reference that is the policy as it is now: what trains is copied, what is frozen is the same tensors.
 
     Args:
@@ -93,18 +93,18 @@ def moving_copy(
         narrow = parameters[name]
         same = narrow.dtype == source.dtype
         wide = narrow if same else source.detach().clone()
-        weights.append(Followed(name, source, wide, narrow))
-    return MovingReference(model, weights)
+        weights.append(SyncedWeight(name, source, wide, narrow))
+    return SyncedReference(model, weights)
 
 
-def moving_model(
+def synced_model(
     policy: PreTrainedModel,
     masters: Iterable[tuple[str, torch.nn.Parameter]],
     reference: PreTrainedModel,
     wide: Mapping[str, torch.Tensor],
     *,
     own: bool,
-) -> MovingReference:
+) -> SyncedReference:
     """A reference with a whole model of its own.
 
     Args:
@@ -124,8 +124,10 @@ def moving_model(
             f"shapes: {', '.join(sorted(other)[:3])}; take a reference of the same architecture and size"
         )
     theirs = dict(reference.named_parameters())
-    weights = [Followed(name, source, wide[name], theirs[name]) for name, source in sources.items()]
-    return MovingReference(reference, weights)
+    weights = [
+        SyncedWeight(name, source, wide[name], theirs[name]) for name, source in sources.items()
+    ]
+    return SyncedReference(reference, weights)
 
 
 def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:

@@ -59,13 +59,13 @@ def holds_exactly(compute: torch.dtype, stored: torch.dtype) -> bool:
     return torch.promote_types(stored, compute) == compute
 
 
-def stays_as_stored(model: PreTrainedModel, compute: torch.dtype) -> set[str]:
+def names_kept_as_stored(model: PreTrainedModel, compute: torch.dtype) -> set[str]:
     """Names of the matrices that do not train and need no conversion."""
     frozen = frozen_matrices(model).items()
     return {name for name, weight in frozen if holds_exactly(compute, weight.dtype)}
 
 
-class OnRows(torch.nn.Module):
+class SelectedRowsMLP(torch.nn.Module):
     """The last layer's MLP on the rows that are read; for the others it gives zeros, which nobody reads."""
 
     def __init__(self, mlp: torch.nn.Module):
@@ -84,12 +84,12 @@ class OnRows(torch.nn.Module):
 def cut(model: PreTrainedModel, at: int) -> tuple[PreTrainedModel | None, PreTrainedModel]:
     """The trunk (layers below `at`; None if there are none) and the top (the others), without the norm.
 
-    The top's last MLP is an `OnRows`, which must be told the rows before each forward pass.
+    The top's last MLP is an `SelectedRowsMLP`, which must be told the rows before each forward pass.
     """
     base = model.model
     top = list(base.layers[at:])
     if top:
-        last = _with(top[-1], mlp=OnRows(top[-1].mlp))
+        last = _with(top[-1], mlp=SelectedRowsMLP(top[-1].mlp))
         top[-1] = last
     trunk = None if at == 0 else _with(base, layers=base.layers[:at], norm=torch.nn.Identity())
     return trunk, _with(base, layers=torch.nn.ModuleList(top), norm=torch.nn.Identity())

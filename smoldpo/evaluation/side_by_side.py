@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.logprobs import Sides, token_logps
 from smoldpo.engine.precision import cast_frozen
 from smoldpo.evaluation.judges.base import Judge, compare_all, win_rate
@@ -24,7 +24,7 @@ from smoldpo.models.generate import Answer, generate_answers
 from smoldpo.types import Advance, PreferencePair, Prompt, TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.errors import SmoldpoError
-from smoldpo.utils.memory import give_back_freed_memory
+from smoldpo.utils.memory import trim_memory
 
 AT_ONCE = 16
 """Prompts answered side by side."""
@@ -130,7 +130,7 @@ class Comparison:
         load: tuple[Callable[[], PreTrainedModel], Callable[[PreTrainedModel], PreTrainedModel]],
         tokenizer: PreTrainedTokenizerBase,
         dtype: torch.dtype,
-        kernels: Kernels,
+        kernels: KernelChoice,
         settings: Settings,
         questions: Sequence[Question],
         sample: Question | None,
@@ -151,11 +151,11 @@ class Comparison:
         if not (self._asked or self._readings):
             return SideBySide()
         load_reference, load_policy = self._load
-        give_back_freed_memory()  # what evaluation kept for its next batch
+        trim_memory()  # what evaluation kept for its next batch
         reference = cast_frozen(load_reference(), self._dtype)
         answers = [self._answers(reference, advance)]
-        give_back_freed_memory()
-        policy = cast_frozen(load_policy(reference), self._dtype, beside=reference)
+        trim_memory()
+        policy = cast_frozen(load_policy(reference), self._dtype, share_with=reference)
         answers.append(self._answers(policy, advance))
         pairs = self._scored_pairs(*answers)
         sides = [token_logps(model, pairs, self._kernels, advance) for model in (reference, policy)]

@@ -17,7 +17,7 @@ from smoldpo.models.builtin import BUILTIN, CARD_BASE
 from smoldpo.models.hf_logging import quiet
 from smoldpo.models.load import ModelSource
 from smoldpo.utils.files import not_saved, staged_folder, write_json, write_text
-from smoldpo.utils.memory import let_go_of_file_pages
+from smoldpo.utils.memory import release_file_pages
 
 
 def model_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:
@@ -113,7 +113,7 @@ def save_in_full(folder: Path, model: PreTrainedModel, full: torch.dtype) -> Non
     for file, names in split.filename_to_tensors.items():
         shard = {name: named[name].detach().to(full).contiguous() for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
-        let_go_of_file_pages(named[name] for name in names)
+        release_file_pages(named[name] for name in names)
     if split.is_sharded:
         size = sum(parameter.numel() for parameter in named.values()) * full.itemsize
         index = {"metadata": {"total_size": size}, "weight_map": split.tensor_to_filename}

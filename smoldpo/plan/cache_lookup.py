@@ -10,7 +10,7 @@ from pathlib import Path
 
 from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
-from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.build import EngineSettings, disk_room, reference_key, states_behind, trunk_key
 from smoldpo.engine.cache import folder as cache
 from smoldpo.engine.cache.keys import pair_key
@@ -78,7 +78,7 @@ class Cupboard:
             compiled=models.decided["compiled"],
             needs_reference=needs_reference(config.loss_type),
         )
-        self._kernels = Kernels(**models.decided["kernels"])
+        self._kernels = KernelChoice(**models.decided["kernels"])
         self._entries = cache.entries() if self.where == "disk" else []
 
     def look(self, below: int) -> Kept:

@@ -12,7 +12,7 @@ from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.batch_budget import fit_budget
 from smoldpo.engine.kernels.layers import ROWS, TRUNK_ROWS
-from smoldpo.engine.packing import common_beginning, pair_length
+from smoldpo.engine.packing import common_prefix, pair_length
 from smoldpo.plan.cost_model import Passed, Stepped
 from smoldpo.plan.depths import Visit
 from smoldpo.plan.memory import Sizes, Tried, height, read_in, resident
@@ -21,7 +21,7 @@ from smoldpo.training.loop import train
 from smoldpo.training.policy_and_reference import Models
 from smoldpo.training.state import TrainingState
 from smoldpo.types import TokenizedPair
-from smoldpo.utils.memory import free_memory, give_back_freed_memory
+from smoldpo.utils.memory import free_memory, trim_memory
 
 
 @dataclass
@@ -59,7 +59,7 @@ class DryRun:
         self._batches = [samples.short] if visit.once else [samples.short, samples.long]
         self._fast = models.decided["engine"] == "fast"
         self._state: TrainingState | None = None
-        self._shared = common_beginning(samples.long)  # as the engine finds it in the first pairs
+        self._shared = common_prefix(samples.long)  # as the engine finds it in the first pairs
         self._longest = self._packing().longest(pairs)
         self.found = Measured()
 
@@ -84,7 +84,7 @@ class DryRun:
         for batch in self._batches if self._visit.passes else []:
             self._time_pass(batch)
             between()
-        give_back_freed_memory()
+        trim_memory()
         with height() as seen:
             for number, batch in enumerate(self._batches):
                 self._time_steps(batch, first=number == 0)
@@ -171,7 +171,7 @@ class DryRun:
         depth, packing = self._depth, self._packing()
         row = one / packing.held([self._longest])
         held = max(packing.held(some) for batch in self._batches for some in packing.step(batch))
-        give_back_freed_memory()
+        trim_memory()
         trainable = depth.trainable * self._sizes.master
         return Tried(
             depth=depth,

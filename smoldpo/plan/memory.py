@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from smoldpo.engine.batch_budget import ASIDE, halve_until_it_fits
+from smoldpo.engine.batch_budget import RESERVE, halve_until_it_fits
 from smoldpo.plan.workload import Depth, Packing
 from smoldpo.types import TokenizedPair
 
@@ -254,5 +254,5 @@ def fitting(
         free: bytes free when training begins.
     """
     run = Foreseen(packing, packing.longest(pairs), row_bytes)
-    fits, _ = halve_until_it_fits(run, pairs, pairs_per_step, free - taken - ASIDE)
+    fits, _ = halve_until_it_fits(run, pairs, pairs_per_step, free - taken - RESERVE)
     return run.packing if fits else None

@@ -19,7 +19,7 @@ from smoldpo.training.setup import preflight
 from smoldpo.utils import progress
 from smoldpo.utils.devices import pick_device
 from smoldpo.utils.errors import UsageError
-from smoldpo.utils.memory import give_back_freed_memory
+from smoldpo.utils.memory import trim_memory
 from smoldpo.utils.text import parse_duration, words
 
 CLOSING = 2.0
@@ -188,7 +188,7 @@ def settle_depth(
     begun = time.perf_counter()
     plan = make_plan(config, started)
     gc.collect()
-    give_back_freed_memory()
+    trim_memory()
     spent = time.perf_counter() - begun
     assert config.budget is not None
     row = pick_and_say(plan, config.budget, spent)

@@ -21,7 +21,7 @@ from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.autotune import NAMES, earlier_rates, matmul_rate
 from smoldpo.engine.batch_budget import is_out_of_memory
 from smoldpo.engine.compile import REACHED
-from smoldpo.engine.packing import common_beginning
+from smoldpo.engine.packing import common_prefix
 from smoldpo.engine.precision import cast_frozen, master_dtype
 from smoldpo.evaluation.side_by_side import AT_ONCE, Question, choose_questions
 from smoldpo.models.freeze import layer_of
@@ -39,7 +39,7 @@ from smoldpo.training.sampler import Schedule
 from smoldpo.training.setup import TokenizedData, load_data, load_models, tokenize
 from smoldpo.utils import progress
 from smoldpo.utils.errors import SmoldpoError
-from smoldpo.utils.memory import file_page_bytes, free_memory, give_back_freed_memory
+from smoldpo.utils.memory import file_page_bytes, free_memory, trim_memory
 
 
 class Trial:
@@ -67,7 +67,7 @@ class Trial:
         self.depths = every_depth(config, self.models)
         self.sizes = self._sizes(libraries)
         pairs = self.data.train + self.data.eval
-        self.shared = common_beginning(pairs) if self.fast else ()
+        self.shared = common_prefix(pairs) if self.fast else ()
         self.kept = dict.fromkeys((depth.frozen for depth in self.depths), NOTHING)
         self.where = "off"
         if self.fast:
@@ -206,7 +206,7 @@ class Trial:
         """The first depth's engine is not needed any more; what was decided for it stays."""
         self.models = replace(self.models, engine=None)
         gc.collect()
-        give_back_freed_memory()
+        trim_memory()
 
     def _may_fit(self, depth: Depth) -> bool:
         """Whether a step at this depth is safe to try."""
@@ -310,7 +310,7 @@ def measure_ends(config: TrainConfig, models: Models, data: TokenizedData) -> En
         models.adapter.merged(trained)
     del trained
     loading = time.perf_counter() - begun
-    give_back_freed_memory()
+    trim_memory()
     begun = time.perf_counter()
     model = cast_frozen(models.reference(), models.dtype)
     read_in(model)
@@ -323,7 +323,7 @@ def measure_ends(config: TrainConfig, models: Models, data: TokenizedData) -> En
     size = bytes_of(model)
     del model
     gc.collect()
-    give_back_freed_memory()
+    trim_memory()
     beginning += 0.0 if models.shares else loading
     answering = beginning + 2 * drawing if batches else 0.0
     prompts = [len(question.ids) for batch in batches for question in batch]

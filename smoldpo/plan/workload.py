@@ -14,7 +14,7 @@ from smoldpo.engine.fast import TRAIN_SHARE
 from smoldpo.engine.kernels.attention import STEP
 from smoldpo.engine.kernels.layers import ROWS, TRUNK_ROWS
 from smoldpo.engine.logprobs import FILL, MAX_TOKENS
-from smoldpo.engine.packing import by_length, cut_by_tokens, pair_length, shares
+from smoldpo.engine.packing import batch_by_tokens, by_length, pair_length, shares
 from smoldpo.plan.cache_lookup import NOTHING, Kept
 from smoldpo.training.loop import loss_function
 from smoldpo.training.sampler import Schedule
@@ -36,7 +36,7 @@ class FastPacking:
 
     def step(self, pairs: Sequence[TokenizedPair]) -> list[list[TokenizedPair]]:
         """Streams of an optimizer step."""
-        return [[pairs[i] for i in some] for some in cut_by_tokens(pairs, self.step_tokens)]
+        return [[pairs[i] for i in some] for some in batch_by_tokens(pairs, self.step_tokens)]
 
     @property
     def step_tokens(self) -> int:

@@ -28,7 +28,7 @@ from smoldpo.training.run_folder import command_line, make_folder
 from smoldpo.utils import progress
 from smoldpo.utils.errors import DiskError, SmoldpoError
 from smoldpo.utils.files import write_json, write_text
-from smoldpo.utils.memory import give_back_freed_memory
+from smoldpo.utils.memory import trim_memory
 from smoldpo.utils.signals import Interruption
 
 TRIAL_FILE = "trial.json"
@@ -167,7 +167,7 @@ def run_trial(
         )
     finally:
         gc.collect()  # lean modules hold themselves: the model would stay beside the next
-        give_back_freed_memory()
+        trim_memory()
     _write(sweep, ended)
     if not leads:
         forget_checkpoints(sweep, number)

@@ -13,7 +13,7 @@ from typing import Any
 
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.tokenize import PairTokenizer
-from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.autotune import KernelChoice
 from smoldpo.evaluation.analysis import analyse, pair_rows
 from smoldpo.evaluation.judges.base import Judge
 from smoldpo.evaluation.metrics import PairFacts, PairScore
@@ -118,7 +118,7 @@ class Proof:
             (models.reference, models.tuned),
             models.tokenizer,
             models.dtype,
-            Kernels(**models.decided["kernels"]),
+            KernelChoice(**models.decided["kernels"]),
             Settings(config.max_new_tokens, config.temperature, config.seed),
             questions,
             self._sample,

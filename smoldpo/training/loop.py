@@ -17,7 +17,7 @@ import torch
 from smoldpo.config.losses import OPTIONS
 from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.base import Engine, StepResult
-from smoldpo.engine.batch_budget import with_less_at_once
+from smoldpo.engine.batch_budget import retry_with_smaller_budget
 from smoldpo.losses import Objective, betas, implicit_rewards
 from smoldpo.training.loggers import MetricsFile
 from smoldpo.training.optim import learning_rate
@@ -100,7 +100,9 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             return engine.accumulate_gradients(batch, loss, advance)
 
-        losses, policy, reference = with_less_at_once(gradients, engine, batch, f"step {step + 1}")
+        losses, policy, reference = retry_with_smaller_budget(
+            gradients, engine, batch, f"step {step + 1}"
+        )
         if step == 0 and starts_at_reference and reference is not None:
             start = policy_at_start(policy, reference)
             _check_first_loss(losses, loss(start, reference, batch, batch))

@@ -19,7 +19,7 @@ from smoldpo.models.load import ModelSource, load_model
 from smoldpo.models.save import base_of, save_adapter, save_model
 from smoldpo.models.weights import twin, weights_sha256
 from smoldpo.utils.errors import ModelError
-from smoldpo.utils.memory import give_back_freed_memory, letting_go
+from smoldpo.utils.memory import file_page_releaser, trim_memory
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Models:
         """
         start = reference
         if not self.shares:
-            start = cast_frozen(self._start().to(self.device), self.dtype, beside=reference)
+            start = cast_frozen(self._start().to(self.device), self.dtype, share_with=reference)
         model = twin(start, self._what_trained(start))
         if self.adapter is not None:
             put_adapters(model, self.engine.policy)
@@ -125,9 +125,9 @@ class Models:
 
     def _start(self) -> PreTrainedModel:
         """The policy as it was loaded, anew."""
-        give_back_freed_memory()
+        trim_memory()
         model = load_model(self.source, self.loaded)
-        digest = weights_sha256(model, master_dtype(self.dtype), letting_go())
+        digest = weights_sha256(model, master_dtype(self.dtype), file_page_releaser())
         if digest != self.hashes["policy_start"]:
             raise ModelError(
                 f"{self.source.name}: has changed on disk since this run began, so its frozen "

@@ -16,7 +16,7 @@ from smoldpo.config.load import to_yaml
 from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
-from smoldpo.engine.batch_budget import fit_budget, with_less_at_once
+from smoldpo.engine.batch_budget import fit_budget, retry_with_smaller_budget
 from smoldpo.engine.cache import folder as cache
 from smoldpo.evaluation.gates import failures
 from smoldpo.evaluation.metrics import (
@@ -46,7 +46,7 @@ from smoldpo.types import PairLogps, TokenizedPair, no_progress
 from smoldpo.utils import progress
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.files import write_json, write_text
-from smoldpo.utils.memory import free_memory, give_back_freed_memory
+from smoldpo.utils.memory import free_memory, trim_memory
 from smoldpo.utils.rng import seed_everything
 from smoldpo.utils.signals import InterruptedRunError, Interruption
 
@@ -275,7 +275,7 @@ class Run:
         with self.phases.phase(title, len(pairs)) as advance:
             self._sparing(lambda: self.engine.prepare(pairs, advance), pairs, "the first pass")
         self.engine.release_frozen()
-        give_back_freed_memory()
+        trim_memory()
         kept_in = self.models.kept_in
         for entry in cache.trim(self.config.cache_limit * 1e9, kept_in) if kept_in else ():
             progress.say(
@@ -295,7 +295,7 @@ class Run:
             )
 
     def _sparing(self, work: Any, pairs: list[TokenizedPair], what: str) -> Any:
-        return with_less_at_once(work, self.engine, pairs, what)
+        return retry_with_smaller_budget(work, self.engine, pairs, what)
 
     def _evaluate_before(self) -> list[PairScore]:
         pairs = self.data.eval

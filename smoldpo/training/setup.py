@@ -15,7 +15,7 @@ from smoldpo.config.optimizers import parse_rates
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData, load_mixture
 from smoldpo.data.tokenize import PairTokenizer, require_room
-from smoldpo.engine.autotune import Kernels, compute_dtype
+from smoldpo.engine.autotune import KernelChoice, compute_dtype
 from smoldpo.engine.build import (
     EngineSettings,
     build_fast,
@@ -49,7 +49,7 @@ from smoldpo.types import PreferencePair, TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.devices import pick_device
 from smoldpo.utils.errors import UsageError
-from smoldpo.utils.memory import file_page_bytes, letting_go
+from smoldpo.utils.memory import file_page_bytes, file_page_releaser
 
 
 @dataclass
@@ -131,13 +131,13 @@ def load_models(
             reference_source = find_model(config.reference)
             require_same_tokens(tokenizer, reference_source)
             reference = load_model(reference_source, full, device, as_stored=FAMILIES)
-    hashes = {"policy_start": weights_sha256(policy, full, letting_go())}
+    hashes = {"policy_start": weights_sha256(policy, full, file_page_releaser())}
     adapter, frozen_layers = _choose_what_trains(config, policy, full)
     progress.say(describe_parameters(policy))
     rates = rates_of(policy, config.learning_rates)
     hashes["reference"] = hashes["policy_start"]
     if reference is not None:
-        hashes["reference"] = weights_sha256(reference, full, letting_go())
+        hashes["reference"] = weights_sha256(reference, full, file_page_releaser())
     configuration = configuration_sha256(policy, reference or policy)
     size, most = model_bytes(policy, full), positions(policy)
     saved = _bytes_to_save(config, policy, full)
@@ -158,7 +158,7 @@ def load_models(
         cache=config.cache,
         cache_bytes=config.cache_limit * 1e9,
         compiled=compiling.compiled,
-        kernels=Kernels(**kernels) if kernels else None,
+        kernels=KernelChoice(**kernels) if kernels else None,
         needs_reference=needs_reference(config.loss_type),
         use_weighting=config.use_weighting,
         sync_ref_model=config.sync_ref_model,

@@ -34,7 +34,7 @@ from smoldpo.utils.errors import SmoldpoError
 def checkpoint_bytes(engine: Engine, config: TrainConfig) -> int:
     """Bytes of a checkpoint: weights, the optimizer's state, averaged weights, a moving reference."""
     parameters = [parameter for _, parameter in engine.trainable_parameters()]
-    moving = 0 if engine.moving is None else engine.moving.bytes
+    moving = 0 if engine.synced_reference is None else engine.synced_reference.bytes
     return saved_bytes(parameters, config) + moving
 
 
@@ -96,7 +96,7 @@ class TrainingState:
         self._move_reference()
 
     def _move_reference(self) -> None:
-        config, moving = self.config, self.engine.moving
+        config, moving = self.config, self.engine.synced_reference
         if moving is None or self.step % config.ref_model_sync_steps:
             return
         moving.sync(config.ref_model_mixup_alpha)
@@ -142,9 +142,9 @@ class TrainingState:
         }
         if self.average is not None:
             tensors["averaged"] = {name: _plain(t) for name, t in self.average.tensors.items()}
-        if self.engine.moving is not None:
-            tensors["reference"] = self.engine.moving.capture()
-            state["reference_syncs"] = self.engine.moving.syncs
+        if self.engine.synced_reference is not None:
+            tensors["reference"] = self.engine.synced_reference.capture()
+            state["reference_syncs"] = self.engine.synced_reference.syncs
         return Checkpoint(self.step, tensors, state | more)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -155,9 +155,9 @@ class TrainingState:
         """
         self.restore_weights(checkpoint)
         restore_optimizer(self.optimizer, self.parameters, checkpoint.tensors["optimizer"])
-        if self.engine.moving is not None:
+        if self.engine.synced_reference is not None:
             moved = checkpoint.state["reference_syncs"]
-            self.engine.moving.restore(checkpoint.tensors["reference"], moved)
+            self.engine.synced_reference.restore(checkpoint.tensors["reference"], moved)
         rng.restore(checkpoint.tensors["rng"], checkpoint.state["rng"])
         self.step = checkpoint.step
         self.evaluated = checkpoint.state["evaluated"]

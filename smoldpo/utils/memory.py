@@ -77,23 +77,23 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_TRIM_THRESHOLD, KEEP) and mapped)
 
 
-def give_back_freed_memory() -> bool:
+def trim_memory() -> bool:
     """Return to the system what was freed and kept; called between phases of a run."""
     malloc_trim = _from_libc("malloc_trim")
     return malloc_trim is not None and bool(malloc_trim(ctypes.c_size_t(0)))
 
 
-def let_go_of_file_pages(tensors: Iterable[torch.Tensor]) -> int:
+def release_file_pages(tensors: Iterable[torch.Tensor]) -> int:
     """Let go of the pages of those tensors that are mapped from a file; their values stay what they are.
 
     A weights file is mapped into memory, so hashing or converting it makes all of it resident. Returns the
     bytes that Linux was told of; it keeps those that another process has mapped, or whose file is not ours.
     """
-    return sum(map(letting_go(), tensors))
+    return sum(map(file_page_releaser(), tensors))
 
 
-def letting_go() -> Callable[[torch.Tensor], int]:
-    """let_go_of_file_pages for one tensor after another; which files are mapped is looked up once, now."""
+def file_page_releaser() -> Callable[[torch.Tensor], int]:
+    """release_file_pages for one tensor after another; which files are mapped is looked up once, now."""
     madvise, mapped = _from_libc("madvise"), _mapped_files()
 
     def let_go(tensor: torch.Tensor) -> int:
@@ -107,7 +107,7 @@ def letting_go() -> Callable[[torch.Tensor], int]:
 
 
 def file_page_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """What let_go_of_file_pages would let go."""
+    """What release_file_pages would let go."""
     mapped = _mapped_files() if _from_libc("madvise") else []
     return sum(_whole_pages(tensor, mapped)[1] for tensor in tensors)
 

@@ -17,7 +17,7 @@ from typing import Any
 from smoldpo.utils import progress
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PYTHONS_OWN = (signal.SIG_DFL, signal.default_int_handler)
+DEFAULT_HANDLERS = (signal.SIG_DFL, signal.default_int_handler)
 """Handlers that a program has which set none."""
 
 
@@ -50,7 +50,7 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
             for number in SIGNALS:
-                if not self._guest or signal.getsignal(number) in PYTHONS_OWN:
+                if not self._guest or signal.getsignal(number) in DEFAULT_HANDLERS:
                     self._before[number] = signal.signal(number, self._receive)
         return self
 

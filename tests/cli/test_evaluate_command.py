@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.autotune import KernelChoice
 from smoldpo.evaluation.judges.base import LengthJudge
 from smoldpo.evaluation.side_by_side import Comparison, Question, Settings, choose_questions
 from smoldpo.models.generate import Answer
@@ -169,7 +169,7 @@ def test_the_first_pairs_alone(cli, tiny_folder, pairs_file):
 def test_a_judge_is_asked_about_the_policy():
     questions = [Question(str(n), "Hi", (n,)) for n in range(3)]
     settings = Settings(max_new_tokens=4, temperature=1.0, seed=0)
-    comparison = Comparison((), None, torch.float32, Kernels(), settings, questions, None, ())
+    comparison = Comparison((), None, torch.float32, KernelChoice(), settings, questions, None, ())
     terse, wordy = ([Answer((1,), text, True)] * 3 for text in ("Hi.", "Good morning."))
     found = comparison._judged([LengthJudge()], terse, wordy, lambda: None)[0]
     assert (found["judge"], found["wins"], found["losses"]) == ("length", 3, 0)

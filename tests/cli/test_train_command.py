@@ -342,12 +342,12 @@ def test_both_engines_give_the_same_losses(cli, tiny_folder, pairs_file, tmp_pat
 
 def test_a_run_without_a_reference(cli, tiny_folder, pairs_file, tmp_path, monkeypatch):
     """SimPO: no reference pass, no implicit reward, and the reason why."""
-    from smoldpo.engine.logprobs import Scorer
+    from smoldpo.engine.logprobs import LogprobModel
 
     runs = []
-    logps = Scorer.logps
+    logps = LogprobModel.logps
     monkeypatch.setattr(
-        Scorer, "logps", lambda *given: runs.append(len(given[1].segments)) or logps(*given)
+        LogprobModel, "logps", lambda *given: runs.append(len(given[1].segments)) or logps(*given)
     )
     run = tmp_path / "run"
     result = cli(

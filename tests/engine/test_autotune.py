@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from smoldpo.engine import autotune
-from smoldpo.engine.autotune import CLOSE, KEEP_KERNELS, Kernels, choose_kernels
-from smoldpo.engine.cache.folder import forget_machine, machine_file, rates_file
+from smoldpo.engine.autotune import CLOSE, SWITCH_KERNELS, KernelChoice, choose_kernels
+from smoldpo.engine.cache.folder import choices_file, forget_choices, rates_file
 
 FIRST_IS_FASTER, KEEP, KEEP_RATE = (
     autotune._first_is_faster,
     autotune.keep,
-    autotune.keep_rate,
+    autotune.store_rate,
 )  # as they are, before conftest fixes them
 
 
@@ -20,8 +20,8 @@ FIRST_IS_FASTER, KEEP, KEEP_RATE = (
     ("before", "ratio", "first"),
     [
         (None, 0.5, True), (None, CLOSE - 0.01, True), (None, CLOSE + 0.01, False), (None, 3, False),
-        (True, KEEP_KERNELS - 0.01, True), (True, KEEP_KERNELS + 0.01, False),
-        (False, 1 / KEEP_KERNELS + 0.01, False), (False, 1 / KEEP_KERNELS - 0.01, True),
+        (True, SWITCH_KERNELS - 0.01, True), (True, SWITCH_KERNELS + 0.01, False),
+        (False, 1 / SWITCH_KERNELS + 0.01, False), (False, 1 / SWITCH_KERNELS - 0.01, True),
     ],
 )  # fmt: skip
 def test_the_other_is_taken_where_it_is_clearly_faster(monkeypatch, before, ratio, first):
@@ -52,7 +52,7 @@ def kept(monkeypatch, tmp_path):
     """A cache folder of its own, in which choices are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(autotune, "keep", KEEP)
-    monkeypatch.setattr(autotune, "keep_rate", KEEP_RATE)
+    monkeypatch.setattr(autotune, "store_rate", KEEP_RATE)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def told(kept, monkeypatch):
 
 def test_kernels_last_from_run_to_run(told, monkeypatch):
     for _ in range(2):
-        assert choose_kernels(torch.float32, "cpu") == Kernels(False, False)
+        assert choose_kernels(torch.float32, "cpu") == KernelChoice(False, False)
     assert told == [None, None, False, False]
     choose_kernels(torch.bfloat16, "cpu")
     assert told[4:] == [None, None], "another precision"
@@ -81,8 +81,8 @@ def test_kernels_last_from_run_to_run(told, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"machine": 1}', "no JSON", '{"choices": {}}'])
 def test_what_cannot_be_read_is_measured_afresh(told, text):
-    machine_file().parent.mkdir()
-    machine_file().write_text(text)
+    choices_file().parent.mkdir()
+    choices_file().write_text(text)
     choose_kernels(torch.float32, "cpu")
     choose_kernels(torch.float32, "cpu")
     assert told == [None, None, False, False]
@@ -91,7 +91,7 @@ def test_what_cannot_be_read_is_measured_afresh(told, text):
 def test_a_folder_that_cannot_be_written_is_no_error(told, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert choose_kernels(torch.float32, "cpu") == Kernels(False, False)
+    assert choose_kernels(torch.float32, "cpu") == KernelChoice(False, False)
 
 
 def test_the_precision_lasts_until_another_is_clearly_better(kept, monkeypatch):
@@ -114,18 +114,18 @@ def test_the_rates_of_the_last_commands_are_kept(kept, monkeypatch):
     assert autotune.earlier_rates(torch.bfloat16, "cpu") == [7.1] * 16
     assert autotune.earlier_rates(torch.float64, "cpu") == []
     assert autotune.earlier_rates(torch.float32, "cuda") == []
-    assert rates_file().is_file() and autotune.chosen_before("float32, cpu") is None
+    assert rates_file().is_file() and autotune.stored_choice("float32, cpu") is None
     for spoilt in ("nothing", [True, "x", None, -1.0]):
         text = json.loads(rates_file().read_text())
         text["choices"]["float32, cpu"] = spoilt
         rates_file().write_text(json.dumps(text))
         assert autotune.earlier_rates(torch.float32, "cpu") == []
-    assert forget_machine() is None and autotune.earlier_rates(torch.bfloat16, "cpu") == []
+    assert forget_choices() is None and autotune.earlier_rates(torch.bfloat16, "cpu") == []
 
 
 def test_clearing_the_cache_forgets_it(kept, cli):
     autotune.keep("x", 1)
-    assert json.loads(machine_file().read_text())["choices"] == {"x": 1}
-    assert cli("cache", "clear", "nothing").code == 2 and autotune.chosen_before("x") == 1
-    assert cli("cache", "clear").code == 0 and autotune.chosen_before("x") is None
+    assert json.loads(choices_file().read_text())["choices"] == {"x": 1}
+    assert cli("cache", "clear", "nothing").code == 2 and autotune.stored_choice("x") == 1
+    assert cli("cache", "clear").code == 0 and autotune.stored_choice("x") is None
     assert cli("cache", "clear").code == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from faults.test_micro_batches import PAIRS, engine_of
-from smoldpo.engine.batch_budget import ASIDE, MARGIN, fit_budget, kept_for_backward
+from smoldpo.engine.batch_budget import MARGIN, RESERVE, fit_budget, saved_for_backward
 from smoldpo.utils import memory
 from smoldpo.utils.errors import SmoldpoError
 
@@ -24,8 +24,8 @@ def test_what_is_kept_by_hand():
         product = given @ weight  # keeps `given`: 10 x 100 floats; the weight is not counted
         return product.exp().mul(product).sum()  # keeps exp's result, and the product
 
-    assert kept_for_backward(work, [weight]) == 3 * 10 * 100 * 4
-    assert kept_for_backward(work, []) == 3 * 10 * 100 * 4 + 100 * 100 * 4
+    assert saved_for_backward(work, [weight]) == 3 * 10 * 100 * 4
+    assert saved_for_backward(work, []) == 3 * 10 * 100 * 4 + 100 * 100 * 4
 
 
 @pytest.mark.parametrize("kind, size", [("plain", 8), ("fast", 4000)])
@@ -51,7 +51,7 @@ def test_one_pair_tells_of_many(tiny_model, kind, size):
         engine._policy_forward if kind == "fast" else lambda p: engine._forward(engine.policy, p)
     )
     model = engine._policy.model if kind == "fast" else engine.policy
-    kept = kept_for_backward(lambda: forward(pairs), model.parameters())
+    kept = saved_for_backward(lambda: forward(pairs), model.parameters())
     assert 0.7 * most < kept < MARGIN * most
 
 
@@ -60,14 +60,14 @@ def test_the_budget_is_halved_until_a_step_fits(tiny_model, kind, size, capsys):
     engine = engine_of(tiny_model, kind, size)
     engine.prepare(PAIRS)
     one, most = engine.backward_bytes(PAIRS, 8)
-    assert fit_budget(engine, PAIRS, 8, 1000, ASIDE + 1000 + int(MARGIN * most) + 1) == one
+    assert fit_budget(engine, PAIRS, 8, 1000, RESERVE + 1000 + int(MARGIN * most) + 1) == one
     assert engine.budget == size and "memory" not in capsys.readouterr().err
-    fit_budget(engine, PAIRS, 8, 1000, ASIDE + 1000 + int(MARGIN * most) - 1)
+    fit_budget(engine, PAIRS, 8, 1000, RESERVE + 1000 + int(MARGIN * most) - 1)
     assert engine.budget < size and "memory" in capsys.readouterr().err
-    fit_budget(engine, PAIRS, 8, 0, ASIDE + one)  # just about: one pair at once
+    fit_budget(engine, PAIRS, 8, 0, RESERVE + one)  # just about: one pair at once
     assert engine.backward_bytes(PAIRS, 8)[1] < 2 * one
     with pytest.raises(SmoldpoError, match=r"not enough memory .* 1,000 bytes"):
-        fit_budget(engine, PAIRS, 8, 1000, ASIDE + 1000 + one - 1)
+        fit_budget(engine, PAIRS, 8, 1000, RESERVE + 1000 + one - 1)
 
 
 def test_a_container_has_a_limit_of_its_own(tmp_path):

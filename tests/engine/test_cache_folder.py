@@ -8,19 +8,19 @@ import torch
 
 from conftest import keep_entry
 from smoldpo.engine.cache import folder as cache
-from smoldpo.engine.logprobs import Scorer
+from smoldpo.engine.logprobs import LogprobModel
 
 
 @pytest.fixture
 def trunk_calls(monkeypatch):
     """A list that grows by one with each stream that goes through the trunk."""
-    calls, original = [], Scorer.trunk_states
+    calls, original = [], LogprobModel.trunk_states
 
     def counted(self, batch):
         calls.append(batch)
         return original(self, batch)
 
-    monkeypatch.setattr(Scorer, "trunk_states", counted)
+    monkeypatch.setattr(LogprobModel, "trunk_states", counted)
     return calls
 
 
@@ -79,9 +79,9 @@ def test_no_way_to_keep_changes_a_bit(train, trunk_calls, dtype, frozen):
 
 def test_the_second_run_scores_no_reference(train, monkeypatch):
     train("first", "--cache", "disk")
-    calls, original = [], Scorer.logps
+    calls, original = [], LogprobModel.logps
     monkeypatch.setattr(
-        Scorer,
+        LogprobModel,
         "logps",
         lambda self, *args: calls.append(torch.is_grad_enabled()) or original(self, *args),
     )

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from smoldpo.engine import build
-from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.build import EngineSettings, build_fast
 from smoldpo.engine.cache import keys
 from smoldpo.engine.cache.keys import pair_key, results_key
@@ -24,7 +24,7 @@ class Run:
         self.policy = transformers.LlamaForCausalLM(
             transformers.LlamaConfig(**tiny_config.to_dict())
         )
-        self.kernels = Kernels()
+        self.kernels = KernelChoice()
         self.frozen = 2
         self.dtype = torch.float32
         self.compiled = False
@@ -84,8 +84,8 @@ BOTH, REFERENCE = (True, True), (False, True)
         (lambda run, _: set_config(run, rms_norm_eps=1e-4), BOTH),
         (lambda run, _: run.policy.config.rope_parameters.update(rope_theta=5.0), BOTH),
         (lambda run, _: setattr(run, "dtype", torch.bfloat16), BOTH),
-        (lambda run, _: setattr(run, "kernels", Kernels(fused_attention=False)), BOTH),
-        (lambda run, _: setattr(run, "kernels", Kernels(fused_head=False)), REFERENCE),
+        (lambda run, _: setattr(run, "kernels", KernelChoice(fused_attention=False)), BOTH),
+        (lambda run, _: setattr(run, "kernels", KernelChoice(fused_head=False)), REFERENCE),
         (lambda run, _: setattr(run, "compiled", True), BOTH),
         (lambda run, _: setattr(run, "frozen", 3), BOTH),
         (lambda _, patch: patch.setattr(keys, "code_sha256", lambda: "another"), BOTH),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from smoldpo.engine.batch_budget import kept_for_backward
+from smoldpo.engine.batch_budget import saved_for_backward
 from smoldpo.engine.kernels import layers
 from smoldpo.engine.kernels.layers import rows_product
 
@@ -226,5 +226,5 @@ def test_states_are_kept_only_for_a_gradient_of_the_weights(trains):
         part.double().requires_grad_(trains)
         layers.make_lean(part)
         states = torch.randn(1, 8, WIDTH, dtype=torch.float64, requires_grad=True)
-        kept = kept_for_backward(lambda part=part, x=states: part(x), part.parameters())
+        kept = saved_for_backward(lambda part=part, x=states: part(x), part.parameters())
         assert kept == 8 * 8 * (always + trains * WIDTH)

@@ -15,7 +15,7 @@ from smoldpo.models.freeze import freeze
 from smoldpo.models.load import ModelSource, load_model
 from smoldpo.plan.trial import Trial
 from smoldpo.types import TokenizedPair
-from smoldpo.utils.memory import file_page_bytes, let_go_of_file_pages
+from smoldpo.utils.memory import file_page_bytes, release_file_pages
 from wide import below, make_wide
 
 PAIRS = [TokenizedPair(f"{n}", (5, 6, n), (8, 9, n, 2), (10, n, 2)) for n in range(20, 28)]
@@ -126,7 +126,7 @@ def test_trained_weights_outlive_it(folder):
     weight = model.model.layers[0].mlp.up_proj.weight
     with torch.no_grad():
         weight.fill_(3.0)
-    assert let_go_of_file_pages(model.parameters()) > 0
+    assert release_file_pages(model.parameters()) > 0
     assert bool((weight == 3.0).all())
 
 
@@ -180,7 +180,7 @@ def test_what_answers_take_is_measured_with_all_weights_there(folder, write_rows
     given = {"model": str(folder), "data": str(write_rows(data)), "dtype": "float32"}
     config = build_config(given | {"generate_prompts": 2, "max_new_tokens": 4, "cache": "memory"})
     trial = Trial(config, 0.0)
-    let_go_of_file_pages(trial.models.engine.policy.parameters())
+    release_file_pages(trial.models.engine.policy.parameters())
     there, look = [], trial.resident
     monkeypatch.setattr(trial, "resident", lambda: there.append(resident(folder)) or look())
     trial.measure_ends(config, trial.models, trial.data)

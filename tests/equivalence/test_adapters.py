@@ -21,8 +21,8 @@ from test_fast_engine import (
     disk_store,
 )
 
-from smoldpo.engine.autotune import Kernels
-from smoldpo.engine.batch_budget import kept_for_backward
+from smoldpo.engine.autotune import KernelChoice
+from smoldpo.engine.batch_budget import saved_for_backward
 from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
 from smoldpo.engine.compile import set_up_compiling
 from smoldpo.engine.fast import FastEngine
@@ -90,7 +90,7 @@ def move(*engines):
 
 def reference_logps_are_the_bases(plain, base, pairs=PAIRS):
     """The oracle's own reference: the model as it was before it had adapters."""
-    found, expected = plain.reference_logps(pairs), score(base, pairs, Kernels())
+    found, expected = plain.reference_logps(pairs), score(base, pairs, KernelChoice())
     torch.testing.assert_close(found.chosen, expected.chosen, rtol=1e-10, atol=1e-12)
 
 
@@ -158,7 +158,7 @@ def test_every_cache_mode(mode, kind, frozen, tmp_path):
 @pytest.mark.parametrize("head", [True, False])
 def test_every_kernel(attention, head, kind):
     model = adapted(build("mistral-sliding"), freeze_layers=1, **KINDS[kind])
-    assert_equal(*engines(model, kernels=Kernels(attention, head)))
+    assert_equal(*engines(model, kernels=KernelChoice(attention, head)))
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
@@ -330,7 +330,7 @@ def test_an_mlps_product_is_formed_anew_and_not_kept(targets):
     make_adapters_lean(layer, torch.float64)
     rows, width = 8, model.config.hidden_size
     states = torch.randn(1, rows, width, dtype=torch.float64, requires_grad=True)
-    kept = kept_for_backward(lambda: layer.mlp(states), model.parameters())
+    kept = saved_for_backward(lambda: layer.mlp(states), model.parameters())
     rank, inside = SETTINGS.lora_r, model.config.intermediate_size
     read = width if "up_proj" in targets else 0  # by adapters of gate and up
     assert kept == 8 * rows * (2 * inside + read + rank * len(targets))

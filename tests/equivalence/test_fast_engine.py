@@ -14,7 +14,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.build import choose_engine
 from smoldpo.engine.cache.trunk_states import DiskStore, MemoryStore, NoStore
 from smoldpo.engine.compile import set_up_compiling
@@ -23,7 +23,7 @@ from smoldpo.engine.kernels.attention import pair_attention
 from smoldpo.engine.kernels.elementwise import switch_regions
 from smoldpo.engine.kernels.flex_attention import stream_attention
 from smoldpo.engine.logprobs import score
-from smoldpo.engine.packing import common_beginning, pack, shares
+from smoldpo.engine.packing import common_prefix, pack, shares
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.trunk import boundary
@@ -219,7 +219,7 @@ def test_every_cache_mode(mode, frozen, tmp_path):
 def test_every_kernel(attention, head, family, frozen):
     model = build(family)
     freeze(model, frozen)
-    assert_equal(*engines(model, kernels=Kernels(attention, head)))
+    assert_equal(*engines(model, kernels=KernelChoice(attention, head)))
 
 
 @pytest.mark.parametrize("pairs", ["PAIRS", "SHARING"])
@@ -227,7 +227,7 @@ def test_every_kernel(attention, head, family, frozen):
 def test_flex_attention_sees_what_the_slots_see(pairs, window):
     """FlexAttention has no backward on a CPU; its forward holds the rule that CUDA uses."""
     some = globals()[pairs]
-    batch = pack(some, multiple_of=128, shared=common_beginning(some))
+    batch = pack(some, multiple_of=128, shared=common_prefix(some))
     tokens = batch.input_ids.shape[1]
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, h, tokens, 16).double() for h in (4, 2, 2))
@@ -255,7 +255,7 @@ def test_compiled_regions(frozen):
             plain, fast = engines(model, max_tokens=30)
             assert_equal(plain, fast)
             fast.policy_logps(PAIRS[1:2])
-            score(plain.policy.requires_grad_(False), PAIRS, Kernels())  # as answers are
+            score(plain.policy.requires_grad_(False), PAIRS, KernelChoice())  # as answers are
     finally:
         switch_regions(False)
 
@@ -282,7 +282,7 @@ def test_scoring_and_evaluation_agree():
     freeze(model, 3)
     plain, fast = engines(model)
     expected = plain.policy_logps(PAIRS)
-    for found in (fast.policy_logps(PAIRS), score(plain.policy, PAIRS, Kernels())):
+    for found in (fast.policy_logps(PAIRS), score(plain.policy, PAIRS, KernelChoice())):
         torch.testing.assert_close(found.chosen, expected.chosen, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(found.rejected, expected.rejected, rtol=1e-10, atol=1e-12)
 
@@ -299,11 +299,11 @@ SHARING = [
 
 
 def test_what_most_prompts_begin_with():
-    assert common_beginning(SHARING) == SYSTEM
+    assert common_prefix(SHARING) == SYSTEM
     assert [shares(pair, SYSTEM) for pair in SHARING] == [True, True, True, False, False, True]
-    assert common_beginning(PAIRS) == ()
-    assert common_beginning(SHARING[:1]) == ()
-    assert common_beginning([]) == ()
+    assert common_prefix(PAIRS) == ()
+    assert common_prefix(SHARING[:1]) == ()
+    assert common_prefix([]) == ()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -77,7 +77,7 @@ def test_master_weights_gather_small_steps():
     for _ in range(64):
         with torch.no_grad():
             wide.mul_(1.0005)
-        masters.publish()
+        masters.copy_to_model()
     assert narrow.dtype == torch.bfloat16 and wide.dtype == torch.float32
     moved = (narrow.float() / start.float()).nanmedian().item()
     assert moved == pytest.approx(1.0005**64, rel=5e-3)

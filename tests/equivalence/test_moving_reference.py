@@ -90,7 +90,7 @@ def test_three_moves_by_hand(tied, frozen, names):
         before = reference_logps(fast)
         torch.testing.assert_close(before, by_hand(reference), rtol=1e-10, atol=1e-12)
         for engine in (plain, fast):
-            engine.moving.sync(ALPHA)
+            engine.synced_reference.sync(ALPHA)
         mixed(reference, dict(policy.named_parameters()))
         expected = by_hand(reference)
         assert (expected - before).abs().max() > 1e-3, "it moved"
@@ -112,7 +112,7 @@ def test_families(family):
     plain, fast = engines(model)
     for engine in (plain, fast):
         move(engine, 1)
-        engine.moving.sync(ALPHA)
+        engine.synced_reference.sync(ALPHA)
         move(engine, 2)
     assert_equal(plain, fast)
 
@@ -125,7 +125,7 @@ def test_any_cut_and_kept_states(cache, max_tokens):
     plain, fast = engines(model, pairs=SHARING, cache=cache, max_tokens=max_tokens)
     for engine in (plain, fast):
         move(engine, 1)
-        engine.moving.sync(ALPHA)
+        engine.synced_reference.sync(ALPHA)
         move(engine, 2)
     assert_equal(plain, fast, SHARING)
 
@@ -137,7 +137,7 @@ def test_a_loss_in_two_passes():
     found = []
     for engine in (plain, fast):
         move(engine, 1)
-        engine.moving.sync(ALPHA)
+        engine.synced_reference.sync(ALPHA)
         move(engine, 2)
         loss = Objective.of(["aot"], beta=0.3)
         losses = engine.accumulate_gradients(PAIRS, loss).losses
@@ -156,7 +156,7 @@ def test_a_reference_that_is_another_model(frozen):
     for number in range(2):
         for engine in (plain, fast):
             move(engine, number)
-            engine.moving.sync(ALPHA)
+            engine.synced_reference.sync(ALPHA)
         weights = dict(model.named_parameters()) | dict(fast.trainable_parameters())
         mixed(expected, weights)
         for engine in (plain, fast):
@@ -181,7 +181,7 @@ def test_alpha_1_copies_the_policy():
     freeze(model, 2)
     for engine in engines(model):
         move(engine, 1)
-        engine.moving.sync(1.0)
+        engine.synced_reference.sync(1.0)
         for _, parameter in engine.trainable_parameters():
             parameter.grad = None
         losses, policy, reference = engine.accumulate_gradients(PAIRS, LOSS)
@@ -197,19 +197,19 @@ def test_bfloat16_moves_add_up_in_float32():
     freeze(model, 2)
     fast, _ = build_fast(model, None, about(compute_dtype=torch.bfloat16), "", {})
     fast.prepare(PAIRS)
-    start = {w.name: w.wide.clone() for w in fast.moving._weights}
+    start = {w.name: w.wide.clone() for w in fast.synced_reference._weights}
     with torch.no_grad():
         for _, parameter in fast.trainable_parameters():
             parameter.add_(1.0)
     fast.updated()
     for _ in range(8):
-        fast.moving.sync(1e-4)
-    for weight in fast.moving._weights:
+        fast.synced_reference.sync(1e-4)
+    for weight in fast.synced_reference._weights:
         assert weight.wide.dtype == torch.float32 and weight.narrow.dtype == torch.bfloat16
         gone = (weight.wide - start[weight.name]).mean().item()
         assert gone == pytest.approx(1 - (1 - 1e-4) ** 8, rel=1e-2)
         assert torch.equal(weight.narrow, weight.wide.bfloat16())
-    fast.moving.sync(1.0)
+    fast.synced_reference.sync(1.0)
     _, policy, reference = fast.accumulate_gradients(PAIRS, LOSS)
     assert torch.equal(policy.chosen, reference.chosen)
 
@@ -219,12 +219,14 @@ def test_only_what_trains_is_kept_twice():
     freeze(model, 3)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     fast, _ = build_fast(model, None, about(compute_dtype=torch.bfloat16), "", {})
-    assert fast.moving.bytes == 4 * trained
+    assert fast.synced_reference.bytes == 4 * trained
     ours = {p.data_ptr() for p in fast._policy.model.parameters()}
-    copied = [p for p in fast.moving.model.parameters() if p.data_ptr() not in ours]
+    copied = [p for p in fast.synced_reference.model.parameters() if p.data_ptr() not in ours]
     assert sum(p.numel() for p in copied) == trained
-    assert not any(p.requires_grad for p in fast.moving.model.parameters())
-    assert fast.moving.capture() == {}, "before the first move a checkpoint needs none of it"
+    assert not any(p.requires_grad for p in fast.synced_reference.model.parameters())
+    assert fast.synced_reference.capture() == {}, (
+        "before the first move a checkpoint needs none of it"
+    )
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -245,13 +247,13 @@ def test_captured_and_restored(own, compute):
     engine, again = fresh(), fresh()
     for number in range(2):
         move(engine, number)
-        engine.moving.sync(ALPHA)
+        engine.synced_reference.sync(ALPHA)
         move(again, number)
-    again.moving.restore(engine.moving.capture(), 2)
+    again.synced_reference.restore(engine.synced_reference.capture(), 2)
     assert torch.equal(reference_logps(engine), reference_logps(again))
     for one in (engine, again):
-        one.moving.sync(ALPHA)
-    kept = engine.moving.capture(), again.moving.capture()
+        one.synced_reference.sync(ALPHA)
+    kept = engine.synced_reference.capture(), again.synced_reference.capture()
     assert kept[0] and all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
 
 
@@ -265,7 +267,7 @@ def test_pairs_of_before_serve_until_it_moves(monkeypatch):
     monkeypatch.setattr(fast._moving, "logps", lambda *args: runs.append(1) or logps(*args))
     fast.accumulate_gradients(PAIRS, LOSS)
     assert runs == []
-    fast.moving.sync(ALPHA)
+    fast.synced_reference.sync(ALPHA)
     fast.accumulate_gradients(PAIRS, LOSS)
     assert runs == [1]
     new = TokenizedPair("new", (1,), (2,), (3,))
@@ -281,7 +283,7 @@ def test_new_pairs_are_refused_once_a_reference_of_its_own_has_moved(tmp_path):
     _, fast = engines(model, other, pairs=PAIRS[:-1])
     move(fast, 1)
     fast.prepare(PAIRS)  # the policy's steps leave such a reference what it was
-    fast.moving.sync(ALPHA)
+    fast.synced_reference.sync(ALPHA)
     new = TokenizedPair("new", (1,), (2,), (3,))
     for ask in (fast.prepare, fast.reference_logps):
         with pytest.raises(RuntimeError, match="before training"):
@@ -308,6 +310,6 @@ def test_the_checkpoint_and_its_count_hold_the_reference(own):
     assert captured.state["reference_syncs"] == 1
     every = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in state.parameters.values())
-    assert engine.moving.bytes == 4 * (every if own else trained)
+    assert engine.synced_reference.bytes == 4 * (every if own else trained)
     captured.tensors.pop("rng")
     assert captured.bytes == checkpoint_bytes(engine, config)

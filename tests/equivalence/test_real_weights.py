@@ -9,10 +9,10 @@ import torch
 
 from smoldpo.data.load import load_pairs
 from smoldpo.data.tokenize import PairTokenizer
-from smoldpo.engine.autotune import Kernels, compute_dtype
+from smoldpo.engine.autotune import KernelChoice, compute_dtype
 from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
 from smoldpo.engine.fast import FastEngine
-from smoldpo.engine.logprobs import FILL, Scorer
+from smoldpo.engine.logprobs import FILL, LogprobModel
 from smoldpo.engine.packing import pack
 from smoldpo.engine.plain import pad_batch, token_logps
 from smoldpo.engine.precision import MasterWeights, cast
@@ -55,7 +55,7 @@ def test_bfloat16_is_as_near_to_float64_as_the_plain_engines(real, pairs):
     with torch.autocast("cpu", torch.bfloat16):
         plain = plain_logps(model, pairs)
     cast(model.requires_grad_(False), torch.bfloat16)
-    scorer, batch = Scorer(model, 25, Kernels()), pack(pairs, model.device, FILL)
+    scorer, batch = LogprobModel(model, 25, KernelChoice()), pack(pairs, model.device, FILL)
     fast = scorer.token_logps(batch, scorer.trunk_states(batch))
     errors = [(found - exact).square().mean().sqrt().item() for found in (plain, fast)]
     print(f"root mean square error in nats: plain {errors[0]:.4f}, fast {errors[1]:.4f}")

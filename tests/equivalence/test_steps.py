@@ -14,7 +14,7 @@ from smoldpo.engine.base import join
 from smoldpo.engine.build import EngineSettings, build_plain
 from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
 from smoldpo.engine.fast import FastEngine
-from smoldpo.engine.logprobs import Scorer
+from smoldpo.engine.logprobs import LogprobModel
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.losses import LOSSES, Objective
@@ -117,7 +117,7 @@ def test_sorting_matters_here():
 def count_forwards(monkeypatch):
     """How often each model is run: by the plain engine, and by the fast one with its head."""
     runs = []
-    forward, logps = PlainEngine._forward, Scorer.logps
+    forward, logps = PlainEngine._forward, LogprobModel.logps
 
     def plain(self, model, pairs):
         runs.append(model)
@@ -128,7 +128,7 @@ def count_forwards(monkeypatch):
         return logps(self, batch, states)
 
     monkeypatch.setattr(PlainEngine, "_forward", plain)
-    monkeypatch.setattr(Scorer, "logps", fast)
+    monkeypatch.setattr(LogprobModel, "logps", fast)
     return runs
 
 

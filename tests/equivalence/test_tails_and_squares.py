@@ -15,14 +15,14 @@ from test_steps import PAIRS, assert_same, step, whole_graph
 
 from smoldpo.api.logps import sequence_logps
 from smoldpo.engine import plain as plain_engine
-from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.build import EngineSettings, build_fast
 from smoldpo.engine.cache import reference_logps, trunk_states
 from smoldpo.engine.cache.reference_logps import ReferenceStore
 from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.kernels.lm_head import completion_logps, completion_scores
-from smoldpo.engine.logprobs import Scorer, score
+from smoldpo.engine.logprobs import LogprobModel, score
 from smoldpo.engine.packing import pack
 from smoldpo.engine.plain import PlainEngine, pad_batch
 from smoldpo.engine.precision import MasterWeights
@@ -113,7 +113,7 @@ def test_policy_reference_and_scoring_agree(pairs, max_tokens):
     assert expected.chosen_squares is None
     for found, wanted in (
         (fast.policy_logps(pairs), expected),
-        (score(copy.deepcopy(plain.policy), pairs, Kernels()), expected),
+        (score(copy.deepcopy(plain.policy), pairs, KernelChoice()), expected),
         (fast.reference_logps(pairs), against),
     ):
         assert found.sums.keys() == wanted.sums.keys() == set(FIELDS[:4])
@@ -161,7 +161,7 @@ def test_either_kernel(head):
     """Asked for squares the head goes by products whatever the kernel; asked for tails by either."""
     for loss in (LENGTHS["sigmoid"], WEIGHTED["both"]):
         plain, fast = engines(
-            frozen_model(), kernels=Kernels(True, head), use_weighting=loss.use_weighting
+            frozen_model(), kernels=KernelChoice(True, head), use_weighting=loss.use_weighting
         )
         assert_same(step(fast, loss), step(plain, loss))
 
@@ -200,13 +200,13 @@ def test_adapters(name, kind):
 def test_a_moving_reference(name):
     """Once it has moved, its tails come from where its sums do."""
     loss = OBJECTIVES[name]
-    told = {"use_weighting": loss.use_weighting, "kernels": Kernels()}
+    told = {"use_weighting": loss.use_weighting, "kernels": KernelChoice()}
     plain, fast = moving_engines(frozen_model(), pairs=PAIRS, **told)
     found = []
     for number in range(2):
         for engine in (plain, fast):
             move(engine, number)
-            engine.moving.sync(0.4)
+            engine.synced_reference.sync(0.4)
         expected = step(plain, loss)
         assert_same(step(fast, loss), expected)
         found.append(expected[0].reference.chosen_tail)
@@ -295,13 +295,13 @@ def settings_of(**more):
 
 def count_head(monkeypatch):
     runs = []
-    logps = Scorer.logps
+    logps = LogprobModel.logps
 
     def counted(self, batch, states):
         runs.append(len(batch.segments))
         return logps(self, batch, states)
 
-    monkeypatch.setattr(Scorer, "logps", counted)
+    monkeypatch.setattr(LogprobModel, "logps", counted)
     return runs
 
 
@@ -310,7 +310,7 @@ def test_one_store_serves_every_ld_alpha(tmp_path, monkeypatch):
     start = frozen_model()
     found = []
     runs = count_head(monkeypatch)
-    for kernels in (Kernels(), Kernels()):
+    for kernels in (KernelChoice(), KernelChoice()):
         engine, folders = build_fast(
             copy.deepcopy(start), None, settings_of(kernels=kernels), "hash", {}
         )
@@ -328,9 +328,9 @@ def test_a_weighted_run_keeps_its_reference_by_products(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     start, folders = frozen_model(), []
     for use_weighting in (False, True):
-        settings = settings_of(kernels=Kernels(True, True), use_weighting=use_weighting)
+        settings = settings_of(kernels=KernelChoice(True, True), use_weighting=use_weighting)
         engine, kept = build_fast(copy.deepcopy(start), None, settings, "hash", {})
-        assert engine.kernels == Kernels(True, not use_weighting)
+        assert engine.kernels == KernelChoice(True, not use_weighting)
         folders.append({folder for folder in kept if folder.parent.name == "reference"})
     assert folders[0] != folders[1]
 
@@ -341,7 +341,9 @@ def test_the_format_of_a_store_is_part_of_its_key(tmp_path, monkeypatch, store, 
     start, folders = frozen_model(), []
     for number in (1, 2):
         monkeypatch.setattr(store, "FORMAT", number)
-        kept = build_fast(copy.deepcopy(start), None, settings_of(kernels=Kernels()), "hash", {})[1]
+        kept = build_fast(
+            copy.deepcopy(start), None, settings_of(kernels=KernelChoice()), "hash", {}
+        )[1]
         folders.append({folder.parent.name: folder for folder in kept})
     assert {name for name in folders[0] if folders[0][name] != folders[1][name]} == {kind}
 

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import smoldpo
 from smoldpo.config.load import build_config
-from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.kernels.lora import put_adapters
 from smoldpo.engine.logprobs import token_logps
 from smoldpo.engine.precision import cast_frozen
@@ -85,7 +85,7 @@ def test_equal_weights_lie_in_memory_once(folders, compute, first, second):
     weight.data[3, 4] += 0.5  # which bfloat16 holds
     beside = copy.deepcopy(alone)
     cast_frozen(alone, compute)
-    cast_frozen(beside, compute, beside=reference)
+    cast_frozen(beside, compute, share_with=reference)
     # A float32 matrix is not given to a layer that has it in bfloat16: it would only grow.
     beyond = {
         n
@@ -106,7 +106,7 @@ def test_a_weight_that_bfloat16_does_not_hold_is_not_shared(folders):
     weight = model.get_parameter(name)
     weight.data = weight.data.clone()
     weight.data[0, 0] *= 1 + 2**-20
-    cast_frozen(model, torch.float32, beside=reference)
+    cast_frozen(model, torch.float32, share_with=reference)
     assert apart(reference, model) == {name}
 
 
@@ -115,7 +115,7 @@ def test_a_family_that_converts_nothing_gets_nothing_narrower(folders):
     reference = cast_frozen(loaded(folders[0]), torch.float32)
     model = load_model(ModelSource("m", str(folders[1])), torch.float32)
     model.config.model_type = "another"
-    cast_frozen(model, torch.float32, beside=reference)
+    cast_frozen(model, torch.float32, share_with=reference)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     assert 0 < len(apart(reference, model)) < len(list(model.parameters()))
 
@@ -262,6 +262,6 @@ def test_adapters_beside_the_weights_are_those_in_the_weights(dora):
     torch.testing.assert_close(found, adapted(ids).logits, rtol=1e-10, atol=1e-10)
     assert (found - model(ids).logits).abs().max() > 1e-2
     pair = TokenizedPair("a", (3, 4), (5, 6), (7,))
-    (ours,), (theirs,) = (token_logps(each, [pair], Kernels()) for each in (beside, adapted))
+    (ours,), (theirs,) = (token_logps(each, [pair], KernelChoice()) for each in (beside, adapted))
     assert ours[0] == pytest.approx(theirs[0], rel=1e-10)
     assert all(torch.equal(weight, start[name]) for name, weight in model.named_parameters())

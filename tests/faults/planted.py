@@ -14,9 +14,9 @@ from typing import Any
 def same_kernels() -> None:
     """Which kernel is faster is measured at each start, and another one rounds otherwise."""
     from smoldpo.engine import build
-    from smoldpo.engine.autotune import Kernels
+    from smoldpo.engine.autotune import KernelChoice
 
-    build.choose_kernels = lambda *_: Kernels()
+    build.choose_kernels = lambda *_: KernelChoice()
 
 
 def without_pictures() -> None:
@@ -76,15 +76,15 @@ def kill_at_file_operation(number: int, record: str | None = None) -> None:
 
 def slow_steps(seconds: float) -> None:
     """Each stream of a step takes so much longer, so that a signal comes in the middle of one."""
-    from smoldpo.engine.logprobs import Scorer
+    from smoldpo.engine.logprobs import LogprobModel
 
-    original = Scorer.logps
+    original = LogprobModel.logps
 
     def slow(self: Any, *args: Any) -> Any:
         time.sleep(seconds)
         return original(self, *args)
 
-    Scorer.logps = slow
+    LogprobModel.logps = slow
 
 
 def kill_in_sweep(place: str, trial: int = 2) -> None:
@@ -193,7 +193,7 @@ def random_numbers_matter() -> None:
 
 def wrong_resume(fault: str) -> None:
     """A resume that gets one thing wrong."""
-    from smoldpo.engine.ref_sync import MovingReference
+    from smoldpo.engine.ref_sync import SyncedReference
     from smoldpo.training import optim, sampler, state
     from smoldpo.utils import rng
 
@@ -201,7 +201,7 @@ def wrong_resume(fault: str) -> None:
         optim.AveragedWeights.restore = lambda *_: None
         return
     if fault == "reference":
-        MovingReference.restore = lambda *_: None
+        SyncedReference.restore = lambda *_: None
         return
     random_numbers_matter()
     if fault == "rng":
@@ -283,7 +283,7 @@ def kill_in_step(step: int) -> None:
     from smoldpo.training import loop
 
     taken = 0
-    train, accumulate = loop.with_less_at_once, FastEngine.accumulate_gradients
+    train, accumulate = loop.retry_with_smaller_budget, FastEngine.accumulate_gradients
 
     def noted(work: Any, engine: Any, pairs: Any, what: str) -> Any:
         nonlocal taken
@@ -298,7 +298,7 @@ def kill_in_step(step: int) -> None:
 
         return accumulate(self, pairs, loss, die)
 
-    loop.with_less_at_once = noted
+    loop.retry_with_smaller_budget = noted
     FastEngine.accumulate_gradients = killed
 
 

@@ -10,7 +10,7 @@ import copy
 import pytest
 import torch
 
-from smoldpo.engine.batch_budget import is_out_of_memory, with_less_at_once
+from smoldpo.engine.batch_budget import is_out_of_memory, retry_with_smaller_budget
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
@@ -72,7 +72,7 @@ def test_after_memory_ran_out_in_the_middle(tiny_model, monkeypatch, kind, size,
             left[0] -= 1
             raise error
 
-    found = with_less_at_once(
+    found = retry_with_smaller_budget(
         lambda: starved.accumulate_gradients(PAIRS, LOSS, runs_out), starved, PAIRS, "step 1"
     )
     assert not left[0] and starved.budget == size // 8 and len(found[0]) == 8
@@ -87,7 +87,7 @@ def test_it_gives_up_below_one_pair(tiny_model, kind, size):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
 
     with pytest.raises(SmoldpoError, match=r"with one pair at once .*1 GiB.*--max-length"):
-        with_less_at_once(
+        retry_with_smaller_budget(
             lambda: engine.accumulate_gradients(PAIRS, LOSS, never), engine, PAIRS, "step 1"
         )
 
@@ -115,4 +115,4 @@ def test_what_is_taken_for_it(error, is_it):
             def failing():
                 raise error
 
-            with_less_at_once(failing, None, [], "a test")
+            retry_with_smaller_budget(failing, None, [], "a test")

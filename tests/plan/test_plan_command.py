@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from conftest import rows
 from planning import QUICK, plan
-from smoldpo.engine.batch_budget import ASIDE
+from smoldpo.engine.batch_budget import RESERVE
 from smoldpo.plan import dry_run, trial
 
 pytestmark = pytest.mark.usefixtures("frozen_libraries")
@@ -318,7 +318,7 @@ def thresholds(monkeypatch):
 
     def watched(engine, pairs, per_step, state_bytes, free):
         one, _ = engine.backward_bytes(pairs, per_step)
-        found.append(ASIDE + state_bytes + one)
+        found.append(RESERVE + state_bytes + one)
         return fit_budget(engine, pairs, per_step, state_bytes, free)
 
     monkeypatch.setattr(dry_run, "fit_budget", watched)
@@ -352,7 +352,7 @@ def test_a_configured_depth_without_room_leaves_the_deeper_ones(
 
 
 def test_where_no_depth_has_room_that_is_the_error(cli, tiny_folder, data, monkeypatch):
-    monkeypatch.setattr(dry_run, "free_memory", lambda _: ASIDE + 1000)
+    monkeypatch.setattr(dry_run, "free_memory", lambda _: RESERVE + 1000)
     result = cli("plan", "--model", tiny_folder, "--data", data, *QUICK)
     assert result.code == 1 and "not enough memory to train" in result.err
 

@@ -10,9 +10,9 @@ from conftest import rows
 from faults.test_micro_batches import PAIRS as TRAINED
 from faults.test_micro_batches import engine_of
 from smoldpo.config.load import build_config
-from smoldpo.engine.batch_budget import ASIDE, fit_budget
+from smoldpo.engine.batch_budget import RESERVE, fit_budget
 from smoldpo.engine.kernels.layers import ROWS, TRUNK_ROWS
-from smoldpo.engine.logprobs import FILL, Scorer
+from smoldpo.engine.logprobs import FILL, LogprobModel
 from smoldpo.engine.packing import pack, pair_length
 from smoldpo.engine.plain import pad_batch
 from smoldpo.plan import cache_lookup, workload
@@ -89,7 +89,7 @@ class Spy:
 @pytest.fixture
 def spy(monkeypatch):
     seen = Spy()
-    trunk_states, scored = Scorer.trunk_states, Scorer.logps
+    trunk_states, scored = LogprobModel.trunk_states, LogprobModel.logps
 
     def trunk(self, batch):
         seen.trunk.append(batch)
@@ -99,8 +99,8 @@ def spy(monkeypatch):
         (seen.steps if torch.is_grad_enabled() else seen.passes).append(batch)
         return scored(self, batch, states)
 
-    monkeypatch.setattr(Scorer, "trunk_states", trunk)
-    monkeypatch.setattr(Scorer, "logps", logps)
+    monkeypatch.setattr(LogprobModel, "trunk_states", trunk)
+    monkeypatch.setattr(LogprobModel, "logps", logps)
     return seen
 
 
@@ -279,7 +279,7 @@ def test_the_budget_is_the_runs_at_any_memory(tiny_model, kind, size, per_step):
     row = one / packing.held([longest])
     seen = set()
     for free in range(int(0.8 * one), int(1.7 * most), max(1, int(most / 40))):
-        free += ASIDE + 1000
+        free += RESERVE + 1000
         engine.budget = size
         if evaluated:
             engine.eval_batch_size = evaluated
@@ -289,7 +289,7 @@ def test_the_budget_is_the_runs_at_any_memory(tiny_model, kind, size, per_step):
         except SmoldpoError:
             budget = None
         found = fitting(packing, TRAINED, per_step, row, 1000, free)
-        assert (found and found.budget) == budget, free - ASIDE
+        assert (found and found.budget) == budget, free - RESERVE
         if kind == "plain" and found:
             assert found.eval_budget == engine.eval_batch_size
         seen.add(budget)

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from smoldpo.engine import build
-from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.cache import folder as cache
 from smoldpo.engine.cache.reference_logps import ReferenceStore
-from smoldpo.engine.logprobs import Scorer
+from smoldpo.engine.logprobs import LogprobModel
 from smoldpo.sweep import run as sweep_run
 from smoldpo.sweep import shared, trials
 from sweeping import results
@@ -32,7 +32,7 @@ def work(monkeypatch):
 
         monkeypatch.setattr(owner, name, counted)
 
-    counting(Scorer, "trunk_states", 0)
+    counting(LogprobModel, "trunk_states", 0)
     counting(ReferenceStore, "put", 1)
     for owner, name in ((sweep_run, "run_trial"), (sweep_run, "measure_winner")):
         original = getattr(owner, name)
@@ -88,7 +88,7 @@ def test_every_trial_computes_as_the_first_one_did(sweep, cli, out, monkeypatch)
     """Which kernel is faster is measured once: another answer would round otherwise, and miss the cache."""
     asked = []
     monkeypatch.setattr(
-        build, "choose_kernels", lambda *_: asked.append(1) or Kernels(len(asked) % 2 == 1)
+        build, "choose_kernels", lambda *_: asked.append(1) or KernelChoice(len(asked) % 2 == 1)
     )
     sweep({"beta": [0.1, 0.5]}, dtype="auto", compile="auto", device="auto")
     assert len(asked) == 1
@@ -140,7 +140,7 @@ def test_a_sweep_over_precisions(sweep, out):
 def test_the_first_trial_of_the_fast_engine_decides_its_kernels(sweep, out, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        build, "choose_kernels", lambda *_: asked.append(1) or Kernels(len(asked) % 2 == 1)
+        build, "choose_kernels", lambda *_: asked.append(1) or KernelChoice(len(asked) % 2 == 1)
     )
     sweep({"engine": ["plain", "fast"], "beta": [0.1, 0.5]}, compile="auto")
     assert len(asked) == 1

@@ -12,7 +12,7 @@ from conftest import rows
 from smoldpo.config.load import build_config
 from smoldpo.data.load import load_pairs
 from smoldpo.data.tokenize import PairTokenizer
-from smoldpo.engine.autotune import Kernels
+from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.logprobs import score
 from smoldpo.engine.precision import MasterWeights
@@ -128,7 +128,7 @@ def test_the_evaluation_is_that_of_the_model_that_is_saved(train):
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     tokenizer = PairTokenizer(AutoTokenizer.from_pretrained(run / "model"), 1024)
     pairs = tokenizer.tokenize_all(load_pairs("held.jsonl").pairs)
-    found = score(model, pairs, Kernels())
+    found = score(model, pairs, KernelChoice())
     rows = json.loads((run / "evaluation.json").read_text())["pairs"]
     assert [row["id"] for row in rows] == [pair.id for pair in pairs]
     after = [row["after"]["chosen_logp"] for row in rows]

@@ -45,7 +45,7 @@ def entry_folder(kind: str, key: str) -> Path:
     return cache_folder() / kind / key
 
 
-def machine_file() -> Path:
+def choices_file() -> Path:
     """Where the choices lie that were made by measuring this machine (engine/autotune.py)."""
     return cache_folder() / "machine.json"
 
@@ -104,9 +104,9 @@ def clear(kept: list[Entry]) -> int:
     return freed
 
 
-def forget_machine() -> None:
+def forget_choices() -> None:
     """Remove what was measured of this machine, and chosen by it."""
-    machine_file().unlink(missing_ok=True)
+    choices_file().unlink(missing_ok=True)
     rates_file().unlink(missing_ok=True)
 
 

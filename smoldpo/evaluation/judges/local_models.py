@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from smoldpo.data.tokenize import PairTokenizer, render
-from smoldpo.engine.autotune import Kernels, choose_kernels
+from smoldpo.engine.autotune import KernelChoice, choose_kernels
 from smoldpo.engine.build import choose_engine
 from smoldpo.engine.logprobs import score
 from smoldpo.engine.plain import PlainEngine
@@ -83,7 +83,7 @@ class ImplicitJudge:
         kernels = choose_kernels(torch.float32, device)
         with progress.spinner(f"loading {self.name}"):
             policy = _Scored(self._policy, device, kernels)
-            reference = _Scored(self._reference, device, kernels, beside=policy.model)
+            reference = _Scored(self._reference, device, kernels, share_with=policy.model)
         room = (positions(scored.model) or sys.maxsize for scored in (policy, reference))
         return PairTokenizer(tokenizer, min(room)), policy, reference
 
@@ -95,11 +95,11 @@ class _Scored:
         self,
         source: ModelSource,
         device: str,
-        kernels: Kernels,
-        beside: torch.nn.Module | None = None,
+        kernels: KernelChoice,
+        share_with: torch.nn.Module | None = None,
     ):
         model = load_model(source, torch.float32, device, as_stored=FAMILIES)
-        self.model = cast_frozen(model, torch.float32, beside)
+        self.model = cast_frozen(model, torch.float32, share_with)
         self._kernels = kernels
         self._fast = choose_engine("auto", self.model).name == "fast"
 
