@@ -341,6 +341,21 @@ def small_disk(free: int) -> None:
     shutil.disk_usage = lambda path: usage(path)._replace(free=free)
 
 
+def template_limits(lowered: dict[str, float]) -> None:
+    """Chat templates render within these limits (`seconds`, `more_bytes`); a dialogue needs far less."""
+    from smoldpo.data import tokenize
+
+    limits = tokenize.limits
+    tokenize.limits = lambda: limits(**lowered)
+
+
+def longest_line(limit: int) -> None:
+    """Of data files no line may have more bytes."""
+    from smoldpo.data import rowfiles
+
+    rowfiles.MAX_LINE = limit
+
+
 def other_threads() -> None:
     """A shell that says another number of threads."""
     import torch

@@ -1,26 +1,24 @@
-"""Faults 13 to 16, 19 and 20: input that wants to harm. The real command, with limits on its memory.
+"""Faults 13 to 16, 19 and 20: what a hostile input would try. The real command, with harmless input.
 
-Elsewhere: pickles named in code (test_layout), Parquet bombs and forged headers (data/test_sources), every
+Nothing here harms other software: a canary leaves an empty file, and what is over a limit is so by little,
+or the limit is set low. Elsewhere: the bounds of each limit of chat templates (data/test_template_sandbox),
+pickles named in code (test_layout), Parquet files that grow, and broken ones (data/test_sources), every
 rule about texts (data/test_cleaning), formulas in CSV cells and byte-for-byte JSONL (data/test_convert).
 """
 
 import gzip
-import itertools
 import json
-import os
 import pickle
-import resource
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 
-from conftest import rows
+from conftest import CHAT_TEMPLATE, rows
+from faults import planted
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.types import PreferencePair, no_progress
 
-LIMIT = {resource.RLIMIT_AS: 8 << 30}
 QUICK = ["--max-steps", 2, "--eval-steps", "none"]
 
 
@@ -31,7 +29,7 @@ class Canary:
         self.path = str(path)
 
     def __reduce__(self):
-        return (os.system, (f"touch {self.path}",))
+        return (open, (self.path, "x"))
 
 
 @pytest.fixture
@@ -50,7 +48,7 @@ def canary(place):
 
 
 def test_the_canary_sings(tmp_path):
-    pickle.loads(pickle.dumps(Canary(tmp_path / "it-sang")))
+    pickle.loads(pickle.dumps(Canary(tmp_path / "it-sang"))).close()
     assert (tmp_path / "it-sang").exists()
 
 
@@ -118,19 +116,19 @@ def test_a_pickle_in_a_checkpoint_is_never_loaded(place, canary, file):
 @pytest.mark.parametrize("kind", ["llama", "its own"])
 def test_code_of_a_model_is_never_run(place, model, canary, kind):
     """Fault 14: auto_map in config and tokenizer, with the modules that it names."""
-    evil = f"import os\nos.system('touch {canary}')\nclass Evil: pass\n"
-    (model / "modeling_evil.py").write_text(evil)
-    (model / "tokenization_evil.py").write_text(evil)
+    code_of_its_own = f"open({str(canary)!r}, 'x')\nclass Own: pass\n"
+    (model / "modeling_own.py").write_text(code_of_its_own)
+    (model / "tokenization_own.py").write_text(code_of_its_own)
     config = json.loads((model / "config.json").read_text())
     names = ("AutoConfig", "AutoModelForCausalLM")
-    config["auto_map"] = dict.fromkeys(names, "modeling_evil.Evil")
+    config["auto_map"] = dict.fromkeys(names, "modeling_own.Own")
     if kind != "llama":
-        config["model_type"] = "evil"
-        config["architectures"] = ["Evil"]
+        config["model_type"] = "own"
+        config["architectures"] = ["Own"]
     (model / "config.json").write_text(json.dumps(config))
     path = model / "tokenizer_config.json"
     tokenizer = json.loads(path.read_text())
-    tokenizer["auto_map"] = {"AutoTokenizer": [None, "tokenization_evil.Evil"]}
+    tokenizer["auto_map"] = {"AutoTokenizer": [None, "tokenization_own.Own"]}
     path.write_text(json.dumps(tokenizer))
     for words in (
         place.training("run", *QUICK),
@@ -143,35 +141,37 @@ def test_code_of_a_model_is_never_run(place, model, canary, kind):
 
 
 TEMPLATES = {
-    "class walk": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "class walk by filter": "{{ (messages|attr('__class__')).__mro__ }}",
-    "globals": "{{ raise_exception.__globals__ }}",
-    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "a gigabyte": "{{ 'a' * 1000000000 }}",
-    "a gigabyte, later": "{% if messages|length == 1 %}{{ messages[0].content * 100000000 }}{% endif %}",
-    "a gigabyte by doubling": "{% set ns = namespace(x='ab') %}{% for a in range(40) %}"
-    "{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
-    "a gigabyte by formatting": "{{ '%1000000000d' % 1 }}",
-    "a gigabyte by joining": "{{ (['a' * 1000000] * 1000000) | join }}",
-    "a power": "{{ 9 ** (9 ** 9) }}",
-    "a power of products": "{% set ns = namespace(x=9) %}{% for a in range(60) %}"
-    "{% set ns.x = ns.x * ns.x %}{% endfor %}{{ ns.x }}",
-    "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "nothing of the answer": "always the same",
-    "not a template": "{% for %}",
-}  # fmt: skip
+    "a long product": ("{% set x = 'a' * 1048577 %}", {}, "a product of this size"),
+    "a large power": ("{% set x = 2 ** 2049 %}", {}, "a power of this size"),
+    "a private attribute": ("{% set x = messages.__doc__.title() %}", {}, "unsafe"),
+    "a slow loop": (
+        "{% for a in range(30) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+        {"seconds": 0.01},
+        "takes longer than 0.01 seconds",
+    ),
+    "much memory": (
+        "{% set x = '%36000000d' % 1 %}",
+        {"more_bytes": 8 << 20},
+        "takes more than 8 MiB of memory",
+    ),
+    "recursion": (
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{% endif %}{% endmacro %}{% set x = m(250) %}",
+        {},
+        "recursion",
+    ),
+    "not a template": ("{% for %}", {}, "cannot be used"),
+}
+"""What stands before an ordinary template, limits to lower, and what is said. Without our limits each
+renders in under a second and in less than 150 MB, or ends with an ordinary error."""
 
 
-@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_hostile_chat_templates(place, model, template):
-    """Fault 15: an error within five seconds of the template's own time, in bounded memory."""
-    (model / "chat_template.jinja").write_text(template)
-    start = time.monotonic()
-    child = place.start("chat", model, "--prompt", "Hello", limits=LIMIT)
-    code, said = child.wait(), child.said
-    assert code == 1 and "chat template" in said, said
-    assert time.monotonic() - start < 5 + 4  # the others are for loading on a busy machine
-    assert child.peak_bytes < 2 << 30
+@pytest.mark.parametrize(("template", "lower", "says"), TEMPLATES.values(), ids=TEMPLATES)
+def test_chat_templates_over_the_limits(place, model, template, lower, says):
+    """Fault 15: an error that says which limit; data/test_template_sandbox has each limit's bounds."""
+    (model / "chat_template.jinja").write_text(template + CHAT_TEMPLATE)
+    lowered = {"plant": planted.template_limits, "planted_with": (lower,)}
+    code, said = place.run("chat", model, "--prompt", "Hello", **lowered)
+    assert code == 1 and "chat template" in said and says in " ".join(said.split()), said
 
 
 def test_forged_and_broken_texts(place, write_rows, tiny_tokenizer):
@@ -193,27 +193,24 @@ def test_forged_and_broken_texts(place, write_rows, tiny_tokenizer):
     assert ids.prompt_ids.count(ends) == 1 and ids.chosen_ids.count(ends) == 1
 
 
-def test_bombs(place):
-    """Fault 19: a gzip bomb, a line of a gigabyte, a YAML alias bomb; Parquet's are in data/test_sources."""
-    gz, line, yaml = place / "bomb.jsonl.gz", place / "line.jsonl", place / "bomb.yaml"
-    with gzip.open(gz, "wb", compresslevel=1) as file:
-        for _ in range(300):
-            file.write(b" " * (1 << 20))
-    with line.open("wb") as file:
-        file.truncate(1 << 30)
-    names = "abcdefghij"
-    text = f"a: &a [{', '.join(['lol'] * 9)}]\n"
-    for before, name in itertools.pairwise(names):
-        text += f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n"
-    yaml.write_text(text + "data: *j\n")
-    for path in (gz, line, yaml):
+def test_more_than_the_limits(place):
+    """Fault 19: lines just over the limit, packed and not, and a YAML alias.
+
+    Parquet's limit, and how much memory a long line may take, are in data/test_sources.
+    """
+    gz, line, yaml = place / "packed.jsonl.gz", place / "line.jsonl", place / "alias.yaml"
+    line.write_bytes(b" " * ((1 << 20) + 1) + json.dumps(rows(1)[0]).encode())
+    gz.write_bytes(gzip.compress(line.read_bytes()))
+    yaml.write_text("data: &name pairs.jsonl\neval_data: *name\n")
+    for path, says in (
+        (gz, "longer than 1 MiB"),
+        (line, "longer than 1 MiB"),
+        (yaml, "YAML aliases"),
+    ):
         place.pairs = path
         words = ["train", yaml] if path is yaml else place.training("run")
-        start = time.monotonic()
-        child = place.start(*words, limits=LIMIT)
-        code, said = child.wait(), child.said
-        assert code in (1, 2) and path.name in said and len(said) < 5000, said[:2000]
-        assert child.peak_bytes < 2 << 30 and time.monotonic() - start < 30
+        code, said = place.run(*words, plant=planted.longest_line, planted_with=(1 << 20,))
+        assert code in (1, 2) and path.name in said and says in " ".join(said.split()), said
 
 
 TOKEN = "hf_" + "SmolSecretSmolSecretSmolSecret42"

@@ -1,0 +1,139 @@
+"""The limits of chat templates, each held against a template that goes just over it.
+
+Without the limit each of them renders in under a second and in less than 150 MB, in any program: what
+would need more is checked with the limit set low. `test_nothing_but_the_low_limit_is_in_the_way` holds that.
+"""
+
+import copy
+import functools
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import CHAT_TEMPLATE
+from smoldpo.data import guarded, tokenize
+from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.errors import ModelError
+
+LOW_SECONDS, LOW_BYTES = 0.01, 8 << 20
+
+SIZES = {
+    "text": ("{% set x = 'a' * 1048577 %}", "a product of this size"),
+    "a number first": ("{% set x = 1048577 * 'a' %}", "a product of this size"),
+    "a list": ("{% set x = [0] * 1048577 %}", "a product of this size"),
+    "in one rendering of two": (
+        "{% if messages|length == 1 %}{% set x = messages[0].content * 131073 %}{% endif %}",
+        "a product of this size",
+    ),
+    "whole numbers": ("{% set x = 3 ** 1000 * 3 ** 1585 %}", "a product of this size"),
+    "a power": ("{% set x = 2 ** 2049 %}", "a power of this size"),
+    "a root": ("{% set x = 2 ** -2049 %}", "a power of this size"),
+}
+JUST_WITHIN = [
+    "{% set x = 'a' * 1048576 %}",
+    "{% set x = [0] * 1048576 %}",
+    "{% set x = 3 ** 1000 * 3 ** 1584 %}",
+    "{% set x = 2 ** 2048 %}",
+]
+TIME = "{% for a in range(30) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
+MEMORY = {
+    "by doubling": "{% set n = namespace(x='ab') %}{% for a in range(24) %}{% set n.x = n.x + n.x %}"
+    "{% endfor %}",
+    "by formatting": "{% set x = '%36000000d' % 1 %}",
+    "by joining": "{% set x = (['a' * 1000] * 36000) | join %}",
+}
+"""Each ends with one text of more than 32 MiB, which malloc never takes from memory that it still has."""
+REFUSED = {
+    "a private attribute": "{% set x = messages.__doc__.title() %}",
+    "a private attribute by filter": "{% set x = (messages|attr('__doc__')).title() %}",
+    "of a function": "{% set x = raise_exception.__name__.title() %}",
+    "a change of the dialogue": "{% set x = messages.append(messages[0]) %}",
+}
+DEEP = "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{% endif %}{% endmacro %}{% set x = m(250) %}"
+
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no limit of memory")
+
+
+@pytest.fixture
+def opened(tiny_tokenizer):
+    """A tokenizer's reader, which renders its template twice when it is made."""
+    return lambda before: PairTokenizer(with_template(tiny_tokenizer, before + CHAT_TEMPLATE), 512)
+
+
+@pytest.fixture
+def lowered(monkeypatch):
+    def lower(**limits):
+        monkeypatch.setattr(tokenize, "limits", functools.partial(guarded.limits, **limits))
+
+    return lower
+
+
+@pytest.mark.parametrize(("template", "says"), SIZES.values(), ids=SIZES)
+def test_a_product_just_over_the_limit(opened, template, says):
+    with pytest.raises(ModelError, match=says):
+        opened(template)
+
+
+@pytest.mark.parametrize("template", JUST_WITHIN)
+def test_a_product_just_within_the_limit(opened, template):
+    assert opened(template).turn.end_of_turn == "<|im_end|>"
+
+
+def test_a_loop_just_over_the_time(opened, lowered):
+    lowered(seconds=LOW_SECONDS)
+    with pytest.raises(ModelError, match=r"takes longer than 0\.01 seconds"):
+        opened(TIME)
+
+
+@on_linux
+@pytest.mark.parametrize("template", MEMORY.values(), ids=MEMORY)
+def test_more_memory_than_the_limit(opened, lowered, template):
+    lowered(more_bytes=LOW_BYTES)
+    with pytest.raises(ModelError, match="takes more than 8 MiB of memory"):
+        opened(template)
+
+
+@pytest.mark.parametrize("template", REFUSED.values(), ids=REFUSED)
+def test_what_no_template_may_touch(opened, template):
+    with pytest.raises(ModelError, match="unsafe"):
+        opened(template)
+
+
+def test_deeper_than_python_goes(opened):
+    with pytest.raises(ModelError, match="recursion"):
+        opened(DEEP)
+
+
+@pytest.mark.parametrize("template", [TIME, *MEMORY.values()], ids=["time", *MEMORY])
+def test_nothing_but_the_low_limit_is_in_the_way(opened, template):
+    assert opened(template).turn.end_of_turn == "<|im_end|>"
+
+
+@on_linux
+def test_every_rendering_has_these_limits():
+    class Witness:
+        """A tokenizer that says within which limits it renders."""
+
+        def apply_chat_template(self, *_, **__):
+            spare = resource.getrlimit(resource.RLIMIT_AS)[0] - address_space()
+            return signal.getitimer(signal.ITIMER_REAL)[0], spare
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    seconds, spare = tokenize.render(Witness(), [], False)
+    assert (guarded.SECONDS, guarded.BYTES) == (4.0, 256 << 20)
+    assert 0 < seconds <= 4.0 and 0 < spare < 320 << 20
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def address_space():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def with_template(tokenizer, template):
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    return changed
