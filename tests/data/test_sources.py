@@ -230,6 +230,7 @@ BROKEN = {
     "a.parquet": [
         (b"", "not a readable Parquet"),
         (b"PAR1", "not a readable Parquet"),
+        (KINDS["a.parquet"][:4] + KINDS["a.parquet"][-8:], "not a readable Parquet"),
         (as_jsonl(), "not a readable Parquet"),
         (gzip.compress(as_jsonl()), "not a readable Parquet"),
         (KINDS["file.arrow"], "not a readable Parquet"),
@@ -303,7 +304,7 @@ def test_rows_come_before_the_file_is_read_to_its_end(tmp_path):
 
 
 def test_rows_of_just_the_depth_are_read(tmp_path):
-    data = b'{"a":' * 100 + b"1" + b"}" * 100
+    data = b'{"b":[],"a":' + b'{"a":' * 99 + b"1" + b"}" * 100
     assert len(rows_of(write(tmp_path, "a.jsonl", data))) == 1
 
 
