@@ -315,7 +315,7 @@ def test_json_deeper_than_python_reads_it(tmp_path, name, monkeypatch):
     def refuse(text):
         raise RecursionError("maximum recursion depth exceeded")
 
-    monkeypatch.setattr(rowfiles.json, "loads", refuse)
+    monkeypatch.setattr(files.json, "loads", refuse)
     with pytest.raises(DataError, match="broken JSON: nested more than 100 deep"):
         rows_of(write(tmp_path, name, KINDS[name]))
 

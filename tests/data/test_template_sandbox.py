@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from conftest import CHAT_TEMPLATE
-from smoldpo.data import guarded, tokenize
+from smoldpo.data import template_sandbox, tokenize
 from smoldpo.data.tokenize import PairTokenizer
-from smoldpo.errors import ModelError
+from smoldpo.utils.errors import ModelError
 
 LOW_SECONDS, LOW_BYTES = 0.01, 8 << 20
 
@@ -67,7 +67,9 @@ def opened(tiny_tokenizer):
 @pytest.fixture
 def lowered(monkeypatch):
     def lower(**limits):
-        monkeypatch.setattr(tokenize, "limits", functools.partial(guarded.limits, **limits))
+        monkeypatch.setattr(
+            tokenize, "limits", functools.partial(template_sandbox.limits, **limits)
+        )
 
     return lower
 
@@ -137,7 +139,7 @@ def test_every_rendering_has_these_limits():
 
     before = resource.getrlimit(resource.RLIMIT_AS)
     seconds, spare = tokenize.render(Witness(), [], False)
-    assert (guarded.SECONDS, guarded.BYTES) == (4.0, 256 << 20)
+    assert (template_sandbox.SECONDS, template_sandbox.BYTES) == (4.0, 256 << 20)
     assert 0 < seconds <= 4.0 and 0 < spare < 320 << 20
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
     assert resource.getrlimit(resource.RLIMIT_AS) == before

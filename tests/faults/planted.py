@@ -351,9 +351,9 @@ def template_limits(lowered: dict[str, float]) -> None:
 
 def longest_line(limit: int) -> None:
     """Of data files no line may have more bytes."""
-    from smoldpo.data import rowfiles
+    from smoldpo.data import files
 
-    rowfiles.MAX_LINE = limit
+    files.MAX_LINE = limit
 
 
 def other_threads() -> None:
