@@ -4,13 +4,17 @@ PIP_ARGS ?=
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint faults bench clean
+.PHONY: demo test test-fast lint faults bench clean
 
 demo: .venv/.installed  ## tune SmolLM2-135M on the built-in preference pairs, with proof
 	$(BIN)/smoldpo train $(ARGS)
 
 test: .venv/.installed-test lint  ## the whole suite
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+FAST := config data engine equivalence evaluation losses models utils
+test-fast: .venv/.installed-test  ## what changes most often, without runs, kills and pages
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_layout.py $(FAST:%=tests/%) $(ARGS)
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

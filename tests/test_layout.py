@@ -1,6 +1,7 @@
 """What the import contracts in pyproject.toml cannot say: doors to transformers, light starts, no pickle."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,16 @@ def test_the_training_loop_loads_no_peft():
     said = "import sys, smoldpo.training.loop; print(*sorted({'peft', 'accelerate'} & sys.modules.keys()))"
     run = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "AGENTS.md"])
+def test_what_contributors_are_pointed_to_is_there(page):
+    """Every path; and every name in capitals that is said to be in a file, in that file."""
+    text = (ROOT / page).read_text()
+    paths = set(re.findall(r"\b(?:smoldpo|tests|docs|examples)/[\w./-]*\w/?", text)) - {
+        "tests/WING"
+    }
+    assert len(paths) >= 3
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    for name, path in re.findall(r"`([A-Z_]+)` \(`([\w./]+\.py)`", text):
+        assert re.search(rf"^{name}\b", (ROOT / path).read_text(), re.M), (name, path)
