@@ -16,7 +16,7 @@ from smoldpo.data.convert import convert
 from smoldpo.data.load import load_split
 from smoldpo.data.schemas.fields import NUMBERS
 from smoldpo.data.sources import open_source
-from smoldpo.training.run_folder import GIVEN
+from smoldpo.training.run_folder import IN_MEMORY_PAIRS
 from smoldpo.types import PLAIN, PreferencePair
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.files import sha256_of, write_text
@@ -104,7 +104,7 @@ def files_given(
     A file is named by what it holds, so that the file of a run that is to be replaced stays until the new run
     has begun. Where the block fails before that, nothing that was written for it is left.
     """
-    place = folder / GIVEN
+    place = folder / IN_MEMORY_PAIRS
     before = set(place.iterdir()) if place.is_dir() else set()
     missing = [path for path in (place, *place.parents) if not path.exists()]
     try:

@@ -18,7 +18,7 @@ from smoldpo.engine.cache.reference_logps import ReferenceStore
 from smoldpo.engine.cache.trunk_states import DiskStore
 from smoldpo.engine.fast import KEEP_SHARE
 from smoldpo.engine.packing import pair_length, shares
-from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.types import TokenizedPair
 from smoldpo.utils.files import cache_folder
 
@@ -54,7 +54,7 @@ class Cupboard:
     def __init__(
         self,
         config: TrainConfig,
-        models: Models,
+        models: PolicyAndReference,
         free: float,
         pairs: Sequence[TokenizedPair],
         shared: tuple[int, ...],
@@ -75,10 +75,10 @@ class Cupboard:
             max_tokens=config.max_tokens,
             cache=self.where,
             cache_bytes=config.cache_limit * 1e9,
-            compiled=models.decided["compiled"],
+            compiled=models.computing["compiled"],
             needs_reference=needs_reference(config.loss_type),
         )
-        self._kernels = KernelChoice(**models.decided["kernels"])
+        self._kernels = KernelChoice(**models.computing["kernels"])
         self._entries = cache.entries() if self.where == "disk" else []
 
     def look(self, below: int) -> Kept:

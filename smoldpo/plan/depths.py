@@ -14,13 +14,13 @@ from smoldpo.engine.trunk import below_boundary, boundary, frozen_matrices, hold
 from smoldpo.models.freeze import decoder_layers, freeze, layer_of
 from smoldpo.plan.workload import Depth
 from smoldpo.training.optim import optimizer_bytes
-from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.state import saved_bytes, step_bytes
 from smoldpo.utils import rng
 from smoldpo.utils.errors import UsageError
 
 
-def every_depth(config: TrainConfig, models: Models) -> list[Depth]:
+def every_depth(config: TrainConfig, models: PolicyAndReference) -> list[Depth]:
     """Depths 0 to one less than there are layers, and the configured one; without those where nothing trains.
 
     With train_layers or adapters there is none to choose: what is configured is the only one. The policy's
@@ -54,7 +54,7 @@ def every_depth(config: TrainConfig, models: Models) -> list[Depth]:
     return found
 
 
-def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
+def _depth(config: TrainConfig, models: PolicyAndReference, frozen: int) -> Depth:
     policy = models.engine.policy
     layers = decoder_layers(policy)
     trains = {
@@ -65,7 +65,7 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
     masters = list(trains.values())
     generators = sum(t.numel() * t.element_size() for t in rng.capture()[0].values())
     head = policy.get_output_embeddings().weight.requires_grad
-    fast = models.decided["engine"] == "fast"
+    fast = models.computing["engine"] == "fast"
     if fast:
         below = boundary(policy)
     elif policy.get_input_embeddings().weight.requires_grad:
@@ -85,7 +85,7 @@ def _depth(config: TrainConfig, models: Models, frozen: int) -> Depth:
     )
 
 
-def _as_stored(models: Models, policy: Any, below: int | None) -> dict[str, int]:
+def _as_stored(models: PolicyAndReference, policy: Any, below: int | None) -> dict[str, int]:
     """Bytes of a Depth that hang on what stays as it was loaded; the plain engine (below None) has none."""
     stored: dict[str, torch.Tensor] = {}
     if below is not None and holds_exactly(models.dtype, models.loaded):

@@ -18,7 +18,7 @@ from smoldpo.plan.depths import Visit
 from smoldpo.plan.memory import Sizes, Tried, height, read_in, resident
 from smoldpo.plan.workload import FastPacking, Packing, PlainPacking, work_of
 from smoldpo.training.loop import train
-from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.state import TrainingState
 from smoldpo.types import TokenizedPair
 from smoldpo.utils.memory import free_memory, trim_memory
@@ -45,7 +45,7 @@ class DryRun:
     def __init__(
         self,
         config: TrainConfig,
-        models: Models,
+        models: PolicyAndReference,
         visit: Visit,
         pairs: Sequence[TokenizedPair],
         samples: Samples,
@@ -57,7 +57,7 @@ class DryRun:
         self._rates = models.rates
         self._pairs, self._sizes, self._dose = pairs, sizes, dose
         self._batches = [samples.short] if visit.once else [samples.short, samples.long]
-        self._fast = models.decided["engine"] == "fast"
+        self._fast = models.computing["engine"] == "fast"
         self._state: TrainingState | None = None
         self._shared = common_prefix(samples.long)  # as the engine finds it in the first pairs
         self._longest = self._packing().longest(pairs)

@@ -164,7 +164,7 @@ def _counts(trial: Trial) -> dict[str, Any]:
         "tokens": prompt + scored,
         "completion_tokens": scored,
         "parameters": models.bytes // trial.sizes.master,
-        "engine": models.decided["engine"],
+        "engine": models.computing["engine"],
         "dtype": str(models.dtype).removeprefix("torch."),
         "free_bytes": trial.free,
     }

@@ -33,8 +33,8 @@ from smoldpo.plan.depths import Visit, depths_to_try, every_depth
 from smoldpo.plan.dry_run import Dose, DryRun, Measured, choose_dose, step_samples
 from smoldpo.plan.memory import Sizes, Tried, bytes_of, height, need, read_in, resident
 from smoldpo.plan.workload import Counts, Depth, FastPacking, Packing, PlainPacking
-from smoldpo.training.final_evaluation import question_of
-from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.final_evaluation import sample_question
+from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.sampler import Schedule
 from smoldpo.training.setup import TokenizedData, load_data, load_models, tokenize
 from smoldpo.utils import progress
@@ -63,7 +63,7 @@ class Trial:
         self.data = tokenize(config, self.models, self._raw)
         self.start = imports + time.perf_counter() - begun
         self._earlier = earlier[self.models.dtype]
-        self.fast = self.models.decided["engine"] == "fast"
+        self.fast = self.models.computing["engine"] == "fast"
         self.depths = every_depth(config, self.models)
         self.sizes = self._sizes(libraries)
         pairs = self.data.train + self.data.eval
@@ -181,7 +181,7 @@ class Trial:
             if not self._may_fit(visit.depth):
                 return
             models = load_models(
-                self._at(visit.depth), self._raw, self.models.decided["kernels"] or None
+                self._at(visit.depth), self._raw, self.models.computing["kernels"] or None
             )
         samples = step_samples(self.data.train, dose.pairs)
         try:
@@ -222,7 +222,7 @@ class Trial:
 
     def _at(self, depth: Depth) -> TrainConfig:
         """The same configuration at another depth, computing in the same way."""
-        decided: dict[str, Any] = self.models.decided
+        decided: dict[str, Any] = self.models.computing
         return self.config.model_copy(
             update={
                 "freeze_layers": None if self.config.train_layers else depth.frozen,
@@ -298,12 +298,12 @@ class Ends:
     """Tokens of each prompt that is answered."""
 
 
-def measure_ends(config: TrainConfig, models: Models, data: TokenizedData) -> Ends:
+def measure_ends(config: TrainConfig, models: PolicyAndReference, data: TokenizedData) -> Ends:
     """Loads models as at the end of a run, and draws a few tokens of the run's own answers."""
     asked = choose_questions(
         data.eval_pairs, data.eval, config.generate_prompts, models.positions, config.max_new_tokens
     )
-    sample = question_of(config, models)
+    sample = sample_question(config, models)
     begun = time.perf_counter()
     trained = models.trained()
     if models.adapter is not None and config.merge:
@@ -331,7 +331,10 @@ def measure_ends(config: TrainConfig, models: Models, data: TokenizedData) -> En
 
 
 def _drawing(
-    config: TrainConfig, models: Models, model: PreTrainedModel, batches: list[list[Question]]
+    config: TrainConfig,
+    models: PolicyAndReference,
+    model: PreTrainedModel,
+    batches: list[list[Question]],
 ) -> float:
     """Seconds in which one model answers all batches; like batches are measured once."""
     seconds, known = 0.0, {}
@@ -348,7 +351,7 @@ def _drawing(
 
 def _draw(
     config: TrainConfig,
-    models: Models,
+    models: PolicyAndReference,
     model: PreTrainedModel,
     batch: Sequence[Question],
     tokens: int,

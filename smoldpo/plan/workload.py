@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 
-from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
 from smoldpo.engine import fast, plain
 from smoldpo.engine.fast import TRAIN_SHARE
@@ -17,6 +16,7 @@ from smoldpo.engine.logprobs import FILL, MAX_TOKENS
 from smoldpo.engine.packing import batch_by_tokens, by_length, pair_length, shares
 from smoldpo.plan.cache_lookup import NOTHING, Kept
 from smoldpo.training.loop import loss_function
+from smoldpo.training.phases import RunPhases
 from smoldpo.training.sampler import Schedule
 from smoldpo.types import TokenizedPair
 
@@ -248,6 +248,7 @@ class Counts:
         train: Sequence[TokenizedPair],
         evaluation: Sequence[TokenizedPair],
     ):
+        self.train_pairs = len(train)
         self.steps = cache(lambda packing: count_steps(config, packing, train))
         """The optimizer steps under a packing: Steps."""
         self.evaluation = cache(lambda packing: work_of(packing, packing.passes(evaluation)))
@@ -286,16 +287,9 @@ def load_at(
     own = config.reference is not None
     steps, evaluation = counts.steps(packing), counts.evaluation(packing)
     trunk, reference = counts.once(packing, kept)
-    last = sum(steps.steps)
-    between = 0
-    if config.eval_steps and evaluation.pairs:
-        between = (last - 1) // config.eval_steps + config.load_best_model_at_end
-    before = 0
-    if evaluation.pairs:
-        # A fast engine has the reference's log-probabilities, and the policy's with them.
-        apart = own or config.use_weighting  # the policy's own are asked for besides
-        compares = needs_reference(config.loss_type)
-        before = int(apart or not compares) if fast else 1 + (apart and compares)
+    phases = RunPhases.of(config, counts.train_pairs, evaluation.pairs)
+    # A fast engine has the reference's log-probabilities from the first pass.
+    before = phases.policy_before + (0 if fast else phases.reference_before)
     per_stream = steps.epochs[0].pairs / max(1, steps.epochs[0].streams)
     return Load(
         trunk=trunk,
@@ -307,7 +301,7 @@ def load_at(
         evaluation=evaluation,
         evaluation_layers=depth.top if fast else depth.layers,
         before=before,
-        between=between,
+        between=len(phases.evaluations),
         again=1 - (1 - kept.missing) ** per_stream if fast else 0.0,
         answers=answers,
         states_bytes=kept.states_bytes,

@@ -15,8 +15,8 @@ from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
 from smoldpo.sweep.spec import SPLITS
 from smoldpo.training.fingerprint import tokenizer_sha256
-from smoldpo.training.policy_and_reference import Models
-from smoldpo.training.run import Loaded, load_everything
+from smoldpo.training.policy_and_reference import PolicyAndReference
+from smoldpo.training.run import RunInputs, load_inputs
 from smoldpo.training.setup import TokenizedData, load_data, tokenize
 from smoldpo.utils import progress
 from smoldpo.utils.errors import UsageError
@@ -71,7 +71,7 @@ class Shared:
             )  # which says nothing of the fast engine, that another model may get
         return config.model_copy(update=auto)
 
-    def load(self, config: TrainConfig) -> Loaded:
+    def load(self, config: TrainConfig) -> RunInputs:
         """Everything that a run works with.
 
         Raises:
@@ -80,7 +80,7 @@ class Shared:
         known = self._known["computing"]
         kernels = known["kernels"] if known else None
         with progress.silenced() if self._said else contextlib.nullcontext():
-            loaded = load_everything(
+            loaded = load_inputs(
                 config, {"kernels": kernels} if kernels else None, self._read, self._encode
             )
         self._said = True
@@ -116,7 +116,9 @@ class Shared:
             self._data[key] = load_data(config)
         return self._data[key]
 
-    def _encode(self, config: TrainConfig, models: Models, data: TrainingData) -> TokenizedData:
+    def _encode(
+        self, config: TrainConfig, models: PolicyAndReference, data: TrainingData
+    ) -> TokenizedData:
         """As tokenize: once for the same pairs, tokenizer, and room in the model."""
         tokenizer = models.tokenizer
         key = json.dumps(

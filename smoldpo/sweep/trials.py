@@ -12,7 +12,6 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from smoldpo.training.checkpoint import newest
 from smoldpo.training.checkpointer import require_disk
 from smoldpo.training.fingerprint import differences, other_machine, read_beginning, write_beginning
 from smoldpo.training.loggers import cut_back
-from smoldpo.training.run import Loaded, Run, write_start
+from smoldpo.training.run import Run, RunInputs, RunOptions, write_start
 from smoldpo.training.run_folder import command_line, make_folder
 from smoldpo.utils import progress
 from smoldpo.utils.errors import DiskError, SmoldpoError
@@ -84,29 +83,6 @@ def _write(sweep: Path, record: Record) -> None:
     write_json(folder_of(sweep, record.number) / TRIAL_FILE, asdict(record))
 
 
-class Trial(Run):
-    """A run that ends with its figures: no model, no answers, no page.
-
-    Args:
-        leads: told the evaluation, whether the trial is the best so far; then its checkpoint is kept.
-    """
-
-    def __init__(self, *given: Any, leads: Callable[[dict[str, Any]], bool], **options: Any):
-        super().__init__(*given, **options)
-        self._leads = leads
-
-    def _save(self) -> None:
-        pass
-
-    def _evaluated(self, evaluation: dict[str, Any] | None) -> None:
-        assert evaluation is not None, "a sweep has validation pairs"
-        if self._leads(evaluation):
-            self.keeper.save()
-
-    def _report(self) -> None:
-        return None
-
-
 @dataclass(frozen=True)
 class Arena:
     """Where trials run: the sweep's folder, what they share, its metric, and who stops them."""
@@ -138,13 +114,15 @@ def run_trial(
     _write(sweep, begun)
     leads = False
 
-    def is_best(evaluation: dict[str, Any]) -> bool:
+    def save_if_best(run: Run, evaluation: dict[str, Any]) -> None:
         nonlocal leads
         leads = best is None or _value(evaluation, arena.metric) > best
-        return leads
+        if leads:
+            run.checkpointer.save()
 
+    options = RunOptions(save_model=False, write_report=False, evaluated=save_if_best)
     try:
-        result = _make(arena, folder, config, is_best).go()
+        result = _make(arena, folder, config, options).run()
     except (DiskError, ChangedError):
         raise
     except (SmoldpoError, MemoryError) as error:
@@ -183,28 +161,26 @@ def _value(evaluation: dict[str, Any], metric: str) -> float:
     return evaluation["accuracy"][metric]["after"]["value"]
 
 
-def _make(
-    arena: Arena, folder: Path, config: TrainConfig, leads: Callable[[dict[str, Any]], bool]
-) -> Trial:
+def _make(arena: Arena, folder: Path, config: TrainConfig, options: RunOptions) -> Run:
     """The trial, at its checkpoint or at its beginning."""
     loaded = arena.shared.load(config)
-    going_on = _going_on(arena, folder, config, loaded, leads)
+    going_on = _going_on(arena, folder, config, loaded, options)
     if going_on is not None:
         return going_on
     require_disk(folder, config, loaded.models, loaded.data)
     make_folder(folder)
     write_start(folder, config, loaded.models, loaded.data, command_line())
     write_beginning(folder, loaded.fingerprint)
-    return Trial(folder, config, loaded, arena.interruption, leads=leads)
+    return Run(folder, config, loaded, arena.interruption, options)
 
 
 def _going_on(
     arena: Arena,
     folder: Path,
     config: TrainConfig,
-    loaded: Loaded,
-    leads: Callable[[dict[str, Any]], bool],
-) -> Trial | None:
+    loaded: RunInputs,
+    options: RunOptions,
+) -> Run | None:
     """The trial at its newest checkpoint, where there is one of the same training."""
     try:
         kept = read_beginning(folder)
@@ -218,9 +194,9 @@ def _going_on(
     progress.say(f"goes on after step {checkpoint.step:,}")
     cut_back(folder / "metrics.jsonl", checkpoint.state["metrics_rows"])
     exact = loaded.models.device == "cpu" and not other_machine(kept["began"], loaded.fingerprint)
-    return Trial(
-        folder, config, loaded, arena.interruption, checkpoint, exact, leads=leads
-    )  # fmt: skip
+    return Run(
+        folder, config, loaded, arena.interruption, options, checkpoint=checkpoint, exact=exact
+    )
 
 
 # The winner on the final pairs, which no trial has seen: best/, an ordinary run folder with the model.
@@ -241,13 +217,6 @@ FIGURES = (
     "judges",
 )
 """Of the evaluation, what results.json says; best/evaluation.json has the rest."""
-
-
-class Winner(Run):
-    """A run that goes on after its last step: the policy is measured on other pairs, and saved."""
-
-    def _train(self) -> None:
-        pass
 
 
 def measure_winner(
@@ -283,9 +252,9 @@ def measure_winner(
     checkpoint.state["metrics_rows"] = (
         0  # the evaluation before is of other pairs, and so is logged
     )
-    run = Winner(folder, measured, loaded, interruption, checkpoint, exact=False)
-    run.keeper.folder = trial / "checkpoints"
-    result = run.go()
+    options = RunOptions(train=False, checkpoints=trial / "checkpoints")
+    run = Run(folder, measured, loaded, interruption, options, checkpoint=checkpoint, exact=False)
+    result = run.run()
     assert result.evaluation is not None
     figures = {name: result.evaluation.get(name) for name in FIGURES}
     final = {"trial": number, **figures}

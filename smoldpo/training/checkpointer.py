@@ -9,25 +9,26 @@ from typing import Any
 from smoldpo.config.schema import TrainConfig
 from smoldpo.training.checkpoint import load_checkpoint, prune, save_checkpoint, sweep
 from smoldpo.training.loggers import MetricsFile
-from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.phases import checkpoint_due
+from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.setup import TokenizedData
 from smoldpo.training.state import TrainingState, checkpoint_bytes
 from smoldpo.utils import progress
 from smoldpo.utils.files import require_space
 
 
-class Keeper:
+class Checkpointer:
     """Saves a run's state into `folder`.
 
     Args:
-        more: what else belongs into each checkpoint, as JSON; read when one is saved.
+        extra_state: what else belongs into each checkpoint, as JSON; read when one is saved.
     """
 
     def __init__(
         self, folder: Path, config: TrainConfig, state: TrainingState, metrics: MetricsFile
     ):
         self.folder, self._config, self._state, self._metrics = folder, config, state, metrics
-        self.more: dict[str, Any] = {}
+        self.extra_state: dict[str, Any] = {}
         self._saved: int | None = None
         self._rows_at_end: int | None = None
         self._when = time.monotonic()
@@ -40,12 +41,12 @@ class Keeper:
             with progress.spinner(f"saving checkpoints/step-{state.step}"):
                 rows = self._metrics.sync()
                 rows = rows if self._rows_at_end is None else self._rows_at_end
-                save_checkpoint(self.folder, state.capture(metrics_rows=rows, **self.more))
+                save_checkpoint(self.folder, state.capture(metrics_rows=rows, **self.extra_state))
             best = {state.best.step} - {None} if config.load_best_model_at_end else set()
             prune(self.folder, state.step, config.keep_checkpoints, best)
         self._saved, self._when = state.step, time.monotonic()
 
-    def training_is_over(self) -> None:
+    def end_training(self) -> None:
         """What is logged from now on belongs to no step: a run that goes on from here logs it again."""
         self._rows_at_end = self._metrics.sync()
 
@@ -53,15 +54,10 @@ class Keeper:
         """Save if it is time to: every so many steps or minutes; the last one where there are others."""
         config, step = self._config, self._state.step
         minutes = (time.monotonic() - self._when) / 60
-        wanted = bool(config.save_steps or config.load_best_model_at_end or self.folder.exists())
-        if (
-            (config.save_steps and step % config.save_steps == 0)
-            or (config.save_minutes and minutes >= config.save_minutes)
-            or (last and wanted)
-        ):
+        if checkpoint_due(config, step, minutes, last=last, others=self.folder.exists()):
             self.save()
 
-    def take_back_best(self) -> int:
+    def restore_best(self) -> int:
         """The policy becomes that of the best evaluation; returns its step.
 
         Raises:
@@ -73,7 +69,9 @@ class Keeper:
         return step
 
 
-def require_disk(folder: Path, config: TrainConfig, models: Models, data: TokenizedData) -> None:
+def require_disk(
+    folder: Path, config: TrainConfig, models: PolicyAndReference, data: TokenizedData
+) -> None:
     """Refuse a run for which the disk has no room: model, checkpoints, and what is computed once.
 
     Raises:
@@ -87,7 +85,7 @@ def require_disk(folder: Path, config: TrainConfig, models: Models, data: Tokeni
         f"the model ({models.saved_bytes:,} bytes) and {count} checkpoints ({count * state:,})"
     )
     store = models.engine.disk_bytes(data.train + data.eval)
-    if store and any(_same_disk(folder, kept) for kept in models.kept_in):
+    if store and any(_same_disk(folder, kept) for kept in models.cache_folders):
         needed += store
         purpose += f", and the frozen layers' output ({store:,}; none with --cache memory)"
     require_space(folder, needed, purpose)

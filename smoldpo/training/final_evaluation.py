@@ -26,8 +26,8 @@ from smoldpo.evaluation.side_by_side import (
     choose_questions,
     readings,
 )
-from smoldpo.training.display import Phases
-from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.phases import PhaseTimer
+from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.setup import TokenizedData
 from smoldpo.utils.files import write_json, write_jsonl
 
@@ -40,7 +40,7 @@ def _is_logistic(config: TrainConfig) -> bool:
     return plain and "beta" not in config.column_names and config.ld_alpha in (None, 1)
 
 
-def question_of(config: TrainConfig, models: Models) -> Question | None:
+def sample_question(config: TrainConfig, models: PolicyAndReference) -> Question | None:
     """The sample prompt; made before training, so that a bad one costs none."""
     if config.sample_prompt is None:
         return None
@@ -48,13 +48,13 @@ def question_of(config: TrainConfig, models: Models) -> Question | None:
     return Question(SAMPLE_PROMPT, config.sample_prompt, tuple(ids))
 
 
-class Proof:
+class FinalEvaluation:
     """Before against after on the held-out pairs, and the two models side by side."""
 
     def __init__(
         self,
         config: TrainConfig,
-        models: Models,
+        models: PolicyAndReference,
         data: TokenizedData,
         sample: Question | None,
         judges: Sequence[Judge],
@@ -84,7 +84,7 @@ class Proof:
         evaluation: dict[str, Any] | None,
         before: Scores | None,
         after: Scores | None,
-        phases: Phases,
+        timer: PhaseTimer,
     ) -> dict[str, Any] | None:
         """Answers of both models, and where they differ; completes `evaluation` and its file.
 
@@ -94,7 +94,7 @@ class Proof:
         if not comparison.units:
             return None
         title = "reference and policy side by side"
-        with phases.phase(title, comparison.units, "answers") as advance:
+        with timer.phase(title, comparison.units, "answers") as advance:
             found = comparison.run(self._judges, advance)
         write_jsonl(folder / "samples.jsonl", found.samples)
         if evaluation is not None:
@@ -118,7 +118,7 @@ class Proof:
             (models.reference, models.tuned),
             models.tokenizer,
             models.dtype,
-            KernelChoice(**models.decided["kernels"]),
+            KernelChoice(**models.computing["kernels"]),
             Settings(config.max_new_tokens, config.temperature, config.seed),
             questions,
             self._sample,

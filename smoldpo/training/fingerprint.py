@@ -19,7 +19,7 @@ from smoldpo._version import __version__
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
 from smoldpo.engine.cache.keys import code_sha256
-from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.setup import TokenizedData
 from smoldpo.types import PLAIN, PreferencePair
 from smoldpo.utils.errors import SmoldpoError, UsageError
@@ -51,7 +51,7 @@ COMPUTING = ("dtype", "device", "engine", "kernels", "compiled", "frozen_layers"
 
 
 def fingerprint(
-    config: TrainConfig, models: Models, data: TrainingData, tokenized: TokenizedData
+    config: TrainConfig, models: PolicyAndReference, data: TrainingData, tokenized: TokenizedData
 ) -> dict[str, Any]:
     """Everything that weights and losses of a run depend on: contents by SHA-256, the rest by value."""
     settings = config.model_dump()
@@ -78,7 +78,7 @@ def fingerprint(
             "device": models.device,
             "frozen_layers": models.frozen_layers,
             "threads": torch.get_num_threads(),
-            **models.decided,
+            **models.computing,
         },
         "machine": {
             "processor": processor_name(),

@@ -23,7 +23,7 @@ from smoldpo.utils.memory import file_page_releaser, trim_memory
 
 
 @dataclass
-class Models:
+class PolicyAndReference:
     """The engine with policy and reference in it, the tokenizer, and where they came from."""
 
     engine: Engine
@@ -45,9 +45,9 @@ class Models:
     positions: int | None
     configuration_sha256: str
     """Of the models' configurations."""
-    kept_in: set[Path]
+    cache_folders: set[Path]
     """Folders of the cache that this run uses."""
-    decided: dict[str, Any]
+    computing: dict[str, Any]
     """How it computes, for environment.json."""
     adapter: Adapter | None = None
     """Where adapters train: which."""

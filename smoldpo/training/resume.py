@@ -14,7 +14,7 @@ from smoldpo.config.schema import TrainConfig
 from smoldpo.training.checkpoint import Checkpoint, newest
 from smoldpo.training.fingerprint import FILE, differences, other_machine, read_beginning
 from smoldpo.training.loggers import cut_back
-from smoldpo.training.run import Run, RunResult, load_everything
+from smoldpo.training.run import Run, RunResult, load_inputs
 from smoldpo.training.sampler import Schedule
 from smoldpo.utils import progress
 from smoldpo.utils.errors import SmoldpoError, UsageError
@@ -36,9 +36,9 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
     config = _config(folder, began, extend)
     torch.set_num_threads(began["computing"]["threads"])
     with Interruption() as interruption, in_folder(kept["folder"]):
-        loaded = load_everything(config, began["computing"])
-        _require_same(folder, began, loaded.fingerprint, config, extend)
-        total = Schedule.of(config, len(loaded.data.train)).total_steps
+        inputs = load_inputs(config, began["computing"])
+        _require_same(folder, began, inputs.fingerprint, config, extend)
+        total = Schedule.of(config, len(inputs.data.train)).total_steps
         checkpoint = newest(folder / "checkpoints", progress.say)
         _require_unfinished(folder, kept, total, extend, checkpoint)
         step = checkpoint.step if checkpoint else 0
@@ -49,8 +49,8 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
             checkpoint.state["best"]["since"] = 0  # patience begins anew
         cut_back(folder / "metrics.jsonl", checkpoint.state["metrics_rows"] if checkpoint else 0)
         # On a GPU a pair's numbers depend on the pairs beside it, by rounding (docs/engine.md).
-        exact = loaded.models.device == "cpu" and not other_machine(began, loaded.fingerprint)
-        return Run(folder, config, loaded, interruption, checkpoint, exact).go()
+        exact = inputs.models.device == "cpu" and not other_machine(began, inputs.fingerprint)
+        return Run(folder, config, inputs, interruption, checkpoint=checkpoint, exact=exact).run()
 
 
 def _config(folder: Path, began: dict[str, Any], extend: float | None) -> TrainConfig:

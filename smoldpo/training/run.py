@@ -13,7 +13,6 @@ import torch
 
 from smoldpo.config.checks import require_sync
 from smoldpo.config.load import to_yaml
-from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
 from smoldpo.engine.batch_budget import fit_budget, retry_with_smaller_budget
@@ -31,14 +30,20 @@ from smoldpo.reports.model_card import model_card
 from smoldpo.reports.run_files import read_run
 from smoldpo.training import display
 from smoldpo.training.checkpoint import Checkpoint
-from smoldpo.training.checkpointer import Keeper, require_disk
-from smoldpo.training.display import Phases
-from smoldpo.training.final_evaluation import Proof, question_of
+from smoldpo.training.checkpointer import Checkpointer, require_disk
+from smoldpo.training.final_evaluation import FinalEvaluation, sample_question
 from smoldpo.training.fingerprint import fingerprint, mark_finished, write_beginning
 from smoldpo.training.loggers import MetricsFile, Reporting, read_rows
 from smoldpo.training.loop import NotFiniteError, loss_function, train
-from smoldpo.training.policy_and_reference import Models
-from smoldpo.training.run_folder import choose_folder, environment, make_folder, sweep_leftovers
+from smoldpo.training.phases import PhaseTimer, RunPhases
+from smoldpo.training.policy_and_reference import PolicyAndReference
+from smoldpo.training.run_folder import (
+    choose_folder,
+    environment,
+    make_folder,
+    remove_partial_files,
+    write_not_finite,
+)
 from smoldpo.training.sampler import Schedule
 from smoldpo.training.setup import TokenizedData, load_data, load_models, preflight, tokenize
 from smoldpo.training.state import TrainingState
@@ -65,12 +70,12 @@ class RunResult:
 
 
 @dataclass
-class Loaded:
+class RunInputs:
     """Everything that a run works with, and the fingerprint of it (fingerprint.py)."""
 
-    models: Models
+    models: PolicyAndReference
     data: TokenizedData
-    proof: Proof
+    final_evaluation: FinalEvaluation
     gates: dict[str, float]
     fingerprint: dict[str, Any]
 
@@ -94,20 +99,20 @@ def run_training(
     """
     with interruption or Interruption() as interruption:
         folder = choose_folder(config)
-        loaded = load_everything(config)
-        require_disk(folder, config, loaded.models, loaded.data)
+        inputs = load_inputs(config)
+        require_disk(folder, config, inputs.models, inputs.data)
         make_folder(folder, [*config.data, config.eval_data or ""])
-        write_start(folder, config, loaded.models, loaded.data, command, picked)
-        write_beginning(folder, loaded.fingerprint)
-        return Run(folder, config, loaded, interruption).go()
+        write_start(folder, config, inputs.models, inputs.data, command, picked)
+        write_beginning(folder, inputs.fingerprint)
+        return Run(folder, config, inputs, interruption).run()
 
 
-def load_everything(
+def load_inputs(
     config: TrainConfig,
     computing: dict[str, Any] | None = None,
     read: Callable[..., TrainingData] = load_data,
     encode: Callable[..., TokenizedData] = tokenize,
-) -> Loaded:
+) -> RunInputs:
     """Data, models and tokens; `computing` is that of a fingerprint, for a run that goes on.
 
     Args:
@@ -123,15 +128,16 @@ def load_everything(
     require_sync(config, Schedule.of(config, len(data.train)).total_steps)
     models = load_models(config, data, computing["kernels"] if computing else None)
     tokenized = encode(config, models, data)
-    proof = Proof(config, models, tokenized, question_of(config, models), judges)
+    question = sample_question(config, models)
+    final_evaluation = FinalEvaluation(config, models, tokenized, question, judges)
     known = fingerprint(config, models, data, tokenized)
-    return Loaded(models, tokenized, proof, gates, known)
+    return RunInputs(models, tokenized, final_evaluation, gates, known)
 
 
 def write_start(
     folder: Path,
     config: TrainConfig,
-    models: Models,
+    models: PolicyAndReference,
     tokenized: TokenizedData,
     command: list[str] | None,
     picked: dict[str, Any] | None = None,
@@ -156,14 +162,40 @@ def write_start(
         command,
     )
     how = {"freeze_layers_auto": picked} if picked else {}
-    write_json(folder / "environment.json", machine | models.decided | how)
+    write_json(folder / "environment.json", machine | models.computing | how)
     write_json(folder / "data.json", tokenized.account)
 
 
+def _ignore(*_: Any) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run leaves out, and what it calls on its way.
+
+    Attributes:
+        train: False goes on with the policy of the checkpoint as it is: it is measured and saved.
+        save_model: whether the model and its cards are written.
+        write_report: whether report.html is drawn.
+        checkpoints: where they are; by default in the run folder.
+        after_step: called with the run after each optimizer step, its evaluation and its checkpoint.
+        evaluated: called with the run and what evaluation.json holds, before answers are drawn.
+    """
+
+    train: bool = True
+    save_model: bool = True
+    write_report: bool = True
+    checkpoints: Path | None = None
+    after_step: Callable[[Run], None] = _ignore
+    evaluated: Callable[[Run, dict[str, Any]], None] = _ignore
+
+
 class Run:
-    """The part of a run after everything is loaded: before, train, save, after.
+    """The part of a run after everything is loaded: evaluation, training, the model, evaluation.
 
     Args:
+        options: what is left out or added.
         checkpoint: where the run goes on; None at its beginning.
         exact: whether it must go on to the last bit, being on the machine where it began.
     """
@@ -172,28 +204,30 @@ class Run:
         self,
         folder: Path,
         config: TrainConfig,
-        loaded: Loaded,
+        inputs: RunInputs,
         interruption: Interruption,
+        options: RunOptions | None = None,
+        *,
         checkpoint: Checkpoint | None = None,
         exact: bool = True,
     ):
         self.folder, self.config = folder, config
-        sweep_leftovers(folder)
-        self.models, self.data, self.proof = loaded.models, loaded.data, loaded.proof
-        self.gates = loaded.gates
+        self.options = options = options or RunOptions()
+        remove_partial_files(folder)
+        self.models, self.data, self.gates = inputs.models, inputs.data, inputs.gates
+        self.final_evaluation = inputs.final_evaluation
         self.interruption, self.checkpoint, self.exact = interruption, checkpoint, exact
         self.steps = 0
-        self.phases = Phases(interruption.checking)
+        self.phases = RunPhases.of(config, len(self.data.train), len(self.data.eval))
+        self.timer = PhaseTimer(interruption.checking)
         self.metrics = self._metrics_file(folder / "metrics.jsonl")
         self.engine = self.models.engine
         self.state = TrainingState(self.engine, config, self.models.rates)
-        self.keeper = Keeper(folder / "checkpoints", config, self.state, self.metrics)
-        self.compares = needs_reference(config.loss_type)
-        """Whether there is a reference; a loss without one has no implicit reward either."""
+        checkpoints = options.checkpoints or folder / "checkpoints"
+        self.checkpointer = Checkpointer(checkpoints, config, self.state, self.metrics)
         self.reference_logps: PairLogps | None = None
         self.latest: dict[str, float] = {}
         """The last evaluation."""
-        self.total = Schedule.of(config, len(self.data.train)).total_steps
 
     def _metrics_file(self, path: Path) -> MetricsFile:
         reporting = None
@@ -202,14 +236,22 @@ class Run:
             reporting = Reporting(self.config.report_to, self.folder, settings, read_rows(path))
         return MetricsFile(path, reporting)
 
-    def go(self) -> RunResult:
+    def run(self) -> RunResult:
+        """Every phase, and what came of them.
+
+        Raises:
+            InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
+            SmoldpoError: as the phases; a loss or gradient that is not finite, among others.
+        """
         with self.interruption.deferred():
             try:
-                return self._go()
+                return self._run()
             except InterruptedRunError as stop:
                 raise self._stopped(stop) from None
             except NotFiniteError as error:
-                raise keep_not_finite(self.folder, error, self.models.tokenizer) from None
+                facts, tokenizer = error.facts, self.models.tokenizer
+                path = write_not_finite(self.folder, facts, error.pairs, tokenizer)
+                raise SmoldpoError(f"{error}\ntheir texts and tokens are in {path}") from None
             finally:
                 self.metrics.close()
 
@@ -217,46 +259,50 @@ class Run:
         """Save where the run is, and say how to go on."""
         step = self.checkpoint.step if self.checkpoint else self.state.step
         if not self.checkpoint:  # else the policy still is at its start, and that checkpoint stands
-            self.keeper.save()
+            self.checkpointer.save()
         return InterruptedRunError(
             stop.number,
             f"interrupted after {step} steps; everything stays in {self.folder}; "
             f"go on with: smoldpo resume {shlex.quote(str(self.folder))}",
         )
 
-    def _go(self) -> RunResult:
+    def _run(self) -> RunResult:
         seed_everything(self.config.seed)
         self._prepare()
-        before = self._evaluate_before() if self.data.eval else None
+        before = self._evaluate_before()
         self._restore()
-        self._train()
-        self._take_best()
-        self.keeper.training_is_over()
-        self._save()  # before anything else can go wrong
-        after = self._evaluate("evaluating after") if self.data.eval else None
-        evaluation = self.proof.write_analysis(self.folder, before, after)
-        self._evaluated(evaluation)
+        if self.options.train:
+            self._train()
+        self._restore_best()
+        self.checkpointer.end_training()
+        if self.options.save_model:  # before anything else can go wrong
+            self._save_model()
+        after = self._evaluate("evaluating after") if self.phases.after else None
+        evaluation = self.final_evaluation.write_analysis(self.folder, before, after)
+        if self.options.save_model:
+            self._write_cards(evaluation)
+        if evaluation is not None:
+            self.options.evaluated(self, evaluation)
         self.engine.release_frozen(rest=True)
         with self.state.averaged():
-            sample = self.proof.write_side_by_side(
-                self.folder, evaluation, before, after, self.phases
+            sample = self.final_evaluation.write_side_by_side(
+                self.folder, evaluation, before, after, self.timer
             )
         self.metrics.close()
-        write_json(self.folder / "timings.json", self.phases.rows)
-        mark_finished(self.folder, self.total)
-        report = self._report()
+        write_json(self.folder / "timings.json", self.timer.rows)
+        mark_finished(self.folder, self.phases.steps)
+        report = self._write_report() if self.options.write_report else None
         failed = failures(evaluation, self.gates) if evaluation else []
         return RunResult(self.folder, self.steps, evaluation, sample, report, failed)
 
-    def _evaluated(self, evaluation: dict[str, Any] | None) -> None:
-        """What is written as soon as the figures are known."""
+    def _write_cards(self, evaluation: dict[str, Any] | None) -> None:
         card = model_card(self.config, evaluation, len(self.data.train), self.steps)
         write_text(self.folder / "README.md", card)
         for name in ("model", "adapter"):
             if (self.folder / name).is_dir():
                 write_text(self.folder / name / "README.md", card)
 
-    def _report(self) -> Path | None:
+    def _write_report(self) -> Path | None:
         """The page; all that it shows is saved already, so that a run does not fail for it."""
         path = self.folder / "report.html"
         try:
@@ -270,14 +316,16 @@ class Run:
         return path
 
     def _prepare(self) -> None:
+        """The first pass over all pairs: the engine computes what it keeps."""
         pairs = self.data.train + self.data.eval
-        title = "trunk and reference" if self.compares else "trunk"
-        with self.phases.phase(title, len(pairs)) as advance:
-            self._sparing(lambda: self.engine.prepare(pairs, advance), pairs, "the first pass")
+        with self.timer.phase(self.phases.first_pass, len(pairs)) as advance:
+            retry_with_smaller_budget(
+                lambda: self.engine.prepare(pairs, advance), self.engine, pairs, "the first pass"
+            )
         self.engine.release_frozen()
         trim_memory()
-        kept_in = self.models.kept_in
-        for entry in cache.trim(self.config.cache_limit * 1e9, kept_in) if kept_in else ():
+        folders = self.models.cache_folders
+        for entry in cache.trim(self.config.cache_limit * 1e9, folders) if folders else ():
             progress.say(
                 f"cache: over its limit, so {entry.folder} was removed ({entry.bytes:,} bytes)"
             )
@@ -286,7 +334,7 @@ class Run:
     def _check_reference(self, pairs: list[TokenizedPair]) -> None:
         """The reference of a run that goes on is the one that it began with, to the last bit."""
         digest = self.engine.reference_sha256(pairs)
-        self.keeper.more["reference_sha256"] = digest
+        self.checkpointer.extra_state["reference_sha256"] = digest
         then = self.checkpoint.state.get("reference_sha256") if self.checkpoint else digest
         if self.exact and then not in (digest, None):
             raise SmoldpoError(
@@ -294,31 +342,31 @@ class Run:
                 "data and machine are; try smoldpo cache clear, and report it if that does not help"
             )
 
-    def _sparing(self, work: Any, pairs: list[TokenizedPair], what: str) -> Any:
-        return retry_with_smaller_budget(work, self.engine, pairs, what)
+    def _evaluate_before(self) -> list[PairScore] | None:
+        """The policy's scores of the held-out pairs before training; None without such pairs."""
+        title = "evaluating before"
+        if self.phases.reference_before:
+            self.reference_logps = self._score(title, self.engine.reference_logps)
+            if not self.phases.policy_before:
+                # The policy still is the reference: its log-probabilities are these.
+                return self._log_evaluation(self.reference_logps)
+            title = "evaluating the policy before"
+        return self._evaluate(title) if self.phases.policy_before else None
 
-    def _evaluate_before(self) -> list[PairScore]:
+    def _score(self, title: str, logps: Callable[..., PairLogps]) -> PairLogps:
+        """Log-probabilities of the held-out pairs, as a phase of its own."""
         pairs = self.data.eval
-        if not self.compares:
-            return self._evaluate("evaluating before")
-        with self.phases.phase("evaluating before", len(pairs)) as advance:
-            self.reference_logps = self._sparing(
-                lambda: self.engine.reference_logps(pairs, advance), pairs, "evaluation"
+        with self.timer.phase(title, len(pairs)) as advance:
+            return retry_with_smaller_budget(
+                lambda: logps(pairs, advance), self.engine, pairs, "evaluation"
             )
-        if self.config.reference is None and not self.config.use_weighting:
-            # The policy still is the reference: its log-probabilities are these.
-            return self._scored(self.reference_logps)
-        return self._evaluate("evaluating the policy before")
 
     def _evaluate(self, title: str) -> list[PairScore]:
-        pairs = self.data.eval
-        with self.phases.phase(title, len(pairs)) as advance, self.state.averaged():
-            policy = self._sparing(
-                lambda: self.engine.policy_logps(pairs, advance), pairs, "evaluation"
-            )
-        return self._scored(policy)
+        with self.state.averaged():
+            policy = self._score(title, self.engine.policy_logps)
+        return self._log_evaluation(policy)
 
-    def _scored(self, policy: PairLogps) -> list[PairScore]:
+    def _log_evaluation(self, policy: PairLogps) -> list[PairScore]:
         reference, config, pairs = self.reference_logps, self.config, self.data.eval
         scores = pair_scores(pairs, policy, reference)
         loss = loss_function(config, config.last_beta)
@@ -326,7 +374,7 @@ class Run:
         # Under TRL's names is what the loss compares; accuracies and evaluation.json are of whole answers.
         against = None if reference is None else loss.compared(reference)
         seen = pair_scores(pairs, loss.compared(policy), against)
-        means = reward_metrics(seen, config.last_beta) if self.compares else logp_metrics(seen)
+        means = logp_metrics(seen) if against is None else reward_metrics(seen, config.last_beta)
         row |= {f"eval_{k}": v for k, v in means.items()}
         row |= {f"eval_accuracy/{k}": v for k, v in accuracies(scores).items()}
         if not (self.checkpoint and self.checkpoint.state["metrics_rows"]):
@@ -349,7 +397,8 @@ class Run:
         view = partial(
             display.training, step=lambda: self.state.figures, evaluation=lambda: self.latest
         )
-        with self.phases.phase("training", self.total - self.steps, "steps", view) as advance:
+        left = self.phases.steps - self.steps
+        with self.timer.phase("training", left, "steps", view) as advance:
             train(
                 self.engine,
                 self.data.train,
@@ -373,22 +422,20 @@ class Run:
     def _after_step(self, steps: int) -> bool:
         self.steps = steps
         enough = self._evaluate_if_due()
-        self.keeper.after_step(last=enough or steps == self.total)
+        self.checkpointer.after_step(last=enough or steps == self.phases.steps)
+        self.options.after_step(self)
         self.interruption.check()
         return enough
 
     def _evaluate_if_due(self) -> bool:
-        """Evaluate every eval_steps, and follow the best; whether the run is to stop early."""
+        """Evaluate after the steps that ask for it, and follow the best; whether to stop early."""
         config, state, steps = self.config, self.state, self.steps
-        if not (config.eval_steps and self.data.eval):
-            return False
-        last = steps == self.total  # after which the evaluation of every run comes
-        due = config.load_best_model_at_end if last else steps % config.eval_steps == 0
-        if due and state.evaluated != steps:
+        if steps in self.phases.evaluations and state.evaluated != steps:
             self._evaluate(f"evaluating at step {steps}")
             state.evaluated = steps
             if state.best.update(steps, self.latest) and config.load_best_model_at_end:
-                self.keeper.save()
+                self.checkpointer.save()
+        last = steps == self.phases.steps
         enough = not last and state.best.exhausted(config.early_stopping_patience)
         if enough:
             progress.say(
@@ -397,42 +444,18 @@ class Run:
             )
         return enough
 
-    def _take_best(self) -> None:
+    def _restore_best(self) -> None:
         """If asked, the policy goes back to its best evaluation; there is nothing more to save then."""
         state = self.state
         if self.config.load_best_model_at_end and state.best.step not in (None, state.step):
-            self.keeper.save()
-            self.steps = self.keeper.take_back_best()
+            self.checkpointer.save()
+            self.steps = self.checkpointer.restore_best()
             progress.say(
                 f"best: the policy of step {self.steps}, {state.best.metric} {state.best.value:.4g}"
             )
 
-    def _save(self) -> None:
+    def _save_model(self) -> None:
         card = model_card(self.config, None, len(self.data.train), self.steps)
         self.engine.release_frozen(rest=True)  # the model is loaded once more
         with progress.spinner("saving model"), self.state.averaged():
             self.models.save(self.folder, card, self.config.merge)
-
-
-# A step whose loss or gradient is not finite: its pairs are kept for a look.
-
-
-FILE = "not_finite.json"
-
-
-def keep_not_finite(folder: Path, error: NotFiniteError, tokenizer: Any) -> SmoldpoError:
-    """Write the step's pairs, with texts and token ids, to not_finite.json; returns what to raise."""
-    pairs = [
-        {
-            "id": pair.id,
-            "prompt": tokenizer.decode(pair.prompt_ids),
-            "chosen": tokenizer.decode(pair.chosen_ids),
-            "rejected": tokenizer.decode(pair.rejected_ids),
-            "prompt_ids": pair.prompt_ids,
-            "chosen_ids": pair.chosen_ids,
-            "rejected_ids": pair.rejected_ids,
-        }
-        for pair in error.pairs
-    ]
-    write_json(folder / FILE, error.facts | {"pairs": pairs})
-    return SmoldpoError(f"{error}\ntheir texts and tokens are in {folder / FILE}")

@@ -19,8 +19,9 @@ from typing import Any
 
 from smoldpo._version import __version__
 from smoldpo.config.schema import TrainConfig
+from smoldpo.types import TokenizedPair
 from smoldpo.utils.errors import UsageError
-from smoldpo.utils.files import processor_name
+from smoldpo.utils.files import processor_name, write_json
 from smoldpo.utils.text import redact
 
 CONTENTS = (
@@ -52,8 +53,8 @@ LIBRARIES = (
     "scipy",
     "peft",
 )
-GIVEN = "given"
-"""In it lie the pairs that were handed over in memory (api/pairs.py); a run reads them there."""
+IN_MEMORY_PAIRS = "given"
+"""The folder of pairs that were handed over in memory (api/pairs.py); a run reads them there."""
 
 
 def choose_folder(config: TrainConfig) -> Path:
@@ -98,7 +99,7 @@ def _require_outside(folder: Path, setting: str, name: str | None) -> None:
         return
     path = Path(name).expanduser().resolve()
     if path.is_relative_to(folder.resolve()) and not path.is_relative_to(
-        (folder / GIVEN).resolve()
+        (folder / IN_MEMORY_PAIRS).resolve()
     ):
         raise UsageError(
             f"{setting} {name}: lies in output_dir {folder}, which this run would replace; "
@@ -113,7 +114,7 @@ def make_folder(folder: Path, sources: Sequence[str] = ()) -> None:
         sources: what the new run reads; pairs handed over to it lie in the folder already, perhaps beside
             those of the run that it replaces.
     """
-    given = folder / GIVEN
+    given = folder / IN_MEMORY_PAIRS
     read = [Path(source).resolve() for source in sources if source]
     kept = [
         path
@@ -121,9 +122,9 @@ def make_folder(folder: Path, sources: Sequence[str] = ()) -> None:
         if any(_reads(source, path.resolve(), given.resolve()) for source in read)
     ]
     if not kept:
-        make_empty(folder, (*CONTENTS, GIVEN))
+        make_empty(folder, (*CONTENTS, IN_MEMORY_PAIRS))
         return
-    others = [f"{GIVEN}/{path.name}" for path in given.iterdir() if path not in kept]
+    others = [f"{IN_MEMORY_PAIRS}/{path.name}" for path in given.iterdir() if path not in kept]
     make_empty(folder, (*CONTENTS, *others))
 
 
@@ -143,7 +144,7 @@ def make_empty(folder: Path, contents: Iterable[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def sweep_leftovers(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove what kills left of a model or a file that was being written (utils/files.py stages both)."""
     for name in ("model", "adapter"):
         for path in folder.glob(f".{name}-*"):
@@ -196,3 +197,24 @@ def environment(
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "sha256": hashes,
     } | ({"command": command} if command else {})
+
+
+def write_not_finite(
+    folder: Path, facts: dict[str, Any], pairs: Sequence[TokenizedPair], tokenizer: Any
+) -> Path:
+    """Write a step whose loss or gradient is not finite: `facts`, and its pairs as texts and token ids."""
+    path = folder / "not_finite.json"
+    rows = [
+        {
+            "id": pair.id,
+            "prompt": tokenizer.decode(pair.prompt_ids),
+            "chosen": tokenizer.decode(pair.chosen_ids),
+            "rejected": tokenizer.decode(pair.rejected_ids),
+            "prompt_ids": pair.prompt_ids,
+            "chosen_ids": pair.chosen_ids,
+            "rejected_ids": pair.rejected_ids,
+        }
+        for pair in pairs
+    ]
+    write_json(path, facts | {"pairs": rows})
+    return path

@@ -43,7 +43,7 @@ from smoldpo.models.save import model_bytes
 from smoldpo.models.weights import weights_sha256
 from smoldpo.training.loggers import require_loggers
 from smoldpo.training.optim import require_optimizer
-from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.sampler import Schedule
 from smoldpo.types import PreferencePair, TokenizedPair
 from smoldpo.utils import progress
@@ -108,7 +108,7 @@ CHARACTERS_TO_A_TOKEN = 4.0
 
 def load_models(
     config: TrainConfig, data: TrainingData, kernels: dict[str, bool] | None = None
-) -> Models:
+) -> PolicyAndReference:
     """Load policy and reference, freeze, and build the engine, saying what was chosen.
 
     Args:
@@ -163,17 +163,17 @@ def load_models(
         use_weighting=config.use_weighting,
         sync_ref_model=config.sync_ref_model,
     )
-    kept_in: set[Path] = set()
+    cache_folders: set[Path] = set()
     used: dict[str, bool] = {}
     if choice.name == "fast":
         about = {"model": config.model, "reference": config.reference or "the policy's start"}
-        engine, kept_in = build_fast(policy, reference, settings, hashes["reference"], about)
+        engine, cache_folders = build_fast(policy, reference, settings, hashes["reference"], about)
         used = asdict(engine.kernels)
     else:
         for model in filter(None, (policy, reference)):
             cast(model, full)
         engine = build_plain(policy, reference, settings)
-    return Models(
+    return PolicyAndReference(
         engine=engine,
         source=source,
         reference_source=reference_source,
@@ -188,8 +188,8 @@ def load_models(
         frozen_layers=frozen_layers,
         positions=most,
         configuration_sha256=configuration,
-        kept_in=kept_in,
-        decided={"engine": choice.name, "kernels": used, "compiled": compiling.compiled},
+        cache_folders=cache_folders,
+        computing={"engine": choice.name, "kernels": used, "compiled": compiling.compiled},
         adapter=adapter,
         rates=rates,
     )
@@ -258,7 +258,7 @@ def describe_parameters(model: PreTrainedModel) -> str:
     return "\n".join(lines)
 
 
-def tokenize(config: TrainConfig, models: Models, data: TrainingData) -> TokenizedData:
+def tokenize(config: TrainConfig, models: PolicyAndReference, data: TrainingData) -> TokenizedData:
     """The pairs as the model sees them.
 
     Raises:

@@ -120,10 +120,10 @@ def kill_in_sweep(place: str, trial: int = 2) -> None:
             "pairs": (splits, "write_text", 2),
             "beginning": (trials, "write_beginning", 1, True),
             "step": (FastEngine, "accumulate_gradients", 4, True),
-            "figures": (trials.Trial, "_evaluated", 1, True),
+            "figures": (trials, "_value", 1, True),
             "end": (trials, "_write", 2 * trial),
             "after": (sweep_run._Sweep, "_say_result", trial),
-            "winner": (run.Run, "_save", 1),  # a trial has a _save of its own
+            "winner": (run.Run, "_save_model", 1),  # trials save none
             "results": (
                 sweep_run,
                 "write_results",

@@ -15,7 +15,7 @@ from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.models.load import find_model, load_model, load_tokenizer
 from smoldpo.models.weights import weights_sha256
-from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.resume import resume_training
 from smoldpo.training.run import Run, run_training
 from smoldpo.types import PreferencePair
@@ -205,8 +205,8 @@ def test_a_resume_goes_on_to_the_same_bits(train, monkeypatch, tmp_path):
 def test_an_extended_run_keeps_no_adapter_of_before(train, monkeypatch):
     """Merged or not may change; what stands beside model/ is always of its own weights."""
     loads = []
-    start = Models._start
-    monkeypatch.setattr(Models, "_start", lambda self: loads.append(1) or start(self))
+    start = PolicyAndReference._start
+    monkeypatch.setattr(PolicyAndReference, "_start", lambda self: loads.append(1) or start(self))
     settings = {"max_steps": None, "num_train_epochs": 1.0, "save_steps": 1, "eval_fraction": 0.5}
     run = train("mine", merge=True, **settings)
     assert loads == [1], "adapter and merged model are made from one load"

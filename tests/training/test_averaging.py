@@ -18,7 +18,7 @@ from smoldpo.engine.logprobs import score
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.models.freeze import freeze
 from smoldpo.training.optim import AveragedWeights
-from smoldpo.training.policy_and_reference import Models
+from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.state import TrainingState
 from smoldpo.types import TokenizedPair
 
@@ -147,14 +147,14 @@ def test_the_best_average_is_what_model_holds(train):
 
 
 def test_answers_are_the_averages(train, monkeypatch):
-    seen, trained = [], Models.trained
+    seen, trained = [], PolicyAndReference.trained
 
     def noted(self):
         model = trained(self)
         seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
         return model
 
-    monkeypatch.setattr(Models, "trained", noted)
+    monkeypatch.setattr(PolicyAndReference, "trained", noted)
     run = train("run", "--ema-decay", 0.8, "--generate-prompts", 1, "--max-new-tokens", 2)
     last = tensors(run, 4, "averaged")
     assert seen and all(torch.equal(seen[-1][name], last[name]) for name in last)

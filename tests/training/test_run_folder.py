@@ -1,7 +1,7 @@
 """What a run folder is swept of, and what a run's fingerprint sees of its pairs."""
 
 from smoldpo.training.fingerprint import _numbers
-from smoldpo.training.run_folder import make_folder, sweep_leftovers
+from smoldpo.training.run_folder import make_folder, remove_partial_files
 from smoldpo.types import PairNumbers, PreferencePair
 
 
@@ -11,7 +11,7 @@ def test_leftovers_of_kills_are_swept_and_nothing_else(tmp_path):
     for name in (".evaluation.json.4242", ".mine", "evaluation.json", ".config.yaml.7"):
         (tmp_path / name).write_text("")
     (tmp_path / "model").mkdir()
-    sweep_leftovers(tmp_path)
+    remove_partial_files(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "evaluation.json", "model"]
 
 
