@@ -26,8 +26,8 @@ from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.engine.build import EngineSettings, build_plain
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.models.load import ModelSource, find_model, load_model, load_tokenizer
-from smoldpo.training.loggers import MetricsFile
 from smoldpo.training.loop import train
+from smoldpo.training.metrics_file import MetricsFile
 from smoldpo.training.optim import decay_steps
 from smoldpo.training.sampler import Schedule
 from smoldpo.types import TokenizedPair

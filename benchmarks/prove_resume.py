@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from smoldpo.training.prove_resume import prove
+from smoldpo.training.prove_resume import compare_killed_run
 from smoldpo.utils.files import processor_name
 
 
@@ -39,15 +39,15 @@ def main() -> int:
             "--num-train-epochs", str(options.epochs), "--freeze-layers", str(frozen), "--save-steps", "2",
             "--sample-prompt", "none", "--eval-steps", "5", "--compile", "off",
         ]  # fmt: skip
-        with tempfile.TemporaryDirectory(prefix="smoldpo-proof-") as place:
-            proof = prove(
+        with tempfile.TemporaryDirectory(prefix="smoldpo-resume-") as place:
+            result = compare_killed_run(
                 Path(place), settings, options.kills, lambda said: print(said, file=sys.stderr)
             )
-        failed |= not proof.proven
-        found = "; ".join(proof.differences) or "none"
-        kills = ", ".join(map(str, proof.kills))
+        failed |= not result.proven
+        found = "; ".join(result.differences) or "none"
+        kills = ", ".join(map(str, result.kills))
         seconds = time.monotonic() - start
-        print(f"| {frozen} | {proof.steps} | {kills} | {found} | {seconds:.0f} |", flush=True)
+        print(f"| {frozen} | {result.steps} | {kills} | {found} | {seconds:.0f} |", flush=True)
     return int(failed)
 
 

@@ -151,9 +151,9 @@ def doctor(
     from smoldpo.utils.progress import say, spinner
 
     if prove_resume:
-        from smoldpo.training.prove_resume import prove_resume as prove
+        from smoldpo.training.prove_resume import prove_resume as compare_runs
 
-        found = prove(say)
+        found = compare_runs(say)
         print(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
         raise typer.Exit(0 if found.proven else 1)
     with spinner("looking"):

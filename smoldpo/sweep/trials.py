@@ -21,7 +21,7 @@ from smoldpo.sweep.shared import ChangedError, Shared
 from smoldpo.training.checkpoint import newest
 from smoldpo.training.checkpointer import require_disk
 from smoldpo.training.fingerprint import differences, other_machine, read_beginning, write_beginning
-from smoldpo.training.loggers import cut_back
+from smoldpo.training.metrics_file import cut_back
 from smoldpo.training.run import Run, RunInputs, RunOptions, write_start
 from smoldpo.training.run_folder import command_line, make_folder
 from smoldpo.utils import progress

@@ -8,7 +8,7 @@ from typing import Any
 
 from smoldpo.config.schema import TrainConfig
 from smoldpo.training.checkpoint import load_checkpoint, prune, save_checkpoint, sweep
-from smoldpo.training.loggers import MetricsFile
+from smoldpo.training.metrics_file import MetricsFile
 from smoldpo.training.phases import checkpoint_due
 from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.setup import TokenizedData

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import math
 import os
 import secrets
 import shutil
@@ -24,7 +23,6 @@ from typing import Any, Protocol
 
 from smoldpo.utils import progress
 from smoldpo.utils.errors import SmoldpoError, UsageError
-from smoldpo.utils.files import write_text
 from smoldpo.utils.text import redact
 
 FILE = "report_to.json"
@@ -309,61 +307,3 @@ def _on_standard_error() -> Iterator[None]:
     """Some packages greet on standard output, which belongs to data."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
-
-
-# metrics.jsonl: one line a step, on disk as soon as it is known.
-
-
-class MetricsFile:
-    """Appends one JSON object a line. A number that is not finite is written as text, never lost.
-
-    Args:
-        reporting: told each row once it is written; by default nobody is.
-    """
-
-    def __init__(self, path: Path, reporting: Reporting | None = None):
-        self._reporting = reporting
-        self.rows = len(_rows(path))
-        self._file = path.open("a", encoding="utf-8")
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Write one row and flush it."""
-        plain = {key: _plain(value) for key, value in row.items()}
-        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
-        self._file.flush()
-        self.rows += 1
-        if self._reporting is not None:
-            self._reporting.log(row)
-
-    def sync(self) -> int:
-        """Bring what was logged to the disk itself; returns the number of rows in the file."""
-        os.fsync(self._file.fileno())
-        return self.rows
-
-    def close(self) -> None:
-        """Close the file and the loggers; a second time does nothing."""
-        self._file.close()
-        if self._reporting is not None:
-            self._reporting.close()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, as far as it is there."""
-    return [json.loads(row) for row in _rows(path)]
-
-
-def cut_back(path: Path, rows: int) -> None:
-    """Leave the first `rows` rows of a metrics file; a kill leaves the old file or the new one."""
-    kept = _rows(path)[:rows]
-    write_text(path, "".join(row + "\n" for row in kept))
-
-
-def _rows(path: Path) -> list[str]:
-    """Whole lines; what a kill left of one is none."""
-    if not path.exists():
-        return []
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

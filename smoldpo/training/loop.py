@@ -19,7 +19,7 @@ from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.base import Engine, StepResult
 from smoldpo.engine.batch_budget import retry_with_smaller_budget
 from smoldpo.losses import Objective, betas, implicit_rewards
-from smoldpo.training.loggers import MetricsFile
+from smoldpo.training.metrics_file import MetricsFile
 from smoldpo.training.optim import learning_rate
 from smoldpo.training.sampler import Schedule
 from smoldpo.training.state import TrainingState

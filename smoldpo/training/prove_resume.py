@@ -1,4 +1,4 @@
-"""Proof that a resume is exact, on this machine: trained whole, and trained killed and resumed, compared.
+"""Whether a resume is exact on this machine: a run that was killed and resumed against a run that was not.
 
 Both are the real command in processes of their own, and the kills are SIGKILL.
 """
@@ -24,24 +24,29 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from smoldpo.models.hf_logging import quiet
-from smoldpo.training.checkpoint import load_checkpoint, saved_steps
+from smoldpo.training.checkpoint import saved_steps
+from smoldpo.training.compare_runs import differences, last_steps_differ, metrics
 from smoldpo.training.fingerprint import FILE as RESUME_FILE
-from smoldpo.training.run_folder import CONTENTS
 from smoldpo.utils.errors import SmoldpoError
-from smoldpo.utils.files import sha256_of
 
 PAIRS, STEPS, KILLS = 48, 12, 3
 
 
 @dataclass
-class Proof:
-    """What came of it: `kills` are the steps finished at each; `differences` in words, none if proven."""
+class ResumeResult:
+    """How a run that was killed and resumed compares with an uninterrupted run.
+
+    Attributes:
+        kills: the newest checkpoint's step at each kill.
+        steps: of the whole run.
+        differences: in words; none if the resume is exact.
+        control: metrics that differ between the run's last two steps: the comparison can find something.
+    """
 
     kills: list[int] = field(default_factory=list)
     steps: int = 0
     differences: list[str] = field(default_factory=list)
     control: list[str] = field(default_factory=list)
-    """How the run's last two checkpoints differ: the comparison can find something."""
 
     @property
     def proven(self) -> bool:
@@ -64,14 +69,14 @@ class Proof:
         return asdict(self) | {"proven": self.proven}
 
 
-def prove_resume(say: Callable[[str], None], seed: int = 0) -> Proof:
-    """Train a small random model, made on the spot, and prove it there; leaves nothing behind.
+def prove_resume(say: Callable[[str], None], seed: int = 0) -> ResumeResult:
+    """Compare runs of a small random model, made on the spot; leaves nothing behind.
 
     Raises:
         SmoldpoError: a training failed; the message is its own.
     """
-    with tempfile.TemporaryDirectory(prefix="smoldpo-proof-") as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(prefix="smoldpo-resume-") as temporary:
+        folder = Path(temporary)
         make_tiny_model(folder / "model")
         rows = [
             {
@@ -87,13 +92,13 @@ def prove_resume(say: Callable[[str], None], seed: int = 0) -> Proof:
             "--learning-rate", "1e-3", "--freeze-layers", "2", "--sample-prompt", "none",
             "--generate-prompts", "0", "--eval-steps", "5", "--warmup-ratio", "0",
         ]  # fmt: skip
-        return prove(folder, words, KILLS, say, seed)
+        return compare_killed_run(folder, words, KILLS, say, seed)
 
 
-def prove(
+def compare_killed_run(
     folder: Path, settings: Sequence[str], kills: int, say: Callable[[str], None], seed: int = 0
-) -> Proof:
-    """`smoldpo train` with these settings, whole and killed so many times, in `folder`.
+) -> ResumeResult:
+    """Run `smoldpo train` with these settings in `folder`, whole, and killed so many times; compare.
 
     The settings must ask for checkpoints (save_steps), and for no output_dir. The killed run begins with
     what the whole one decided at its start, so that both compute with the same kernels.
@@ -101,26 +106,25 @@ def prove(
     whole, killed = folder / "whole", folder / "killed"
     say("training without interruption")
     _wait(_smoldpo(folder, "train", *settings, "--output-dir", "whole"))
-    proof = Proof(steps=max(row["step"] for row in metrics(whole)))
+    result = ResumeResult(steps=max(row["step"] for row in metrics(whole)))
     _copy_beginning(whole, killed)
     draw = random.Random(seed)
     for number in range(kills):
-        step = min(proof.steps - 1, 1 + number * proof.steps // kills + draw.randrange(2))
+        step = min(result.steps - 1, 1 + number * result.steps // kills + draw.randrange(2))
         if _kill_in_or_after(_smoldpo(folder, "resume", "killed"), killed, step, draw):
-            proof.kills.append(max(saved_steps(killed / "checkpoints"), default=0))
-            say(f"killed; its newest checkpoint is of step {proof.kills[-1]} of {proof.steps}")
+            result.kills.append(max(saved_steps(killed / "checkpoints"), default=0))
+            say(f"killed; its newest checkpoint is of step {result.kills[-1]} of {result.steps}")
     say("resuming to the end")
     _wait(_smoldpo(folder, "resume", "killed"))
-    proof.differences = differences(whole, killed)
-    proof.control = _last_two_differ(whole)
-    return proof
+    result.differences = differences(whole, killed)
+    result.control = last_steps_differ(whole)
+    return result
 
 
 def _copy_beginning(whole: Path, killed: Path) -> None:
     """A run folder as it is right after a run's start."""
     killed.mkdir()
     for name in ("config.yaml", "environment.json", "data.json"):
-        assert name in CONTENTS
         shutil.copy(whole / name, killed / name)
     began = json.loads((whole / RESUME_FILE).read_text(encoding="utf-8"))
     (killed / RESUME_FILE).write_text(json.dumps(began | {"finished": None}), encoding="utf-8")
@@ -143,7 +147,7 @@ def _smoldpo(folder: Path, *words: str) -> subprocess.Popen[str]:
 def _wait(process: subprocess.Popen[str]) -> None:
     _, said = process.communicate()
     if process.returncode:
-        raise SmoldpoError(f"the proof's training failed ({process.returncode}):\n{said.strip()}")
+        raise SmoldpoError(f"the training failed ({process.returncode}):\n{said.strip()}")
 
 
 def _kill_in_or_after(
@@ -162,89 +166,6 @@ def _kill_in_or_after(
     return process.returncode == -signal.SIGKILL
 
 
-def _last_two_differ(run: Path) -> list[str]:
-    """What a comparison says of a run's metrics with its last step and without."""
-    rows = [row for row in metrics(run) if "loss" in row][-2:]
-    return [key for key in rows[0] if rows[0][key] != rows[1].get(key)]
-
-
-# Whether two runs of the same configuration came out equal, to the last bit.
-
-
-CLOCKED = {"seconds"}
-"""What a row of metrics says about time."""
-CHECKPOINT_STATE = ("best", "budget", "rng", "reference_sha256", "reference_syncs")
-
-
-def differences(one: Path, other: Path) -> list[str]:
-    """How two finished runs, each with a checkpoint of its end, differ: in words; empty if they do not.
-
-    Compared are the weights that train, the optimizer's state, the random generators, every row of the
-    metrics but its seconds, the evaluation, and the bytes of the saved model.
-    """
-    found = _checkpoints(one, other)
-    first, second = metrics(one), metrics(other)
-    if len(first) != len(second):
-        found.append(f"metrics.jsonl has {len(first)} rows and {len(second)}")
-    for number, (ours, theirs) in enumerate(zip(first, second, strict=False), 1):
-        names = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
-        if names:
-            found.append(
-                f"metrics.jsonl, row {number} (step {ours.get('step')}): {', '.join(names)}"
-            )
-    weights = {f"model/{path.name}" for run in (one, other) for path in _weights(run)}
-    if not weights:
-        found.append("model: neither run has saved one")
-    for name in ("evaluation.json", *sorted(weights)):
-        files = one / name, other / name
-        there = [file.is_file() for file in files]
-        if there[0] != there[1] or (all(there) and sha256_of(files[0]) != sha256_of(files[1])):
-            found.append(name)
-    return found
-
-
-def _weights(run: Path) -> list[Path]:
-    """The saved model's files; a large one has several."""
-    return sorted((run / "model").glob("*.safetensors"))
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics, without what the clock says."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in rows]
-
-
-def _checkpoints(one: Path, other: Path) -> list[str]:
-    steps = [saved_steps(run / "checkpoints")[-1:] for run in (one, other)]
-    if steps[0] != steps[1] or not steps[0]:
-        return [f"the last checkpoint is {steps[0] or 'none'} and {steps[1] or 'none'}"]
-    first, second = (
-        load_checkpoint(run / "checkpoints" / f"step-{steps[0][0]}") for run in (one, other)
-    )
-    found = []
-    for part in first.tensors | second.tensors:
-        ours, theirs = first.tensors.get(part, {}), second.tensors.get(part, {})
-        names = [
-            name
-            for name in ours | theirs
-            if name not in ours or name not in theirs or not torch.equal(ours[name], theirs[name])
-        ]
-        if names:
-            found.append(
-                f"{part}: {len(names)} of {len(ours | theirs)} tensors, such as {names[0]}"
-            )
-    found += [
-        f"state.json: {key}"
-        for key in CHECKPOINT_STATE
-        if first.state.get(key) != second.state.get(key)
-    ]
-    return found
-
-
-# A small random model with a tokenizer of its own, made on the spot: for trying out, not for use.
-
-
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
@@ -254,7 +175,7 @@ TEMPLATE = (
 
 
 def make_tiny_model(folder: Path, seed: int = 0) -> None:
-    """A Llama of four layers that reads bytes, saved as model folders are."""
+    """Save a random Llama of four layers, with a tokenizer that reads bytes."""
     words = CONTROL + sorted(pre_tokenizers.ByteLevel.alphabet())
     bytewise = Tokenizer(models.BPE({word: id for id, word in enumerate(words)}, []))
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

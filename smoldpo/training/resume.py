@@ -13,7 +13,7 @@ from smoldpo.config.load import build_config, load_yaml, to_yaml
 from smoldpo.config.schema import TrainConfig
 from smoldpo.training.checkpoint import Checkpoint, newest
 from smoldpo.training.fingerprint import FILE, differences, other_machine, read_beginning
-from smoldpo.training.loggers import cut_back
+from smoldpo.training.metrics_file import cut_back
 from smoldpo.training.run import Run, RunResult, load_inputs
 from smoldpo.training.sampler import Schedule
 from smoldpo.utils import progress

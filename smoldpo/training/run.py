@@ -33,8 +33,9 @@ from smoldpo.training.checkpoint import Checkpoint
 from smoldpo.training.checkpointer import Checkpointer, require_disk
 from smoldpo.training.final_evaluation import FinalEvaluation, sample_question
 from smoldpo.training.fingerprint import fingerprint, mark_finished, write_beginning
-from smoldpo.training.loggers import MetricsFile, Reporting, read_rows
+from smoldpo.training.loggers import Reporting
 from smoldpo.training.loop import NotFiniteError, loss_function, train
+from smoldpo.training.metrics_file import MetricsFile, read_rows
 from smoldpo.training.phases import PhaseTimer, RunPhases
 from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.run_folder import (

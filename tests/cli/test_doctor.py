@@ -1,4 +1,4 @@
-"""`smoldpo doctor`: what it finds, and a proof that can fail."""
+"""`smoldpo doctor`: what it finds, and a check of resumes that can fail."""
 
 import json
 
@@ -51,15 +51,15 @@ def test_an_index_that_is_no_index(cli):
 
 
 @pytest.mark.parametrize("fault", [None, "skipped"])
-def test_the_proof_of_a_resume(cli, monkeypatch, tmp_path, fault):
+def test_a_resume_is_compared_with_a_whole_run(cli, monkeypatch, tmp_path, fault):
     """Real processes, really killed. A resume that skips a pair is told to them by a module on their path."""
     if fault:
         (tmp_path / "sitecustomize.py").write_text(
             "import sys\n"
             "if 'resume' in sys.argv or 'resume' in sys.orig_argv:\n"
-            "    from smoldpo import trainer\n"
-            "    whole = trainer.Schedule.indices\n"
-            "    trainer.Schedule.indices = lambda self, step: whole(self, step)[1:]\n"
+            "    from smoldpo.training import sampler\n"
+            "    whole = sampler.Schedule.indices\n"
+            "    sampler.Schedule.indices = lambda self, step: whole(self, step)[1:]\n"
         )
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         monkeypatch.setattr("smoldpo.training.prove_resume.KILLS", 1)

@@ -7,7 +7,7 @@ import pytest
 
 import smoldpo
 from conftest import rows
-from smoldpo.training.prove_resume import differences
+from smoldpo.training.compare_runs import differences
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from smoldpo.config.load import build_config
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.models.freeze import freeze
-from smoldpo.training.loggers import MetricsFile
 from smoldpo.training.loop import train
+from smoldpo.training.metrics_file import MetricsFile
 from smoldpo.training.optim import learning_rate, make_optimizer
 from smoldpo.training.setup import rates_of
 from smoldpo.training.state import TrainingState

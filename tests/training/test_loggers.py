@@ -12,7 +12,8 @@ import pytest
 from smoldpo.config.load import build_config
 from smoldpo.config.schema import TrainConfig
 from smoldpo.training import loggers
-from smoldpo.training.loggers import LOGGERS, MetricsFile, Reporting, require_loggers
+from smoldpo.training.loggers import LOGGERS, Reporting, require_loggers
+from smoldpo.training.metrics_file import MetricsFile
 from smoldpo.utils.errors import ConfigError, SmoldpoError, UsageError
 
 SHORT = [

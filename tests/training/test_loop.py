@@ -10,8 +10,8 @@ import transformers
 from smoldpo.config.load import build_config
 from smoldpo.config.losses import FACTS
 from smoldpo.engine.plain import PlainEngine
-from smoldpo.training.loggers import MetricsFile
 from smoldpo.training.loop import beta_at, train
+from smoldpo.training.metrics_file import MetricsFile
 from smoldpo.training.sampler import Schedule, epoch_order
 from smoldpo.types import TokenizedPair, no_progress
 from smoldpo.utils.errors import SmoldpoError
