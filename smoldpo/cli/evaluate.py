@@ -109,7 +109,7 @@ def evaluate(
     else:
         from smoldpo.cli.output import print_evaluation
 
-        print_evaluation(found.summary())
+        print_evaluation(found)
     fail_gates(found.failed_gates)
 
 
@@ -133,13 +133,12 @@ def show(run: Run, as_json: Json = False) -> None:
     files = read_run(run)
     if files.evaluation is None:
         raise _usage(f"{run}: {files.absent['evaluation.json']}")
-    evaluation = files.evaluation.model_dump(exclude={"pairs"})
     if as_json:
-        print(json.dumps(evaluation, indent=2))
+        print(json.dumps(files.evaluation.model_dump(mode="json", exclude={"pairs"}), indent=2))
         return
     from smoldpo.cli.output import print_comparison
 
-    print_comparison(evaluation)
+    print_comparison(files.evaluation)
 
 
 @verb

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from smoldpo.engine.cache.folder import Entry
 from smoldpo.evaluation.metrics import METRICS
+from smoldpo.evaluation.schema import Estimate, Evaluation, ModelEvaluation
 from smoldpo.sweep.text import value_in_words
 from smoldpo.utils.text import p_value, percent, redact
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from smoldpo.config.importers import Imported
+    from smoldpo.evaluation.evaluate import EvaluationResult
     from smoldpo.sweep.run import SweepResult
     from smoldpo.training.run import RunResult
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 def print_result(result: RunResult) -> None:
     """What a run found: the answer, the table, a sample from both models, and where the run is."""
     console = _console()
-    if result.evaluation is not None:
-        print_comparison(result.evaluation, console)
+    if result.record is not None:
+        print_comparison(result.record, console)
     if result.sample is not None:
         console.print()
         console.print(f"[bold]Prompt:[/bold] {_safe(result.sample['prompt'])}")
@@ -39,116 +41,113 @@ def print_result(result: RunResult) -> None:
         console.print(f"Report:     {_safe(str(result.report))}", soft_wrap=True)
 
 
-def print_comparison(evaluation: dict[str, Any], console: Console | None = None) -> None:
+def print_comparison(evaluation: Evaluation, console: Console | None = None) -> None:
     """The answer in one sentence, the table of before and after, what both rest on, and any alarm."""
     console = console or _console()
-    console.print(f"[bold]{_safe(evaluation['headline'])}[/bold]")
+    console.print(f"[bold]{_safe(evaluation.headline)}[/bold]")
     console.print()
     console.print(_before_after(evaluation))
-    lines = [_corrected(evaluation), *evaluation["explanations"]]
+    lines = [_corrected(evaluation), *evaluation.explanations, *_answers_line(evaluation)]
     for line in lines:
         console.print(_safe(line), style="dim")
-    if evaluation["generation"]:
-        console.print(_safe(_answers_line(evaluation)), style="dim")
-    if evaluation["drift"]["alarm"]:
+    if evaluation.drift and evaluation.drift.alarm:
         console.print()
-        console.print(f"[bold red]Alarm:[/bold red] {_safe(evaluation['drift']['alarm'])}")
+        console.print(f"[bold red]Alarm:[/bold red] {_safe(evaluation.drift.alarm)}")
         console.print("What helps:")
-        for advice in evaluation["drift"]["advice"]:
+        for advice in evaluation.drift.advice:
             console.print(f"  - {_safe(advice)}")
 
 
-def _before_after(evaluation: dict[str, Any]) -> Table:
-    names = evaluation["names"]
+def _before_after(evaluation: Evaluation) -> Table:
+    names = evaluation.names
     table = Table(
-        title=f"Preference accuracy on {evaluation['n']:,} pairs, with {evaluation['level']:.0%} intervals"
+        title=f"Preference accuracy on {evaluation.n:,} pairs, with {evaluation.level:.0%} intervals"
     )
     table.add_column("chosen preferred by")
-    for column in (names["before"], names["after"], "change", "p"):
+    for column in (names.before, names.after, "change", "p"):
         table.add_column(_safe(column), justify="right")
-    for name, row in evaluation["accuracy"].items():
-        table.add_row(
-            METRICS[name],
-            _share(row["before"]),
-            _share(row["after"]),
-            _points(row["change"]),
-            p_value(row["p_corrected"]),
-        )
+    for name, row in evaluation.accuracy.items():
+        if row is not None:
+            table.add_row(
+                METRICS[name],
+                _share(row.before),
+                _share(row.after),
+                _points(row.change),
+                p_value(row.p_corrected),
+            )
     return table
 
 
-def _corrected(evaluation: dict[str, Any]) -> str:
-    count = evaluation["comparisons"]
+def _corrected(evaluation: Evaluation) -> str:
+    count = evaluation.comparisons
     made = "1 comparison was" if count == 1 else f"{count} comparisons were"
-    return f"{made} made; p is corrected for that ({evaluation['correction']})."
+    return f"{made} made; p is corrected for that ({evaluation.correction})."
 
 
-def _share(estimate: dict[str, float | None]) -> str:
-    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+def _share(estimate: Estimate) -> str:
+    low, high = estimate.low, estimate.high
     interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return _safe(f"{value:.1%}{interval}")
+    return _safe(f"{estimate.value:.1%}{interval}")
 
 
-def _points(estimate: dict[str, float | None]) -> str:
-    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+def _points(estimate: Estimate) -> str:
+    low, high = estimate.low, estimate.high
     interval = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return _safe(f"{100 * (value or 0):+.1f}{interval}")
+    return _safe(f"{100 * estimate.value:+.1f}{interval}")
 
 
-def _answers_line(evaluation: dict[str, Any]) -> str:
-    """Answers of both models, in one line."""
-    generation = evaluation["generation"]
-    before, after = generation["reference"], generation["policy"]
-    compares = evaluation.get("kind") == "compare"
-    other = evaluation["names"]["before"] if compares else "reference"
+def _answers_line(evaluation: Evaluation | ModelEvaluation) -> list[str]:
+    """Answers of both models, in one line; none where there are no answers."""
+    generation = evaluation.generation
+    if generation is None:
+        return []
+    before, after = generation.reference, generation.policy
+    other, against = "reference", "the reference"
+    if isinstance(evaluation, Evaluation) and evaluation.kind == "compare":
+        other = against = evaluation.names.before
     said = (
-        f"Answers to {generation['prompts']} prompts: {after['tokens']:.0f} tokens on average "
-        f"({other} {before['tokens']:.0f}), {after['ended']:.0%} ended by themselves "
-        f"({before['ended']:.0%})"
+        f"Answers to {generation.prompts} prompts: {after.tokens:.0f} tokens on average "
+        f"({other} {before.tokens:.0f}), {after.ended:.0%} ended by themselves ({before.ended:.0%})"
     )
-    kl = generation["kl_per_token"]
-    said += (
-        f"; KL to {other if compares else 'the reference'} {kl['value']:.3f} nats a token"
-        if kl
-        else ""
-    )
-    for judge in evaluation["judges"]:
-        rate = judge["win_rate"]["value"]
-        said += f"; judge {judge['judge']}: policy wins {rate:.0%}" if rate is not None else ""
-    return said + "."
+    if generation.kl_per_token:
+        said += f"; KL to {against} {generation.kl_per_token.value:.3f} nats a token"
+    for judge in evaluation.judges:
+        rate = judge.win_rate.value
+        said += f"; judge {judge.judge}: policy wins {rate:.0%}" if rate is not None else ""
+    return [said + "."]
 
 
-def print_evaluation(summary: dict[str, Any]) -> None:
+def print_evaluation(result: EvaluationResult) -> None:
     """One model's accuracies, or two models compared."""
-    if "headline" in summary:
-        print_comparison(summary)
+    if isinstance(result.record, Evaluation):
+        print_comparison(result.record)
     else:
-        _print_one(summary)
-    for rule, count in summary["dropped"].items():
+        _print_one(result.record)
+    for rule, count in result.data.account()["dropped"].items():
         print(f"dropped: {count} {rule}")
 
 
-def _print_one(summary: dict[str, Any]) -> None:
-    table = Table(title=f"Preference accuracy on {summary['n']:,} pairs")
+def _print_one(evaluation: ModelEvaluation) -> None:
+    table = Table(title=f"Preference accuracy on {evaluation.n:,} pairs")
     table.add_column("chosen preferred by")
     table.add_column("accuracy", justify="right")
-    table.add_column(f"{summary['level']:.0%} interval", justify="right")
+    table.add_column(f"{evaluation.level:.0%} interval", justify="right")
     for name, title in METRICS.items():
-        estimate = summary["intervals"][name]
+        estimate = evaluation.intervals[name]
         if estimate is None:
             table.add_row(title, "needs --reference", "")
             continue
-        low, high = estimate["low"], estimate["high"]
+        low, high = estimate.low, estimate.high
         interval = "every pair ties" if low is None else f"{low:.1%} to {high:.1%}"
-        table.add_row(title, f"{estimate['value']:.1%}", interval)
+        table.add_row(title, f"{estimate.value:.1%}", interval)
     console = _console()
     console.print(table)
-    longer = summary["baselines"]["longer"]
+    longer = evaluation.baselines["longer"]
     console.print(
         f"Picking the longer answer (in tokens) would be right in {longer:.1%}.", style="dim"
     )
-    if summary["generation"]:
-        console.print(_safe(_answers_line(summary)), style="dim")
+    for line in _answers_line(evaluation):
+        console.print(_safe(line), style="dim")
 
 
 def print_cache(kept: list[Entry], folder: str) -> None:

@@ -1,7 +1,7 @@
-"""From one score a pair before and after to everything that is said about them; no torch here.
+"""From one score a pair before and after to the record in evaluation.json; no torch here.
 
-    scores -> accuracy three ways, each with an interval; the change with an interval and a test
-           -> baselines, slices, calibration, drift                        (slices.py, slices.py)
+    scores -> accuracy by each metric with an interval; the change with an interval and a test
+           -> baselines, slices, calibration, drift                        (slices.py)
            -> one sentence                                                 (headline.py)
 
 "Before" and "after" are a policy's start and end, or two models A and B on the same pairs.
@@ -9,34 +9,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
-from smoldpo.evaluation.headline import explanations, headline, verdict
-from smoldpo.evaluation.metrics import METRICS, PairFacts, PairScore, accuracies, wins
+from smoldpo.evaluation.headline import explanations, headline, p_in_words, verdict
+from smoldpo.evaluation.metrics import METRICS, PairFacts, PairScore, accuracies, mean, wins
+from smoldpo.evaluation.schema import (
+    Accuracies,
+    Accuracy,
+    Estimate,
+    Evaluation,
+    ModelEvaluation,
+    Names,
+    PairRow,
+)
 from smoldpo.evaluation.slices import (
-    Sliced,
+    SlicedAccuracy,
     baselines,
     calibration,
     drift,
     margin_histograms,
     share_with_interval,
 )
-from smoldpo.evaluation.statistics import LEVEL, holm, in_words, mean_interval, paired_test
-
-
-@dataclass(frozen=True)
-class Compared:
-    """What is compared: one training's before and after, or models A and B."""
-
-    kind: str = "run"
-    before: str = "before"
-    after: str = "after"
-
-
-RUN = Compared()
+from smoldpo.evaluation.statistics import LEVEL, PairedTest, holm, mean_interval, paired_test
 
 
 def analyse(
@@ -45,111 +40,110 @@ def analyse(
     facts: Sequence[PairFacts],
     beta: float,
     seed: int,
-    compared: Compared = RUN,
+    kind: str = "run",
+    names: Names | None = None,
     logistic: bool = True,
-) -> dict[str, Any]:
-    """What evaluation.json holds, but for answers and judges.
+) -> Evaluation:
+    """What evaluation.json holds, but for answers, judges and pairs.
 
     Args:
         before, after: of the same pairs in the same order, each with a reference or none with one.
         seed: of the bootstrap.
-        logistic: whether σ(margin) is what the loss makes of a margin, as DPO's does; else there is nothing
-            to be calibrated.
+        kind, names: what is compared (schema.Evaluation).
+        logistic: whether the loss takes σ(margin) for a probability, as DPO's does; otherwise there is
+            nothing to calibrate.
     """
     has_reference = all(s.margins["reward"] is not None for s in (*before, *after))
-    names = [name for name in METRICS if has_reference or name != "reward"]
     metric = "reward" if has_reference else "logp"
-    accuracy = _accuracy(names, before, after, facts, seed)
-    sliced = Sliced(metric, before, after, facts)
-    found: dict[str, Any] = {
-        "n": len(after),
-        "prompts": len({fact.prompt for fact in facts}),
-        "beta": beta,
-        "kind": compared.kind,
-        "names": {"before": compared.before, "after": compared.after},
-        "metric": metric,
-        "level": LEVEL,
-        "comparisons": len(names),
-        "correction": "Holm",
-        "before": {"accuracy": accuracies(before)},
-        "after": {"accuracy": accuracies(after)},
-        "accuracy": accuracy,
-        "baselines": baselines(after),
-        "by_length": sliced.by_length(),
-        "by_length_difference": sliced.by_length_difference(),
-        "slices": {name: sliced.by_fact(name) for name in ("source", "category")},
-        "calibration": calibration(after, facts, beta) if has_reference and logistic else None,
-        "drift": drift(before, after, facts, seed),
-        "margins": _margins(before, after, beta) if has_reference else None,
-        "logp_margins": margin_histograms(before, after, lambda s: s.margins["logp"] or 0.0),
+    groups = [fact.prompt for fact in facts]
+    won = {
+        name: (wins(before, name), wins(after, name))
+        for name in METRICS
+        if has_reference or name != "reward"
     }
-    found["verdict"] = verdict(accuracy[metric])
-    found["headline"] = headline(found)
-    found["explanations"] = explanations(found)
+    tests = {name: paired_test(*both, groups) for name, both in won.items()}
+    p = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+    accuracy = {name: _accuracy(*won[name], groups, seed, tests[name], p[name]) for name in won}
+    sliced = SlicedAccuracy(metric, before, after, facts)
+    rewards = [[beta * (s.margins["reward"] or 0.0) for s in scores] for scores in (before, after)]
+    found = Evaluation(
+        n=len(after),
+        prompts=len(set(groups)),
+        beta=beta,
+        kind=kind,
+        names=names or Names(before="before", after="after"),
+        metric=metric,
+        level=LEVEL,
+        comparisons=len(accuracy),
+        correction="Holm",
+        before=Accuracies(accuracy=accuracies(before)),
+        after=Accuracies(accuracy=accuracies(after)),
+        accuracy=dict(accuracy),
+        baselines=baselines(after),
+        by_length=sliced.by_length(),
+        by_length_difference=sliced.by_length_difference(),
+        slices=sliced.by_facts(),
+        calibration=calibration(after, facts, beta) if has_reference and logistic else None,
+        drift=drift(before, after, facts, seed),
+        margins=margin_histograms(*rewards) if has_reference else None,
+        logp_margins=margin_histograms(
+            *([s.logp_margin for s in scores] for scores in (before, after))
+        ),
+        verdict=verdict(p[metric], accuracy[metric].change.value),
+        headline="",
+    )
+    found.headline, found.explanations = headline(found), explanations(found)
     return found
 
 
-def describe(scores: Sequence[PairScore], facts: Sequence[PairFacts]) -> dict[str, Any]:
+def describe(scores: Sequence[PairScore], facts: Sequence[PairFacts]) -> ModelEvaluation:
     """What can be said about one model alone: accuracies with intervals, baselines, slices."""
     groups = [fact.prompt for fact in facts]
     found = accuracies(scores)
     known = [name for name in METRICS if found[name] is not None]
-    sliced = Sliced("reward" if "reward" in known else "logp", None, scores, facts)
-    return {
-        "n": len(scores),
-        "prompts": len(set(groups)),
-        "accuracy": found,
-        "level": LEVEL,
-        "intervals": {
+    sliced = SlicedAccuracy("reward" if "reward" in known else "logp", None, scores, facts)
+    return ModelEvaluation(
+        n=len(scores),
+        prompts=len(set(groups)),
+        accuracy=found,
+        level=LEVEL,
+        intervals={
             name: share_with_interval(wins(scores, name), groups) if name in known else None
             for name in METRICS
         },
-        "baselines": baselines(scores),
-        "by_length": sliced.by_length(),
-        "slices": {name: sliced.by_fact(name) for name in ("source", "category")},
-    }
+        baselines=baselines(scores),
+        by_length=sliced.by_length(),
+        slices=sliced.by_facts(),
+    )
 
 
 def pair_rows(
     before: Sequence[PairScore], after: Sequence[PairScore], facts: Sequence[PairFacts]
-) -> list[dict[str, Any]]:
+) -> list[PairRow]:
     """One row a pair: what evaluation.json keeps to compute everything anew."""
     return [
-        {"id": new.id, **asdict(fact), "before": old.as_row(), "after": new.as_row()}
+        PairRow(id=new.id, **asdict(fact), before=old, after=new)
         for old, new, fact in zip(before, after, facts, strict=True)
     ]
 
 
 def _accuracy(
-    names: Sequence[str],
-    before: Sequence[PairScore],
-    after: Sequence[PairScore],
-    facts: Sequence[PairFacts],
+    before: Sequence[float],
+    after: Sequence[float],
+    groups: Sequence[str],
     seed: int,
-) -> dict[str, Any]:
-    groups = [fact.prompt for fact in facts]
-    found: dict[str, Any] = {}
-    for name in names:
-        old, new = wins(before, name), wins(after, name)
-        change = [b - a for a, b in zip(old, new, strict=True)]
-        low, high = mean_interval(change, groups, seed) or (None, None)
-        test = paired_test(old, new, groups)
-        found[name] = {
-            "before": share_with_interval(old, groups),
-            "after": share_with_interval(new, groups),
-            "change": {"value": math.fsum(change) / len(change), "low": low, "high": high},
-            "improved": test.improved,
-            "worsened": test.worsened,
-            "test": test.name,
-            "p": test.p,
-        }
-    corrected = holm([found[name]["p"] for name in names])
-    for name, p in zip(names, corrected, strict=True):
-        found[name] |= {"p_corrected": p, "words": in_words(p)}
-    return found
-
-
-def _margins(
-    before: Sequence[PairScore], after: Sequence[PairScore], beta: float
-) -> dict[str, Any]:
-    return margin_histograms(before, after, lambda s: beta * (s.margins["reward"] or 0.0))
+    test: PairedTest,
+    p_corrected: float,
+) -> Accuracy:
+    change = [new - old for old, new in zip(before, after, strict=True)]
+    return Accuracy(
+        before=share_with_interval(before, groups),
+        after=share_with_interval(after, groups),
+        change=Estimate.of(mean(change), mean_interval(change, groups, seed)),
+        improved=test.improved,
+        worsened=test.worsened,
+        test=test.name,
+        p=test.p,
+        p_corrected=p_corrected,
+        words=p_in_words(p_corrected),
+    )

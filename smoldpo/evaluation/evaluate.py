@@ -16,17 +16,18 @@ from smoldpo.engine.build import choose_engine
 from smoldpo.engine.logprobs import score
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import cast, cast_frozen, master_dtype
-from smoldpo.evaluation.analysis import Compared, analyse, describe, pair_rows
+from smoldpo.evaluation.analysis import analyse, describe, pair_rows
 from smoldpo.evaluation.gates import failures, parse_gates
 from smoldpo.evaluation.judges.base import Judge
 from smoldpo.evaluation.judges.registry import parse_judge
 from smoldpo.evaluation.metrics import PairFacts, PairScore, pair_scores
+from smoldpo.evaluation.schema import Evaluation, ModelEvaluation, Names
 from smoldpo.evaluation.side_by_side import (
     Comparison,
-    Settings,
+    GenerationSettings,
     SideBySide,
-    choose_questions,
-    readings,
+    choose_prompts,
+    moved_pairs,
 )
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.load import (
@@ -44,30 +45,31 @@ from smoldpo.utils.errors import UsageError
 
 
 @dataclass
-class Evaluation:
-    """One score a pair for each model, what they say, and the account of the rows they came from."""
+class EvaluationResult:
+    """One score a pair for each model, the record of what they say, and the rows they came from."""
 
     scores: list[list[PairScore]]
     facts: list[PairFacts]
     data: LoadedPairs
     notes: dict[str, int]
-    analysis: dict[str, Any]
+    record: Evaluation | ModelEvaluation
     failed_gates: list[str]
 
     def summary(self) -> dict[str, Any]:
         """What --json prints."""
         account = self.data.account()
-        rows = {"rows_read": account["rows_read"], "dropped": account["dropped"]}
-        return self.analysis | rows | {"notes": self.notes}
+        rows = {key: account[key] for key in ("rows_read", "dropped")}
+        return self.record.as_json() | rows | {"notes": self.notes}
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a pair: of one model its scores; of two, both."""
         if len(self.scores) == 1:
             return [score.as_row() for score in self.scores[0]]
-        return pair_rows(*self.scores, self.facts)
+        before, after = self.scores
+        return [row.as_json() for row in pair_rows(before, after, self.facts)]
 
 
-def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) -> Evaluation:
+def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) -> EvaluationResult:
     """Score every pair under one model or two, and say what that tells.
 
     With two models, A and B, the first is the reference unless another is given: then B's implicit reward
@@ -88,26 +90,27 @@ def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) 
         columns=options.columns,
     )
     pairs = loaded.pairs[: options.max_samples]
-    scoring = _Scoring(models, reference, pairs, options)
-    scores = [scoring.scores(name) for name in models]
+    scorer = _ModelScorer(models, reference, pairs, options)
+    scores = [scorer.scores(name) for name in models]
     facts = [PairFacts.of(pair) for pair in pairs]
+    record: Evaluation | ModelEvaluation
     if len(models) == 2:
-        compared = Compared("compare", *_titles(models))
-        analysis = analyse(*scores, facts, options.beta, options.seed, compared)
+        before, after = scores
+        names = _column_names(models)
+        record = analyse(before, after, facts, options.beta, options.seed, "compare", names)
     else:
-        analysis = describe(scores[0], facts)
+        record = describe(scores[0], facts)
     side_by_side = SideBySide()
     if options.generate_prompts:
-        side_by_side = scoring.side_by_side(pairs, scores, judges)
-    analysis |= side_by_side.in_evaluation()
-    failed = failures(analysis, gates)
-    return Evaluation(scores, facts, loaded, scoring.notes, analysis, failed)
+        side_by_side = scorer.side_by_side(pairs, scores[-1], judges)
+    side_by_side.add_to(record)
+    return EvaluationResult(scores, facts, loaded, scorer.notes, record, failures(record, gates))
 
 
 def _require_second(
     models: Sequence[str], reference: str | None, options: EvaluateOptions, gates: dict[str, float]
 ) -> None:
-    """What compares needs something to compare with."""
+    """Refuse options that compare where there is one model alone."""
     changes = [name for name in gates if name.startswith("change/")]
     if changes and len(models) == 1:
         raise UsageError(f"--fail-under {changes[0]} needs two models: evaluate A B DATA")
@@ -121,15 +124,17 @@ def _require_second(
         raise UsageError("--fail-under win_rate needs a --judge, and --generate N")
 
 
-def _titles(models: Sequence[str]) -> tuple[str, str]:
+def _column_names(models: Sequence[str]) -> Names:
     """Short names of the two columns; the whole ones where the short ones are alike."""
     short = [name.rstrip("/").rsplit("/", 1)[-1] for name in models]
     first, second = short if short[0] != short[1] else models
-    return (first, second) if first != second else (f"{first} (A)", f"{second} (B)")
+    if first == second:
+        first, second = f"{first} (A)", f"{second} (B)"
+    return Names(before=first, after=second)
 
 
-class _Scoring:
-    """The pairs as the models see them, and each model's log-probabilities of them; one model at a time."""
+class _ModelScorer:
+    """The tokenised pairs, and each model's log-probabilities of them; one model at a time."""
 
     def __init__(
         self,
@@ -147,11 +152,11 @@ class _Scoring:
             self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self._sources[models[0]])
         for source in list(self._sources.values())[1:]:
             require_same_tokens(self._tokenizer, source)
-        reader = PairTokenizer(self._tokenizer, options.max_length)
+        pair_tokenizer = PairTokenizer(self._tokenizer, options.max_length)
         with progress.bar("tokenising", len(pairs)) as advance:
-            self._pairs: list[TokenizedPair] = reader.tokenize_all(pairs, advance)
-        self.notes = dict(reader.notes)
-        # Once, so that equal models give equal numbers.
+            self._pairs: list[TokenizedPair] = pair_tokenizer.tokenize_all(pairs, advance)
+        self.notes = dict(pair_tokenizer.notes)
+        # Chosen once, so that equal models give equal numbers.
         self._kernels = choose_kernels(self._dtype, self._device)
         self._positions: int | None = None
         self._logps = {name: self._logps_of(name) for name in self._sources}
@@ -164,7 +169,7 @@ class _Scoring:
     def side_by_side(
         self,
         pairs: Sequence[PreferencePair],
-        scores: Sequence[Sequence[PairScore]],
+        after: Sequence[PairScore],
         judges: Sequence[Judge],
     ) -> SideBySide:
         """Answers of the reference (or A) and the model (or B)."""
@@ -173,20 +178,21 @@ class _Scoring:
         assert other is not None
         before = pair_scores(self._pairs, self._logps[other], None)
         comparison = Comparison(
-            (lambda: self._load(self._sources[other]), lambda _: self._load(self._sources[policy])),
-            self._tokenizer,
-            self._dtype,
-            self._kernels,
-            Settings(options.max_new_tokens, options.temperature, options.seed),
-            choose_questions(
+            load_reference=lambda: self._load(self._sources[other]),
+            load_policy=lambda _: self._load(self._sources[policy]),
+            tokenizer=self._tokenizer,
+            dtype=self._dtype,
+            kernels=self._kernels,
+            settings=GenerationSettings(options.max_new_tokens, options.temperature, options.seed),
+            prompts=choose_prompts(
                 pairs,
                 self._pairs,
                 options.generate_prompts,
                 self._positions,
                 options.max_new_tokens,
             ),
-            None,
-            readings(pairs, self._pairs, before, scores[-1]),
+            sample=None,
+            moved=moved_pairs(pairs, self._pairs, before, after),
         )
         with progress.bar("both models side by side", comparison.units) as advance:
             return comparison.run(judges, advance)

@@ -1,19 +1,18 @@
-"""`--fail-under METRIC=VALUE`: an evaluation as a gate. No torch here."""
+"""`--fail-under METRIC=VALUE`: an evaluation as a gate. No torch here.
+
+logp, logp_per_token and reward are the accuracy after; change/reward and the like are after minus before;
+balanced is the accuracy with chosen shorter and longer weighing alike; win_rate is the first judge's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from smoldpo.evaluation.metrics import METRICS
+from smoldpo.evaluation.schema import Accuracy, Evaluation, ModelEvaluation
 from smoldpo.utils.errors import UsageError, nearest
 
-CHANGES = tuple(f"change/{name}" for name in METRICS)
-KNOWN = (*METRICS, *CHANGES, "balanced", "win_rate")
-MEANING = (
-    "logp, logp_per_token, reward: accuracy after; change/reward and the like: after minus before; balanced: "
-    "accuracy with chosen shorter and longer weighing alike; win_rate: of the first judge; all from 0 to 1"
-)
+KNOWN = (*METRICS, *(f"change/{name}" for name in METRICS), "balanced", "win_rate")
 
 
 def parse_gates(given: Sequence[str]) -> dict[str, float]:
@@ -41,7 +40,7 @@ def parse_gates(given: Sequence[str]) -> dict[str, float]:
     return gates
 
 
-def failures(evaluation: dict[str, Any], gates: dict[str, float]) -> list[str]:
+def failures(evaluation: Evaluation | ModelEvaluation, gates: dict[str, float]) -> list[str]:
     """A sentence for each gate that is not passed; a figure that does not exist passes none."""
     found = []
     for name, least in gates.items():
@@ -53,15 +52,14 @@ def failures(evaluation: dict[str, Any], gates: dict[str, float]) -> list[str]:
     return found
 
 
-def _value(evaluation: dict[str, Any], name: str) -> float | None:
+def _value(evaluation: Evaluation | ModelEvaluation, name: str) -> float | None:
     if name == "win_rate":
-        judges = evaluation.get("judges") or []
-        return judges[0]["win_rate"]["value"] if judges else None
+        return evaluation.judges[0].win_rate.value if evaluation.judges else None
     if name == "balanced":
-        balanced = evaluation["by_length"]["balanced"]
-        return balanced["after"] if balanced else None
+        by_length = evaluation.by_length
+        return by_length.balanced.after if by_length and by_length.balanced else None
     change, _, metric = name.rpartition("/")
-    accuracy = evaluation["accuracy"].get(metric)
-    if not isinstance(accuracy, dict):  # of one model there is no change
-        return None if change else accuracy
-    return accuracy["change" if change else "after"]["value"]
+    accuracy = evaluation.accuracy.get(metric)
+    if isinstance(accuracy, Accuracy):
+        return (accuracy.change if change else accuracy.after).value
+    return None if change else accuracy  # one model's, which has no change

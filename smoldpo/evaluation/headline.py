@@ -2,101 +2,132 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Literal
 
-from smoldpo.evaluation.statistics import SIGNIFICANT, how_often, p_text
+from smoldpo.evaluation.schema import Accuracy, Estimate, Evaluation
+from smoldpo.evaluation.statistics import SIGNIFICANT
+from smoldpo.utils.text import p_value
 
-HOW = {
+METRIC_SUFFIX = {
     "reward": "",
     "logp": " (by log-probability, summed)",
     "logp_per_token": " (by log-probability per token)",
 }
+P_IN_WORDS = (
+    (0.001, "very unlikely to be chance"),
+    (0.01, "unlikely to be chance"),
+    (SIGNIFICANT, "probably not chance"),
+    (0.2, "it may well be chance"),
+    (math.inf, "it looks like chance"),
+)
 
 
-def verdict(accuracy: dict[str, Any]) -> str:
-    """`change` for the better, `worse`, or `no evidence` of either, by the corrected p."""
-    if accuracy["p_corrected"] >= SIGNIFICANT:
-        return "no evidence"
-    return "change" if accuracy["change"]["value"] > 0 else "worse"
+def p_in_words(p: float) -> str:
+    """What a (corrected) p-value says, for people."""
+    return next(words for bound, words in P_IN_WORDS if p < bound)
 
 
-def headline(evaluation: dict[str, Any]) -> str:
-    """Which share of pairs the policy is right about, before and after, and whether that is chance."""
-    metric = evaluation["metric"]
-    accuracy = evaluation["accuracy"][metric]
-    old, new = accuracy["before"]["value"], accuracy["after"]["value"]
-    p = p_text(accuracy["p_corrected"])
-    n = f"{evaluation['n']:,}"
-    if evaluation["kind"] == "run":
-        who, was = "The tuned model", f"before {old:.1%}"
-    else:
-        names = evaluation["names"]
-        who, was = names["after"], f"{names['before']} {old:.1%}"
-    said = (
-        f"{who} prefers the human-preferred answer in {new:.1%} of {n} held-out pairs"
-        f"{HOW[metric]}, {was}"
+def how_often(p: float) -> str:
+    """The p-value as a frequency: what it is a probability of, said in full."""
+    if p > 0.5:
+        return "if nothing had changed, a difference this large would be the rule"
+    times = 1 / max(p, 1e-9)
+    rounded = round(times) if times < 10 else round(times, 1 - math.ceil(math.log10(times)) + 1)
+    least = "less than " if p < 1e-9 else "about "
+    return (
+        f"if nothing had changed, a difference this large would come up {least}once in "
+        f"{rounded:,.0f} such evaluations"
     )
-    if evaluation["kind"] != "run":
-        said = said.replace("held-out pairs", "pairs")
-    if evaluation["verdict"] == "no evidence":
-        return f"{said}: no evidence of a change ({p})."
-    direction = "" if evaluation["verdict"] == "change" else "a change for the worse, "
-    return f"{said}; {direction}{accuracy['words']}: {p}."
 
 
-def explanations(evaluation: dict[str, Any]) -> list[str]:
+def p_text(p: float) -> str:
+    """p for a sentence."""
+    digits = p_value(p)
+    return f"p {digits}" if digits.startswith("<") else f"p = {digits}"
+
+
+def verdict(p_corrected: float, change: float) -> Literal["change", "no evidence", "worse"]:
+    """`change` for the better, `worse`, or `no evidence` of either."""
+    if p_corrected >= SIGNIFICANT:
+        return "no evidence"
+    return "change" if change > 0 else "worse"
+
+
+def headline(evaluation: Evaluation) -> str:
+    """Which share of pairs the policy is right about, before and after, and whether that is chance."""
+    accuracy, p = _main_accuracy(evaluation)
+    old, new = accuracy.before.value, accuracy.after.value
+    if evaluation.kind == "run":
+        who, what, was = "The tuned model", "held-out pairs", f"before {old:.1%}"
+    else:
+        names = evaluation.names
+        who, what, was = names.after, "pairs", f"{names.before} {old:.1%}"
+    said = (
+        f"{who} prefers the human-preferred answer in {new:.1%} of {evaluation.n:,} {what}"
+        f"{METRIC_SUFFIX[evaluation.metric]}, {was}"
+    )
+    if evaluation.verdict == "no evidence":
+        return f"{said}: no evidence of a change ({p_text(p)})."
+    direction = "" if evaluation.verdict == "change" else "a change for the worse, "
+    return f"{said}; {direction}{accuracy.words}: {p_text(p)}."
+
+
+def explanations(evaluation: Evaluation) -> list[str]:
     """What the sentence rests on: the test, what could be seen at all, what length alone would give."""
-    metric = evaluation["metric"]
-    accuracy = evaluation["accuracy"][metric]
+    accuracy, p = _main_accuracy(evaluation)
     lines = [
-        f"{_first_up(how_often(accuracy['p_corrected']))} ({accuracy['test']}: "
-        f"{accuracy['improved']:,} pairs improved, {accuracy['worsened']:,} worsened).",
+        f"{_capitalised(how_often(p))} ({accuracy.test}: {accuracy.improved:,} pairs improved, "
+        f"{accuracy.worsened:,} worsened).",
     ]
-    if evaluation["verdict"] == "no evidence" and accuracy["change"]["low"] is not None:
-        lines.append(_could_be_seen(accuracy["change"]))
-    if (
-        metric == "reward"
-        and accuracy["before"]["low"] is None
-        and accuracy["before"]["value"] == 0.5
-    ):
+    if evaluation.verdict == "no evidence":
+        lines += _smallest_visible_change(accuracy.change)
+    reward, before = evaluation.metric == "reward", accuracy.before
+    if reward and before.low is None and before.value == 0.5:
         lines.append(
-            f"{_first_up(evaluation['names']['before'])}, policy and reference are equal: every implicit "
+            f"{_capitalised(evaluation.names.before)}, policy and reference are equal: every implicit "
             "reward ties, which counts one half."
         )
-    if metric != "reward" and evaluation["kind"] == "run":
+    if not reward and evaluation.kind == "run":
         lines.append(
             "The loss compares with no reference, so there is no implicit reward; the log-probability of an "
             "answer falls with its length, that per token does not."
         )
-    lines.append(_against_length(evaluation))
-    return lines
+    return [*lines, _against_length(evaluation, accuracy.after.value)]
 
 
-def _could_be_seen(change: dict[str, float]) -> str:
+def _main_accuracy(evaluation: Evaluation) -> tuple[Accuracy, float]:
+    """The accuracy that the headline is about, and its corrected p."""
+    accuracy = evaluation.accuracy[evaluation.metric]
+    assert accuracy is not None and accuracy.p_corrected is not None
+    return accuracy, accuracy.p_corrected
+
+
+def _smallest_visible_change(change: Estimate) -> list[str]:
     """How small a change these pairs could have shown: half the interval."""
-    reach = (change["high"] - change["low"]) / 2
-    if not reach:
-        return "Too few pairs changed, or none, to say how small a change could have been seen."
-    return (
-        f"With these pairs, a change of less than about {100 * reach:.0f} points could not be told from "
+    if change.low is None or change.high is None:
+        return []
+    half = (change.high - change.low) / 2
+    if not half:
+        return ["Too few pairs changed, or none, to say how small a change could have been seen."]
+    return [
+        f"With these pairs, a change of less than about {100 * half:.0f} points could not be told from "
         "chance; more held-out pairs would narrow that."
-    )
+    ]
 
 
-def _against_length(evaluation: dict[str, Any]) -> str:
-    longer = evaluation["baselines"]["longer"]
-    after = evaluation["accuracy"][evaluation["metric"]]["after"]["value"]
+def _against_length(evaluation: Evaluation, after: float) -> str:
+    longer = evaluation.baselines["longer"] or 0.0
     which, best = ("longer", longer) if longer >= 0.5 else ("shorter", 1 - longer)
     said = f"Picking the {which} answer (in tokens) would be right in {best:.1%}"
     said += ", more than the model" if best > after else ""
-    balanced = evaluation["by_length"]["balanced"]
-    if balanced is not None:
+    if evaluation.by_length and (balanced := evaluation.by_length.balanced):
         said += (
             f"; with pairs where chosen is the shorter and the longer one weighing alike, the accuracy is "
-            f"{balanced['after']:.1%}, before {balanced['before']:.1%}"
+            f"{balanced.after:.1%}, before {balanced.before or 0:.1%}"
         )
     return said + "."
 
 
-def _first_up(text: str) -> str:
+def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]

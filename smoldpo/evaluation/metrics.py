@@ -28,7 +28,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class PairScore:
-    """What a model (and a reference) make of one pair. Log-probabilities are in nats, summed."""
+    """Log-probabilities of one pair under a model and its reference, in nats, summed over tokens."""
 
     id: str
     chosen_logp: float
@@ -39,40 +39,42 @@ class PairScore:
     reference_rejected_logp: float | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """The pair's row in evaluation.json; without a reference, without its keys."""
+        """The pair's row in evaluation.json, which has the reference's keys only with a reference."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property
+    def logp_margin(self) -> float:
+        """log π(chosen) - log π(rejected)."""
+        return self.chosen_logp - self.rejected_logp
+
+    @property
     def margins(self) -> dict[str, float | None]:
-        """By how much chosen leads, for each way of preferring; None where there is no reference.
+        """By how much chosen leads under each metric; None for the reward without a reference.
 
         The reward's margin is in units of β, which is positive and so never changes its sign.
         """
-        margins: dict[str, float | None] = {
-            "logp": self.chosen_logp - self.rejected_logp,
-            "logp_per_token": self.chosen_logp / self.chosen_tokens
-            - self.rejected_logp / self.rejected_tokens,
-            "reward": None,
-        }
+        reward = None
         if self.reference_chosen_logp is not None and self.reference_rejected_logp is not None:
-            margins["reward"] = (self.chosen_logp - self.reference_chosen_logp) - (
+            reward = (self.chosen_logp - self.reference_chosen_logp) - (
                 self.rejected_logp - self.reference_rejected_logp
             )
-        return margins
+        per_token = self.chosen_logp / self.chosen_tokens - (
+            self.rejected_logp / self.rejected_tokens
+        )
+        return {"logp": self.logp_margin, "logp_per_token": per_token, "reward": reward}
 
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What is known of a pair besides its log-probabilities, for slices and for what belongs together."""
+    """A pair's prompt (as a hash, equal exactly for equal prompts), source and category."""
 
     prompt: str
-    """Equal exactly for pairs of the same prompt."""
     source: str = ""
     category: str = ""
 
     @classmethod
     def of(cls, pair: PreferencePair) -> PairFacts:
-        """The facts of one pair; its prompt as a hash."""
+        """The facts of one pair."""
         text = json.dumps(pair.prompt, ensure_ascii=True, sort_keys=True)
         return cls(hashlib.sha256(text.encode()).hexdigest()[:12], pair.source, pair.category)
 
@@ -84,75 +86,70 @@ def wins(scores: Sequence[PairScore], metric: str) -> list[float]:
         ValueError: a pair has no reference, and the metric is the implicit reward.
     """
     margins = [score.margins[metric] for score in scores]
-    if any(margin is None for margin in margins):
+    known = [margin for margin in margins if margin is not None]
+    if len(known) < len(margins):
         raise ValueError(f"{metric} needs a reference")
-    return [_wins(margin) for margin in margins if margin is not None]
+    return _wins(known)
 
 
 def accuracies(scores: Sequence[PairScore]) -> dict[str, float | None]:
-    """Each accuracy over all pairs; None where no pair has what it needs."""
+    """The accuracy by each metric over the pairs that have it; None where no pair has."""
     found: dict[str, float | None] = {}
     for name in METRICS:
         margins = [margin for score in scores if (margin := score.margins[name]) is not None]
-        found[name] = sum(map(_wins, margins)) / len(margins) if margins else None
+        found[name] = sum(_wins(margins)) / len(margins) if margins else None
     return found
 
 
-def _wins(margin: float) -> float:
-    return 0.5 if margin == 0 else float(margin > 0)
+def _wins(margins: Sequence[float]) -> list[float]:
+    return [0.5 if margin == 0 else float(margin > 0) for margin in margins]
 
 
 def reward_metrics(scores: Sequence[PairScore], beta: float) -> dict[str, float]:
-    """TRL's names for the means over pairs; every score must have a reference."""
+    """Means of rewards and log-probabilities over pairs, by TRL's names; all need a reference."""
     chosen = [beta * (s.chosen_logp - (s.reference_chosen_logp or 0.0)) for s in scores]
     rejected = [beta * (s.rejected_logp - (s.reference_rejected_logp or 0.0)) for s in scores]
-    margins = [ours - theirs for ours, theirs in zip(chosen, rejected, strict=True)]
-    return {
-        "rewards/chosen": _mean(chosen),
-        "rewards/rejected": _mean(rejected),
-        "rewards/accuracies": _mean([_wins(margin) for margin in margins]),
-        "rewards/margins": _mean(margins),
-        **_logp_means(scores),
+    return _preference_means("rewards", chosen, rejected) | {
+        "logps/chosen": mean([score.chosen_logp for score in scores]),
+        "logps/rejected": mean([score.rejected_logp for score in scores]),
     }
 
 
 def logp_metrics(scores: Sequence[PairScore]) -> dict[str, float]:
-    """The same for a loss without a reference: accuracy and margin of log-probabilities, in nats."""
-    margins = [score.chosen_logp - score.rejected_logp for score in scores]
+    """The same for a loss without a reference: accuracy and margin are of log-probabilities."""
+    return _preference_means(
+        "logps", [s.chosen_logp for s in scores], [s.rejected_logp for s in scores]
+    )
+
+
+def _preference_means(
+    name: str, chosen: Sequence[float], rejected: Sequence[float]
+) -> dict[str, float]:
+    margins = [ours - theirs for ours, theirs in zip(chosen, rejected, strict=True)]
     return {
-        **_logp_means(scores),
-        "logps/accuracies": _mean([_wins(margin) for margin in margins]),
-        "logps/margins": _mean(margins),
+        f"{name}/chosen": mean(chosen),
+        f"{name}/rejected": mean(rejected),
+        f"{name}/accuracies": mean(_wins(margins)),
+        f"{name}/margins": mean(margins),
     }
 
 
-def _logp_means(scores: Sequence[PairScore]) -> dict[str, float]:
-    return {
-        "logps/chosen": _mean([score.chosen_logp for score in scores]),
-        "logps/rejected": _mean([score.rejected_logp for score in scores]),
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """The mean, summed without rounding error."""
     return math.fsum(values) / len(values)
-
-
-# From an engine's log-probabilities to one score a pair.
 
 
 def pair_scores(
     pairs: Sequence[TokenizedPair], policy: PairLogps, reference: PairLogps | None
 ) -> list[PairScore]:
-    """One score a pair, in the pairs' order."""
-    return [
-        PairScore(
-            id=pair.id,
-            chosen_logp=policy.chosen[index].item(),
-            rejected_logp=policy.rejected[index].item(),
-            chosen_tokens=len(pair.chosen_ids),
-            rejected_tokens=len(pair.rejected_ids),
-            reference_chosen_logp=reference.chosen[index].item() if reference else None,
-            reference_rejected_logp=reference.rejected[index].item() if reference else None,
-        )
-        for index, pair in enumerate(pairs)
-    ]
+    """One score a pair, in the pairs' order, from an engine's log-probabilities."""
+    nothing = [None] * len(pairs)
+    columns = (
+        policy.chosen.tolist(),
+        policy.rejected.tolist(),
+        [len(pair.chosen_ids) for pair in pairs],
+        [len(pair.rejected_ids) for pair in pairs],
+        reference.chosen.tolist() if reference else nothing,
+        reference.rejected.tolist() if reference else nothing,
+    )
+    return [PairScore(pair.id, *row) for pair, *row in zip(pairs, *columns, strict=True)]

@@ -1,121 +1,143 @@
-"""What evaluation.json holds, as its readers see it. Numbers that could not be had are None.
+"""evaluation.json and samples.jsonl: the classes that write these files and read them.
 
-Of the rows of single pairs only the ids are read here: they tell whether two runs may be compared.
+Keys stand in the file in the order of the fields. A field with a default may be absent: it was not measured,
+or the run is older than the field.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, field_serializer, model_validator
 
-Number = float | None
-TokenRatio = tuple[str, Number]
-"""A token's text, and log π - log π_ref of it in nats."""
+from smoldpo.evaluation.metrics import PairScore
+from smoldpo.types import Prompt
 
-
-class Interval(BaseModel):
-    """An estimate and its interval, which is absent where it means nothing."""
-
-    value: Number
-    low: Number = None
-    high: Number = None
+TokenRatio = tuple[str, float | None]
+"""A token's text, and log π - log π_ref of the token in nats."""
 
 
-class Accuracy(BaseModel):
-    """One way of preferring, before and after, compared pair by pair."""
+class Record(BaseModel):
+    """A part of a file in a run folder."""
 
-    before: Interval
-    after: Interval
-    change: Interval
+    def as_json(self) -> dict[str, Any]:
+        """The record as the file has it: without the fields that were not set."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Estimate(Record):
+    """A value with its interval; no bounds where an interval has no meaning."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, value: float, interval: tuple[float, float] | None) -> Self:
+        """A value and its interval, or None where there is none."""
+        low, high = interval or (None, None)
+        return cls(value=value, low=low, high=high)
+
+
+class Accuracy(Record):
+    """The accuracy by one metric before and after, compared pair by pair."""
+
+    before: Estimate
+    after: Estimate
+    change: Estimate
     improved: int
     worsened: int
     test: str
-    p: Number
-    p_corrected: Number
+    p: float | None
+    p_corrected: float | None
     words: str
 
 
-class Group(BaseModel):
+class Accuracies(Record):
+    """The accuracy by each metric without an interval; None for a metric that needs a reference."""
+
+    accuracy: dict[str, float | None]
+
+
+class Group(Record):
     """Accuracy among some of the pairs."""
 
     name: str = ""
     n: int
-    before: Number = None
-    after: Interval | None
+    before: float | None = None
+    after: Estimate | None
 
 
-class Balanced(BaseModel):
+class Balanced(Record):
     """The mean of two groups' accuracies, each counting the same."""
 
-    before: Number
-    after: Number
+    before: float | None
+    after: float
 
 
-class ByLength(BaseModel):
-    """Accuracy by which of the two answers is the longer."""
+class ByLength(Record):
+    """Accuracy by which of the two answers has more tokens; `balanced` is None where one group is empty."""
 
     metric: str
     chosen_shorter: Group
     chosen_longer: Group
     equal: Group
     balanced: Balanced | None
-    """None where all pairs are of one kind."""
 
 
-class LengthBin(BaseModel):
+class LengthBin(Record):
     """Accuracy where chosen is longer than rejected by `low` to `high` tokens."""
 
-    low: float
-    high: float
+    low: int
+    high: int
     n: int
-    before: Number = None
-    value: Number
-    low_ci: Number = None
-    high_ci: Number = None
+    before: float | None = None
+    value: float
+    low_ci: float | None = None
+    high_ci: float | None = None
 
 
-class Slices(BaseModel):
-    """Accuracy by where pairs come from and what they are about."""
+class Slices(Record):
+    """Accuracy by the pairs' source and category."""
 
     source: list[Group] = []
     category: list[Group] = []
 
 
-class CalibrationBin(BaseModel):
-    """Pairs of alike |margin|: how sure the policy is, and how often it is right."""
+class CalibrationBin(Record):
+    """Pairs of alike |margin|: the accuracy that the margin predicts, and the observed one."""
 
     n: int
-    margin: Number
-    predicted: Number
-    observed: Number
-    low: Number = None
-    high: Number = None
+    margin: float
+    predicted: float
+    observed: float
+    low: float | None = None
+    high: float | None = None
 
 
-class Calibration(BaseModel):
-    """The implicit reward's margins against what came true."""
+class Calibration(Record):
+    """The implicit reward's margins against observed accuracy; `error` is the expected calibration error."""
 
-    error: Number
+    error: float
     bins: list[CalibrationBin]
 
 
-class SideDrift(BaseModel):
-    """How far one side's log-probability moved."""
+class SideDrift(Record):
+    """How far the log-probabilities of the chosen or the rejected answers moved, in nats."""
 
-    before: Number
-    after: Number
-    change: Interval
-    per_token: Interval
-
-
-class Perplexity(BaseModel):
-    before: Number
-    after: Number
+    before: float
+    after: float
+    change: Estimate
+    per_token: Estimate
 
 
-class Drift(BaseModel):
-    """How far the log-probabilities moved, and an alarm in words where they should not have."""
+class Perplexity(Record):
+    before: float
+    after: float
+
+
+class Drift(Record):
+    """How far the log-probabilities moved, with an alarm in words where chosen answers fell."""
 
     chosen: SideDrift
     rejected: SideDrift
@@ -124,9 +146,9 @@ class Drift(BaseModel):
     advice: list[str] = []
 
 
-class Histogram(BaseModel):
+class Histogram(Record):
     edges: list[float]
-    counts: list[float]
+    counts: list[int]
 
     @model_validator(mode="after")
     def _edges_around_counts(self) -> Histogram:
@@ -135,26 +157,26 @@ class Histogram(BaseModel):
         return self
 
 
-class Margins(BaseModel):
-    """How the pairs' margins are spread, before and after."""
+class Margins(Record):
+    """The distribution of the pairs' margins before and after."""
 
     before: Histogram
     after: Histogram
 
 
-class Answers(BaseModel):
-    """What a model's sampled answers are like, as means over them."""
+class Answers(Record):
+    """Means over a model's sampled answers (answer_metrics.py)."""
 
-    tokens: Number
-    words: Number
-    ended: Number
-    distinct_1: Number
-    distinct_2: Number
-    distinct_3: Number
-    repetition: Number
+    tokens: float
+    words: float
+    ended: float
+    distinct_1: float | None
+    distinct_2: float | None
+    distinct_3: float | None
+    repetition: float
 
 
-class Generation(BaseModel):
+class Generation(Record):
     """Answers of reference and policy to the same prompts, sampled with the same seeds."""
 
     prompts: int
@@ -162,77 +184,100 @@ class Generation(BaseModel):
     max_new_tokens: int
     reference: Answers
     policy: Answers
-    kl_per_token: Interval | None = None
+    kl_per_token: Estimate | None = None
 
 
-class Judgement(BaseModel):
-    """How often a judge put the policy's answer over the reference's."""
+class WinRate(Record):
+    """Wins plus half the ties over n, with Wilson's interval; None without a verdict."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class Judgement(Record):
+    """How often a judge preferred the policy's answer to the reference's."""
 
     judge: str
     n: int
     wins: int
     losses: int
     ties: int
-    win_rate: Interval
-    p: Number = None
-    disagreement: Number = None
+    win_rate: WinRate
+    p: float | None = None
+    """Of the exact sign test, which leaves ties out."""
+    disagreement: float | None = None
+    """Share of the n verdicts that changed when the answers swapped places."""
     failed: int = 0
+    """Verdicts that cannot be understood; they count nowhere else."""
     error: str | None = None
     """Why there is no win rate, where there is none."""
 
 
-class NotablePair(BaseModel):
-    """A pair worth looking at, with what the policy made of every token.
+class NotablePair(Record):
+    """A pair that moved far, with the log-ratio of every token.
 
     Margins are log π(chosen) - log π(rejected), in nats.
     """
 
     id: str
-    prompt: str | list[dict]
+    prompt: Prompt
     chosen: str
     rejected: str
-    margin_before: Number
-    margin_after: Number
+    margin_before: float
+    margin_after: float
     chosen_tokens: list[TokenRatio] = []
     rejected_tokens: list[TokenRatio] = []
 
 
-class Notable(BaseModel):
+class Notable(Record):
+    """Pairs that changed sides, and those whose margin grew and fell most."""
+
     changed: list[NotablePair] = []
     best: list[NotablePair] = []
     worst: list[NotablePair] = []
 
 
-class Names(BaseModel):
+class Names(Record):
     """The titles of the two columns."""
 
     before: str = "before"
     after: str = "after"
 
 
-class PairRow(BaseModel):
+class PairRow(Record):
+    """One pair's facts and scores, from which the whole evaluation can be computed again."""
+
     id: str
+    prompt: str = ""
+    source: str = ""
+    category: str = ""
+    before: PairScore | None = None
+    after: PairScore | None = None
+
+    @field_serializer("before", "after")
+    def _score(self, score: PairScore | None) -> dict[str, Any] | None:
+        return None if score is None else score.as_row()
 
 
-class Evaluation(BaseModel):
-    """The whole file."""
+class Evaluation(Record):
+    """evaluation.json: a policy before and after training, or two models, on the same pairs."""
 
     n: int
-    beta: Number = None
     prompts: int | None = None
+    beta: float | None = None
     kind: str = "run"
-    metric: str = "reward"
-    """The accuracy that the headline is about."""
+    """`run`, or `compare` for two models."""
     names: Names = Names()
-    headline: str
-    explanations: list[str] = []
-    verdict: Literal["change", "no evidence", "worse"]
+    metric: str = "reward"
+    """The metric that the headline is about."""
     level: float = 0.95
     comparisons: int
     correction: str
+    before: Accuracies = Accuracies(accuracy={})
+    after: Accuracies = Accuracies(accuracy={})
     accuracy: dict[str, Accuracy | None]
-    """By each way of preferring; None for one that needs a reference where there was none."""
-    baselines: dict[str, Number] = {}
+    baselines: dict[str, float | None] = {}
     by_length: ByLength | None = None
     by_length_difference: list[LengthBin] = []
     slices: Slices = Slices()
@@ -242,21 +287,40 @@ class Evaluation(BaseModel):
     """Of implicit rewards, in β times nats."""
     logp_margins: Margins | None = None
     """log π(chosen) - log π(rejected), in nats."""
+    verdict: Literal["change", "no evidence", "worse"]
+    headline: str
+    explanations: list[str] = []
     generation: Generation | None = None
     judges: list[Judgement] = []
     notable: Notable = Notable()
     pairs: list[PairRow] = []
 
 
+class ModelEvaluation(Record):
+    """What `smoldpo evaluate` finds about one model alone."""
+
+    n: int
+    prompts: int
+    accuracy: dict[str, float | None]
+    level: float
+    intervals: dict[str, Estimate | None]
+    baselines: dict[str, float | None]
+    by_length: ByLength
+    slices: Slices
+    generation: Generation | None = None
+    judges: list[Judgement] = []
+    notable: Notable = Notable()
+
+
 SAMPLE_PROMPT = "sample_prompt"
 """The id of the one sample that was not drawn from the held-out pairs, nor at random."""
 
 
-class Sample(BaseModel):
+class Sample(Record):
     """A line of samples.jsonl: one prompt answered by both models."""
 
     id: str = ""
-    prompt: str | list[dict]
+    prompt: Prompt
     reference: str
     policy: str
     reference_ended: bool | None = None

@@ -1,50 +1,75 @@
-"""Where a model is right: by length, by source and category, by size of margin. No torch here.
+"""Where a model is right (by length, source, category, size of margin), and how far it moved. No torch here.
 
-Many preference sets prefer the longer answer, so an accuracy is read beside what picking the longer would
-give, and beside the accuracy among pairs where chosen is the shorter one.
+Many preference sets prefer the longer answer, so an accuracy is read beside the accuracy of picking the
+longer, and beside the accuracy among pairs where chosen is the shorter one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from smoldpo.evaluation.metrics import PairFacts, PairScore, wins
+from smoldpo.evaluation.metrics import PairFacts, PairScore, mean, wins
+from smoldpo.evaluation.schema import (
+    Balanced,
+    ByLength,
+    Calibration,
+    CalibrationBin,
+    Drift,
+    Estimate,
+    Group,
+    Histogram,
+    LengthBin,
+    Margins,
+    Perplexity,
+    SideDrift,
+    Slices,
+)
 from smoldpo.evaluation.statistics import effective_size, mean_interval, wilson
 
-BINS = 10
-SMALLEST_BIN = 8
-"""Fewer pairs than this to a bin say nothing; there are fewer bins then."""
-MOST_SLICES = 20
+MAX_BINS = 10
+MIN_BIN_SIZE = 8
+"""Fewer pairs than this in a bin say nothing; there are fewer bins then."""
+MAX_SLICES = 20
+HISTOGRAM_EDGES = 42
+
+ALARM_DROP = 0.02
+"""Nats per chosen token: a significant fall beyond it raises the alarm; 2% in perplexity."""
+ADVICE = [
+    "a smaller learning_rate or fewer epochs: the fall grows with how far the policy moves",
+    "another beta: a larger one holds the policy closer to the reference; a smaller one asks for smaller "
+    "margins before a pair counts as learnt, and often needs fewer steps",
+    "rpo_alpha 1, which adds the likelihood of the chosen answers to the loss (or loss_type sigmoid,sft)",
+    "a loss made against the fall (docs/losses.md): loss_type dpop makes every fall of a chosen answer cost, "
+    "apo_zero draws chosen up and rejected down each on its own",
+    "pairs whose two answers differ more: nearly identical ones share the tokens that are pushed down",
+]
 
 
-def share_with_interval(scores: Sequence[float], groups: Sequence[str]) -> dict[str, float | None]:
+def share_with_interval(scores: Sequence[float], groups: Sequence[str]) -> Estimate:
     """The mean of 0, ½, 1 scores with Wilson's interval; none where all tie: that is no observation."""
-    value = math.fsum(scores) / len(scores)
+    value = mean(scores)
     if all(score == 0.5 for score in scores):
-        return {"value": value, "low": None, "high": None}
+        return Estimate.of(value, None)
     size = effective_size(scores, groups)
-    low, high = wilson(value * size, size)
-    return {"value": value, "low": low, "high": high}
+    return Estimate.of(value, wilson(value * size, size))
 
 
-def baselines(scores: Sequence[PairScore]) -> dict[str, float]:
+def baselines(scores: Sequence[PairScore]) -> dict[str, float | None]:
     """Accuracy of picking the answer with more tokens, with fewer, and of a coin."""
-    longer = [_longer(score) for score in scores]
-    share = math.fsum(longer) / len(longer)
+    share = mean([_chosen_is_longer(score) for score in scores])
     return {"longer": share, "shorter": 1 - share, "coin": 0.5}
 
 
-def _longer(score: PairScore) -> float:
+def _chosen_is_longer(score: PairScore) -> float:
     difference = score.chosen_tokens - score.rejected_tokens
     return 0.5 if difference == 0 else float(difference > 0)
 
 
-class Sliced:
-    """One metric after, and before if there is a before, cut into slices of pairs."""
+class SlicedAccuracy:
+    """The accuracy by one metric after, and before if there is a before, over slices of the pairs."""
 
     def __init__(
         self,
@@ -57,72 +82,80 @@ class Sliced:
         self.before = None if before is None else wins(before, metric)
         self.after = wins(after, metric)
 
-    def slice(self, where: Sequence[int]) -> dict[str, Any]:
+    def _group(self, indices: Sequence[int], **name: str) -> Group:
         """Number of pairs, and accuracy before and after, of the pairs at these indices."""
-        if not len(where):
-            return {"n": 0, "before": None, "after": None}
-        groups = [self.facts[i].prompt for i in where]
-        return {
-            "n": len(where),
-            "before": self._before(where),
-            "after": share_with_interval([self.after[i] for i in where], groups),
-        }
+        if not len(indices):
+            return Group(**name, n=0, before=None, after=None)
+        prompts = [self.facts[i].prompt for i in indices]
+        return Group(
+            **name,
+            n=len(indices),
+            before=None if self.before is None else mean([self.before[i] for i in indices]),
+            after=share_with_interval([self.after[i] for i in indices], prompts),
+        )
 
-    def _before(self, where: Sequence[int]) -> float | None:
-        if self.before is None:
-            return None
-        return math.fsum(self.before[i] for i in where) / len(where)
-
-    def by_length(self) -> dict[str, Any]:
+    def by_length(self) -> ByLength:
         """Pairs where chosen has fewer tokens, more, or as many; and the mean of the first two."""
-        sides = {"chosen_shorter": 0.0, "chosen_longer": 1.0, "equal": 0.5}
-        found: dict[str, Any] = {
-            name: self.slice([i for i, score in enumerate(self.scores) if _longer(score) == value])
-            for name, value in sides.items()
-        }
-        both = [found["chosen_shorter"], found["chosen_longer"]]
+        shorter, longer, equal = (
+            self._group([i for i, s in enumerate(self.scores) if _chosen_is_longer(s) == value])
+            for value in (0.0, 1.0, 0.5)
+        )
         balanced = None
-        if all(side["n"] for side in both):
-            balanced = {
-                "before": None if self.before is None else sum(side["before"] for side in both) / 2,
-                "after": sum(side["after"]["value"] for side in both) / 2,
-            }
-        return {"metric": self.metric, **found, "balanced": balanced}
+        if shorter.after and longer.after:
+            before = None
+            if shorter.before is not None and longer.before is not None:
+                before = (shorter.before + longer.before) / 2
+            after = (shorter.after.value + longer.after.value) / 2
+            balanced = Balanced(before=before, after=after)
+        return ByLength(
+            metric=self.metric,
+            chosen_shorter=shorter,
+            chosen_longer=longer,
+            equal=equal,
+            balanced=balanced,
+        )
 
-    def by_length_difference(self) -> list[dict[str, Any]]:
+    def by_length_difference(self) -> list[LengthBin]:
         """Bins of equal size along chosen minus rejected, in tokens."""
         difference = [s.chosen_tokens - s.rejected_tokens for s in self.scores]
         found = []
-        for where in _bins(difference):
-            part = self.slice(where)
-            after = part["after"]
+        for indices in _bins(difference):
+            group = self._group(indices)
+            assert group.after is not None
             found.append(
-                {
-                    "low": difference[where[0]],
-                    "high": difference[where[-1]],
-                    "n": part["n"],
-                    "before": part["before"],
-                    "value": after["value"],
-                    "low_ci": after["low"],
-                    "high_ci": after["high"],
-                }
+                LengthBin(
+                    low=difference[indices[0]],
+                    high=difference[indices[-1]],
+                    n=group.n,
+                    before=group.before,
+                    value=group.after.value,
+                    low_ci=group.after.low,
+                    high_ci=group.after.high,
+                )
             )
         return found
 
-    def by_fact(self, name: str) -> list[dict[str, Any]]:
-        """Slices by `source` or `category`, the largest first; empty where there is one alone."""
-        where: dict[str, list[int]] = {}
-        for index, fact in enumerate(self.facts):
-            where.setdefault(getattr(fact, name) or "(none)", []).append(index)
-        if len(where) < 2:
+    def by_facts(self) -> Slices:
+        """Slices by source and by category."""
+        return Slices(
+            source=self._by_fact([fact.source for fact in self.facts]),
+            category=self._by_fact([fact.category for fact in self.facts]),
+        )
+
+    def _by_fact(self, values: Sequence[str]) -> list[Group]:
+        """The largest slice first; none where all pairs are in one."""
+        found: dict[str, list[int]] = {}
+        for index, value in enumerate(values):
+            found.setdefault(value or "(none)", []).append(index)
+        if len(found) < 2:
             return []
-        largest = sorted(where.items(), key=lambda item: (-len(item[1]), item[0]))
-        return [{"name": key, **self.slice(indices)} for key, indices in largest[:MOST_SLICES]]
+        largest = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+        return [self._group(indices, name=name) for name, indices in largest[:MAX_SLICES]]
 
 
 def calibration(
     scores: Sequence[PairScore], facts: Sequence[PairFacts], beta: float
-) -> dict[str, Any]:
+) -> Calibration:
     """Implicit-reward margin against observed accuracy, in bins of equal size by its absolute value.
 
     The reward model that DPO implies gives the side it prefers a probability of σ(β|margin|) (Rafailov et
@@ -132,138 +165,103 @@ def calibration(
     right = wins(scores, "reward")
     margins = [beta * abs(score.margins["reward"] or 0.0) for score in scores]
     bins = []
-    for where in _bins(margins):
-        predicted = math.fsum(_sigmoid(margins[i]) for i in where) / len(where)
-        observed = share_with_interval([right[i] for i in where], [facts[i].prompt for i in where])
+    for indices in _bins(margins):
+        prompts = [facts[i].prompt for i in indices]
+        observed = share_with_interval([right[i] for i in indices], prompts)
         bins.append(
-            {
-                "n": len(where),
-                "margin": math.fsum(margins[i] for i in where) / len(where),
-                "predicted": predicted,
-                "observed": observed["value"],
-                "low": observed["low"],
-                "high": observed["high"],
-            }
+            CalibrationBin(
+                n=len(indices),
+                margin=mean([margins[i] for i in indices]),
+                predicted=mean([1 / (1 + math.exp(-margins[i])) for i in indices]),
+                observed=observed.value,
+                low=observed.low,
+                high=observed.high,
+            )
         )
-    error = sum(b["n"] * abs(b["predicted"] - b["observed"]) for b in bins) / len(scores)
-    return {"error": error, "bins": bins}
+    error = sum(b.n * abs(b.predicted - b.observed) for b in bins) / len(scores)
+    return Calibration(error=error, bins=bins)
 
 
-def margin_histograms(
-    before: Sequence[PairScore], after: Sequence[PairScore], margin: Callable[[PairScore], float]
-) -> dict[str, Any]:
-    """How margins are spread before and after, over the same edges; the ends hold what lies beyond."""
-    both = {
-        "before": [margin(score) for score in before],
-        "after": [margin(score) for score in after],
-    }
-    reach = float(np.percentile(np.abs(both["before"] + both["after"]), 99)) or 1.0
-    edges = np.linspace(-reach, reach, 42)
-    return {
-        name: {
-            "edges": [round(float(edge), 6) for edge in edges],
-            "counts": np.histogram(np.clip(values, -reach, reach), edges)[0].tolist(),
-        }
-        for name, values in both.items()
-    }
+def margin_histograms(before: Sequence[float], after: Sequence[float]) -> Margins:
+    """The distribution of margins before and after over the same edges; the ends hold what lies beyond."""
+    reach = float(np.percentile(np.abs([*before, *after]), 99)) or 1.0
+    edges = np.linspace(-reach, reach, HISTOGRAM_EDGES)
+    rounded = [round(float(edge), 6) for edge in edges]
+
+    def histogram(values: Sequence[float]) -> Histogram:
+        counts = np.histogram(np.clip(values, -reach, reach), edges)[0].tolist()
+        return Histogram(edges=rounded, counts=counts)
+
+    return Margins(before=histogram(before), after=histogram(after))
 
 
 def _bins(values: Sequence[float]) -> list[list[int]]:
-    """Indices in the order of their values, cut into up to BINS parts of nearly equal size."""
+    """Indices in the order of their values, cut into up to MAX_BINS parts of nearly equal size."""
     order = sorted(range(len(values)), key=values.__getitem__)
-    count = max(1, min(BINS, len(order) // SMALLEST_BIN))
+    count = max(1, min(MAX_BINS, len(order) // MIN_BIN_SIZE))
     return [part.tolist() for part in np.array_split(np.array(order), count) if len(part)]
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-# How far the policy moved: log-probabilities of chosen and rejected, and an alarm when chosen falls.
-#
-# DPO rewards the difference alone, so it is content when both sides become less likely and rejected falls
-# faster. Then accuracy rises while the model becomes less likely to say what people preferred.
-
-
-FALL = 0.02
-"""Nats per chosen token: a fall beyond it, that is not chance, raises the alarm; 2% in perplexity."""
-SIDES = ("chosen", "rejected")
-
-ADVICE = (
-    "a smaller learning_rate or fewer epochs: the fall grows with how far the policy moves",
-    "another beta: a larger one holds the policy closer to the reference; a smaller one asks for smaller "
-    "margins before a pair counts as learnt, and often needs fewer steps",
-    "rpo_alpha 1, which adds the likelihood of the chosen answers to the loss (or loss_type sigmoid,sft)",
-    "a loss made against the fall (docs/losses.md): loss_type dpop makes every fall of a chosen answer cost, "
-    "apo_zero draws chosen up and rejected down each on its own",
-    "pairs whose two answers differ more: nearly identical ones share the tokens that are pushed down",
-)
 
 
 def drift(
     before: Sequence[PairScore], after: Sequence[PairScore], facts: Sequence[PairFacts], seed: int
-) -> dict[str, Any]:
+) -> Drift:
     """Mean log-probabilities before and after, per answer and per token, with intervals by prompt.
 
-    Log-probabilities are in nats, summed over an answer's tokens. `alarm` is a sentence or None.
+    DPO rewards the difference alone: both answers may become less likely if rejected falls faster. Then the
+    accuracy rises while the model becomes less likely to say what people preferred; `alarm` says so.
+    Log-probabilities are in nats, summed over an answer's tokens.
     """
     groups = [fact.prompt for fact in facts]
-    found: dict[str, Any] = {side: _side(side, before, after, groups, seed) for side in SIDES}
-    found["perplexity_chosen"] = {
-        "before": _perplexity(before),
-        "after": _perplexity(after),
-    }
-    found["alarm"] = _alarm(found)
-    found["advice"] = list(ADVICE) if found["alarm"] else []
-    return found
+    tokens = [score.chosen_tokens for score in after]
+    old, new = ([score.chosen_logp for score in scores] for scores in (before, after))
+    perplexity = Perplexity(before=_perplexity(old, tokens), after=_perplexity(new, tokens))
+    chosen = _side_drift(old, new, tokens, groups, seed)
+    rejected = _side_drift(
+        [score.rejected_logp for score in before],
+        [score.rejected_logp for score in after],
+        [score.rejected_tokens for score in after],
+        groups,
+        seed,
+    )
+    alarm = _alarm(chosen, rejected, perplexity)
+    advice = ADVICE if alarm else []
+    return Drift(
+        chosen=chosen, rejected=rejected, perplexity_chosen=perplexity, alarm=alarm, advice=advice
+    )
 
 
-def _side(
-    side: str,
-    before: Sequence[PairScore],
-    after: Sequence[PairScore],
+def _side_drift(
+    old: Sequence[float],
+    new: Sequence[float],
+    tokens: Sequence[int],
     groups: Sequence[str],
     seed: int,
-) -> dict[str, Any]:
-    old, new = ([getattr(score, f"{side}_logp") for score in scores] for scores in (before, after))
-    tokens = [getattr(score, f"{side}_tokens") for score in after]
+) -> SideDrift:
     change = [b - a for a, b in zip(old, new, strict=True)]
-    return {
-        "before": _mean(old),
-        "after": _mean(new),
-        "change": _estimate(_mean(change), mean_interval(change, groups, seed)),
-        "per_token": _estimate(
-            math.fsum(change) / sum(tokens), mean_interval(change, groups, seed, tokens)
-        ),
-    }
-
-
-def _estimate(value: float, interval: tuple[float, float] | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {"value": value, "low": low, "high": high}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _perplexity(scores: Sequence[PairScore]) -> float:
-    """exp of the mean negative log-probability of a chosen token."""
-    nats = -math.fsum(score.chosen_logp for score in scores)
-    return math.exp(min(700.0, nats / sum(score.chosen_tokens for score in scores)))
-
-
-def _alarm(found: dict[str, Any]) -> str | None:
-    chosen, rejected = (found[side]["per_token"] for side in SIDES)
-    if not (chosen["value"] < -FALL and chosen["high"] is not None and chosen["high"] < 0):
-        return None
-    perplexity = found["perplexity_chosen"]
-    text = (
-        f"The chosen answers became less likely: {found['chosen']['change']['value']:+.1f} nats per answer, "
-        f"{chosen['value']:+.3f} per token (perplexity {perplexity['before']:.2f} before, "
-        f"{perplexity['after']:.2f} after)."
+    per_token = math.fsum(change) / sum(tokens)
+    return SideDrift(
+        before=mean(old),
+        after=mean(new),
+        change=Estimate.of(mean(change), mean_interval(change, groups, seed)),
+        per_token=Estimate.of(per_token, mean_interval(change, groups, seed, tokens)),
     )
-    if rejected["value"] < chosen["value"]:
+
+
+def _perplexity(logps: Sequence[float], tokens: Sequence[int]) -> float:
+    """exp of the mean negative log-probability of a token."""
+    return math.exp(min(700.0, -math.fsum(logps) / sum(tokens)))
+
+
+def _alarm(chosen: SideDrift, rejected: SideDrift, perplexity: Perplexity) -> str | None:
+    fall = chosen.per_token
+    if not (fall.value < -ALARM_DROP and fall.high is not None and fall.high < 0):
+        return None
+    text = (
+        f"The chosen answers became less likely: {chosen.change.value:+.1f} nats per answer, "
+        f"{fall.value:+.3f} per token (perplexity {perplexity.before:.2f} before, "
+        f"{perplexity.after:.2f} after)."
+    )
+    if rejected.per_token.value < fall.value:
         text += (
             " The rejected ones fell further, so the accuracy can rise all the same; but the policy now puts "
             "more weight on answers that are neither."

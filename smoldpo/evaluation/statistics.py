@@ -1,12 +1,12 @@
-"""How sure a difference is: intervals, exact tests, and their words. No torch here.
+"""How sure a difference is: intervals and exact tests. No torch here.
 
 A pair's score is 1 (chosen preferred), 0, or one half (a tie). Pairs of one prompt are not independent: a
-model that understands a prompt is right about several of its pairs. So prompts, not pairs, are what the
-bootstrap draws and what the test of a change flips, and an interval of a share counts as many pairs as
-would tell the same if they were independent. Where every prompt has one pair, all of this is the textbook's.
+model that understands a prompt is right about several of its pairs. So the bootstrap draws prompts, the
+test of a change flips prompts, and an interval of a share counts pairs by their effective number. Where
+every prompt has one pair, all of this is the textbook's.
 
-Of scipy only scipy.special, which transformers imports too: scipy.stats takes 22 MB more, and a run that
-fills the memory would find out at its very end that they are not there.
+Only scipy.special is imported, as transformers does: scipy.stats takes 22 MB more, which may be missing at
+the end of a run that fills the memory.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
-
-from smoldpo.utils.text import p_value
 
 LEVEL = 0.95
 """Confidence of every interval."""
+SIGNIFICANT = 1 - LEVEL
 RESAMPLES = 4999
 """Draws of a bootstrap."""
-DRAWN_AT_ONCE = 500
-SIGNIFICANT = 1 - LEVEL
+RESAMPLES_AT_ONCE = 500
+
+Array = NDArray[np.float64]
 
 
 def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, float]:
@@ -33,7 +34,7 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
 
     Args:
         successes: may be fractional: ties count one half, which widens the interval if anything.
-        n: pairs, or how many independent ones they are worth (`effective_size`).
+        n: pairs, or their `effective_size`.
 
     Raises:
         ValueError: n is not positive, or successes lie outside 0..n.
@@ -43,9 +44,9 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
     z = float(special.ndtri((1 + level) / 2))
     share = successes / n
     centre = share + z * z / (2 * n)
-    reach = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def effective_size(scores: Sequence[float], groups: Sequence[str]) -> float:
@@ -63,13 +64,13 @@ def effective_size(scores: Sequence[float], groups: Sequence[str]) -> float:
     if len(by_group) == n or independent == 0:
         return float(n)
     clustered = (by_group**2).sum() * len(by_group) / (len(by_group) - 1)
-    return n / max(1.0, clustered / independent)
+    return float(n / max(1.0, clustered / independent))
 
 
 def sign_test(improved: int, worsened: int) -> float:
-    """p of so uneven a split if either side were as likely: two-sided, exact; McNemar's test.
+    """Two-sided exact p of so uneven a split if either side were as likely (McNemar 1947).
 
-    McNemar 1947; for 0/1 scores before and after, improved and worsened are the discordant pairs.
+    For 0/1 scores before and after, improved and worsened count the discordant pairs.
     """
     discordant = improved + worsened
     fewer = min(improved, worsened)
@@ -97,49 +98,40 @@ def paired_test(
 
     Args:
         before, after: 0, ½ or 1 for each pair.
-        groups: of each pair, its prompt.
+        groups: each pair's prompt.
     """
     difference = np.asarray(after, float) - np.asarray(before, float)
     halves = np.rint(2 * _sums(difference, groups)).astype(int)  # whole numbers: a tie is one half
-    p, kinds = _flips(halves)
-    name = "exact McNemar test" if kinds < 2 else "exact sign-flip test by prompt"
+    p, sizes = _sign_flip_p(halves)
+    name = "exact McNemar test" if sizes < 2 else "exact sign-flip test by prompt"
     return PairedTest(int((difference > 0).sum()), int((difference < 0).sum()), p, name)
 
 
-def all_pairs_p(scores: Sequence[Sequence[float]], groups: Sequence[str]) -> np.ndarray:
+def all_pairs_p(scores: Sequence[Sequence[float]], groups: Sequence[str]) -> Array:
     """p of `paired_test` for each two of several rows of scores over the same pairs, [rows, rows]."""
     sums = np.array([_sums(np.asarray(row, float), groups) for row in scores])
     halves = np.rint(2 * sums).astype(int)
     p = np.ones((len(halves), len(halves)))
     for one in range(len(halves)):
         for other in range(one):
-            p[one, other] = p[other, one] = _flips(halves[one] - halves[other])[0]
+            p[one, other] = p[other, one] = _sign_flip_p(halves[one] - halves[other])[0]
     return p
 
 
-def _flips(halves: np.ndarray) -> tuple[float, int]:
-    """The sign-flip test's p for prompts' differences in halves, and how many sizes these have."""
+def _sign_flip_p(halves: NDArray[np.int_]) -> tuple[float, int]:
+    """P(|sum of ±halves| >= |their sum|) with signs at random, and how many sizes there are."""
     of_size = np.bincount(np.abs(halves))
     sizes = np.flatnonzero(of_size[1:]) + 1
-    return _sign_flip_p(sizes, of_size[sizes], abs(int(halves.sum()))), len(sizes)
-
-
-def _sign_flip_p(sizes: np.ndarray, counts: np.ndarray, seen: int) -> float:
-    """P(|sum of ±size| >= seen), each sign as likely, with `counts` terms of each size."""
     likely = np.ones(1)  # of the sums -reach .. reach, in steps of 1
-    for size, count in zip(sizes, counts, strict=True):
+    for size, count in zip(sizes, of_size[sizes], strict=True):
+        heads = np.arange(count + 1)
+        ways = -special.betaln(count - heads + 1, heads + 1) - math.log(count + 1)
         stretched = np.zeros(2 * size * count + 1)
-        stretched[:: 2 * size] = _coin_tosses(count)
+        stretched[:: 2 * size] = np.exp(ways - count * math.log(2))  # P(k heads of `count` tosses)
         likely = np.convolve(likely, stretched)
     reach = len(likely) // 2
-    return min(1.0, float(likely[np.abs(np.arange(-reach, reach + 1)) >= seen].sum()))
-
-
-def _coin_tosses(count: int) -> np.ndarray:
-    """P(k heads of `count` tosses), k = 0..count."""
-    heads = np.arange(count + 1)
-    ways = -special.betaln(count - heads + 1, heads + 1) - math.log(count + 1)
-    return np.exp(ways - count * math.log(2))
+    far = np.abs(np.arange(-reach, reach + 1)) >= abs(int(halves.sum()))
+    return min(1.0, float(likely[far].sum())), len(sizes)
 
 
 def mean_interval(
@@ -152,7 +144,7 @@ def mean_interval(
     """Percentile bootstrap interval of a mean, drawing whole groups (prompts); None for fewer than two.
 
     Args:
-        values: of each pair. With `weights`, the mean is sum(values) / sum(weights): a mean per token,
+        values: one a pair. With `weights`, the mean is sum(values) / sum(weights): a mean per token,
             say, of sums over tokens and their counts.
 
     Source: Efron 1979; Field and Welsh 2007 for drawing whole clusters.
@@ -163,18 +155,18 @@ def mean_interval(
         return None
     rng = np.random.default_rng(seed)
     means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, DRAWN_AT_ONCE):
-        some = means[start : start + DRAWN_AT_ONCE]
+    for start in range(0, RESAMPLES, RESAMPLES_AT_ONCE):
+        some = means[start : start + RESAMPLES_AT_ONCE]
         drawn = rng.integers(0, len(sums), (len(some), len(sums)))
         some[:] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _sums(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+def _sums(values: Array, groups: Sequence[str]) -> Array:
     """Sum of the values of each group, groups in the order of their names."""
     _, where = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    return np.bincount(where, weights=values)
+    return np.asarray(np.bincount(where, weights=values))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -185,36 +177,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = largest
     return corrected
-
-
-WORDS = (
-    (0.001, "very unlikely to be chance"),
-    (0.01, "unlikely to be chance"),
-    (SIGNIFICANT, "probably not chance"),
-    (0.2, "it may well be chance"),
-    (math.inf, "it looks like chance"),
-)
-
-
-def in_words(p: float) -> str:
-    """What a (corrected) p-value says, for people."""
-    return next(words for bound, words in WORDS if p < bound)
-
-
-def how_often(p: float) -> str:
-    """The p-value as a frequency: what it is a probability of, said in full."""
-    if p > 0.5:
-        return "if nothing had changed, a difference this large would be the rule"
-    times = 1 / max(p, 1e-9)
-    rounded = round(times) if times < 10 else round(times, 1 - math.ceil(math.log10(times)) + 1)
-    least = "less than " if p < 1e-9 else "about "
-    return (
-        f"if nothing had changed, a difference this large would come up {least}once in "
-        f"{rounded:,.0f} such evaluations"
-    )
-
-
-def p_text(p: float) -> str:
-    """p for a sentence."""
-    digits = p_value(p)
-    return f"p {digits}" if digits.startswith("<") else f"p = {digits}"

@@ -23,7 +23,7 @@ from smoldpo.engine.batch_budget import is_out_of_memory
 from smoldpo.engine.compile import REACHED
 from smoldpo.engine.packing import common_prefix
 from smoldpo.engine.precision import cast_frozen, master_dtype
-from smoldpo.evaluation.side_by_side import AT_ONCE, Question, choose_questions
+from smoldpo.evaluation.side_by_side import GENERATION_BATCH_SIZE, EvalPrompt, choose_prompts
 from smoldpo.models.freeze import layer_of
 from smoldpo.models.generate import generate_answers
 from smoldpo.models.save import SHARD_BYTES
@@ -33,7 +33,7 @@ from smoldpo.plan.depths import Visit, depths_to_try, every_depth
 from smoldpo.plan.dry_run import Dose, DryRun, Measured, choose_dose, step_samples
 from smoldpo.plan.memory import Sizes, Tried, bytes_of, height, need, read_in, resident
 from smoldpo.plan.workload import Counts, Depth, FastPacking, Packing, PlainPacking
-from smoldpo.training.final_evaluation import sample_question
+from smoldpo.training.final_evaluation import tokenize_sample_prompt
 from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.sampler import Schedule
 from smoldpo.training.setup import TokenizedData, load_data, load_models, tokenize
@@ -300,10 +300,10 @@ class Ends:
 
 def measure_ends(config: TrainConfig, models: PolicyAndReference, data: TokenizedData) -> Ends:
     """Loads models as at the end of a run, and draws a few tokens of the run's own answers."""
-    asked = choose_questions(
+    asked = choose_prompts(
         data.eval_pairs, data.eval, config.generate_prompts, models.positions, config.max_new_tokens
     )
-    sample = sample_question(config, models)
+    sample = tokenize_sample_prompt(config, models)
     begun = time.perf_counter()
     trained = models.trained()
     if models.adapter is not None and config.merge:
@@ -316,7 +316,10 @@ def measure_ends(config: TrainConfig, models: PolicyAndReference, data: Tokenize
     read_in(model)
     beginning = time.perf_counter() - begun
     before = resident()
-    batches = [asked[start : start + AT_ONCE] for start in range(0, len(asked), AT_ONCE)]
+    batches = [
+        asked[start : start + GENERATION_BATCH_SIZE]
+        for start in range(0, len(asked), GENERATION_BATCH_SIZE)
+    ]
     batches += [[sample]] if sample else []
     with height() as seen:
         drawing = _drawing(config, models, model, batches)
@@ -334,7 +337,7 @@ def _drawing(
     config: TrainConfig,
     models: PolicyAndReference,
     model: PreTrainedModel,
-    batches: list[list[Question]],
+    batches: list[list[EvalPrompt]],
 ) -> float:
     """Seconds in which one model answers all batches; like batches are measured once."""
     seconds, known = 0.0, {}
@@ -353,7 +356,7 @@ def _draw(
     config: TrainConfig,
     models: PolicyAndReference,
     model: PreTrainedModel,
-    batch: Sequence[Question],
+    batch: Sequence[EvalPrompt],
     tokens: int,
 ) -> tuple[int, float]:
     """Tokens drawn (the longest answer's) and seconds."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from smoldpo._version import __version__
 from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
 from smoldpo.evaluation.metrics import METRICS
+from smoldpo.evaluation.schema import Evaluation
 from smoldpo.models.builtin import CARD_BASE
 
 
 def model_card(
-    config: TrainConfig, evaluation: dict[str, Any] | None, train_pairs: int, steps: int
+    config: TrainConfig, evaluation: Evaluation | None, train_pairs: int, steps: int
 ) -> str:
     """The model card, Markdown with the metadata that hubs read."""
     base = CARD_BASE.get(config.model, config.model)
@@ -41,15 +41,15 @@ def model_card(
     ]
     if evaluation:
         lines += [
-            f"## Preference accuracy on {evaluation['n']} held-out pairs",
+            f"## Preference accuracy on {evaluation.n} held-out pairs",
             "",
-            evaluation["headline"],
+            evaluation.headline,
             "",
             "| accuracy by | before | after |",
             "| --- | --- | --- |",
             *(
-                f"| {title} | {_percent(evaluation['before']['accuracy'][name])} "
-                f"| {_percent(evaluation['after']['accuracy'][name])} |"
+                f"| {title} | {_percent(evaluation.before.accuracy[name])} "
+                f"| {_percent(evaluation.after.accuracy[name])} |"
                 for name, title in METRICS.items()
             ),
             "",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from smoldpo.config.schema import TrainConfig
+from smoldpo.evaluation.schema import Evaluation
 from smoldpo.sweep.shared import ChangedError, Shared
 from smoldpo.training.checkpoint import newest
 from smoldpo.training.checkpointer import require_disk
@@ -114,7 +115,7 @@ def run_trial(
     _write(sweep, begun)
     leads = False
 
-    def save_if_best(run: Run, evaluation: dict[str, Any]) -> None:
+    def save_if_best(run: Run, evaluation: Evaluation) -> None:
         nonlocal leads
         leads = best is None or _value(evaluation, arena.metric) > best
         if leads:
@@ -132,14 +133,13 @@ def run_trial(
             number, settings, FAILED, error=str(error) or "out of memory", seconds=seconds
         )
     else:
-        evaluation = result.evaluation
-        assert evaluation is not None
+        assert result.record is not None
         ended = Record(
             number,
             settings,
             DONE,
-            _value(evaluation, arena.metric),
-            evaluation["accuracy"],
+            _value(result.record, arena.metric),
+            result.record.as_json()["accuracy"],
             result.steps,
             round(time.perf_counter() - began, 2),
         )
@@ -157,8 +157,10 @@ def forget_checkpoints(sweep: Path, number: int) -> None:
     shutil.rmtree(folder_of(sweep, number) / "checkpoints", ignore_errors=True)
 
 
-def _value(evaluation: dict[str, Any], metric: str) -> float:
-    return evaluation["accuracy"][metric]["after"]["value"]
+def _value(evaluation: Evaluation, metric: str) -> float:
+    accuracy = evaluation.accuracy[metric]
+    assert accuracy is not None
+    return accuracy.after.value
 
 
 def _make(arena: Arena, folder: Path, config: TrainConfig, options: RunOptions) -> Run:
@@ -255,8 +257,9 @@ def measure_winner(
     options = RunOptions(train=False, checkpoints=trial / "checkpoints")
     run = Run(folder, measured, loaded, interruption, options, checkpoint=checkpoint, exact=False)
     result = run.run()
-    assert result.evaluation is not None
-    figures = {name: result.evaluation.get(name) for name in FIGURES}
+    found = result.evaluation
+    assert found is not None
+    figures = {name: found[name] for name in FIGURES}
     final = {"trial": number, **figures}
     write_json(sweep / FINAL_FILE, final)
     return final
@@ -271,7 +274,7 @@ def read_final(sweep: Path, number: int) -> dict[str, Any] | None:
     return final if final["trial"] == number else None
 
 
-def read_evaluation(sweep: Path) -> dict[str, Any]:
+def read_evaluation(sweep: Path) -> Evaluation:
     """All that was found of the winner on the final pairs.
 
     Raises:
@@ -279,7 +282,7 @@ def read_evaluation(sweep: Path) -> dict[str, Any]:
     """
     path = sweep / FOLDER / EVALUATION
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SmoldpoError(
             f"{path}: cannot be read ({error}); remove {path.parent}, and smoldpo resume measures the winner "

@@ -17,14 +17,15 @@ from smoldpo.engine.autotune import KernelChoice
 from smoldpo.evaluation.analysis import analyse, pair_rows
 from smoldpo.evaluation.judges.base import Judge
 from smoldpo.evaluation.metrics import PairFacts, PairScore
-from smoldpo.evaluation.schema import SAMPLE_PROMPT
+from smoldpo.evaluation.schema import SAMPLE_PROMPT, Evaluation
 from smoldpo.evaluation.side_by_side import (
     Comparison,
-    Question,
-    Settings,
+    EvalPrompt,
+    GenerationSettings,
+    MovedPair,
     SideBySide,
-    choose_questions,
-    readings,
+    choose_prompts,
+    moved_pairs,
 )
 from smoldpo.training.phases import PhaseTimer
 from smoldpo.training.policy_and_reference import PolicyAndReference
@@ -40,12 +41,12 @@ def _is_logistic(config: TrainConfig) -> bool:
     return plain and "beta" not in config.column_names and config.ld_alpha in (None, 1)
 
 
-def sample_question(config: TrainConfig, models: PolicyAndReference) -> Question | None:
+def tokenize_sample_prompt(config: TrainConfig, models: PolicyAndReference) -> EvalPrompt | None:
     """The sample prompt; made before training, so that a bad one costs none."""
     if config.sample_prompt is None:
         return None
     ids = PairTokenizer(models.tokenizer, config.max_length).prompt_ids(config.sample_prompt)
-    return Question(SAMPLE_PROMPT, config.sample_prompt, tuple(ids))
+    return EvalPrompt(SAMPLE_PROMPT, config.sample_prompt, tuple(ids))
 
 
 class FinalEvaluation:
@@ -56,7 +57,7 @@ class FinalEvaluation:
         config: TrainConfig,
         models: PolicyAndReference,
         data: TokenizedData,
-        sample: Question | None,
+        sample: EvalPrompt | None,
         judges: Sequence[Judge],
     ):
         self._config, self._models, self._data = config, models, data
@@ -64,7 +65,7 @@ class FinalEvaluation:
 
     def write_analysis(
         self, folder: Path, before: Scores | None, after: Scores | None
-    ) -> dict[str, Any] | None:
+    ) -> Evaluation | None:
         """evaluation.json without what needs the models again; None without held-out pairs."""
         if before is None or after is None:
             return None
@@ -73,15 +74,15 @@ class FinalEvaluation:
         evaluation = analyse(
             before, after, facts, config.last_beta, config.seed, logistic=_is_logistic(config)
         )
-        evaluation |= SideBySide().in_evaluation()
-        evaluation["pairs"] = pair_rows(before, after, facts)
-        write_json(folder / "evaluation.json", evaluation)
+        SideBySide().add_to(evaluation)
+        evaluation.pairs = pair_rows(before, after, facts)
+        write_json(folder / "evaluation.json", evaluation.as_json())
         return evaluation
 
     def write_side_by_side(
         self,
         folder: Path,
-        evaluation: dict[str, Any] | None,
+        evaluation: Evaluation | None,
         before: Scores | None,
         after: Scores | None,
         timer: PhaseTimer,
@@ -96,18 +97,19 @@ class FinalEvaluation:
         title = "reference and policy side by side"
         with timer.phase(title, comparison.units, "answers") as advance:
             found = comparison.run(self._judges, advance)
-        write_jsonl(folder / "samples.jsonl", found.samples)
+        rows = [sample.as_json() for sample in found.samples]
+        write_jsonl(folder / "samples.jsonl", rows)
         if evaluation is not None:
-            evaluation |= found.in_evaluation()
-            write_json(folder / "evaluation.json", evaluation)
-        return next((row for row in found.samples if row["id"] == SAMPLE_PROMPT), None)
+            found.add_to(evaluation)
+            write_json(folder / "evaluation.json", evaluation.as_json())
+        return next((row for row in rows if row["id"] == SAMPLE_PROMPT), None)
 
     def _comparison(self, before: Scores | None, after: Scores | None) -> Comparison:
         config, models = self._config, self._models
-        worth_reading = []
+        moved: list[MovedPair] = []
         if before is not None and after is not None and config.generate_prompts:
-            worth_reading = readings(self._data.eval_pairs, self._data.eval, before, after)
-        questions = choose_questions(
+            moved = moved_pairs(self._data.eval_pairs, self._data.eval, before, after)
+        prompts = choose_prompts(
             self._data.eval_pairs,
             self._data.eval,
             config.generate_prompts,
@@ -115,12 +117,13 @@ class FinalEvaluation:
             config.max_new_tokens,
         )
         return Comparison(
-            (models.reference, models.tuned),
+            models.reference,
+            models.tuned,
             models.tokenizer,
             models.dtype,
             KernelChoice(**models.computing["kernels"]),
-            Settings(config.max_new_tokens, config.temperature, config.seed),
-            questions,
+            GenerationSettings(config.max_new_tokens, config.temperature, config.seed),
+            prompts,
             self._sample,
-            worth_reading,
+            moved,
         )

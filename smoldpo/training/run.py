@@ -25,13 +25,14 @@ from smoldpo.evaluation.metrics import (
     pair_scores,
     reward_metrics,
 )
+from smoldpo.evaluation.schema import Evaluation
 from smoldpo.reports.html import write_report
 from smoldpo.reports.model_card import model_card
 from smoldpo.reports.run_files import read_run
 from smoldpo.training import display
 from smoldpo.training.checkpoint import Checkpoint
 from smoldpo.training.checkpointer import Checkpointer, require_disk
-from smoldpo.training.final_evaluation import FinalEvaluation, sample_question
+from smoldpo.training.final_evaluation import FinalEvaluation, tokenize_sample_prompt
 from smoldpo.training.fingerprint import fingerprint, mark_finished, write_beginning
 from smoldpo.training.loggers import Reporting
 from smoldpo.training.loop import NotFiniteError, loss_function, train
@@ -63,11 +64,17 @@ class RunResult:
 
     folder: Path
     steps: int
-    evaluation: dict[str, Any] | None
+    record: Evaluation | None
+    """None without held-out pairs."""
     sample: dict[str, Any] | None
     report: Path | None
     failed_gates: list[str]
     """What `fail_under` asked for and the run does not have, in words."""
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """evaluation.json as a dictionary; None without held-out pairs."""
+        return None if self.record is None else self.record.as_json()
 
 
 @dataclass
@@ -129,8 +136,8 @@ def load_inputs(
     require_sync(config, Schedule.of(config, len(data.train)).total_steps)
     models = load_models(config, data, computing["kernels"] if computing else None)
     tokenized = encode(config, models, data)
-    question = sample_question(config, models)
-    final_evaluation = FinalEvaluation(config, models, tokenized, question, judges)
+    sample = tokenize_sample_prompt(config, models)
+    final_evaluation = FinalEvaluation(config, models, tokenized, sample, judges)
     known = fingerprint(config, models, data, tokenized)
     return RunInputs(models, tokenized, final_evaluation, gates, known)
 
@@ -189,7 +196,7 @@ class RunOptions:
     write_report: bool = True
     checkpoints: Path | None = None
     after_step: Callable[[Run], None] = _ignore
-    evaluated: Callable[[Run, dict[str, Any]], None] = _ignore
+    evaluated: Callable[[Run, Evaluation], None] = _ignore
 
 
 class Run:
@@ -296,7 +303,7 @@ class Run:
         failed = failures(evaluation, self.gates) if evaluation else []
         return RunResult(self.folder, self.steps, evaluation, sample, report, failed)
 
-    def _write_cards(self, evaluation: dict[str, Any] | None) -> None:
+    def _write_cards(self, evaluation: Evaluation | None) -> None:
         card = model_card(self.config, evaluation, len(self.data.train), self.steps)
         write_text(self.folder / "README.md", card)
         for name in ("model", "adapter"):

@@ -11,7 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.evaluation.judges.base import LengthJudge
-from smoldpo.evaluation.side_by_side import Comparison, Question, Settings, choose_questions
+from smoldpo.evaluation.side_by_side import (
+    Comparison,
+    EvalPrompt,
+    GenerationSettings,
+    choose_prompts,
+)
 from smoldpo.models.generate import Answer
 from smoldpo.types import PreferencePair, TokenizedPair
 
@@ -167,20 +172,22 @@ def test_the_first_pairs_alone(cli, tiny_folder, pairs_file):
 
 
 def test_a_judge_is_asked_about_the_policy():
-    questions = [Question(str(n), "Hi", (n,)) for n in range(3)]
-    settings = Settings(max_new_tokens=4, temperature=1.0, seed=0)
-    comparison = Comparison((), None, torch.float32, KernelChoice(), settings, questions, None, ())
+    prompts = [EvalPrompt(str(n), "Hi", (n,)) for n in range(3)]
+    settings = GenerationSettings(max_new_tokens=4, temperature=1.0, seed=0)
+    comparison = Comparison(
+        None, None, None, torch.float32, KernelChoice(), settings, prompts, None, ()
+    )
     terse, wordy = ([Answer((1,), text, True)] * 3 for text in ("Hi.", "Good morning."))
-    found = comparison._judged([LengthJudge()], terse, wordy, lambda: None)[0]
-    assert (found["judge"], found["wins"], found["losses"]) == ("length", 3, 0)
+    (found,) = comparison.judge([LengthJudge()], wordy, terse, lambda: None)
+    assert (found.judge, found.wins, found.losses) == ("length", 3, 0)
 
 
-def test_questions_are_spread_over_the_pairs():
+def test_prompts_are_spread_over_the_pairs():
     pairs = [PreferencePair(f"p{n // 2}", "c", "r", id=str(n)) for n in range(40)]
     tokenized = [TokenizedPair(pair.id, (n // 2, 1), (2,), (3,)) for n, pair in enumerate(pairs)]
-    found = choose_questions(pairs, tokenized, 4, None, 8)
-    assert [question.prompt for question in found] == ["p0", "p5", "p10", "p15"]
-    assert len(choose_questions(pairs, tokenized, 99, None, 8)) == 20, "each prompt once"
+    found = choose_prompts(pairs, tokenized, 4, None, 8)
+    assert [prompt.prompt for prompt in found] == ["p0", "p5", "p10", "p15"]
+    assert len(choose_prompts(pairs, tokenized, 99, None, 8)) == 20, "each prompt once"
 
 
 def test_rows_of_two_models(run, cli, tiny_folder, pairs_file, tmp_path):

@@ -1,19 +1,32 @@
 """What is said about scores: accuracies and their change, slices, calibration, drift, the sentence, gates."""
 
+import json
 import math
 import random
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from smoldpo.evaluation.analysis import Compared, analyse, describe, pair_rows
+from smoldpo.evaluation import analysis, slices
+from smoldpo.evaluation.analysis import describe, pair_rows
 from smoldpo.evaluation.gates import failures, parse_gates
 from smoldpo.evaluation.headline import explanations, verdict
 from smoldpo.evaluation.metrics import PairFacts, PairScore, wins
-from smoldpo.evaluation.side_by_side import notable
-from smoldpo.evaluation.slices import FALL, calibration, drift
+from smoldpo.evaluation.schema import Evaluation, Judgement, Names, WinRate
+from smoldpo.evaluation.side_by_side import most_moved
+from smoldpo.evaluation.slices import ALARM_DROP
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import UsageError
+
+
+def analyse(*given, **options):
+    """The record as the file has it."""
+    return analysis.analyse(*given, **options).as_json()
+
+
+def drift(*given, **options):
+    return slices.drift(*given, **options).as_json()
 
 
 def score(chosen, rejected, tokens=(10, 10), reference=None, id="p"):
@@ -52,7 +65,7 @@ def test_a_change_is_found_and_no_change_is_not():
 
     same = analyse(*synthetic(gain=0), beta=0.1, seed=0)
     assert same["verdict"] == "no evidence" and "no evidence of a change" in same["headline"]
-    assert any("could not be told from chance" in line for line in explanations(same))
+    assert any("could not be told from chance" in line for line in same["explanations"])
 
     worse = analyse(*synthetic(gain=-3), beta=0.1, seed=0)
     assert worse["verdict"] == "worse" and "for the worse" in worse["headline"]
@@ -60,7 +73,7 @@ def test_a_change_is_found_and_no_change_is_not():
 
 def test_where_nothing_changed_no_reach_is_claimed():
     before, _, facts = synthetic()
-    lines = explanations(analyse(before, before, facts, beta=0.1, seed=0))
+    lines = explanations(analysis.analyse(before, before, facts, beta=0.1, seed=0))
     assert any("Too few pairs changed, or none" in line for line in lines)
     assert not any("0 points" in line for line in lines)
 
@@ -92,7 +105,9 @@ def test_pairs_of_one_prompt_count_less():
 
 
 def test_two_models_are_called_by_their_names():
-    found = analyse(*synthetic(gain=3), 0.1, 0, Compared("compare", "base", "tuned"))
+    found = analyse(
+        *synthetic(gain=3), 0.1, 0, kind="compare", names=Names(before="base", after="tuned")
+    )
     assert found["headline"].startswith("tuned prefers") and "base 50.0%" in found["headline"]
     assert "held-out" not in found["headline"]
 
@@ -102,7 +117,7 @@ def test_by_length_and_baselines_by_hand():
     after = [
         score(-1, -2, (20, 10)), score(-2, -1, (20, 10)), score(-1, -2, (5, 10)), score(-2, -1),
     ]  # fmt: skip
-    found = describe(after, [PairFacts(str(n)) for n in range(4)])
+    found = describe(after, [PairFacts(str(n)) for n in range(4)]).as_json()
     assert found["baselines"] == {"longer": 0.625, "shorter": 0.375, "coin": 0.5}
     lengths = found["by_length"]
     assert lengths["metric"] == "logp"
@@ -144,7 +159,7 @@ def test_calibration_of_a_calibrated_and_an_overconfident_model():
             if draw.random() > 1 / (1 + math.exp(-0.1 * margin)):
                 margin = -margin
             scores.append(score(stretch * margin, 0, reference=(0, 0)))
-        return calibration(scores, facts, 0.1)
+        return slices.calibration(scores, facts, 0.1).as_json()
 
     honest, loud = model(1), model(4)
     assert honest["error"] < 0.03 < 0.1 < loud["error"]
@@ -200,26 +215,28 @@ def test_falling_chosen_answers_raise_the_alarm():
     assert any("learning_rate" in advice for advice in found["drift"]["advice"])
     # A fall that may be chance, and one too small to matter, raise none.
     assert drift(*synthetic(n=12, fall=-1)[:2], synthetic(n=12)[2], 0)["alarm"] is None
-    small = synthetic(n=3000, fall=-FALL * 30 / 2)
+    small = synthetic(n=3000, fall=-ALARM_DROP * 30 / 2)
     assert drift(*small, 0)["alarm"] is None
 
 
 def test_the_verdict_goes_by_the_corrected_p():
-    accuracy = {"p": 0.03, "p_corrected": 0.09, "change": {"value": 0.1}}
-    assert verdict(accuracy) == "no evidence"
-    assert verdict(accuracy | {"p_corrected": 0.04}) == "change"
+    assert verdict(p_corrected=0.09, change=0.1) == "no evidence"
+    assert verdict(p_corrected=0.04, change=0.1) == "change"
+    found = analyse(*synthetic(n=60, gain=1, seed=15), beta=0.1, seed=0)
+    reward = found["accuracy"]["reward"]
+    assert reward["p"] < 0.05 <= reward["p_corrected"] and found["verdict"] == "no evidence"
 
 
 def test_pairs_that_moved_furthest_come_first_whichever_way():
     before = [score(m, 0, id=str(n)) for n, m in enumerate((-1.0, 2.0))]
     after = [score(m, 0, id=str(n)) for n, m in enumerate((1.0, -9.0))]
-    assert notable(before, after)["changed"] == [1, 0]
+    assert most_moved(before, after)["changed"] == [1, 0]
 
 
 def test_notable_pairs():
     before = [score(m, 0, id=str(n)) for n, m in enumerate((-1.0, 2.0, 5.0, -3.0, 1.0))]
     after = [score(m, 0, id=str(n)) for n, m in enumerate((4.0, -1.0, 6.0, -9.0, 1.0))]
-    found = notable(before, after)
+    found = most_moved(before, after)
     assert found["changed"] == [0, 1]  # moved by 5 and by 3
     assert found["best"] == [0, 2] and found["worst"] == [3, 1]
 
@@ -227,13 +244,14 @@ def test_notable_pairs():
 def test_gates():
     gates = parse_gates(["reward=0.6", " change/reward = 0.05", "balanced=0.4"])
     assert gates == {"reward": 0.6, "change/reward": 0.05, "balanced": 0.4}
-    found = analyse(*synthetic(gain=3), beta=0.1, seed=0) | {"judges": []}
+    found = analysis.analyse(*synthetic(gain=3), beta=0.1, seed=0)
     assert failures(found, gates) == []
     sentences = failures(found, {"reward": 0.99, "win_rate": 0.5, "change/logp": 0.9})
     assert len(sentences) == 3 and "at least 0.99" in sentences[0]
     assert "not measured" in sentences[1]
-    judged = found | {"judges": [{"win_rate": {"value": 0.7}}]}
-    assert failures(judged, {"win_rate": 0.6}) == []
+    rate = WinRate(value=0.7)
+    found.judges = [Judgement(judge="a", n=10, wins=7, losses=3, ties=0, win_rate=rate)]
+    assert failures(found, {"win_rate": 0.6}) == []
 
 
 @pytest.mark.parametrize(
@@ -257,7 +275,8 @@ def test_facts_and_rows():
     facts = [PairFacts.of(pair) for pair in (ours, theirs, other)]
     assert facts[0].prompt == facts[1].prompt != facts[2].prompt
     assert (facts[0].source, facts[0].category) == ("s", "c")
-    rows = pair_rows([score(-1, -2, id="a")], [score(-3, -4, id="a")], facts[:1])
+    scores = [score(-1, -2, id="a")], [score(-3, -4, id="a")]
+    rows = [row.as_json() for row in pair_rows(*scores, facts[:1])]
     assert rows[0]["id"] == "a" and rows[0]["before"]["chosen_logp"] == -1
     assert rows[0]["after"]["chosen_logp"] == -3 and rows[0]["category"] == "c"
 
@@ -266,3 +285,34 @@ def test_wins_need_a_reference_for_the_reward():
     with pytest.raises(ValueError, match="reference"):
         wins([score(-1, -2)], "reward")
     assert wins([score(-1, -2), score(-1, -1), score(-2, -1)], "logp") == [1, 0.5, 0]
+
+
+WRITTEN = Path(__file__).with_name("evaluation.json")
+"""evaluation.json of a tiny run, as version 0.1 wrote the file before it had a typed record."""
+
+
+def test_the_record_reads_and_writes_the_file_as_it_was():
+    text = WRITTEN.read_text(encoding="utf-8")
+    record = Evaluation.model_validate_json(text)
+    assert json.dumps(record.as_json(), indent=2, ensure_ascii=False) + "\n" == text
+
+
+def test_the_figures_of_the_file_follow_from_its_rows():
+    written = json.loads(WRITTEN.read_text(encoding="utf-8"))
+    rows = Evaluation.model_validate(written).pairs
+    facts = [PairFacts(row.prompt, row.source, row.category) for row in rows]
+    before, after = ([getattr(row, side) for row in rows] for side in ("before", "after"))
+    found = analysis.analyse(before, after, facts, written["beta"], seed=42)
+    found.pairs = pair_rows(before, after, facts)
+    answers = {"generation", "judges", "notable"}
+    expected = {key: value for key, value in written.items() if key not in answers}
+    assert _rounded(found.as_json()) == _rounded(expected)
+    assert list(found.as_json()) == list(expected)
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.9g}") if isinstance(value, float) else value

@@ -8,7 +8,7 @@ import pytest
 from test_judges import CHAT
 
 from smoldpo.evaluation.judges import endpoint as endpoint_judge
-from smoldpo.evaluation.judges.base import Verdict, compare_all, win_rate
+from smoldpo.evaluation.judges.base import Verdict, compare_all, judgement
 from smoldpo.evaluation.judges.registry import parse_judge
 from smoldpo.utils.errors import SmoldpoError, UsageError
 
@@ -86,7 +86,7 @@ def test_an_honest_endpoint_is_believed(endpoint):
     verdicts = compare_all(judge, [CHAT] * 3, ["kind", "rude", "x"], ["rude", "kind", "y"])
     assert verdicts == [Verdict(1.0, False), Verdict(0.0, False), Verdict(0.5, False)]
     assert judge.name == endpoint.url + "#my judge"
-    assert win_rate(verdicts)["disagreement"] == 0.0
+    assert judgement("a", verdicts).disagreement == 0.0
     assert len(endpoint.requests) == 6
     request = endpoint.requests[0]
     assert request["path"] == "/v1/chat/completions"
@@ -99,9 +99,9 @@ def test_a_judge_that_favours_a_place_only_ties_and_disagrees(endpoint, letter):
     endpoint.play(letter)
     judge = parse_judge(endpoint.url)
     verdicts = compare_all(judge, ["Hi"] * 8, list("abcdefgh"), list("ijklmnop"))
-    found = win_rate(verdicts)
-    assert (found["ties"], found["wins"], found["losses"]) == (8, 0, 0)
-    assert found["disagreement"] == 1.0 and found["win_rate"]["value"] == 0.5
+    found = judgement("a", verdicts)
+    assert (found.ties, found.wins, found.losses) == (8, 0, 0)
+    assert found.disagreement == 1.0 and found.win_rate.value == 0.5
     assert "model" not in endpoint.requests[0]["body"]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smoldpo.data.tokenize import PairTokenizer
-from smoldpo.evaluation.judges.base import Verdict, by_score, compare_all, win_rate
+from smoldpo.evaluation.judges.base import Verdict, by_score, compare_all, judgement
 from smoldpo.evaluation.judges.local_models import RewardModel
 from smoldpo.evaluation.judges.registry import parse_judge
 from smoldpo.evaluation.statistics import sign_test, wilson
@@ -26,9 +26,10 @@ def test_win_rate_by_hand():
         *[Verdict(None)] * 2,
         Verdict(None, True),
     ]
-    found = win_rate(verdicts)
+    found = judgement("a", verdicts)
     low, high = wilson(6.5, 10)
-    assert found == {
+    assert found.as_json() == {
+        "judge": "a",
         "n": 10,
         "wins": 5,
         "losses": 2,
@@ -38,16 +39,16 @@ def test_win_rate_by_hand():
         "disagreement": 0.2,
         "failed": 3,
     }
-    assert found["p"] == pytest.approx(29 / 64)  # 2 (1 + 7 + 21) / 2**7
+    assert found.p == pytest.approx(29 / 64)  # 2 (1 + 7 + 21) / 2**7
 
 
 def test_win_rate_of_nothing():
     for verdicts in ([], [Verdict(None), Verdict(None)]):
-        found = win_rate(verdicts)
-        assert found["win_rate"] == {"value": None, "low": None, "high": None}
-        assert found["p"] is None and found["n"] == 0 and found["failed"] == len(verdicts)
-    ties = win_rate([Verdict(0.5)] * 4)
-    assert ties["win_rate"]["value"] == 0.5 and ties["p"] is None and ties["disagreement"] is None
+        found = judgement("a", verdicts)
+        assert found.as_json()["win_rate"] == {"value": None, "low": None, "high": None}
+        assert found.p is None and found.n == 0 and found.failed == len(verdicts)
+    ties = judgement("a", [Verdict(0.5)] * 4)
+    assert ties.win_rate.value == 0.5 and ties.p is None and ties.disagreement is None
 
 
 def test_the_longer_answer_wins():
@@ -56,7 +57,7 @@ def test_the_longer_answer_wins():
         judge, ["?"] * 3, ["abc", "abc", "a b"], ["ab", "abcd", "äöü"], told.append
     )
     assert [v.score for v in verdicts] == [1.0, 0.0, 0.5] and told == [1, 1, 1]
-    assert win_rate(verdicts)["disagreement"] is None
+    assert judgement("a", verdicts).disagreement is None
     with pytest.raises(ValueError):
         compare_all(judge, ["?"], ["a", "b"], ["c", "d"])
 

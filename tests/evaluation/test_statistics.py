@@ -9,13 +9,11 @@ import pytest
 from scipy import stats
 
 from smoldpo.evaluation import statistics
+from smoldpo.evaluation.headline import how_often, p_in_words, p_text
 from smoldpo.evaluation.statistics import (
     effective_size,
     holm,
-    how_often,
-    in_words,
     mean_interval,
-    p_text,
     paired_test,
     sign_test,
     wilson,
@@ -224,9 +222,9 @@ def test_holm_by_hand():
 
 
 def test_words():
-    assert in_words(0.0004) == "very unlikely to be chance"
-    assert in_words(0.03) == "probably not chance"
-    assert in_words(0.6) == "it looks like chance"
+    assert p_in_words(0.0004) == "very unlikely to be chance"
+    assert p_in_words(0.03) == "probably not chance"
+    assert p_in_words(0.6) == "it looks like chance"
     assert "once in 2,500 such" in how_often(0.0004)
     assert "once in 20 such" in how_often(0.05)
     assert "the rule" in how_often(0.8)

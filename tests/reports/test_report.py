@@ -439,7 +439,8 @@ def test_it_is_written_whole(run, tmp_path):
 
 def test_no_torch(run):
     code = (
-        "import sys\nfrom smoldpo.reports.html import html_report, read_run\n"
+        "import sys\nfrom smoldpo.reports.html import html_report\n"
+        "from smoldpo.reports.run_files import read_run\n"
         f"html_report([read_run({str(run)!r})])\n"
         "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\nassert not heavy, heavy"
     )

@@ -1,4 +1,4 @@
-"""Which of two answers is better: one protocol for all judges, and the win rate of what they say. No torch.
+"""Which of two answers is better: one protocol for all judges, and the win rate. No torch here.
 
 Answer a is the policy's, b the reference's.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from smoldpo.evaluation.metrics import mean
+from smoldpo.evaluation.schema import Judgement, WinRate
 from smoldpo.evaluation.statistics import sign_test, wilson
 from smoldpo.types import Advance, Prompt, no_progress
 from smoldpo.utils.errors import ModelError
@@ -72,25 +74,21 @@ def compare_all(
     return verdicts
 
 
-def win_rate(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """How often a won, as evaluation.json has it under "judges" beside the judge's name.
-
-    Verdicts that failed are counted under `failed` and in nothing else. `win_rate` is wins plus half the
-    ties over n, with its Wilson interval; `p` of the exact sign test, which leaves ties out; `disagreement`
-    the share of n whose two orders disagreed. None where there is nothing to tell from.
-    """
-    judged = [verdict for verdict in verdicts if verdict.score is not None]
-    wins, losses, ties = (sum(v.score == score for v in judged) for score in (1, 0, 0.5))
-    n = len(judged)
+def judgement(judge: str, verdicts: Sequence[Verdict]) -> Judgement:
+    """How often a won, as evaluation.json has it; None where there is no verdict to tell from."""
+    known = [verdict for verdict in verdicts if verdict.score is not None]
+    wins, losses, ties = (sum(v.score == score for v in known) for score in (1, 0, 0.5))
+    n = len(known)
     low, high = wilson(wins + ties / 2, n) if n else (None, None)
-    asked_twice = [verdict.disagreed for verdict in judged if verdict.disagreed is not None]
-    return {
-        "n": n,
-        "wins": wins,
-        "losses": losses,
-        "ties": ties,
-        "win_rate": {"value": (wins + ties / 2) / n if n else None, "low": low, "high": high},
-        "p": sign_test(wins, losses) if wins + losses else None,
-        "disagreement": sum(asked_twice) / len(asked_twice) if asked_twice else None,
-        "failed": len(verdicts) - n,
-    }
+    in_both_orders = [v.disagreed for v in known if v.disagreed is not None]
+    return Judgement(
+        judge=judge,
+        n=n,
+        wins=wins,
+        losses=losses,
+        ties=ties,
+        win_rate=WinRate(value=(wins + ties / 2) / n if n else None, low=low, high=high),
+        p=sign_test(wins, losses) if wins + losses else None,
+        disagreement=mean(in_both_orders) if in_both_orders else None,
+        failed=len(verdicts) - n,
+    )

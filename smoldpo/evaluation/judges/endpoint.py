@@ -145,7 +145,7 @@ class EndpointJudge:
         request = urllib.request.Request(self._url, body, headers, method="POST")
         opener = urllib.request.build_opener(_NoRedirects)
         with opener.open(request, timeout=TIMEOUT) as response:
-            return response.read(LARGEST)
+            return bytes(response.read(LARGEST))
 
     def _refused(self, error: urllib.error.HTTPError) -> str:
         said = ""

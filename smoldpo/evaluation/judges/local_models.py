@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
+from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 
 from smoldpo.data.tokenize import PairTokenizer, render
 from smoldpo.engine.autotune import KernelChoice, choose_kernels
@@ -111,7 +112,7 @@ class _Scored:
             logps = PlainEngine(
                 self.model, None, compute_dtype=torch.float32, train_batch_size=1, eval_batch_size=1
             ).policy_logps([pair])
-        return (logps.chosen.double() - logps.rejected.double()).item()
+        return float(logps.chosen.double() - logps.rejected.double())
 
 
 # Reward models: a number for an answer, from a sequence classifier with a single label.
@@ -148,7 +149,7 @@ class RewardModel:
         """
         ids = torch.tensor([self.ids(prompt, answer)], device=self.model.device)
         logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        return logits.double().item()
+        return float(logits.double())
 
     def ids(self, prompt: Prompt, answer: str) -> list[int]:
         """The dialogue as the chat template writes it, the answer its last turn.
@@ -168,7 +169,7 @@ class RewardModel:
         return self.tokenizer(behind, add_special_tokens=False)["input_ids"] if found else []
 
 
-def _load(source: ModelSource) -> PreTrainedModel:
+def _load(source: ModelSource) -> Any:
     try:
         with quiet(), cached_only(source.cached_only):
             model, loading = AutoModelForSequenceClassification.from_pretrained(
