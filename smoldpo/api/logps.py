@@ -1,8 +1,7 @@
 """sequence_logps: the fast engine's log-probabilities, with gradients, for training loops of one's own.
 
-The model stays the caller's. For the length of a call its layers compute by engine/kernels/layers.py
-and its attention by engine/kernels/attention.py; afterwards it is what it was. Gradients flow to
-whatever parameters train.
+The model stays the caller's, as it is: a call computes with modules of its own that share its parameters
+(engine/kernels/layers.py). Gradients flow to whatever parameters train.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.autotune import KernelChoice, choose_kernels
-from smoldpo.engine.kernels.layers import leave_lean
 from smoldpo.engine.logprobs import FILL, MAX_TOKENS, LogprobModel, in_order
 from smoldpo.engine.packing import pack
 from smoldpo.models.families import unsupported
@@ -76,18 +74,15 @@ def sequence_logps(
             "with a model in that dtype"
         )
     require_room(tokens, positions(inner))
-    try:
-        # One boundary for every model, so that a policy with frozen layers gives what its reference gives.
-        scorer = LogprobModel(inner, 0, _kernels(inner.dtype, inner.device.type))
-        return in_order(
-            tokens,
-            max_tokens,
-            lambda some: pack(some, inner.device, FILL),
-            lambda _, batch: scorer.logps(batch, None),
-            no_progress,
-        )
-    finally:
-        leave_lean(inner.model)
+    # One boundary for every model, so that a policy with frozen layers gives what its reference gives.
+    scorer = LogprobModel(inner, 0, _kernels(inner.dtype, inner.device.type))
+    return in_order(
+        tokens,
+        max_tokens,
+        lambda some: pack(some, inner.device, FILL),
+        lambda _, batch: scorer.logps(batch, None),
+        no_progress,
+    )
 
 
 def _tokenized(

@@ -27,7 +27,7 @@ REACHED = 0.4
 
 @dataclass(frozen=True)
 class CompileChoice:
-    """Whether regions are compiled, and why in words."""
+    """Whether elementwise functions are compiled, and why in words."""
 
     compiled: bool
     why: str
@@ -46,12 +46,12 @@ def set_up_compiling(
         missing = missing_compiler(device)
         if missing is not None:
             choice = CompileChoice(False, f"{missing}, so nothing is compiled")
-    elementwise.switch_regions(choice.compiled)
+    elementwise.set_compiled(choice.compiled)
     if choice.compiled:
         try:
             _compile_now(dtype, device)
         except Exception as error:  # compilers fail in ways of their own
-            elementwise.switch_regions(False)
+            elementwise.set_compiled(False)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             return CompileChoice(False, f"compiling failed ({reason}), so nothing is compiled")
     return choice
@@ -81,18 +81,18 @@ def missing_compiler(device: str) -> str | None:
 
 @torch.no_grad()
 def _compile_now(dtype: torch.dtype, device: str) -> None:
-    """Call each region once, on sizes that stand for any."""
+    """Call each function once, on sizes that stand for any."""
     rows, width = 24, 64
     first, second, third = (torch.ones(rows, width, dtype=dtype, device=device) for _ in range(3))
     stream = first.to(torch.promote_types(dtype, torch.float32))  # as states are between layers
-    _, scale = elementwise.normed(stream, first[0], 1e-5)
-    elementwise.normed_slopes(stream, scale, first[0], second)
+    _, scale = elementwise.rms_norm(stream, first[0], 1e-5)
+    elementwise.rms_norm_grads(stream, scale, first[0], second)
     elementwise.gated_product(first, second)
-    elementwise.gated_slopes(first, second, third)
+    elementwise.gated_product_grads(first, second, third)
     heads = torch.ones(1, rows, 3, width, dtype=dtype, device=device).transpose(1, 2)
     angles = torch.ones(1, 1, rows, width, dtype=dtype, device=device)
     for direction in (1, -1):
-        elementwise.rotated(heads, angles, angles, direction)
+        elementwise.rotate(heads, angles, angles, direction)
 
 
 # The floor: how many floating-point operations the loss needs, and no fewer.

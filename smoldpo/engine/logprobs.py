@@ -7,16 +7,17 @@ states -> top (the other layers) -> rows that are read -> final norm -> head -> 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.base import ordered
-from smoldpo.engine.kernels.attention import shared_prefix
-from smoldpo.engine.kernels.layers import TRUNK_ROWS, make_lean
+from smoldpo.engine.kernels.layers import ROWS, TRUNK_ROWS, own_modules
 from smoldpo.engine.kernels.lm_head import completion_scores
-from smoldpo.engine.kernels.lora import make_adapters_lean
+from smoldpo.engine.kernels.lora import kind_of
 from smoldpo.engine.packing import PackedBatch, by_length, common_prefix, pack
 from smoldpo.engine.trunk import cut
 from smoldpo.models.families import unsupported
@@ -32,6 +33,9 @@ FILL = 128
 class LogprobModel:
     """One model, its layers below `at` apart from the others; `at` 0 is no trunk.
 
+    It computes with modules of its own, which share the model's parameters: the model stays as it is, and
+    what several threads may compute at once are several of these.
+
     With `squares` it gives PairLogps' squares too, which takes the LM head by products.
     """
 
@@ -39,14 +43,14 @@ class LogprobModel:
         self, model: PreTrainedModel, at: int, kernels: KernelChoice, squares: bool = False
     ):
         keep_freed_memory()
-        make_lean(model.model)
-        for layer in model.model.layers[:at]:
-            make_lean(layer, TRUNK_ROWS)
+        self.model, self.kernels, self.squares = model, kernels, squares
         self.head = model.get_output_embeddings().weight
-        make_adapters_lean(model.model, self.head.dtype)
-        self.model = model
-        self.kernels, self.squares = kernels, squares
-        self.trunk, self.top = cut(model, at)
+        kind = partial(kind_of, dtype=self.head.dtype)
+        known: dict[int, Any] = {}
+        for layer in model.model.layers[:at]:
+            own_modules(layer, TRUNK_ROWS, kind, known)
+        self._base = own_modules(model.model, ROWS, kind, known)
+        self.trunk, self.top = cut(self._base, at)
 
     @torch.no_grad()
     def trunk_states(self, batch: PackedBatch) -> torch.Tensor:
@@ -74,30 +78,28 @@ class LogprobModel:
         """What engine/kernels/lm_head.py gives for each completion token, [N]."""
         if states is None:
             states = self._embedded(batch)
-        if len(self.top.layers):
-            self.top.layers[-1].mlp.rows = batch.rows
         top = self._run(self.top, batch, states)
-        read = self.model.model.norm(top[batch.rows])[batch.predictors]
+        read = self._base.norm(top[batch.rows])[batch.predictors]
         fused, squares = self.kernels.fused_head, self.squares
         return completion_scores(read, self.head, batch.targets, fused, squares)
 
     def _embedded(self, batch: PackedBatch) -> torch.Tensor:
         """[T, D] in the dtype of the head; embeddings that nothing trains may lie in a narrower one."""
-        return self.model.model.embed_tokens(batch.input_ids)[0].to(self.head.dtype)
+        return self._base.embed_tokens(batch.input_ids)[0].to(self.head.dtype)
 
     def _run(self, part: PreTrainedModel, batch: PackedBatch, states: torch.Tensor) -> torch.Tensor:
         """What some layers make of [T, D]; from layer to layer in float32 at least, products in theirs."""
         wide = torch.promote_types(states.dtype, torch.float32)
-        with shared_prefix(part):
-            states = part(
-                inputs_embeds=states[None].to(wide),
-                position_ids=batch.position_ids,
-                layout=batch.layout,
-                last_layer=self.model.config.num_hidden_layers - 1,
-                fused=self.kernels.fused_attention,
-                use_cache=False,
-            ).last_hidden_state
-        return states[0]
+        found = part(
+            inputs_embeds=states[None].to(wide),
+            position_ids=batch.position_ids,
+            layout=batch.layout,
+            rows=batch.rows,
+            last_layer=self.model.config.num_hidden_layers - 1,
+            fused=self.kernels.fused_attention,
+            use_cache=False,
+        )
+        return found.last_hidden_state[0]
 
 
 @torch.no_grad()
@@ -151,10 +153,7 @@ def token_logps(
     kernels: KernelChoice,
     advance: Advance = no_progress,
 ) -> list[Sides]:
-    """log π of every completion token under a model that does not train, in the pairs' order.
-
-    The model is changed on the way (engine/logprobs.py): generate before, not after.
-    """
+    """log π of every completion token under a model that does not train, in the pairs' order."""
     if unsupported(model) is not None:
         return [_one_by_one(model, pair, advance) for pair in pairs]
     scorer = LogprobModel(model, 0, kernels)

@@ -11,6 +11,7 @@ the same objects. Neither has the final norm, which is for the rows that are rea
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,32 +66,36 @@ def names_kept_as_stored(model: PreTrainedModel, compute: torch.dtype) -> set[st
     return {name for name, weight in frozen if holds_exactly(compute, weight.dtype)}
 
 
-class SelectedRowsMLP(torch.nn.Module):
-    """The last layer's MLP on the rows that are read; for the others it gives zeros, which nobody reads."""
+class LastLayer(torch.nn.Module):
+    """The last layer, its MLP on the rows that are read alone; for the others that gives zeros."""
 
-    def __init__(self, mlp: torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module):
         super().__init__()
-        self.mlp = mlp
-        self.rows: torch.Tensor | None = None
+        self.layer = layer
+
+    def forward(self, states: torch.Tensor, *, rows: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """[1, T, D] to [1, T, D]; `rows` [N] are those that are read."""
+        return _with(self.layer, mlp=_SelectedRowsMLP(self.layer.mlp, rows))(states, **kwargs)
+
+
+class _SelectedRowsMLP(torch.nn.Module):
+    def __init__(self, mlp: torch.nn.Module, rows: torch.Tensor):
+        super().__init__()
+        self.mlp, self.rows = mlp, rows
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """[1, T, D] to [1, T, D]."""
-        assert self.rows is not None
         filling = -len(self.rows) % FILL
         found = self.mlp(F.pad(states[0, self.rows], (0, 0, 0, filling)))[: len(self.rows)]
         return torch.zeros_like(states[0]).index_put((self.rows,), found)[None]
 
 
-def cut(model: PreTrainedModel, at: int) -> tuple[PreTrainedModel | None, PreTrainedModel]:
+def cut(base: torch.nn.Module, at: int) -> tuple[PreTrainedModel | None, PreTrainedModel]:
     """The trunk (layers below `at`; None if there are none) and the top (the others), without the norm.
 
-    The top's last MLP is an `SelectedRowsMLP`, which must be told the rows before each forward pass.
+    A forward pass of the top is given the `rows` that are read, for its `LastLayer`.
     """
-    base = model.model
     top = list(base.layers[at:])
-    if top:
-        last = _with(top[-1], mlp=SelectedRowsMLP(top[-1].mlp))
-        top[-1] = last
+    top[-1:] = map(LastLayer, top[-1:])
     trunk = None if at == 0 else _with(base, layers=base.layers[:at], norm=torch.nn.Identity())
     return trunk, _with(base, layers=torch.nn.ModuleList(top), norm=torch.nn.Identity())
 

@@ -202,9 +202,14 @@ def _measure_rows(model: PreTrainedModel, full: torch.dtype) -> None:
             module.smoldpo_lengths = lengths
 
 
+def is_adapted(module: nn.Module) -> bool:
+    """Whether it is a module of peft's that holds a layer and its adapter."""
+    return hasattr(module, "lora_A") and hasattr(module, "base_layer")
+
+
 def adapted_modules(model: nn.Module) -> list[Any]:
-    """peft's modules that hold a linear layer and its adapter."""
-    return [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+    """peft's modules that hold a layer and its adapter."""
+    return [module for module in model.modules() if is_adapted(module)]
 
 
 def magnitude_of(module: Any) -> Any | None:

@@ -144,7 +144,7 @@ def run_trial(
             round(time.perf_counter() - began, 2),
         )
     finally:
-        gc.collect()  # lean modules hold themselves: the model would stay beside the next
+        gc.collect()  # the model must not stay beside the next
         trim_memory()
     _write(sweep, ended)
     if not leads:

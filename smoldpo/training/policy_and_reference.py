@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo.engine.base import Engine
-from smoldpo.engine.kernels.lora import put_adapters
+from smoldpo.engine.kernels.lora import copy_adapters
 from smoldpo.engine.precision import cast_frozen, master_dtype
 from smoldpo.models.adapters import Adapter
 from smoldpo.models.families import FAMILIES
@@ -86,7 +86,7 @@ class PolicyAndReference:
             start = cast_frozen(self._start().to(self.device), self.dtype, share_with=reference)
         model = twin(start, self._what_trained(start))
         if self.adapter is not None:
-            put_adapters(model, self.engine.policy)
+            copy_adapters(model, self.engine.policy)
         return model
 
     @property

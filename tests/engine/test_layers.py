@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from smoldpo.engine.batch_budget import saved_for_backward
-from smoldpo.engine.kernels import layers
+from smoldpo.engine.kernels import attention, layers
 from smoldpo.engine.kernels.layers import rows_product
 
 WIDTH, INSIDE = 6, 10
@@ -56,14 +56,14 @@ class Gated(nn.Module):
 
 
 class Part:
-    """A module made lean, as a function of its states and weights; and the same by the textbook."""
+    """A module's own copy, as a function of its states and weights; and the same by the textbook."""
 
     def __init__(self, module, textbook):
-        layers.make_lean(module, rows=4)
+        module = layers.own_modules(module, rows=4)
         names = [name for name, _ in module.named_parameters()]
         self.weights = [tuple(parameter.shape) for parameter in module.parameters()]
         self.textbook = textbook
-        self.lean_one = lambda states, *weights: functional_call(
+        self.ours = lambda states, *weights: functional_call(
             module, dict(zip(names, weights, strict=True)), states
         )
 
@@ -74,7 +74,7 @@ class Rotation:
     weights = ()
 
     @staticmethod
-    def lean_one(states):
+    def ours(states):
         return layers.rotary(states, states.detach(), *angles(states.shape[-2]), unsqueeze_dim=0)[0]
 
     @staticmethod
@@ -119,7 +119,7 @@ def inputs(part, shape, trains=None):
 def test_values_and_gradients_are_the_textbooks(name, trains, shape):
     part = PARTS[name]
     ours, theirs = inputs(part, shape, trains), inputs(part, shape, trains)
-    found, expected = part.lean_one(*ours), part.textbook(*theirs)
+    found, expected = part.ours(*ours), part.textbook(*theirs)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     slope = torch.cos(torch.arange(found.numel()).double()).view_as(found)
     # What autograd gets from this very part: where nothing trains, nothing is computed.
@@ -137,43 +137,41 @@ def test_values_and_gradients_are_the_textbooks(name, trains, shape):
 @pytest.mark.parametrize("name", PARTS)
 def test_gradients_are_those_of_the_values(name):
     part = PARTS[name]
-    assert torch.autograd.gradcheck(part.lean_one, inputs(part, (2, 5, WIDTH)))
+    assert torch.autograd.gradcheck(part.ours, inputs(part, (2, 5, WIDTH)))
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_values_are_equal_where_nothing_trains(name):
     part = PARTS[name]
-    frozen = part.lean_one(*inputs(part, (1, 11, WIDTH), [False] * (1 + len(part.weights))))
+    frozen = part.ours(*inputs(part, (1, 11, WIDTH), [False] * (1 + len(part.weights))))
     assert not frozen.requires_grad
-    assert torch.equal(frozen, part.lean_one(*inputs(part, (1, 11, WIDTH))))
+    assert torch.equal(frozen, part.ours(*inputs(part, (1, 11, WIDTH))))
     with torch.no_grad():
-        assert torch.equal(frozen, part.lean_one(*inputs(part, (1, 11, WIDTH))))
+        assert torch.equal(frozen, part.ours(*inputs(part, (1, 11, WIDTH))))
 
 
 def test_the_norms_sum_over_squares_of_bfloat16_is_wide():
     states = torch.randn(9, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
-    module = RMSNorm()
-    layers.make_lean(module)
+    module = layers.own_modules(RMSNorm())
     found = functional_call(module, {"weight": torch.ones(512).bfloat16()}, states)
     expected = norm(states.double(), torch.ones(512).double()).bfloat16()
     # One rounding to bfloat16; a sum in bfloat16 would be off in most places.
     assert (found == expected).double().mean() > 0.99
 
 
-def test_make_lean_leaves_the_function_as_it_is(tiny_model):
+def test_a_models_own_modules_compute_the_same_function(tiny_model):
     ids = torch.arange(40).view(2, 20)
     found = []
-    for swap in (False, True):
-        if swap:
-            layers.make_lean(tiny_model.model)
+    own = layers.own_modules(tiny_model.model)
+    assert own.config._attn_implementation == attention.NAME
+    own.config._attn_implementation = tiny_model.config._attn_implementation
+    for base in (tiny_model.model, own):
         tiny_model.zero_grad()
-        states = tiny_model.model(ids).last_hidden_state
+        states = base(ids).last_hidden_state
         states.square().sum().backward()
         found.append([states.detach(), *(p.grad.clone() for p in tiny_model.parameters())])
-    names = {
-        type(module).__name__ for module in tiny_model.model.modules() if "forward" in vars(module)
-    }
-    assert names == {"Linear", "LlamaRMSNorm", "LlamaMLP"}
+    ours = {type(module).__name__ for module in own.modules()} & set(vars(layers))
+    assert ours == {"Linear", "RMSNorm", "GatedMLP"}
     # transformers' norm rounds to float32 on its way.
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
@@ -183,7 +181,7 @@ def test_a_weight_is_widened_and_never_narrowed():
     """A frozen one may lie in a narrower dtype; one that is wider than what goes in is a mistake."""
     torch.manual_seed(0)
     for part in (nn.Linear(WIDTH, WIDTH, bias=False), Gated(nn.SiLU())):
-        layers.make_lean(part)
+        part = layers.own_modules(part)
         states = torch.randn(3, WIDTH)
         with torch.no_grad():
             part.bfloat16()
@@ -197,8 +195,7 @@ def test_a_weight_is_widened_and_never_narrowed():
 
 def test_an_mlp_of_another_kind_is_left_alone():
     base = nn.ModuleList([Gated(nn.SiLU()), Gated(nn.GELU()), Gated(nn.SiLU(), bias=True)])
-    layers.make_lean(base)
-    assert ["forward" in vars(module) for module in base] == [True, False, False]
+    assert [type(part) for part in layers.own_modules(base)] == [layers.GatedMLP, Gated, Gated]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -224,7 +221,7 @@ def test_states_are_kept_only_for_a_gradient_of_the_weights(trains):
     linear, gated = nn.Linear(WIDTH, WIDTH, bias=False), Gated(nn.SiLU())
     for part, always in ((linear, 0), (gated, 2 * INSIDE)):
         part.double().requires_grad_(trains)
-        layers.make_lean(part)
+        part = layers.own_modules(part)
         states = torch.randn(1, 8, WIDTH, dtype=torch.float64, requires_grad=True)
         kept = saved_for_backward(lambda part=part, x=states: part(x), part.parameters())
         assert kept == 8 * 8 * (always + trains * WIDTH)

@@ -5,6 +5,7 @@ The plain engine has one model too: its reference is the policy with the adapter
 
 import copy
 import dataclasses
+import functools
 import types
 
 import pytest
@@ -26,9 +27,9 @@ from smoldpo.engine.batch_budget import saved_for_backward
 from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
 from smoldpo.engine.compile import set_up_compiling
 from smoldpo.engine.fast import FastEngine
-from smoldpo.engine.kernels.elementwise import switch_regions
-from smoldpo.engine.kernels.layers import make_lean
-from smoldpo.engine.kernels.lora import make_adapters_lean, row_lengths
+from smoldpo.engine.kernels.elementwise import set_compiled
+from smoldpo.engine.kernels.layers import own_modules
+from smoldpo.engine.kernels.lora import kind_of, row_lengths
 from smoldpo.engine.logprobs import score
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
@@ -179,7 +180,7 @@ def test_compiled_regions(kind):
     try:
         assert_equal(*engines(model, max_tokens=30))
     finally:
-        switch_regions(False)
+        set_compiled(False)
 
 
 def test_a_reference_of_its_own():
@@ -326,11 +327,10 @@ def test_what_cannot_be_is_an_error(settings, says):
 def test_an_mlps_product_is_formed_anew_and_not_kept(targets):
     model = adapted(build("llama"), lora_target_modules=targets)
     layer = model.model.layers[1]
-    make_lean(layer)
-    make_adapters_lean(layer, torch.float64)
+    own = own_modules(layer.mlp, kind=functools.partial(kind_of, dtype=torch.float64))
     rows, width = 8, model.config.hidden_size
     states = torch.randn(1, rows, width, dtype=torch.float64, requires_grad=True)
-    kept = saved_for_backward(lambda: layer.mlp(states), model.parameters())
+    kept = saved_for_backward(lambda: own(states), model.parameters())
     rank, inside = SETTINGS.lora_r, model.config.intermediate_size
     read = width if "up_proj" in targets else 0  # by adapters of gate and up
     assert kept == 8 * rows * (2 * inside + read + rank * len(targets))

@@ -20,7 +20,7 @@ from smoldpo.engine.cache.trunk_states import DiskStore, MemoryStore, NoStore
 from smoldpo.engine.compile import set_up_compiling
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.kernels.attention import pair_attention
-from smoldpo.engine.kernels.elementwise import switch_regions
+from smoldpo.engine.kernels.elementwise import set_compiled
 from smoldpo.engine.kernels.flex_attention import stream_attention
 from smoldpo.engine.logprobs import score
 from smoldpo.engine.packing import common_prefix, pack, shares
@@ -257,7 +257,7 @@ def test_compiled_regions(frozen):
             fast.policy_logps(PAIRS[1:2])
             score(plain.policy.requires_grad_(False), PAIRS, KernelChoice())  # as answers are
     finally:
-        switch_regions(False)
+        set_compiled(False)
 
 
 def test_compiling_is_for_long_runs_and_needs_a_compiler(monkeypatch):

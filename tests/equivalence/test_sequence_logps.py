@@ -232,11 +232,10 @@ def test_a_pairs_numbers_do_not_depend_on_the_others():
 def test_the_model_is_what_it_was():
     model = build("llama")
     ids = torch.tensor([[5, 6, 7, 8]])
-    before, attention = model(ids).logits, model.config._attn_implementation
+    before, everything = model(ids).logits, attributes(model)
     state = copy.deepcopy(model.state_dict())
     found = smoldpo.sequence_logps(model, PAIRS)
-    assert not any({"forward", "smoldpo_rows"} & set(vars(m)) for m in model.modules())
-    assert model.config._attn_implementation == attention
+    assert attributes(model) == everything
     assert torch.equal(model(ids).logits, before)
     found.chosen.sum().backward()  # also after other uses of the model
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
@@ -244,8 +243,16 @@ def test_the_model_is_what_it_was():
         patch.setattr(layers, "rows_product", None)  # anything that fails in the middle
         with pytest.raises(TypeError):
             smoldpo.sequence_logps(model, PAIRS)
-    assert not any("forward" in vars(m) for m in model.modules())
-    assert model.config._attn_implementation == attention
+    assert attributes(model) == everything
+
+
+def attributes(model):
+    """Of every module: its class, its attributes and parts by identity; and what the configuration holds."""
+    modules = [
+        (type(m), {k: id(v) for part in (vars(m), m._modules, m._buffers) for k, v in part.items()})
+        for m in model.modules()
+    ]
+    return modules, model.config.to_dict(), model.config._attn_implementation
 
 
 def test_pairs_are_tokenised_as_training_does(tiny_model, tiny_tokenizer):

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import smoldpo
 from smoldpo.config.load import build_config
 from smoldpo.engine.autotune import KernelChoice
-from smoldpo.engine.kernels.lora import put_adapters
+from smoldpo.engine.kernels.lora import copy_adapters
 from smoldpo.engine.logprobs import token_logps
 from smoldpo.engine.precision import cast_frozen
 from smoldpo.evaluation import side_by_side
@@ -230,7 +230,7 @@ def test_adapters_that_have_learnt_nothing_change_nothing(dora, dtype):
     if dora and dtype == torch.bfloat16:
         model = LlamaForCausalLM(LlamaConfig(**model.config.to_dict() | {"attention_bias": False}))
     beside = cast_frozen(copy.deepcopy(model), dtype)
-    put_adapters(beside, adapted_copy(model, dora, torch.float32))
+    copy_adapters(beside, adapted_copy(model, dora, torch.float32))
     cast_frozen(beside, dtype)
     ids = torch.tensor([[3, 4, 5, 6]])
     assert torch.equal(beside(ids).logits, cast_frozen(model, dtype)(ids).logits)
@@ -256,7 +256,7 @@ def test_adapters_beside_the_weights_are_those_in_the_weights(dora):
             if "lora_" in name:
                 weight.add_(0.2 * torch.randn_like(weight))
     beside, start = copy.deepcopy(model), model.state_dict()
-    put_adapters(beside, adapted)
+    copy_adapters(beside, adapted)
     ids = torch.tensor([[3, 4, 5, 6]])
     found = beside(ids).logits
     torch.testing.assert_close(found, adapted(ids).logits, rtol=1e-10, atol=1e-10)

@@ -22,7 +22,6 @@ heads, G = H / K, d of one head.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,10 +29,9 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from smoldpo.engine.kernels.flex_attention import StreamLike, flex_is_usable, stream_attention
-from smoldpo.engine.kernels.layers import lean_rotary
 
 NAME = "smoldpo_shared_prefix"
 STEP = 32
@@ -267,28 +265,6 @@ class _SharedPrefix(torch.autograd.Function):
 
 AttentionInterface.register(NAME, shared_prefix_attention)
 AttentionMaskInterface.register(NAME, lambda *_, **__: None)
-
-
-@contextlib.contextmanager
-def shared_prefix(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model attends within pairs and rotates leanly; after it as before.
-
-    Each layer asks its own configuration how to attend, and a layer that was copied (peft's modules_to_save)
-    has a copy of it.
-    """
-    all_configs = {id(c): c for m in model.modules() if (c := vars(m).get("config")) is not None}
-    before = [(config, config._attn_implementation) for config in all_configs.values()]
-    try:
-        for config, _ in before:
-            config._attn_implementation = NAME
-        with lean_rotary(model):
-            yield
-    finally:
-        for config, implementation in before:
-            config._attn_implementation = implementation
-
-
-# Who sees whom in a stream of pairs.
 
 
 def shared_prefix_mask(

@@ -1,8 +1,8 @@
 """What a layer computes between its matrix products: pure functions, each of which may be compiled.
 
 Eager, each line is a pass over memory. torch.compile makes one pass of each function, which saves 5 to
-15% of the time on a CPU and takes some twenty seconds to do. So whether it is done is a matter of
-the run's length (engine/compile.py), and the results differ by rounding alone.
+15% of the time on a CPU and takes some twenty seconds. So the run's length decides whether it is done
+(engine/compile.py), and the results differ by rounding alone.
 
 Every function takes and returns [rows, width] tensors; `wide` is float32, or float64 for float64.
 """
@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 
 
-class Region:
+class Elementwise:
     """A function, plain or compiled; shapes are dynamic, so that it is not compiled for each.
 
     torch.compile also tells a parameter, a view and what requires a gradient from other tensors, and after
-    eight such variants goes on without compiling. No derivative is taken of a region, so it is given all of
-    them detached, which are alike.
+    eight such variants goes on without compiling. No derivative is taken of these functions, so they are
+    given all tensors detached, which are alike.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -31,25 +31,23 @@ class Region:
     def __call__(self, *arguments: Any) -> Any:
         if self._compiled is None:
             return self.plain(*arguments)
-        return self._compiled(*(_detached(argument) for argument in arguments))
+        tensors = (a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
+        return self._compiled(*tensors)
 
-    def switch(self, compiled: bool) -> None:
+    def set_compiled(self, compiled: bool) -> None:
+        """Compile from the next call on, or go back to the plain function."""
         self._compiled = torch.compile(self.plain, dynamic=True) if compiled else None
 
 
-def _detached(argument: Any) -> Any:
-    return argument.detach() if isinstance(argument, torch.Tensor) else argument
-
-
-def switch_regions(compiled: bool) -> None:
-    """Compile all regions from their next call on, or go back to the plain functions."""
+def set_compiled(compiled: bool) -> None:
+    """Compile all functions of this module from their next call on, or go back to the plain ones."""
     for found in globals().values():
-        if isinstance(found, Region):
-            found.switch(compiled)
+        if isinstance(found, Elementwise):
+            found.set_compiled(compiled)
 
 
-@Region
-def normed(
+@Elementwise
+def rms_norm(
     states: torch.Tensor, weight: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """RMSNorm: w x r, and r = (mean(x²) + ε)^-1/2 [rows, 1] in wide."""
@@ -60,37 +58,37 @@ def normed(
     return (wide * scale).to(weight.dtype) * weight, scale
 
 
-@Region
-def normed_slopes(
+@Elementwise
+def rms_norm_grads(
     states: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dx = r (w g - n mean(w g n)) with n = x r, and dw = sum over rows of g n, in wide."""
     unit = states.to(scale.dtype) * scale
-    slope = grad.to(scale.dtype)
-    d_weight = (slope * unit).sum(0)
-    slope = slope * weight
-    shared = (slope * unit).sum(-1, keepdim=True) / -states.shape[-1]
-    return torch.addcmul(slope, unit, shared).mul(scale).to(states.dtype), d_weight
+    grad = grad.to(scale.dtype)
+    d_weight = (grad * unit).sum(0)
+    grad = grad * weight
+    shared = (grad * unit).sum(-1, keepdim=True) / -states.shape[-1]
+    return torch.addcmul(grad, unit, shared).mul(scale).to(states.dtype), d_weight
 
 
-@Region
-def gated_product(gated: torch.Tensor, raised: torch.Tensor) -> torch.Tensor:
-    """silu(a) u."""
-    return F.silu(gated) * raised
+@Elementwise
+def gated_product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(a) u, with a the gate."""
+    return F.silu(gate) * up
 
 
-@Region
-def gated_slopes(
-    gated: torch.Tensor, raised: torch.Tensor, grad: torch.Tensor
+@Elementwise
+def gated_product_grads(
+    gate: torch.Tensor, up: torch.Tensor, grad: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The product silu(a) u again, and from its gradient g: du = g silu(a), da = g u silu'(a)."""
-    silu = F.silu(gated)
-    d_gated = torch.ops.aten.silu_backward(grad * raised, gated)
-    return silu * raised, silu * grad, d_gated
+    silu = F.silu(gate)
+    d_gate = torch.ops.aten.silu_backward(grad * up, gate)
+    return silu * up, silu * grad, d_gate
 
 
-@Region
-def rotated(
+@Elementwise
+def rotate(
     states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int
 ) -> torch.Tensor:
     """For halves x1, x2: (x1 cos - x2 sin, x2 cos + x1 sin), or with direction -1 the way back."""

@@ -1,6 +1,7 @@
 """A decoder layer's parts as the same functions, with fewer passes over memory and closed-form backwards.
 
-transformers wires the layers; what it calls inside them is swapped, on the engine's own copy of the model:
+transformers wires the layers; an engine computes with modules of its own (`own_modules`), which share the
+model's parameters and compute by the classes below:
 
     RMSNorm            y = w x r,  r = (mean(x²) + ε)^-1/2     keeps x and r, not five tensors of x's size
     gated MLP          y = (silu(x Gᵀ) (x Uᵀ)) Dᵀ              keeps x, xGᵀ, xUᵀ; the product is formed anew
@@ -8,8 +9,8 @@ transformers wires the layers; what it calls inside them is swapped, on the engi
                                                                where a weight's gradient needs it
     rotary embedding   y = x cos + rot(x) sin                  its backward is the opposite rotation
 
-Frozen matrices may lie in a narrower dtype than x (layers.py): both passes convert what they need, so
-that between them nothing wider is kept.
+Frozen matrices may lie in a narrower dtype than x: both passes upcast what they need, so that between them
+nothing wider is kept. Every number of bfloat16 and float16 is one of float32, so nothing is rounded.
 
 Why blocks of rows: a CPU's matrix product may add in another order for another number of rows (oneDNN on
 AMX does), so a pair's log-probabilities would depend on what else is in the stream, in bfloat16 by whole
@@ -22,23 +23,23 @@ Dimensions: T rows, D model width, F width inside the MLP.
 
 from __future__ import annotations
 
-import contextlib
-import sys
+import copy
 import types
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from smoldpo.engine.kernels import attention
 from smoldpo.engine.kernels.elementwise import (
     gated_product,
-    gated_slopes,
-    normed,
-    normed_slopes,
-    rotated,
+    gated_product_grads,
+    rms_norm,
+    rms_norm_grads,
+    rotate,
 )
 
 ROWS = 512
@@ -75,13 +76,21 @@ def rows_product(states: torch.Tensor, weight: torch.Tensor, rows: int = ROWS) -
     return result
 
 
-class _Linear(torch.autograd.Function):
+def upcast(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """The weight in the states' dtype where that holds it exactly; else as it is, and the product refuses."""
+    exact = torch.promote_types(weight.dtype, states.dtype) == states.dtype
+    return weight.to(states.dtype) if exact else weight
+
+
+class LinearFunction(torch.autograd.Function):
+    """y = x Wᵀ + b."""
+
     @staticmethod
     def forward(
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rows: int
     ) -> torch.Tensor:
         ctx.save_for_backward(states if ctx.needs_input_grad[1] else None, weight)
-        result = rows_product(states.flatten(0, -2), widened(weight, states), rows)
+        result = rows_product(states.flatten(0, -2), upcast(weight, states), rows)
         if bias is not None:
             result += bias
         return result.view(*states.shape[:-1], -1)
@@ -90,30 +99,30 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight = ctx.saved_tensors
         flat = grad.flatten(0, -2)
-        d_states = None
+        d_states = d_weight = d_bias = None
         if ctx.needs_input_grad[0]:
-            d_states = (flat @ widened(weight, flat)).view(*grad.shape[:-1], -1)
-        d_weight = flat.T @ states.flatten(0, -2) if ctx.needs_input_grad[1] else None
-        d_bias = _column_sums(flat) if ctx.needs_input_grad[2] else None
+            d_states = (flat @ upcast(weight, flat)).view(*grad.shape[:-1], -1)
+        if ctx.needs_input_grad[1]:
+            d_weight = flat.T @ states.flatten(0, -2)
+        if ctx.needs_input_grad[2]:
+            wide = torch.promote_types(flat.dtype, torch.float32)
+            d_bias = flat.sum(0, dtype=wide).to(flat.dtype)
         return d_states, d_weight, d_bias, None
 
 
-def _column_sums(values: torch.Tensor) -> torch.Tensor:
-    wide = torch.promote_types(values.dtype, torch.float32)
-    return values.sum(0, dtype=wide).to(values.dtype)
+class RMSNormFunction(torch.autograd.Function):
+    """y = w x r."""
 
-
-class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, epsilon: float
     ) -> torch.Tensor:
         flat = states.flatten(0, -2)
-        wide = torch.promote_types(states.dtype, torch.float32)
         result = torch.empty_like(flat, dtype=weight.dtype)
+        wide = torch.promote_types(states.dtype, torch.float32)
         scale = flat.new_empty(len(flat), 1, dtype=wide)
         for rows in row_blocks(flat, ROWS):
-            result[rows], scale[rows] = normed(flat[rows], weight, epsilon)
+            result[rows], scale[rows] = rms_norm(flat[rows], weight, epsilon)
         ctx.save_for_backward(flat, weight, scale)
         return result.view(states.shape)
 
@@ -121,15 +130,15 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, scale = ctx.saved_tensors
         flat = grad.flatten(0, -2)
-        result, d_weight = torch.empty_like(states), scale.new_zeros(len(weight))
+        d_states, d_weight = torch.empty_like(states), scale.new_zeros(len(weight))
         for rows in row_blocks(flat, ROWS):
-            result[rows], part = normed_slopes(states[rows], scale[rows], weight, flat[rows])
+            d_states[rows], part = rms_norm_grads(states[rows], scale[rows], weight, flat[rows])
             d_weight += part
         wanted = ctx.needs_input_grad[1]
-        return result.view(grad.shape), d_weight.to(weight.dtype) if wanted else None, None
+        return d_states.view(grad.shape), d_weight.to(weight.dtype) if wanted else None, None
 
 
-class _GatedMLP(torch.autograd.Function):
+class GatedMLPFunction(torch.autograd.Function):
     """With a = x Gᵀ, u = x Uᵀ:  y = (silu(a) u) Dᵀ.
 
     Block by block, so that what is F wide stays in the cache between the steps.
@@ -139,53 +148,55 @@ class _GatedMLP(torch.autograd.Function):
     def forward(
         ctx: Any,
         states: torch.Tensor,
-        gate: torch.Tensor,
-        up: torch.Tensor,
-        down: torch.Tensor,
-        keeps: bool,
+        gate_weight: torch.Tensor,
+        up_weight: torch.Tensor,
+        down_weight: torch.Tensor,
+        keep: bool,
         size: int,
     ) -> torch.Tensor:
         flat = states.flatten(0, -2)
-        weights = (gate, up, down)
-        gate, up, down = (widened(weight, flat) for weight in weights)
+        weights = (gate_weight, up_weight, down_weight)
+        gate_weight, up_weight, down_weight = (upcast(weight, flat) for weight in weights)
         result = torch.empty_like(flat)
         blocks = row_blocks(flat, size)
-        width = len(flat) if keeps else blocks[0].stop
-        gated, raised = (flat.new_empty(width, len(gate)) for _ in range(2))
+        gate, up = (
+            flat.new_empty(len(flat) if keep else blocks[0].stop, len(gate_weight))
+            for _ in range(2)
+        )
         for rows in blocks:
-            kept = rows if keeps else slice(0, rows.stop - rows.start)
-            block_product(flat[rows], gate, gated[kept], size)
-            block_product(flat[rows], up, raised[kept], size)
-            block_product(gated_product(gated[kept], raised[kept]), down, result[rows], size)
-        if keeps:
+            kept = rows if keep else slice(0, rows.stop - rows.start)
+            block_product(flat[rows], gate_weight, gate[kept], size)
+            block_product(flat[rows], up_weight, up[kept], size)
+            block_product(gated_product(gate[kept], up[kept]), down_weight, result[rows], size)
+        if keep:
             read = flat if any(ctx.needs_input_grad[1:3]) else None
-            ctx.save_for_backward(read, gated, raised, *weights)
+            ctx.save_for_backward(read, gate, up, *weights)
         return result.view_as(states)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        states, gated, raised, *weights = ctx.saved_tensors
+        states, gate, up, *weights = ctx.saved_tensors
         flat = grad.flatten(0, -2)
-        gate, up, down = (widened(weight, flat) for weight in weights)
-        product, d_gated, d_raised = (torch.empty_like(gated) for _ in range(3))
+        gate_weight, up_weight, down_weight = (upcast(weight, flat) for weight in weights)
+        product, d_gate, d_up = (torch.empty_like(gate) for _ in range(3))
         d_states = torch.empty_like(flat)
         for rows in row_blocks(flat, ROWS):
-            product[rows], d_raised[rows], d_gated[rows] = gated_slopes(
-                gated[rows], raised[rows], flat[rows] @ down
+            product[rows], d_up[rows], d_gate[rows] = gated_product_grads(
+                gate[rows], up[rows], flat[rows] @ down_weight
             )
-            torch.mm(d_gated[rows], gate, out=d_states[rows])
-            d_states[rows].addmm_(d_raised[rows], up)
+            torch.mm(d_gate[rows], gate_weight, out=d_states[rows])
+            d_states[rows].addmm_(d_up[rows], up_weight)
         return (
             d_states.view_as(grad),
-            d_gated.T @ states if ctx.needs_input_grad[1] else None,
-            d_raised.T @ states if ctx.needs_input_grad[2] else None,
+            d_gate.T @ states if ctx.needs_input_grad[1] else None,
+            d_up.T @ states if ctx.needs_input_grad[2] else None,
             flat.T @ product if ctx.needs_input_grad[3] else None,
             None,
             None,
         )
 
 
-class _Rotary(torch.autograd.Function):
+class RotaryFunction(torch.autograd.Function):
     """Backward is the rotation by the opposite angles; cos and sin are the same for both halves."""
 
     @staticmethod
@@ -193,12 +204,11 @@ class _Rotary(torch.autograd.Function):
         ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        return rotated(states, cos, sin, 1)
+        return rotate(states, cos, sin, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return rotated(grad, cos, sin, -1), None, None
+        return rotate(grad, *ctx.saved_tensors, -1), None, None
 
 
 def rotary(
@@ -210,74 +220,116 @@ def rotary(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """transformers' `apply_rotary_pos_emb`: both rotated by their positions' angles."""
     cos, sin = (part.unsqueeze(unsqueeze_dim).to(query.dtype) for part in (cos, sin))
-    return _Rotary.apply(query, cos, sin), _Rotary.apply(key, cos, sin)
+    return RotaryFunction.apply(query, cos, sin), RotaryFunction.apply(key, cos, sin)
 
 
-def _linear_forward(self: nn.Linear, states: torch.Tensor) -> torch.Tensor:
-    return _Linear.apply(states, self.weight, self.bias, self.smoldpo_rows)
+class Linear(nn.Linear):
+    """A linear layer in blocks of rows."""
+
+    rows: int
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[..., D] to [..., F]."""
+        return LinearFunction.apply(states, self.weight, self.bias, self.rows)
 
 
-def _norm_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
-    return _RMSNorm.apply(states, self.weight, self.variance_epsilon)
+class RMSNorm(nn.Module):
+    """transformers' norms of that name."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[..., D] to the same shape."""
+        return RMSNormFunction.apply(states, self.weight, self.variance_epsilon)
 
 
-def _mlp_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
-    parts = (self.gate_proj, self.up_proj, self.down_proj)
-    weights = (part.weight for part in parts)
-    return _GatedMLP.apply(states, *weights, torch.is_grad_enabled(), self.smoldpo_rows)
+class GatedMLP(nn.Module):
+    """Llama's MLP: no bias, SiLU."""
+
+    rows: int
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[..., D] to the same shape."""
+        parts = (self.gate_proj, self.up_proj, self.down_proj)
+        weights = (part.weight for part in parts)
+        return GatedMLPFunction.apply(states, *weights, torch.is_grad_enabled(), self.rows)
 
 
-def make_lean(base: nn.Module, rows: int = ROWS) -> None:
-    """Swap the parts of a base model or layer (Llama's shape) for the ones above, in place.
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """The class above that computes what the module does; its own class where there is none."""
+    kind = type(module)
+    if isinstance(module, nn.Linear):
+        return Linear
+    if kind.__name__.endswith("RMSNorm"):
+        return RMSNorm
+    projections = mlp_projections(module)
+    if projections and all(isinstance(p, nn.Linear) and p.bias is None for p in projections):
+        return GatedMLP
+    return _with_rotary(kind)
+
+
+def mlp_projections(module: nn.Module) -> list[nn.Module]:
+    """Gate, up and down of an MLP that is gated by SiLU; of other modules none."""
+    parts = module._modules  # those of its own: peft's wrappers pass on what they are asked for
+    if type(parts.get("act_fn")).__name__ not in ("SiLU", "SiLUActivation"):
+        return []
+    found = [parts.get(f"{name}_proj") for name in ("gate", "up", "down")]
+    return [part for part in found if part is not None] if None not in found else []
+
+
+@cache
+def _with_rotary(kind: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of an attention class whose forward rotates by `rotary`; any other class as it is.
+
+    transformers' attention calls a function of its module by name. The subclass has the same code with names
+    of its own, so that transformers' module stays as it is.
+    """
+    forward: Any = kind.forward
+    code = getattr(forward, "__code__", None)
+    if code is None or "apply_rotary_pos_emb" not in code.co_names:
+        return kind
+    names = forward.__globals__ | {"apply_rotary_pos_emb": rotary}
+    own = types.FunctionType(code, names, None, forward.__defaults__, forward.__closure__)
+    own.__kwdefaults__ = forward.__kwdefaults__
+    return type(kind.__name__, (kind,), {"forward": own})
+
+
+def own_modules(
+    module: nn.Module,
+    rows: int = ROWS,
+    kind: Callable[[nn.Module], type[nn.Module]] = kind_of,
+    known: dict[int, Any] | None = None,
+) -> Any:
+    """A copy of a base model or layer (Llama's shape) that computes by the classes above.
+
+    Parameters are shared. Modules, buffers and configuration are the copy's own, so that the model stays as
+    it is, and several copies may compute at once.
 
     Args:
         rows: of a forward product; whatever must agree with one another must have the same.
+        kind: gives the class of each module's copy.
+        known: copies that were made before, by the original's id; added to.
     """
-    for module in base.modules():
-        module.smoldpo_rows = rows
-        if isinstance(module, nn.Linear):
-            module.forward = types.MethodType(_linear_forward, module)
-        elif type(module).__name__.endswith("RMSNorm"):
-            module.forward = types.MethodType(_norm_forward, module)
-        elif _is_gated_mlp(module):
-            module.forward = types.MethodType(_mlp_forward, module)
-
-
-def leave_lean(base: nn.Module) -> None:
-    """Undo `make_lean`: every module computes by its class again."""
-    for module in base.modules():
-        vars(module).pop("forward", None)
-        vars(module).pop("smoldpo_rows", None)
-
-
-def _is_gated_mlp(module: nn.Module) -> bool:
-    parts = [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]
-    plain = all(isinstance(part, nn.Linear) and part.bias is None for part in parts)
-    return plain and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation")
-
-
-@contextlib.contextmanager
-def lean_rotary(base: nn.Module) -> Iterator[None]:
-    """Within the block the model's own module rotates by `rotary`: it calls a function of its module."""
-    module = sys.modules[type(base).__module__]
-    before = module.apply_rotary_pos_emb
-    module.apply_rotary_pos_emb = rotary
-    try:
-        yield
-    finally:
-        module.apply_rotary_pos_emb = before
-
-
-# Layers whose weights lie in a narrower dtype than they compute in, and are converted by each product.
-#
-# Every number of bfloat16 and of float16 is one of float32, so nothing is rounded: results are to the last
-# bit those of weights that were converted beforehand.
-
-
-def widened(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """The weight in the states' dtype where that holds it exactly; else as it is, and the product refuses."""
-    exact = torch.promote_types(weight.dtype, states.dtype) == states.dtype
-    return weight.to(states.dtype) if exact else weight
+    known = {} if known is None else known
+    if id(module) in known:
+        return known[id(module)]
+    new = kind(module)
+    part = known[id(module)] = new.__new__(new)
+    vars(part).update(vars(module))
+    if new is not type(module):
+        vars(part)["rows"] = rows
+        vars(part).pop("forward", None)  # compute_in sets one
+    children = module._modules.items()
+    part._modules = {n: c if c is None else own_modules(c, rows, kind, known) for n, c in children}
+    buffers = module._buffers.items()
+    part._buffers = {name: b if b is None else b.clone() for name, b in buffers}
+    if (config := vars(module).get("config")) is not None:
+        if id(config) not in known:
+            known[id(config)] = copy.deepcopy(config)
+            known[id(config)]._attn_implementation = attention.NAME
+        vars(part)["config"] = known[id(config)]
+    return part
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> bool:

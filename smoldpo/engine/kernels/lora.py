@@ -9,24 +9,24 @@ the lengths come from |w|² + 2 s w·(Aᵀ b) + s² b·(A Aᵀ b) for a row w of
 result is that of the layer without adapter, to the last bit, so that both can share stored log-probabilities.
 
 These are the adapters that models/adapters.py makes. Others that peft can make (several at once, merged
-ones, with biases, in another precision than the states) keep peft's own forward, around linear layers
-that are lean. W may be stored in a narrower dtype (layers.py).
+ones, with biases, in another precision than the states) keep peft's own forward, around the linear layers of
+layers.py. W may be stored in a narrower dtype.
 
 Dimensions: T rows, D width in, F width out, r rank.
 """
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from smoldpo.engine.kernels.elementwise import gated_product, gated_slopes
-from smoldpo.engine.kernels.layers import ROWS, block_product, row_blocks, widened
-from smoldpo.models.adapters import NAME, adapted_modules, magnitude_of
+from smoldpo.engine.kernels import layers
+from smoldpo.engine.kernels.elementwise import gated_product, gated_product_grads
+from smoldpo.engine.kernels.layers import ROWS, block_product, row_blocks, upcast
+from smoldpo.models.adapters import NAME, is_adapted, magnitude_of
 
 
 def _add_low_rank(
@@ -41,7 +41,7 @@ def _add_low_rank(
     result.copy_(filled.addmm_(filled_low, up.T, alpha=scaling)[: len(low)])
 
 
-class _Adapted(torch.autograd.Function):
+class AdaptedLinearFunction(torch.autograd.Function):
     """Keeps x and x Aᵀ, and for DoRA y. With a `gate` x is silu(gate) states, formed anew of these two."""
 
     @staticmethod
@@ -50,7 +50,7 @@ class _Adapted(torch.autograd.Function):
         states: torch.Tensor,
         gate: torch.Tensor | None,
         weight: torch.Tensor,
-        wide: torch.Tensor,
+        upcast_weight: torch.Tensor,
         bias: torch.Tensor | None,
         down: torch.Tensor,
         up: torch.Tensor,
@@ -59,12 +59,12 @@ class _Adapted(torch.autograd.Function):
         size: int,
     ) -> torch.Tensor:
         flat = states.flatten(0, -2)
-        gated = None if gate is None else gate.flatten(0, -2)
+        gate = None if gate is None else gate.flatten(0, -2)
         low = flat.new_empty(len(flat), len(down))
         result = flat.new_empty(len(flat), len(weight))
         for rows in row_blocks(flat, size):
-            block = flat[rows] if gated is None else gated_product(gated[rows], flat[rows])
-            block_product(block, wide, result[rows], size)
+            block = flat[rows] if gate is None else gated_product(gate[rows], flat[rows])
+            block_product(block, upcast_weight, result[rows], size)
             block_product(block, down, low[rows], size)
             _add_low_rank(low[rows], up, scaling, result[rows], size)
             if scale is not None:
@@ -72,71 +72,65 @@ class _Adapted(torch.autograd.Function):
         unbiased = result if scale is not None else None
         if bias is not None:
             result = result + bias
-        ctx.save_for_backward(flat, gated, low, weight, down, up, scale, unbiased)
+        ctx.save_for_backward(flat, gate, low, weight, down, up, scale, unbiased)
         ctx.scaling = scaling
         return result.view(*states.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        states, gated, low, weight, down, up, scale, unbiased = ctx.saved_tensors
+        states, gate, low, weight, down, up, scale, unbiased = ctx.saved_tensors
         flat, d_scale = grad.flatten(0, -2), None
         if scale is not None:
             if ctx.needs_input_grad[7]:
-                d_scale = _products_by_column(flat, unbiased, scale.dtype) / scale
+                d_scale = scale.new_zeros(len(scale))
+                for rows in row_blocks(flat, ROWS):
+                    d_scale += (flat[rows].to(scale.dtype) * unbiased[rows]).sum(0)
+                d_scale = d_scale / scale
             flat = (flat * scale).to(flat.dtype)
         d_low = (flat @ up).mul_(ctx.scaling)
         d_states = d_gate = None
         if any(ctx.needs_input_grad[:2]):
-            d_states = (flat @ widened(weight, flat)).addmm_(d_low, down)
-            if gated is not None:
-                states, d_gate, d_states = _gated_slopes(gated, states, d_states)
+            d_states = (flat @ upcast(weight, flat)).addmm_(d_low, down)
+            if gate is not None:
+                states, d_gate, d_states = _product_and_grads(gate, states, d_states)
                 d_gate = d_gate.view(*grad.shape[:-1], -1)
             d_states = d_states.view(*grad.shape[:-1], -1)
-        elif gated is not None:
-            states = gated_product(gated, states)
+        elif gate is not None:
+            states = gated_product(gate, states)
         d_up = (flat.T @ low).mul_(ctx.scaling)
         d_down = d_low.T @ states
         return d_states, d_gate, None, None, None, d_down, d_up, d_scale, None, None
 
 
-def _gated_slopes(
-    gated: torch.Tensor, raised: torch.Tensor, grad: torch.Tensor
+def _product_and_grads(
+    gate: torch.Tensor, up: torch.Tensor, grad: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """silu(a) u, and what a gradient of it is by a and by u; block by block."""
-    product, d_gated, d_raised = (torch.empty_like(gated) for _ in range(3))
-    for rows in row_blocks(gated, ROWS):
-        product[rows], d_raised[rows], d_gated[rows] = gated_slopes(
-            gated[rows], raised[rows], grad[rows]
+    """silu(a) u, and from its gradient those of a and of u; block by block."""
+    product, d_gate, d_up = (torch.empty_like(gate) for _ in range(3))
+    for rows in row_blocks(gate, ROWS):
+        product[rows], d_up[rows], d_gate[rows] = gated_product_grads(
+            gate[rows], up[rows], grad[rows]
         )
-    return product, d_gated, d_raised
+    return product, d_gate, d_up
 
 
-def _products_by_column(one: torch.Tensor, other: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
-    """Sum over rows of one x other: [F]."""
-    total = one.new_zeros(one.shape[1], dtype=wide)
-    for rows in row_blocks(one, ROWS):
-        total += (one[rows].to(wide) * other[rows]).sum(0)
-    return total
-
-
-class _GatedProduct(torch.autograd.Function):
+class GatedProductFunction(torch.autograd.Function):
     """silu(a) u, which keeps a and u alone."""
 
     @staticmethod
-    def forward(ctx: Any, gated: torch.Tensor, raised: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gated, raised)
-        flat_gated, flat_raised = gated.flatten(0, -2), raised.flatten(0, -2)
-        result = torch.empty_like(flat_gated)
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        flat_gate, flat_up = gate.flatten(0, -2), up.flatten(0, -2)
+        result = torch.empty_like(flat_gate)
         for rows in row_blocks(result, ROWS):
-            result[rows] = gated_product(flat_gated[rows], flat_raised[rows])
-        return result.view_as(gated)
+            result[rows] = gated_product(flat_gate[rows], flat_up[rows])
+        return result.view_as(gate)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gated, raised = (saved.flatten(0, -2) for saved in ctx.saved_tensors)
-        flat = grad.flatten(0, -2)
-        _, d_gated, d_raised = _gated_slopes(gated, raised, flat)
-        return d_gated.view_as(grad), d_raised.view_as(grad)
+        gate, up = (saved.flatten(0, -2) for saved in ctx.saved_tensors)
+        _, d_gate, d_up = _product_and_grads(gate, up, grad.flatten(0, -2))
+        return d_gate.view_as(grad), d_up.view_as(grad)
 
 
 @torch.no_grad()
@@ -156,36 +150,57 @@ def row_lengths(module: Any, weight: torch.Tensor) -> torch.Tensor:
     return start * (1 + (2 * scaling * crossed + scaling**2 * own) / start.square()).sqrt()
 
 
-def _adapted_forward(
-    self: Any, states: torch.Tensor, gate: torch.Tensor | None = None
-) -> torch.Tensor:
-    if self.disable_adapters:
-        return self.base_layer(states if gate is None else _GatedProduct.apply(gate, states))
-    magnitude, weight = magnitude_of(self), self.base_layer.weight
-    wide = widened(weight, states)
-    return _Adapted.apply(
-        states,
-        gate,
-        weight,
-        wide,
-        self.base_layer.bias,
-        self.lora_A[NAME].weight,
-        self.lora_B[NAME].weight,
-        None if magnitude is None else magnitude.weight / row_lengths(self, wide),
-        self.scaling[NAME],
-        self.smoldpo_rows,
-    )
+class AdaptedLinear(nn.Module):
+    """peft's linear layer with one adapter, computed here."""
+
+    rows: int
+
+    def forward(self, states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        """[..., D] to [..., F]; with a gate the input is silu(gate) states."""
+        base = self.base_layer
+        if self._disable_adapters:
+            return base(states if gate is None else GatedProductFunction.apply(gate, states))
+        magnitude, upcast_weight = magnitude_of(self), upcast(base.weight, states)
+        return AdaptedLinearFunction.apply(
+            states,
+            gate,
+            base.weight,
+            upcast_weight,
+            base.bias,
+            self.lora_A[NAME].weight,
+            self.lora_B[NAME].weight,
+            None if magnitude is None else magnitude.weight / row_lengths(self, upcast_weight),
+            self.scaling[NAME],
+            self.rows,
+        )
 
 
-def _mlp_forward(self: Any, states: torch.Tensor) -> torch.Tensor:
-    gated, raised, down = self.gate_proj(states), self.up_proj(states), self.down_proj
-    if getattr(down.forward, "__func__", None) is _adapted_forward:
-        return down(raised, gated)
-    return down(_GatedProduct.apply(gated, raised))
+class AdaptedMLP(nn.Module):
+    """Llama's MLP with adapters on some of its layers."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[..., D] to the same shape."""
+        gate, up = self.gate_proj(states), self.up_proj(states)
+        if isinstance(self.down_proj, AdaptedLinear):
+            return self.down_proj(up, gate)
+        return self.down_proj(GatedProductFunction.apply(gate, up))
+
+
+def kind_of(module: nn.Module, dtype: torch.dtype) -> type[nn.Module]:
+    """layers.kind_of for models that may have adapters.
+
+    Args:
+        dtype: of the states that linear layers are given.
+    """
+    if is_adapted(module):
+        return AdaptedLinear if _is_ours(module, dtype) else type(module)
+    if any(map(is_adapted, layers.mlp_projections(module))):
+        return AdaptedMLP
+    return layers.kind_of(module)
 
 
 def _is_ours(module: Any, dtype: torch.dtype) -> bool:
-    """Whether `_adapted_forward` computes what peft's forward of this module does, of states in `dtype`."""
+    """Whether AdaptedLinear computes what peft's forward of this module does, of states in `dtype`."""
     if list(module.active_adapters) != [NAME] or module.merged or NAME not in module.lora_A:
         return False
     linear = (module.base_layer, module.lora_A[NAME], module.lora_B[NAME])
@@ -200,29 +215,10 @@ def _is_ours(module: Any, dtype: torch.dtype) -> bool:
     )
 
 
-def make_adapters_lean(base: nn.Module, dtype: torch.dtype) -> None:
-    """Swap adapted linear layers and the MLPs that hold some for the above, in place; after `make_lean`.
+class FrozenAdapter(nn.Module):
+    """A linear layer with an adapter that does not train; nothing is merged, and no weight copied.
 
-    Adapters of another make stay as they are, see above.
-
-    Args:
-        dtype: of the states that linear layers are given.
-    """
-    adapted = set(adapted_modules(base))
-    for module in (module for module in adapted if _is_ours(module, dtype)):
-        module.forward = types.MethodType(_adapted_forward, module)
-    for module in base.modules():
-        parts = [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]
-        silu = type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
-        if None not in parts and silu and adapted.intersection(parts):
-            module.forward = types.MethodType(_mlp_forward, module)
-
-
-# Adapters that do not train, beside weights that stay as they are: nothing is merged, and nothing copied.
-
-
-class Adapted(nn.Module):
-    """y = c (x Wᵀ) + (x Aᵀ) (s c B)ᵀ + b; c is 1 but for DoRA (lora.py), and a constant here.
+    y = c (x Wᵀ) + (x Aᵀ) (s c B)ᵀ + b; c is 1 but for DoRA, and a constant here.
 
     Args:
         linear: x Wᵀ + b; for DoRA the bias is taken out of it.
@@ -238,7 +234,7 @@ class Adapted(nn.Module):
         self.scale = self.bias = None
         if magnitude is not None:
             self.bias, linear.bias = linear.bias, None
-            self.scale = magnitude.weight / row_lengths(module, widened(linear.weight, down))
+            self.scale = magnitude.weight / row_lengths(module, upcast(linear.weight, down))
             up = (self.scale[:, None] * up).to(up.dtype)
         self.down, self.up = (nn.Parameter(p.detach(), requires_grad=False) for p in (down, up))
 
@@ -251,9 +247,9 @@ class Adapted(nn.Module):
         return result if self.bias is None else result + self.bias
 
 
-def put_adapters(model: nn.Module, policy: nn.Module) -> None:
+def copy_adapters(model: nn.Module, policy: nn.Module) -> None:
     """Give `model`, in place, the adapters that `policy` has in peft's modules, as they are now."""
-    adapted = set(adapted_modules(policy))
     for name, module in policy.named_modules():
-        if module in adapted:
-            model.set_submodule(name, Adapted(model.get_submodule(name), module), strict=True)
+        if is_adapted(module):
+            frozen = FrozenAdapter(model.get_submodule(name), module)
+            model.set_submodule(name, frozen, strict=True)
