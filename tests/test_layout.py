@@ -46,7 +46,7 @@ def test_transformers_has_few_doors(path):
         "engine/trunk.py",
         "evaluation/evaluate.py",
         "evaluation/side_by_side.py",
-        "plan/trial.py",
+        "plan/measure.py",
         "training/policy_and_reference.py",
         "training/prove_resume.py",
         "training/setup.py",

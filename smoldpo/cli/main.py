@@ -291,17 +291,17 @@ def plan_run(arguments: Sequence[str]) -> None:
     from smoldpo.utils.progress import spinner
 
     with spinner("starting"):
-        from smoldpo.plan.planner import make_plan, pick_and_say
+        from smoldpo.plan.planner import choose_depth, make_plan
         from smoldpo.plan.table import as_dict, print_plan
 
-    plan, picked = make_plan(config, seconds_since_start()), None
+    plan, chosen = make_plan(config, seconds_since_start()), None
     if config.budget is not None:
         # The run will plan, too, before it begins.
-        picked = pick_and_say(plan, config.budget, plan.seconds)
+        chosen = choose_depth(plan.depths, config.budget, plan.seconds)
     if as_json:
-        print(json.dumps(as_dict(plan, picked), indent=2))
+        print(json.dumps(as_dict(plan, chosen), indent=2))
     else:
-        print_plan(plan, picked)
+        print_plan(plan, chosen)
 
 
 def seconds_since_start() -> float:

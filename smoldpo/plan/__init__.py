@@ -1,8 +1,8 @@
 """`smoldpo plan`: what a run will take, from a few real steps of it.
 
-workload.py    how much work each part of the run is
-trial.py       the real run, built and timed: dry_run.py its steps, depths.py which depths
-cost_model.py  seconds a unit of work
-memory.py, cache_lookup.py  memory at every depth; what the cache holds already
-planner.py     all of it together, and `freeze_layers: auto`; table.py the answer as text
+depths.py        what each freeze depth means
+workload.py      how much a run computes; cache_lookup.py what earlier runs left for it
+trial.py         the run's parts, loaded and tried; dry_run.py passes and steps; measure.py the rest
+cost_model.py    seconds, and memory.py bytes, at every depth
+planner.py       the forecast, and `freeze_layers: auto`; table.py the forecast as text
 """

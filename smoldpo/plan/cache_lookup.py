@@ -1,4 +1,4 @@
-"""What earlier runs left in the cache for this one, looked up without touching it."""
+"""What earlier runs left in the cache for this one, read without touching it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
@@ -24,31 +25,32 @@ from smoldpo.utils.files import cache_folder
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """Pairs by what is still to be computed of them, and whether states will find room.
+class CacheMisses:
+    """The pairs that the first pass still has to compute, and whether their states find room.
 
-    Depths at which that is the same have the same object, so that it is counted once.
+    Depths with the same misses get the same object, so that these are counted once.
     """
 
-    without_states: list[TokenizedPair]
-    without_logps: list[TokenizedPair]
-    states_bytes: float
-    """Bytes that will be written for the former, on disk or in memory."""
-    missing: float
-    """Share of all pairs whose states find no room, so that they are computed each time."""
+    without_states: Sequence[TokenizedPair] = ()
+    without_logps: Sequence[TokenizedPair] = ()
+    states_bytes: float = 0.0
+    """Bytes that will be written for `without_states`, on disk or in memory."""
+    without_room: float = 0.0
+    """Share of all pairs whose states find no room, and are computed each time."""
 
 
-NOTHING = Kept([], [], 0.0, 0.0)
-"""For an engine that keeps nothing."""
+NOTHING_CACHED = CacheMisses()
+"""Of an engine that has no cache."""
 
 
-class Cupboard:
-    """The cache as a run with this configuration would open it.
+class CacheLookup:
+    """The cache as a run with this configuration would find it.
 
     Args:
         models: loaded as the run would load them, before any step.
-        free: bytes of memory free before they were.
-        pairs, shared: all of the run's, and what most of their prompts begin with.
+        free: bytes of memory free before they were loaded.
+        pairs: all pairs of the run.
+        shared: the tokens with which most of their prompts begin.
     """
 
     def __init__(
@@ -63,93 +65,87 @@ class Cupboard:
         self._keyed = {
             pair_key(pair, len(shared) if shares(pair, shared) else 0): pair for pair in pairs
         }
-        self._found: dict[tuple[frozenset[str] | None, frozenset[str], float], Kept] = {}
-        self._logps_kept: dict[str, frozenset[str]] = {}
-        self.where = config.cache
+        self.location = config.cache
         if config.cache in ("auto", "disk"):
-            self.where = "disk" if _writable(cache_folder()) else "memory"
+            self.location = "disk" if _writable(cache_folder()) else "memory"
         self._settings = EngineSettings(
             compute_dtype=models.dtype,
             train_batch_size=config.per_device_train_batch_size,
             eval_batch_size=config.per_device_eval_batch_size,
             max_tokens=config.max_tokens,
-            cache=self.where,
+            cache=self.location,
             cache_bytes=config.cache_limit * 1e9,
             compiled=models.computing["compiled"],
             needs_reference=needs_reference(config.loss_type),
         )
         self._kernels = KernelChoice(**models.computing["kernels"])
-        self._entries = cache.entries() if self.where == "disk" else []
+        self._entries = cache.entries() if self.location == "disk" else []
+        self._misses = functools.cache(self._find_misses)
+        self._kept_logps = functools.cache(self._read_logps)
 
-    def look(self, below: int) -> Kept:
-        """What is there, and what will be, with so many layers below the boundary."""
+    def misses(self, below: int) -> CacheMisses:
+        """What is not cached, with so many layers below the boundary."""
         states, room = self._states(below)
-        logps = self._logps(below)
-        same = (states if below else None, logps, room)
-        if same not in self._found:
-            self._found[same] = self._kept(below, states, room, logps)
-        return self._found[same]
+        return self._misses(states if below else None, room, self._logps(below))
 
-    def _kept(self, below: int, states: frozenset[str], room: float, logps: frozenset[str]) -> Kept:
-        keyed = self._keyed
-        no_states = [pair for key, pair in keyed.items() if below and key not in states]
-        no_logps = [
-            pair
-            for key, pair in keyed.items()
-            if self._settings.needs_reference and key not in logps
-        ]
-        policy = self._models.engine.policy
+    def _find_misses(
+        self, states: frozenset[str] | None, room: float, logps: frozenset[str] | None
+    ) -> CacheMisses:
+        """None for `states`: there is no trunk; for `logps`: no reference is needed."""
+        keyed = self._keyed.items()
+        no_states = [pair for key, pair in keyed if states is not None and key not in states]
+        no_logps = [pair for key, pair in keyed if logps is not None and key not in logps]
+        policy: Any = self._models.engine.policy
         size = policy.config.hidden_size * self._models.dtype.itemsize
         wanted = size * sum(map(pair_length, no_states))
         kept = min(room, wanted)
-        missing = (1 - kept / wanted) * len(no_states) / len(keyed) if wanted else 0.0
-        return Kept(no_states, no_logps, kept, missing)
+        without_room = (1 - kept / wanted) * len(no_states) / len(keyed) if wanted else 0.0
+        return CacheMisses(no_states, no_logps, kept, without_room)
 
     def _states(self, below: int) -> tuple[frozenset[str], float]:
         """Keys of the pairs whose states are on disk, and bytes of room for others."""
-        if below == 0 or self.where == "off":
+        if below == 0 or self.location == "off":
             return frozenset(), 0.0
-        if self.where == "memory":
+        if self.location == "memory":
             return frozenset(), KEEP_SHARE * self._free
         what = states_behind(below)
         if not any(entry.about.get("what") == what for entry in self._entries):
             return frozenset(), self._room_for_new
-        policy = self._models.engine.policy
+        policy: Any = self._models.engine.policy
         key = trunk_key(policy, below, self._settings, self._kernels)
         folder = cache.entry_folder("trunk", key)
         width, dtype = policy.config.hidden_size, self._models.dtype
-        store = DiskStore(folder, width, dtype, 0, {}, _say_nothing, looking=True)
+        store = DiskStore(folder, width, dtype, 0, {}, _ignore, looking=True)
         return frozenset(store.keys()), disk_room(folder, self._settings)
 
     @functools.cached_property
     def _room_for_new(self) -> float:
-        """Bytes that a store may take that is not there yet."""
+        """Bytes that a store may take that does not exist yet."""
         return disk_room(cache.entry_folder("trunk", "none"), self._settings)
 
-    def _logps(self, below: int) -> frozenset[str]:
-        if self.where != "disk" or not self._settings.needs_reference:
+    def _logps(self, below: int) -> frozenset[str] | None:
+        """Keys of the pairs that the reference has scored."""
+        if not self._settings.needs_reference:
+            return None
+        if self.location != "disk":
             return frozenset()
+        engine: Any = self._models.engine
         own = self._config.reference is not None
-        key = reference_key(
-            self._models.engine.reference if own else self._models.engine.policy,
-            0 if own else below,
-            self._models.hashes["reference"],
-            self._settings,
-            self._kernels,
-        )
-        if key not in self._logps_kept:
-            folder = cache.entry_folder("reference", key)
-            keys = ReferenceStore(folder, {}, _say_nothing, looking=True).keys()
-            self._logps_kept[key] = frozenset(keys)
-        return self._logps_kept[key]
+        model, at = (engine.reference, 0) if own else (engine.policy, below)
+        sha256 = self._models.hashes["reference"]
+        return self._kept_logps(reference_key(model, at, sha256, self._settings, self._kernels))
+
+    def _read_logps(self, key: str) -> frozenset[str]:
+        folder = cache.entry_folder("reference", key)
+        return frozenset(ReferenceStore(folder, {}, _ignore, looking=True).keys())
 
 
 def _writable(folder: Path) -> bool:
-    """Whether the folder, or the one that it would be made in, may be written to."""
+    """Whether the folder, or the one in which it would be made, may be written to."""
     while not folder.exists():
         folder = folder.parent
     return os.access(folder, os.W_OK)
 
 
-def _say_nothing(_: str) -> None:
-    pass
+def _ignore(_: str) -> None:
+    """Instead of a warning about unreadable entries."""

@@ -1,4 +1,4 @@
-"""Time of a run, by phase: arithmetic on rates and counts. No torch."""
+"""Seconds of a run by phase: rates fitted to timed passes and steps, times what the run counts."""
 
 from __future__ import annotations
 
@@ -10,28 +10,23 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from smoldpo.plan.workload import Depth, Load, Work
+from smoldpo.config.schema import TrainConfig
+from smoldpo.plan.depths import FreezeDepth
+from smoldpo.plan.workload import OpCounts, Workload
+from smoldpo.training.phases import RunPhases, checkpoint_due
 from smoldpo.utils.text import words
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedCosts:
     """Seconds that do not depend on the depth, measured."""
 
-    start: float = 0.0
-    """Imports, data, models, tokens."""
+    start: float = 0.0  # Imports, data, models, tokens
     saving: float = 0.0
-    answering: float = 0.0
-    """Both models loaded, and their answers."""
+    answering: float = 0.0  # Both models loaded, and their answers
     closing: float = 0.0
-    checkpoint_byte: float = 0.0
-    """A byte of a checkpoint, on the disk and hashed."""
-    store_byte: float = 0.0
-    """A byte of trunk states."""
-
-
-STEADY = {"start", "checkpoints", "saving the model", "statistics and report"}
-"""Phases that are not products of matrices for the most part."""
+    checkpoint_byte: float = 0.0  # A byte of a checkpoint, on the disk and hashed
+    store_byte: float = 0.0  # A byte of trunk states
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,10 @@ class Phase:
 
     name: str
     seconds: float
+
+
+NOT_MATMUL = {"start", "checkpoints", "saving the model", "statistics and report"}
+"""Phases that are not matrix products for the most part."""
 
 
 @dataclass(frozen=True)
@@ -54,144 +53,47 @@ class Times:
         return sum(phase.seconds for phase in self.phases)
 
     def at_speed(self, factor: float) -> Times:
-        """The same run where products are so many times as fast."""
+        """The same run where products are `factor` times as fast."""
         phases = [
-            phase if phase.name in STEADY else Phase(phase.name, phase.seconds / factor)
+            phase if phase.name in NOT_MATMUL else Phase(phase.name, phase.seconds / factor)
             for phase in self.phases
         ]
         return Times(phases, self.checkpoints)
 
 
-def epoch_seconds(rates: Rates, load: Load, depth: Depth, epoch: int) -> float:
-    """Seconds of one epoch's optimizer steps."""
-    work, steps = load.epochs[epoch], load.steps[epoch]
-    seconds = rates.gradients(work, depth.top, depth.trainable, depth.head_trains)
-    seconds += steps * rates.update(depth.trainable)
-    seconds += load.again * rates.trunk(work, depth.below)
-    if load.two_passes and work.streams > steps:  # a step of one stream needs one pass
-        seconds += rates.top(work, depth.top) * (1 - steps / work.streams)
-    return seconds
-
-
-def evaluation_seconds(rates: Rates, load: Load, depth: Depth) -> float:
-    """Seconds of one pass of the policy over the held-out pairs."""
-    again = load.again * rates.trunk(load.evaluation, depth.below)
-    return again + rates.top(load.evaluation, load.evaluation_layers)
-
-
-def checkpoints(
-    seconds: float,
-    steps: int,
-    save_steps: int | None,
-    save_minutes: float | None,
-    best: bool,
-    eval_steps: int | None = None,
-    before: float = 0.0,
-) -> int:
-    """How many checkpoints a run saves (training/checkpointer.py), the last one included.
-
-    Args:
-        seconds: of all steps, and of what comes between them.
-        best: whether the best policy is saved; every evaluation is taken to be better than those before.
-        eval_steps: evaluations come after so many steps.
-        before: seconds from the run's beginning, where the clock starts, to the first step.
-    """
-    saved, clock = 0, 0.0
-    for step in range(1, steps + 1):
-        now = before + seconds * step / steps
-        due = any(every and step % every == 0 for every in (save_steps, best and eval_steps))
-        due = due or (save_minutes and now - clock >= 60 * save_minutes)
-        if due or (step == steps and (saved or save_steps or best)):
-            saved, clock = saved + 1, now
-    return saved
-
-
-def forecast(
-    rates: Rates,
-    load: Load,
-    depth: Depth,
-    fixed: Fixed,
-    checkpoint_bytes: float,
-    save_steps: int | None,
-    save_minutes: float | None,
-    best: bool,
-    compares: bool = True,
-    eval_steps: int | None = None,
-) -> Times:
-    """Every phase of a run at one depth; those that it does not have are left out."""
-    once = rates.trunk(load.trunk, depth.below) + load.states_bytes * fixed.store_byte
-    once += rates.top(load.reference, load.reference_layers)
-    epochs = [epoch_seconds(rates, load, depth, number) for number in range(len(load.epochs))]
-    evaluation = evaluation_seconds(rates, load, depth)
-    between = load.between * evaluation
-    before = load.before * evaluation
-    saved = checkpoints(
-        sum(epochs) + between,
-        sum(load.steps),
-        save_steps,
-        save_minutes,
-        best,
-        eval_steps,
-        once + before,
-    )
-    after = 1 if load.evaluation.pairs else 0
-    scoring = 2 * rates.top(load.answers, depth.layers)
-    phases = [
-        Phase("start", fixed.start),
-        Phase("trunk and reference" if compares else "trunk", once),
-        Phase("evaluating before", before),
-        *(Phase(f"epoch {number + 1}", seconds) for number, seconds in enumerate(epochs)),
-        Phase("evaluating in between", between),
-        Phase("checkpoints", saved * checkpoint_bytes * fixed.checkpoint_byte),
-        Phase("saving the model", fixed.saving),
-        Phase("evaluating after", after * evaluation),
-        Phase("answers of both models", fixed.answering + scoring),
-        Phase("statistics and report", fixed.closing),
-    ]
-    asked = {"evaluating before": after, "evaluating in between": load.between}
-    asked |= {"evaluating after": after, "checkpoints": saved}
-    asked["answers of both models"] = fixed.answering
-    return Times([phase for phase in phases if asked.get(phase.name, 1)], saved)
-
-
-# Seconds a unit of work, fitted to what a few passes and steps took.
-#
-#     a pass without gradients   below trunk_rows trunk_row + top rows top_row
-#                                + (below + top) scores score + scored head
-#     gradients of a step        top rows step_row + top scores step_score + scored step_head (half as much
-#                                again where the head trains) + streams parameters gradient
-#     the optimizer's step       parameters optimizer + step
-#
-# `below` and `top` are the layers that the work goes through on each side of the freeze boundary.
-# Every rate is at least 0: the fit is the non-negative least squares of Lawson and Hanson (1974), of relative
-# errors, so that a short pass counts as much as a long one.
-
-
 @dataclass(frozen=True)
-class Passed:
+class TimedPass:
     """A pass without gradients: through `below` layers of the trunk, `top` others, and the head."""
 
-    work: Work
+    counts: OpCounts
     below: int
     top: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Stepped:
-    """An optimizer step: `gradients` and `optimizer` are seconds; None: not known."""
+class TimedStep:
+    """An optimizer step: seconds of `gradients` and of the `update` (None: not known)."""
 
-    work: Work
-    top: int
-    parameters: int
-    head_trains: bool
+    counts: OpCounts
+    depth: FreezeDepth
     gradients: float
-    optimizer: float | None
+    update: float | None
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds a unit of each kind of work; see above."""
+    """Seconds per unit of each kind of work.
+
+    pass without gradients   below trunk_rows trunk_row + top rows top_row
+                             + (below + top) scores score + head_rows head
+    gradients of a step      top rows step_row + top scores step_score + head_rows step_head
+                             (1.5 times that where the head trains)
+                             + batches parameters gradient
+    update                   parameters optimizer + step
+
+    `below` and `top` are the layers on each side of the freeze boundary.
+    """
 
     trunk_row: float = 0.0
     top_row: float = 0.0
@@ -204,67 +106,67 @@ class Rates:
     optimizer: float = 0.0
     step: float = 0.0
 
-    def trunk(self, work: Work, below: int) -> float:
+    def trunk(self, counts: OpCounts, below: int) -> float:
         """Seconds of a pass through the frozen layers."""
-        return below * (work.trunk_rows * self.trunk_row + work.scores * self.score)
+        return below * (counts.trunk_rows * self.trunk_row + counts.scores * self.score)
 
-    def top(self, work: Work, layers: int) -> float:
+    def top(self, counts: OpCounts, layers: int) -> float:
         """Seconds of a pass without gradients through so many layers and the head."""
-        each = work.rows * self.top_row + work.scores * self.score
-        return layers * each + work.scored * self.head
+        each = counts.rows * self.top_row + counts.scores * self.score
+        return layers * each + counts.head_rows * self.head
 
-    def gradients(self, work: Work, layers: int, parameters: int, head_trains: bool) -> float:
-        """Seconds of a forward and backward pass through so many layers and the head."""
-        each = work.rows * self.step_row + work.scores * self.step_score
-        head = _head(work, head_trains) * self.step_head
-        return layers * each + head + work.streams * parameters * self.gradient
+    def gradients(self, counts: OpCounts, depth: FreezeDepth) -> float:
+        """Seconds of a forward and backward pass."""
+        rates = (self.step_row, self.step_score, self.step_head, self.gradient)
+        columns = _gradient_columns(counts, depth)
+        return sum(count * rate for count, rate in zip(columns, rates, strict=True))
 
     def update(self, parameters: int) -> float:
         """Seconds from gradients to new weights, once."""
         return parameters * self.optimizer + self.step
 
 
-def fit_rates(passed: Sequence[Passed], stepped: Sequence[Stepped]) -> Rates:
-    """The rates that explain best what was measured; what nothing tells of is 0."""
-    forward = _fit(
-        [
-            [
-                p.below * p.work.trunk_rows,
-                p.top * p.work.rows,
-                (p.below + p.top) * p.work.scores,
-                p.work.scored,
-            ]
-            for p in passed
-        ],
-        [p.seconds for p in passed],
-    )
-    backward = _fit(
-        [
-            [
-                s.top * s.work.rows,
-                s.top * s.work.scores,
-                _head(s.work, s.head_trains),
-                s.work.streams * s.parameters,
-            ]
-            for s in stepped
-        ],
-        [s.gradients for s in stepped],
-    )
-    updates = [(s.parameters, s.optimizer) for s in stepped if s.optimizer is not None]
-    update = _fit([[parameters, 1] for parameters, _ in updates], [s for _, s in updates])
-    return Rates(*forward, *backward, *update)
+def _gradient_columns(counts: OpCounts, depth: FreezeDepth) -> list[float]:
+    """The units of a step's four rates.
 
-
-def _head(work: Work, head_trains: bool) -> float:
-    """Tokens through the head: forward and back are two products each, the gradient of its weights a third.
-
-    Fitted by itself, that third took whatever else the depth with everything training had of its own.
+    A row of the head takes two products forward and backward, and a third for the gradient of the
+    head's weights. That third is fixed at half of the two: fitted by itself, it also took whatever
+    else the depth had of its own at which everything trains.
     """
-    return work.scored * (1.5 if head_trains else 1.0)
+    head_rows = counts.head_rows * (1.5 if depth.head_trains else 1.0)
+    rows, scores = depth.top * counts.rows, depth.top * counts.scores
+    return [rows, scores, head_rows, counts.batches * depth.trainable]
+
+
+def fit_rates(passes: Sequence[TimedPass], steps: Sequence[TimedStep]) -> Rates:
+    """The rates that explain the timings best; a rate of which no timing tells is 0.
+
+    Raises:
+        ValueError: there are no timings.
+    """
+    forward = [
+        [
+            p.below * p.counts.trunk_rows,
+            p.top * p.counts.rows,
+            (p.below + p.top) * p.counts.scores,
+            p.counts.head_rows,
+        ]
+        for p in passes
+    ]
+    backward = [_gradient_columns(s.counts, s.depth) for s in steps]
+    updates = [(s.depth.trainable, s.update) for s in steps if s.update is not None]
+    return Rates(
+        *_fit(forward, [p.seconds for p in passes]),
+        *_fit(backward, [s.gradients for s in steps]),
+        *_fit([[parameters, 1.0] for parameters, _ in updates], [s for _, s in updates]),
+    )
 
 
 def _fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
-    """x >= 0 with rows x close to seconds, by relative error."""
+    """x >= 0 with rows x close to seconds: non-negative least squares (Lawson and Hanson 1974).
+
+    The errors are relative, so that a short pass counts as much as a long one.
+    """
     if not rows:
         raise ValueError("nothing was measured")
     target = np.maximum(np.asarray(seconds, float), 1e-9)
@@ -275,28 +177,86 @@ def _fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[floa
     return [float(x) for x in found / scale]
 
 
-# How fast this machine multiplies matrices while a forecast is made, beside what it did before.
-#
-# A laptop that is warm or on battery, or a virtual machine with busy neighbours, has another speed in an
-# hour. No forecast knows that hour's; but it can say what it saw.
+def count_checkpoints(
+    config: TrainConfig, phases: RunPhases, seconds: float, before: float = 0.0
+) -> int:
+    """How many checkpoints a run saves; each evaluation counts as the best so far.
+
+    Args:
+        seconds: of all steps and of the evaluations between them.
+        before: seconds from the run's start, where the clock starts, to the first step.
+    """
+    saved, clock = 0, 0.0
+    for step in range(1, phases.steps + 1):
+        now = before + seconds * step / phases.steps
+        last, minutes = step == phases.steps, (now - clock) / 60
+        best = config.load_best_model_at_end and step in phases.evaluations
+        if best or checkpoint_due(config, step, minutes, last=last, others=saved > 0):
+            saved, clock = saved + 1, now
+    return saved
 
 
-SWUNG = 1.5
-"""The fastest reading over the slowest, from which on that is said."""
-DIFFERS = 1.15
-"""The usual speed over the present one, or the other way, from which on that is said."""
-ENOUGH = 3
+def forecast(
+    rates: Rates, load: Workload, depth: FreezeDepth, costs: FixedCosts, config: TrainConfig
+) -> Times:
+    """Every phase of a run at one depth; the phases that it does not have are left out."""
+    once = rates.trunk(load.trunk, depth.below) + load.states_bytes * costs.store_byte
+    once += rates.top(load.reference, load.reference_layers)
+    evaluation = load.recomputed * rates.trunk(load.evaluation, depth.below)
+    evaluation += rates.top(load.evaluation, load.evaluation_layers)
+    before, between = load.evaluations_before, len(load.phases.evaluations)
+    epochs = [
+        _epoch_seconds(rates, load, depth, counts, steps)
+        for counts, steps in zip(load.epochs, load.steps, strict=True)
+    ]
+    saved = count_checkpoints(
+        config, load.phases, sum(epochs) + between * evaluation, once + before * evaluation
+    )
+    held_out = load.phases.after
+    answering = costs.answering + 2 * rates.top(load.answers, depth.layers)
+    lines = [
+        (True, "start", costs.start),
+        (True, load.phases.first_pass, once),
+        (held_out, "evaluating before", before * evaluation),
+        *((True, f"epoch {number}", seconds) for number, seconds in enumerate(epochs, 1)),
+        (between > 0, "evaluating in between", between * evaluation),
+        (saved > 0, "checkpoints", saved * depth.checkpoint_bytes * costs.checkpoint_byte),
+        (True, "saving the model", costs.saving),
+        (held_out, "evaluating after", evaluation),
+        (costs.answering > 0, "answers of both models", answering),
+        (True, "statistics and report", costs.closing),
+    ]
+    return Times([Phase(name, seconds) for there, name, seconds in lines if there], saved)
+
+
+def _epoch_seconds(
+    rates: Rates, load: Workload, depth: FreezeDepth, counts: OpCounts, steps: int
+) -> float:
+    seconds = rates.gradients(counts, depth) + steps * rates.update(depth.trainable)
+    seconds += load.recomputed * rates.trunk(counts, depth.below)
+    if load.two_passes and counts.batches > steps:  # a step of one batch needs one pass
+        seconds += rates.top(counts, depth.top) * (1 - steps / counts.batches)
+    return seconds
+
+
+SWING = 1.5
+"""The fastest reading over the slowest from which a remark is made."""
+UNUSUAL = 1.15
+"""The usual speed over the present one, or the inverse, from which a remark is made."""
+ENOUGH_READINGS = 3
 """Earlier readings that tell what is usual."""
 
 
 @dataclass(frozen=True)
-class Pace:
-    """GFLOP/s of products in the compute dtype (engine/precision.py)."""
+class MachineSpeed:
+    """GFLOP/s of matrix products in the compute dtype (engine/precision.py).
 
-    readings: Sequence[float]
-    """Taken between the parts of the dry run."""
-    earlier: Sequence[float] = ()
-    """Of earlier commands on this machine."""
+    A laptop that is warm or on battery, or a virtual machine with busy neighbours, has another
+    speed in an hour. No forecast knows that; it can say what it saw.
+    """
+
+    readings: Sequence[float]  # Taken between the parts of the dry run
+    earlier: Sequence[float] = ()  # Of earlier commands on this machine
 
     @property
     def now(self) -> float:
@@ -304,21 +264,22 @@ class Pace:
 
     @property
     def usual(self) -> float | None:
-        return median(self.earlier) if len(self.earlier) >= ENOUGH else None
+        return median(self.earlier) if len(self.earlier) >= ENOUGH_READINGS else None
 
     def remarks(self, times: Times) -> list[str]:
-        """What a forecast of these times must say of the minute in which it was made."""
+        """What a forecast of these times must say of the machine's speed."""
         said, slowest, fastest = [], min(self.readings), max(self.readings)
-        if fastest >= SWUNG * slowest:
+        if fastest >= SWING * slowest:
             said.append(
-                f"this machine's speed swung between {slowest:,.0f} and {fastest:,.0f} GFLOP/s while "
-                "planning: a run may meet another mean, and take as much more or less time"
+                f"this machine's speed swung between {slowest:,.0f} and {fastest:,.0f} GFLOP/s "
+                "while planning: a run may meet another mean, and take as much more or less time"
             )
-        if self.usual and max(self.usual / self.now, self.now / self.usual) >= DIFFERS:
+        if self.usual and max(self.usual / self.now, self.now / self.usual) >= UNUSUAL:
             total = words(times.at_speed(self.usual / self.now).total)
             said.append(
-                f"products ran at {self.now:,.0f} GFLOP/s while planning, and at {self.usual:,.0f} in "
-                f"this machine's last {len(self.earlier)} commands: at that speed the run takes {total}"
+                f"products ran at {self.now:,.0f} GFLOP/s while planning, and at {self.usual:,.0f} "
+                f"in this machine's last {len(self.earlier)} commands: at that speed the run takes "
+                f"{total}"
             )
         return said
 

@@ -1,18 +1,16 @@
-"""What trains at each freeze depth, asked of the run's own freezing."""
+"""Freeze depths: what trains at each of them, and which of them the trial runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.precision import master_dtype
 from smoldpo.engine.trunk import below_boundary, boundary, frozen_matrices, holds_exactly
-from smoldpo.models.freeze import decoder_layers, freeze, layer_of
-from smoldpo.plan.workload import Depth
+from smoldpo.models.freeze import decoder_layers, freeze
 from smoldpo.training.optim import optimizer_bytes
 from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.state import saved_bytes, step_bytes
@@ -20,23 +18,47 @@ from smoldpo.utils import rng
 from smoldpo.utils.errors import UsageError
 
 
-def every_depth(config: TrainConfig, models: PolicyAndReference) -> list[Depth]:
-    """Depths 0 to one less than there are layers, and the configured one; without those where nothing trains.
+@dataclass(frozen=True)
+class FreezeDepth:
+    """What one value of freeze_layers means for a model."""
 
-    With train_layers or adapters there is none to choose: what is configured is the only one. The policy's
-    `requires_grad` is as before afterwards.
+    frozen: int  # The value of freeze_layers
+    below: int  # Layers below the boundary: nothing in them, or in the embeddings, trains
+    layers: int  # Layers of the model
+    trainable: int  # Parameters that train
+    head_trains: bool
+    optimizer_bytes: int = 0  # The optimizer's state
+    checkpoint_bytes: int = 0  # Tensors of one checkpoint
+    step_bytes: int = 0
+    """Gradients, optimizer state and temporaries, as the run counts them before its first step."""
+    unconverted_bytes: int = 0
+    """Saved by frozen weights that stay in the narrower dtype of their file."""
+    released_bytes: int = 0  # Frozen weights that are released after the first pass
+    idle_bytes: int = 0
+    """Frozen weights that are released while the model is saved and answers are generated."""
+
+    @property
+    def top(self) -> int:
+        """Layers above the boundary, which a backward pass goes through."""
+        return self.layers - self.below
+
+
+def all_depths(config: TrainConfig, models: PolicyAndReference) -> list[FreezeDepth]:
+    """Each number of frozen layers below the model's own, and the configured one.
+
+    Depths at which nothing trains are left out. With train_layers or adapters only the configured
+    depth is there. The policy's `requires_grad` is the same before and after the call.
     """
     policy = models.engine.policy
     if config.use_peft:
-        return [_depth(config, models, models.frozen_layers)]
+        return [_describe(config, models, models.frozen_layers)]
     before = {name: p.requires_grad for name, p in policy.named_parameters()}
-    layers = decoder_layers(policy)
-    wanted = sorted({*range(layers), models.frozen_layers})
-    if config.train_layers:
-        wanted = [models.frozen_layers]
-    found = []
+    numbers = {models.frozen_layers}
+    if not config.train_layers:
+        numbers |= set(range(decoder_layers(policy)))
+    depths = []
     try:
-        for frozen in wanted:
+        for frozen in sorted(numbers):
             try:
                 freeze(
                     policy,
@@ -47,60 +69,44 @@ def every_depth(config: TrainConfig, models: PolicyAndReference) -> list[Depth]:
                 )
             except UsageError:  # the patterns leave nothing that trains
                 continue
-            found.append(_depth(config, models, frozen))
+            depths.append(_describe(config, models, frozen))
     finally:
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_(before[name])
-    return found
+    return depths
 
 
-def _depth(config: TrainConfig, models: PolicyAndReference, frozen: int) -> Depth:
-    policy = models.engine.policy
-    layers = decoder_layers(policy)
-    trains = {
-        name: torch.empty(p.shape, dtype=master_dtype(models.dtype), device="meta")
-        for name, p in policy.named_parameters()
+def _describe(config: TrainConfig, models: PolicyAndReference, frozen: int) -> FreezeDepth:
+    """The depth at which the policy is frozen now."""
+    policy, dtype = models.engine.policy, master_dtype(models.dtype)
+    below = boundary(policy)
+    masters = [
+        torch.empty(p.shape, dtype=dtype, device="meta")
+        for p in policy.parameters()
         if p.requires_grad
-    }
-    masters = list(trains.values())
-    generators = sum(t.numel() * t.element_size() for t in rng.capture()[0].values())
-    head = policy.get_output_embeddings().weight.requires_grad
-    fast = models.computing["engine"] == "fast"
-    if fast:
-        below = boundary(policy)
-    elif policy.get_input_embeddings().weight.requires_grad:
-        below = 0
-    else:
-        below = min((layer_of(name) for name in trains if layer_of(name) >= 0), default=layers)
-    return Depth(
+    ]
+    stored: dict[str, torch.nn.Parameter] = {}
+    if models.computing["engine"] == "fast" and holds_exactly(models.dtype, models.loaded):
+        stored = frozen_matrices(policy)
+    unread = (weight for name, weight in stored.items() if below_boundary(name, below))
+    idle: Iterable[torch.Tensor] = stored.values()
+    if stored and models.dtype == models.loaded:  # then norms and the head are mapped as well
+        idle = (weight for weight in policy.parameters() if not weight.requires_grad)
+    item = models.loaded.itemsize
+    return FreezeDepth(
         frozen,
         below,
-        layers,
-        sum(tensor.numel() for tensor in masters),
-        head,
-        optimizer=optimizer_bytes(masters, config),
-        checkpoint=saved_bytes(masters, config) + generators,
-        step=step_bytes(masters, config),
-        **_as_stored(models, policy, below if fast else None),
+        decoder_layers(policy),
+        _numbers(masters),
+        policy.get_output_embeddings().weight.requires_grad,
+        optimizer_bytes=optimizer_bytes(masters, config),
+        checkpoint_bytes=saved_bytes(masters, config)
+        + sum(state.nbytes for state in rng.capture()[0].values()),
+        step_bytes=step_bytes(masters, config),
+        unconverted_bytes=_numbers(stored.values()) * (models.dtype.itemsize - item),
+        released_bytes=_numbers(unread) * item * models.mapped,
+        idle_bytes=_numbers(idle) * item * models.mapped,
     )
-
-
-def _as_stored(models: PolicyAndReference, policy: Any, below: int | None) -> dict[str, int]:
-    """Bytes of a Depth that hang on what stays as it was loaded; the plain engine (below None) has none."""
-    stored: dict[str, torch.Tensor] = {}
-    if below is not None and holds_exactly(models.dtype, models.loaded):
-        stored = dict(frozen_matrices(policy))
-    unread = [weight for name, weight in stored.items() if below_boundary(name, below or 0)]
-    resting = list(stored.values())
-    if stored and models.dtype == models.loaded:
-        # Then norms and the head are a part of their file as well.
-        resting = [weight for weight in policy.parameters() if not weight.requires_grad]
-    item = models.loaded.itemsize
-    return {
-        "unconverted": _numbers(stored.values()) * (models.dtype.itemsize - item),
-        "released": _numbers(unread) * item * models.mapped,
-        "resting": _numbers(resting) * item * models.mapped,
-    }
 
 
 def _numbers(weights: Iterable[torch.Tensor]) -> int:
@@ -108,33 +114,32 @@ def _numbers(weights: Iterable[torch.Tensor]) -> int:
 
 
 @dataclass(frozen=True)
-class Visit:
-    """A depth that is tried, and how much of it."""
+class TrialDepth:
+    """A depth that the trial runs, and how much of it."""
 
-    depth: Depth
-    once: bool = False
-    """The dearest, and not the run's own: one step over short pairs is enough."""
-    passes: bool = True
-    """Whether the policy's passes are timed: those of the dearest tell nothing that others do not."""
+    depth: FreezeDepth
+    one_step: bool = False
+    """One step over short pairs is enough: the slowest depth, where it is not the run's own."""
+    time_passes: bool = True
+    """Whether the policy's passes are timed. The slowest depth's add nothing to the others'."""
 
 
-def depths_to_try(depths: list[Depth], configured: int) -> list[Visit]:
-    """The configured one first, then the deepest, or one in the upper part if that is it, and the shallowest.
+def depths_to_try(depths: list[FreezeDepth], configured: int) -> list[TrialDepth]:
+    """The configured depth, the deepest (or, where that is configured, about five sixths), depth 0.
 
-    Two tell what a layer costs; the shallowest has the most memory.
+    Two depths give the cost of a layer; the shallowest takes the most memory.
     """
     first = next(depth for depth in depths if depth.frozen == configured)
     inner = depths[1:-1] or depths[:1]
     upper = min(inner, key=lambda depth: abs(depth.frozen - depth.layers * 5 // 6))
     other = upper if first is depths[-1] else depths[-1]
     chosen = list(dict.fromkeys([first, other, depths[0]]))
-    dearest = max(chosen, key=lambda depth: depth.trainable)
-    alone = len(chosen) == 1
+    slowest = max(chosen, key=lambda depth: depth.trainable)
     return [
-        Visit(
+        TrialDepth(
             depth,
-            once=depth is dearest and depth is not first,
-            passes=depth is not dearest or alone,
+            one_step=depth is slowest and depth is not first,
+            time_passes=depth is not slowest or len(chosen) == 1,
         )
         for depth in chosen
     ]

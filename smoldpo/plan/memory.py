@@ -1,78 +1,54 @@
-"""Peak memory of a run, part by part, at any depth, from what it was at the depths tried."""
+"""Peak memory of a run, part by part, at any depth, from what was observed at the depths tried."""
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import psutil
-import torch
-
 from smoldpo.engine.batch_budget import RESERVE, halve_until_it_fits
-from smoldpo.plan.workload import Depth, Packing
+from smoldpo.plan.depths import FreezeDepth
+from smoldpo.plan.workload import Batching
 from smoldpo.types import TokenizedPair
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
     """Bytes that are the same at every depth."""
 
-    libraries: float
-    """The process before the models: the interpreter, libraries, the pairs."""
-    loaded: float
-    """The model in the precision in which it is loaded."""
-    loaded_item: int
-    """Bytes of a number in that precision."""
-    shard: float
-    """What saving converts at a time; 0 where the model was loaded as it is saved."""
-    weights: float
-    """Policy and, where it is a model of its own, reference, as they compute."""
-    compute_item: int
-    """Bytes of a number in the compute dtype."""
-    master: int
-    """Bytes of a number in the masters' precision."""
-    masters_apart: bool
-    """Whether masters lie beside the computing weights."""
-    states: float = 0.0
-    """Trunk states kept in memory."""
+    libraries: float  # The process before the models: the interpreter, libraries, the pairs
+    loaded: float  # The model in the precision in which it is loaded
+    loaded_item: int  # Bytes of a number in that precision
+    shard: float  # Converted at a time while saving; 0 where the model is saved as it was loaded
+    weights: float  # Policy and, where it is a model of its own, reference, as they compute
+    compute_item: int  # Bytes of a number in the compute dtype
+    master: int  # Bytes of a number of the master weights
+    separate_masters: bool  # Whether master weights are kept beside the computing ones
+    states: float = 0.0  # Trunk states kept in memory
     released: float = 0.0
-    """Of the weights, those of the reference that are let go once it has scored all pairs."""
+    """Of `weights`, those of the reference that are released once it has scored all pairs."""
     answers: bool = True
-    answering_model: float = 0.0
-    """The reference as it answers."""
-    answering: float = 0.0
-    """What drawing answers takes beside the models."""
+    answering_model: float = 0.0  # The reference while it answers
+    answering: float = 0.0  # Taken by generation beside the models
     shares: bool = True
-    """Whether reference and policy, as they answer, have all but what trained in common."""
+    """Whether reference and policy, while they answer, share all but what trained."""
     merges: bool = False
-    """Whether adapters are added into the weights to be saved, which takes these in full precision."""
-
-    def whole(self, item: int) -> float:
-        """One model with so many bytes a number."""
-        return self.loaded / self.loaded_item * item
+    """Whether adapters are merged into the saved weights, which takes these in full precision."""
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What was seen at one depth."""
+class ObservedMemory:
+    """Bytes observed in a dry run at one depth."""
 
-    depth: Depth
-    kept_row: float
-    """Bytes that a backward pass keeps of each row of a stream."""
-    other: float
-    """What a step took at its height beyond the parts that are counted."""
-    rest: float
-    """What of that stayed after freed memory was given back."""
-    passing: float = 0.0
-    """What the pass through trunk and reference took at its height beyond the models."""
+    depth: FreezeDepth
+    row: float  # Kept of each row of a batch for the backward pass
+    other: float  # Taken by a step at its peak beyond the parts that are counted
+    rest: float  # Of `other`, what stayed after freed memory was returned
+    first_pass: float = 0.0  # Taken by the first pass at its peak beyond the models
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes by part while training, and the peak of each phase."""
+class MemoryForecast:
+    """Bytes by part during training, and the peak of each phase."""
 
     parts: dict[str, float]
     phases: dict[str, float]
@@ -82,71 +58,76 @@ class Need:
         return max(self.phases.values())
 
 
-def kept_row(tried: Sequence[Tried], depth: Depth) -> float:
-    """Bytes that a backward pass keeps of a row: in proportion to the layers it goes through."""
-    return along(tried, _top, lambda t: t.kept_row, depth, proportional=True)
-
-
-def need(
-    sizes: Sizes, tried: Sequence[Tried], depth: Depth, rows: float, released: float = 0.0
-) -> Need:
-    """Memory at a depth.
+def forecast_memory(
+    sizes: ModelSizes,
+    observed: Sequence[ObservedMemory],
+    depth: FreezeDepth,
+    rows: float,
+    released: float = 0.0,
+) -> MemoryForecast:
+    """Memory of a run at a depth.
 
     Args:
-        rows: those of the longest stream of a step.
-        released: bytes of the weights that are let go after the first pass.
+        rows: rows of the longest batch of a step.
+        released: bytes of the weights that are released after the first pass.
     """
+    other, rest, first_pass = (
+        max(0.0, interpolate(observed, depth, value))
+        for value in (lambda o: o.other, lambda o: o.rest, lambda o: o.first_pass)
+    )
     trainable = depth.trainable * sizes.master
-    other = max(0.0, along(tried, _top, lambda t: t.other, depth))
-    rest = max(0.0, along(tried, _top, lambda t: t.rest, depth))
-    passing = max(0.0, along(tried, _top, lambda t: t.passing, depth))
+    masters = trainable * sizes.separate_masters
+    weights = sizes.weights - depth.unconverted_bytes
     parts = {
         "libraries": sizes.libraries,
-        "weights": sizes.weights - depth.unconverted - released,
-        "masters": trainable * sizes.masters_apart,
-        "optimizer": depth.optimizer,
+        "weights": weights - released,
+        "masters": masters,
+        "optimizer": float(depth.optimizer_bytes),
         "gradients": float(trainable),
         "trunk states": sizes.states,
-        "backward": rows * kept_row(tried, depth),
+        "backward": rows * row_bytes(observed, depth),
         "other": other,
     }
-    # The model as loaded, and what trained in full precision.
-    together = sizes.loaded + depth.trainable * (sizes.master - sizes.loaded_item)
-    first = ("libraries", "weights", "masters", "trunk states")
-    staying = ("libraries", "masters", "optimizer", "trunk states")
-    weights = sizes.weights - depth.unconverted - sizes.released - depth.resting
-    stays = rest + weights + sum(parts[name] for name in staying)
+    # The model as loaded, with what trained in full precision.
+    trained = sizes.loaded + depth.trainable * (sizes.master - sizes.loaded_item)
+    saved = sizes.loaded / sizes.loaded_item * sizes.master if sizes.merges else trained
+    base = sizes.libraries + masters + sizes.states
+    idle = base + depth.optimizer_bytes + rest + weights - sizes.released - depth.idle_bytes
     phases = {
-        "loading": sizes.libraries + sizes.loaded + parts["masters"],
-        "first pass": sum(parts[name] for name in first) + released + passing,
+        "loading": sizes.libraries + sizes.loaded + masters,
+        "first pass": base + weights + first_pass,
         "training": sum(parts.values()),
-        "saving": stays + (sizes.whole(sizes.master) if sizes.merges else together) + sizes.shard,
+        "saving": idle + saved + sizes.shard,
     }
-    if sizes.answers:
-        phases["answers"] = stays + _answers(sizes, depth, together)
-    return Need(parts, phases)
+    if sizes.answers and sizes.shares:  # where masters compute, the policy's own part are these
+        own = depth.trainable * sizes.compute_item * (sizes.compute_item != sizes.master)
+        phases["answers"] = idle + sizes.answering_model + own + sizes.answering
+    elif sizes.answers:  # the policy is assembled beside the reference, and then cast
+        policy = sizes.loaded / sizes.loaded_item * sizes.compute_item - depth.unconverted_bytes
+        beside = max(trained, policy + sizes.answering)
+        phases["answers"] = idle + sizes.answering_model + beside
+    return MemoryForecast(parts, phases)
 
 
-def _answers(sizes: Sizes, depth: Depth, together: float) -> float:
-    """Both models while they answer, or while the policy is put together beside the reference."""
-    if sizes.shares:  # where masters compute, those that trained are the masters themselves
-        copied = depth.trainable * sizes.compute_item * (sizes.compute_item != sizes.master)
-        return sizes.answering_model + copied + sizes.answering
-    policy = sizes.whole(sizes.compute_item) - depth.unconverted
-    return sizes.answering_model + max(together, policy + sizes.answering)
+def row_bytes(observed: Sequence[ObservedMemory], depth: FreezeDepth) -> float:
+    """Bytes kept of a row for the backward pass, in proportion to the layers above the boundary."""
+    return interpolate(observed, depth, lambda o: o.row, proportional=True)
 
 
-def along(
-    tried: Sequence[Tried],
-    x_of: Callable[[Depth], float],
-    y_of: Callable[[Tried], float],
-    depth: Depth,
+def interpolate(
+    observed: Sequence[ObservedMemory],
+    depth: FreezeDepth,
+    value: Callable[[ObservedMemory], float],
     *,
     proportional: bool = False,
 ) -> float:
-    """A quantity at `depth`, on straight lines through what was seen at the depths tried."""
-    points = sorted({x_of(t.depth): y_of(t) for t in tried}.items())
-    x = x_of(depth)
+    """A value at `depth`, on straight lines through those observed, by layers above the boundary.
+
+    Args:
+        proportional: whether one observation is scaled to the depth, and not taken as it is.
+    """
+    points = sorted({o.depth.top: value(o) for o in observed}.items())
+    x = depth.top
     if len(points) == 1:
         ((x0, y0),) = points
         return y0 * x / x0 if proportional and x0 else y0
@@ -155,104 +136,46 @@ def along(
     return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
-def _top(depth: Depth) -> float:
-    return depth.top
-
-
-# How much memory this process has resident: now, and at the height of a block.
-
-
-SECONDS = 0.005
-"""Between looks. What lasts shorter is missed."""
-
-
-def resident() -> int:
-    """Bytes resident now."""
-    return psutil.Process().memory_info().rss
-
-
-def bytes_of(model: torch.nn.Module) -> int:
-    """Bytes of all weights, each in the precision that it has."""
-    return sum(weight.nbytes for weight in model.parameters())
-
-
-def read_in(*models: torch.nn.Module | None) -> None:
-    """Read all weights once, so that no step takes the pages of a mapped file, which come when first read."""
-    for model in models:
-        for weight in model.parameters() if model is not None else ():
-            weight.detach().flatten()[:: mmap.PAGESIZE // weight.element_size()].sum()
-
-
-class Height:
-    """The most bytes resident that were seen."""
-
-    def __init__(self) -> None:
-        self.bytes = resident()
-
-    def look(self) -> None:
-        self.bytes = max(self.bytes, resident())
-
-
-@contextlib.contextmanager
-def height() -> Iterator[Height]:
-    """Looks at the memory until the block ends."""
-    seen, ended = Height(), threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(SECONDS):
-            seen.look()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        ended.set()
-        watcher.join()
-        seen.look()
-
-
-# How much goes through at once at a depth, by the rule of the run itself (engine/memory_budget.py).
-
-
-class Foreseen:
-    """Stands for an engine that is to be built at some depth.
+class EngineStandIn:
+    """An engine that is not built: its batching alone (engine/batch_budget.py).
 
     Args:
-        packing: as it would lay out pairs if memory were no matter; halved below.
-        longest: of the pairs, the one that needs the most memory.
-        row_bytes: kept of a row for the backward pass.
+        batching: as the engine would begin; `halve_budget` halves it.
+        longest: the pair that needs the most memory.
+        row: bytes kept of a row for the backward pass.
     """
 
-    def __init__(self, packing: Packing, longest: TokenizedPair, row_bytes: float):
-        self.packing, self._longest = packing, longest
-        self._one = round(packing.held([longest]) * row_bytes)
+    def __init__(self, batching: Batching, longest: TokenizedPair, row: float):
+        self.batching, self._longest = batching, longest
+        self._one = round(batching.saved_rows([longest]) * row)
 
-    def backward_bytes(self, pairs: Sequence[TokenizedPair], per_step: int) -> tuple[int, int]:
-        return self._one, self.packing.at_once_bytes(self._one, self._longest, per_step)
+    def backward_bytes(
+        self, pairs: Sequence[TokenizedPair], pairs_per_step: int
+    ) -> tuple[int, int]:
+        return self._one, self.batching.backward_bytes(self._one, self._longest, pairs_per_step)
 
     def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
-        fewer = self.packing.halved(self._longest, len(pairs))
-        self.packing = fewer or self.packing
+        fewer = self.batching.halved(self._longest, len(pairs))
+        self.batching = fewer or self.batching
         return fewer is not None
 
 
-def fitting(
-    packing: Packing,
+def batching_that_fits(
+    batching: Batching,
     pairs: Sequence[TokenizedPair],
     pairs_per_step: int,
-    row_bytes: float,
+    row: float,
     taken: float,
     free: float,
-) -> Packing | None:
-    """The packing with which a step fits; None: not even one pair at once does.
+) -> Batching | None:
+    """The batching with which a step fits, by the run's own rule; None: not even one pair fits.
 
     Args:
-        packing: that of a run for which memory is no matter.
-        row_bytes: kept of a row for the backward pass.
+        batching: of a run that has enough memory.
+        row: bytes kept of a row for the backward pass.
         taken: bytes of gradients, the optimizer's state and its temporaries.
         free: bytes free when training begins.
     """
-    run = Foreseen(packing, packing.longest(pairs), row_bytes)
-    fits, _ = halve_until_it_fits(run, pairs, pairs_per_step, free - taken - RESERVE)
-    return run.packing if fits else None
+    engine = EngineStandIn(batching, batching.longest(pairs), row)
+    fits, _ = halve_until_it_fits(engine, pairs, pairs_per_step, free - taken - RESERVE)
+    return engine.batching if fits else None

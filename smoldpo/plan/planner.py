@@ -1,4 +1,4 @@
-"""From a configuration to its forecast: a trial at a few depths, arithmetic for all of them."""
+"""From a configuration to its forecast: a trial at a few freeze depths, arithmetic for all."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
-from smoldpo.plan.cost_model import Fixed, Pace, Rates, Times, forecast
-from smoldpo.plan.memory import Need, Sizes, fitting, kept_row, need
+from smoldpo.plan.cost_model import FixedCosts, MachineSpeed, Rates, Times, forecast
+from smoldpo.plan.depths import FreezeDepth
+from smoldpo.plan.memory import MemoryForecast, batching_that_fits, forecast_memory, row_bytes
 from smoldpo.plan.trial import Trial
-from smoldpo.plan.workload import Depth, Packing, Work, answers_work, load_at
+from smoldpo.plan.workload import OpCounts, count_answers
 from smoldpo.training.sampler import Schedule
 from smoldpo.training.setup import preflight
 from smoldpo.utils import progress
@@ -22,131 +22,123 @@ from smoldpo.utils.errors import UsageError
 from smoldpo.utils.memory import trim_memory
 from smoldpo.utils.text import parse_duration, words
 
-CLOSING = 2.0
-"""Seconds for statistics and the report, about; they are not measured here."""
+CLOSING_SECONDS = 2.0
+"""Of statistics and the report, about; they are not measured here."""
 
 
 @dataclass(frozen=True)
-class Row:
+class DepthForecast:
     """The forecast at one depth."""
 
-    depth: Depth
+    depth: FreezeDepth
     times: Times
-    need: Need
-    disk: dict[str, float]
+    memory: MemoryForecast
+    disk: dict[str, float]  # Bytes, by part, when the run ends
     budget: int | None
-    """What goes through at once; None where not even one pair fits into memory."""
-    free: float
-    """Bytes of memory free before a model is loaded."""
-    tried: bool
-    """Whether the dry run was at this depth too; the others are modelled."""
+    """Tokens, or pairs of the plain engine, at once; None where not even one pair fits."""
+    free: float  # Bytes of memory free before a model is loaded
+    measured: bool  # Whether there was a dry run at this depth; the others are modelled
 
     @property
     def fits(self) -> bool:
-        """Into the memory that is free; the libraries are there already."""
-        return (
-            self.budget is not None and self.need.peak - self.need.parts["libraries"] <= self.free
-        )
+        """Whether the run fits into the free memory; the libraries are loaded already."""
+        needed = self.memory.peak - self.memory.parts["libraries"]
+        return self.budget is not None and needed <= self.free
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The forecast of a run: `row` as it is configured, `rows` at every depth."""
+    """The forecast of a run: `run` as it is configured, `depths` at every depth."""
 
-    row: Row
-    rows: list[Row]
+    run: DepthForecast
+    depths: list[DepthForecast]
     counts: dict[str, Any]
     rates: Rates
-    pace: Pace
-    """The machine's speed meanwhile."""
+    speed: MachineSpeed  # The machine's while planning
     notes: list[str]
-    seconds: float
-    """What planning itself took."""
+    seconds: float  # What planning itself took
 
 
 def make_plan(config: TrainConfig, imports: float = 0.0) -> Plan:
-    """Forecast a run by a timed dry run. Nothing is left behind: no run folder, nothing in the cache.
+    """Forecast a run by a timed dry run, of which nothing stays on disk.
 
     Args:
-        config: where freeze_layers is auto, `row` is that of the default depth.
+        config: where freeze_layers is auto, `run` is that of the default depth.
         imports: seconds that the process took before this call, which the run will take too.
 
     Raises:
-        UsageError: on a GPU, or with settings that cannot be forecast.
-        SmoldpoError: as the run itself: whatever is wrong with settings, data, or model.
+        UsageError: on a GPU, or with a moving reference, which a dry run would forecast wrongly.
+        SmoldpoError: as the run itself, for settings, data or a model that will not do.
     """
     if pick_device(config.device) != "cpu":
         raise UsageError(
-            "plan forecasts runs on a CPU only; give --device cpu, or time a few steps with --max-steps 20"
+            "plan forecasts runs on a CPU only; give --device cpu, or time a few steps with "
+            "--max-steps 20"
         )
-    require_forecastable(config)
+    if config.sync_ref_model:  # it would not have moved yet in a dry run, and cost nothing
+        raise UsageError(
+            "plan cannot forecast a moving reference (sync_ref_model): leave it out, or time some "
+            "steps of the run itself with --max-steps"
+        )
     preflight(config)
     begun = time.perf_counter()
     if config.freeze_layers == "auto":
         config = config.model_copy(update={"freeze_layers": None, "budget": None})
     trial = Trial(config, imports)
-    trial.go()
-    answers = answers_work(
-        trial.ends.prompts, config.max_new_tokens, trial.data.eval, config.generate_prompts > 0
-    )
-    rows = [_row(trial, depth, answers) for depth in trial.depths]
-    row = next(row for row in rows if row.depth.frozen == trial.models.frozen_layers)
+    trial.run()
+    notable = trial.data.eval if config.generate_prompts else []
+    answers = count_answers(trial.run_end.prompts, config.max_new_tokens, notable)
+    depths = [_forecast(trial, depth, answers) for depth in trial.depths]
+    run = next(each for each in depths if each.depth.frozen == trial.models.frozen_layers)
     seconds = time.perf_counter() - begun
-    notes = unforeseen(config)
-    return Plan(row, rows, _counts(trial), trial.rates, trial.pace, notes, seconds)
+    return Plan(run, depths, _counts(trial), trial.rates, trial.speed, notes_on(config), seconds)
 
 
-def _row(trial: Trial, depth: Depth, answers: Work) -> Row:
-    config, kept = trial.config, trial.kept[depth.frozen]
-    sizes = replace(trial.sizes, states=kept.states_bytes if trial.where == "memory" else 0.0)
-    # The frozen layers' weights go only where no step has to run them again.
-    states_kept = trial.where != "off" and not kept.missing
-    released = sizes.released + depth.released * states_kept
-    fits = _packing(trial, depth, sizes, released)
-    packing = fits or trial.packing
-    load = load_at(config, depth, packing, trial.counts, kept, answers)
-    saved, best = depth.checkpoint, config.load_best_model_at_end
-    saves = (config.save_steps, config.save_minutes, best)
-    compares = needs_reference(config.loss_type)
-    evaluated = config.eval_steps if trial.data.eval else None
-    times = forecast(trial.rates, load, depth, _fixed(trial), saved, *saves, compares, evaluated)
-    store = load.states_bytes if trial.where == "disk" else 0.0
-    keep = config.keep_checkpoints
-    disk = disk_bytes(trial.models.saved_bytes, saved, times.checkpoints, keep, best, store)
-    memory = need(sizes, trial.tried, depth, trial.counts.steps(packing).longest, released)
-    tried = any(t.depth == depth for t in trial.tried)
-    return Row(depth, times, memory, disk, fits and fits.budget, trial.free, tried)
-
-
-def _packing(trial: Trial, depth: Depth, sizes: Sizes, released: float) -> Packing | None:
-    """How the run will lay out its pairs at this depth, by the memory that it will find; None: not at all."""
-    if trial.refused(depth):
-        return None
-    trainable = depth.trainable * sizes.master
-    return fitting(
-        trial.packing,
-        trial.data.train,
-        Schedule.of(trial.config, len(trial.data.train)).pairs_per_step,
-        kept_row(trial.tried, depth),
-        depth.step,
-        trial.free
-        - (sizes.weights - depth.unconverted - released)
-        - sizes.states
-        - trainable * sizes.masters_apart,
-    )
-
-
-def _fixed(trial: Trial) -> Fixed:
-    disk, ends = trial.disk, trial.ends
-    durable = disk.written + disk.synced + disk.hashed
-    return Fixed(
+def _forecast(trial: Trial, depth: FreezeDepth, answers: OpCounts) -> DepthForecast:
+    config, misses, sizes = trial.config, trial.misses[depth.frozen], trial.sizes
+    if trial.cached_in == "memory":
+        sizes = replace(sizes, states=misses.states_bytes)
+    # The frozen layers' weights are released only where no step has to run them again.
+    states_cached = trial.cached_in != "off" and not misses.without_room
+    released = sizes.released + depth.released_bytes * states_cached
+    masters = depth.trainable * sizes.master * sizes.separate_masters
+    weights = sizes.weights - depth.unconverted_bytes - released
+    fitting = None
+    if not trial.refused(depth):  # laid out as the run will, by the memory that it will find
+        fitting = batching_that_fits(
+            trial.batching,
+            trial.data.train,
+            Schedule.of(config, len(trial.data.train)).pairs_per_step,
+            row_bytes(trial.observed, depth),
+            depth.step_bytes,
+            trial.free - weights - sizes.states - masters,
+        )
+    batching = fitting or trial.batching
+    load = trial.counter.workload(depth, batching, misses, answers)
+    written = trial.disk.written + trial.disk.synced + trial.disk.hashed
+    on_disk = trial.cached_in == "disk"
+    costs = FixedCosts(
         start=trial.start,
-        saving=ends.loading + trial.models.saved_bytes * disk.written,
-        answering=ends.answering,
-        closing=CLOSING,
-        checkpoint_byte=durable,
-        store_byte=durable if trial.where == "disk" else 0.0,
+        saving=trial.run_end.loading + trial.models.saved_bytes * trial.disk.written,
+        answering=trial.run_end.answering,
+        closing=CLOSING_SECONDS,
+        checkpoint_byte=written,
+        store_byte=written if on_disk else 0.0,
     )
+    times = forecast(trial.rates, load, depth, costs, config)
+    rows = trial.counter.steps(batching).longest
+    memory = forecast_memory(sizes, trial.observed, depth, rows, released)
+    saved = kept_checkpoints(config, times.checkpoints) * depth.checkpoint_bytes
+    store = load.states_bytes if on_disk else 0.0
+    disk = {"model": trial.models.saved_bytes, "checkpoints": saved, "store": store}
+    measured = any(observed.depth == depth for observed in trial.observed)
+    budget = fitting.budget if fitting else None
+    return DepthForecast(depth, times, memory, disk, budget, trial.free, measured)
+
+
+def kept_checkpoints(config: TrainConfig, saved: int) -> int:
+    """How many of the checkpoints that a run saves are there when it ends."""
+    return min(saved, config.keep_checkpoints + config.load_best_model_at_end)
 
 
 def _counts(trial: Trial) -> dict[str, Any]:
@@ -170,15 +162,32 @@ def _counts(trial: Trial) -> dict[str, Any]:
     }
 
 
-# `freeze_layers: auto`: the fewest frozen layers whose forecast fits the budget and the memory.
+def notes_on(config: TrainConfig) -> list[str]:
+    """What the figures leave out, or hold as an upper bound."""
+    notes = []
+    slow = [judge for judge in config.judges if judge != "length"]
+    if slow and config.generate_prompts:
+        notes.append(f"not counted: what these judges take: {', '.join(slow)}")
+    if config.generate_prompts or config.sample_prompt:
+        notes.append(
+            f"answers are counted as if each had max_new_tokens ({config.max_new_tokens}) tokens"
+        )
+    if config.load_best_model_at_end:
+        notes.append(
+            "checkpoints are counted as if every evaluation were the best so far "
+            "(load_best_model_at_end)"
+        )
+    if config.early_stopping_patience:
+        notes.append("training may stop earlier (early_stopping_patience)")
+    return notes
 
 
 def settle_depth(
     config: TrainConfig, started: float = 0.0
 ) -> tuple[TrainConfig, dict[str, Any] | None]:
-    """The configuration with a number in place of auto, and how that was found, for the run's records.
+    """The configuration with a number in place of `freeze_layers: auto`, and how that was chosen.
 
-    What planning took is part of the budget, and so are the seconds before, `started`.
+    The budget includes the seconds that planning took, and those before, `started`.
 
     Raises:
         UsageError: no depth fits.
@@ -191,102 +200,51 @@ def settle_depth(
     trim_memory()
     spent = time.perf_counter() - begun
     assert config.budget is not None
-    row = pick_and_say(plan, config.budget, spent)
-    chosen = {
+    chosen = choose_depth(plan.depths, config.budget, spent)
+    records = {
         "budget": config.budget,
-        "freeze_layers": row.depth.frozen,
+        "freeze_layers": chosen.depth.frozen,
         "planning_seconds": round(spent, 1),
-        "forecast_seconds": round(row.times.total, 1),
-        "forecast_peak_bytes": int(row.need.peak),
+        "forecast_seconds": round(chosen.times.total, 1),
+        "forecast_peak_bytes": int(chosen.memory.peak),
     }
-    settled = config.model_copy(update={"freeze_layers": row.depth.frozen, "budget": None})
-    return settled, chosen
+    settled = {"freeze_layers": chosen.depth.frozen, "budget": None}
+    return config.model_copy(update=settled), records
 
 
-def pick_and_say(plan: Plan, budget: str, spent: float) -> Row:
-    """What auto picks after so many seconds of planning; raises as `pick`."""
-    row = pick(plan.rows, parse_duration(budget) - spent, budget, spent)
-    progress.say(why(row, budget, spent))
-    return row
+def choose_depth(depths: Sequence[DepthForecast], budget: str, spent: float = 0.0) -> DepthForecast:
+    """The fewest frozen layers that fit into memory and budget; the choice is said with its reason.
 
-
-def pick(rows: Sequence[Row], seconds: float, budget: str, spent: float = 0.0) -> Row:
-    """The row with the fewest frozen layers that takes at most so many seconds, and fits into memory.
+    Args:
+        spent: seconds of the budget that planning took.
 
     Raises:
         UsageError: there is none; it names the shortest forecast.
     """
-    there = [row for row in rows if row.fits]
-    if not there:
-        least = min(rows, key=lambda row: row.need.peak)
-        raise UsageError(
-            f"freeze_layers auto: no depth fits into memory: freezing {least.depth.frozen} layers needs "
-            f"{least.need.peak:,.0f} bytes, {least.free:,.0f} are free; try a smaller max_length or model"
-        )
-    fitting = [row for row in there if row.times.total <= seconds]
+    fitting = [each for each in depths if each.fits]
     if not fitting:
-        best = min(there, key=lambda row: row.times.total)
+        least = min(depths, key=lambda each: each.memory.peak)
+        raise UsageError(
+            f"freeze_layers auto: no depth fits into memory: freezing {least.depth.frozen} layers "
+            f"needs {least.memory.peak:,.0f} bytes, {least.free:,.0f} are free; try a smaller "
+            "max_length or model"
+        )
+    seconds = parse_duration(budget) - spent
+    in_time = [each for each in fitting if each.times.total <= seconds]
+    if not in_time:
+        best = min(fitting, key=lambda each: each.times.total)
         planned = f" after {words(spent)} of planning" if spent else ""
         raise UsageError(
             f"freeze_layers auto: no depth fits the budget of {budget}: the shortest forecast is "
-            f"{words(best.times.total)} with {best.depth.frozen} layers frozen{planned}; give a larger "
-            "budget, fewer pairs (max_train_samples) or epochs, or a smaller max_length"
+            f"{words(best.times.total)} with {best.depth.frozen} layers frozen{planned}; give a "
+            "larger budget, fewer pairs (max_train_samples) or epochs, or a smaller max_length"
         )
-    return min(fitting, key=lambda row: row.depth.frozen)
-
-
-def why(row: Row, budget: str, spent: float = 0.0) -> str:
-    """What was picked, in words."""
+    chosen = min(in_time, key=lambda each: each.depth.frozen)
     planned = f" and {words(spent)} went into planning" if spent else ""
-    return (
-        f"freeze_layers auto: {row.depth.frozen} of {row.depth.layers} layers frozen, the fewest that fit "
-        f"{budget}: the run is forecast to take {words(row.times.total)}{planned}, with "
-        f"{row.depth.trainable:,} parameters that train and {row.need.peak / 1e9:.1f} GB at its peak"
+    progress.say(
+        f"freeze_layers auto: {chosen.depth.frozen} of {chosen.depth.layers} layers frozen, the "
+        f"fewest that fit {budget}: the run is forecast to take {words(chosen.times.total)}"
+        f"{planned}, with {chosen.depth.trainable:,} parameters that train and "
+        f"{chosen.memory.peak / 1e9:.1f} GB at its peak"
     )
-
-
-# Disk of a run, part by part.
-
-
-def disk_bytes(
-    model: float, checkpoint: float, saved: int, keep: int, best: bool, store: float
-) -> dict[str, float]:
-    """Bytes on disk when a run ends: its model, the checkpoints that stay, what is kept for later runs."""
-    stay = min(saved, keep + best)
-    return {"model": model, "checkpoints": stay * checkpoint, "store": store}
-
-
-# What a forecast leaves out, in words, and what it refuses.
-
-
-def require_forecastable(config: TrainConfig) -> None:
-    """Refuse what the dry run would tell wrongly.
-
-    Raises:
-        UsageError: naming the setting, and what to do.
-    """
-    if config.sync_ref_model:
-        # Its reference stays where it was during the few steps of a dry run, and costs nothing yet.
-        raise UsageError(
-            "plan cannot forecast a moving reference (sync_ref_model): leave it out, or time some steps of "
-            "the run itself with --max-steps"
-        )
-
-
-def unforeseen(config: TrainConfig) -> list[str]:
-    """What is not in the figures, or is there as its upper bound."""
-    notes = []
-    slow = [judge for judge in config.judges if judge != "length"]
-    if slow and config.generate_prompts:
-        notes.append(f"not counted: what these judges take: {', '.join(slow)}")
-    if config.generate_prompts or config.sample_prompt:
-        notes.append(
-            f"answers are counted as if each had max_new_tokens ({config.max_new_tokens}) tokens"
-        )
-    if config.load_best_model_at_end:
-        notes.append(
-            "checkpoints are counted as if every evaluation were the best so far (load_best_model_at_end)"
-        )
-    if config.early_stopping_patience:
-        notes.append("training may stop earlier (early_stopping_patience)")
-    return notes
+    return chosen

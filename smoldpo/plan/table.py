@@ -11,54 +11,50 @@ from rich.table import Table
 from smoldpo.utils.text import words
 
 if TYPE_CHECKING:
-    from smoldpo.plan.planner import Plan, Row
+    from smoldpo.plan.planner import DepthForecast, Plan
 
 
-def as_dict(plan: Plan, picked: Row | None = None) -> dict[str, Any]:
-    """One JSON object: counts, the run as configured, every depth, the rates."""
+def as_dict(plan: Plan, chosen: DepthForecast | None = None) -> dict[str, Any]:
+    """One JSON object: counts, the run as configured or chosen, every depth, the rates."""
+    run = chosen or plan.run
     return {
         "counts": plan.counts,
-        "run": _row(picked or plan.row),
-        "depths": [_row(row) for row in plan.rows],
+        "run": _as_dict(run),
+        "depths": [_as_dict(each) for each in plan.depths],
         "rates": vars(plan.rates),
-        "pace": plan.pace.as_dict(),
-        "notes": _notes(plan, picked or plan.row),
+        "pace": plan.speed.as_dict(),
+        "notes": [*plan.notes, *plan.speed.remarks(run.times)],
         "planning_seconds": round(plan.seconds, 2),
     }
 
 
-def _notes(plan: Plan, row: Row) -> list[str]:
-    return [*plan.notes, *plan.pace.remarks(row.times)]
-
-
-def _row(row: Row) -> dict[str, Any]:
+def _as_dict(each: DepthForecast) -> dict[str, Any]:
     return {
-        "freeze_layers": row.depth.frozen,
-        "layers": row.depth.layers,
-        "trainable_parameters": row.depth.trainable,
-        "seconds": round(row.times.total, 3),
-        "phases": [{"name": p.name, "seconds": round(p.seconds, 3)} for p in row.times.phases],
-        "peak_bytes": int(row.need.peak),
-        "memory": {part: int(size) for part, size in row.need.parts.items()},
-        "memory_by_phase": {phase: int(size) for phase, size in row.need.phases.items()},
-        "disk": {part: int(size) for part, size in row.disk.items()},
-        "checkpoints_saved": row.times.checkpoints,
-        "budget": row.budget,
-        "fits": row.fits,
-        "measured": row.tried,
+        "freeze_layers": each.depth.frozen,
+        "layers": each.depth.layers,
+        "trainable_parameters": each.depth.trainable,
+        "seconds": round(each.times.total, 3),
+        "phases": [{"name": p.name, "seconds": round(p.seconds, 3)} for p in each.times.phases],
+        "peak_bytes": int(each.memory.peak),
+        "memory": {part: int(size) for part, size in each.memory.parts.items()},
+        "memory_by_phase": {phase: int(size) for phase, size in each.memory.phases.items()},
+        "disk": {part: int(size) for part, size in each.disk.items()},
+        "checkpoints_saved": each.times.checkpoints,
+        "budget": each.budget,
+        "fits": each.fits,
+        "measured": each.measured,
     }
 
 
-def print_plan(plan: Plan, picked: Row | None = None) -> None:
-    """The run as configured, part by part, then one line a depth."""
-    width = None if sys.stdout.isatty() else 100
-    console = Console(width=width, highlight=False)
-    row, counts = picked or plan.row, plan.counts
-    share = row.depth.trainable / counts["parameters"]
+def print_plan(plan: Plan, chosen: DepthForecast | None = None) -> None:
+    """The run as configured or chosen, part by part, then one line for each depth."""
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    run, counts = chosen or plan.run, plan.counts
+    depth = run.depth
     console.print(
-        f"Trains {row.depth.trainable:,} of {counts['parameters']:,} parameters ({share:.1%}): "
-        f"{row.depth.frozen} of {row.depth.layers} layers frozen, engine {counts['engine']}, "
-        f"{counts['dtype']}"
+        f"Trains {depth.trainable:,} of {counts['parameters']:,} parameters "
+        f"({depth.trainable / counts['parameters']:.1%}): {depth.frozen} of {depth.layers} layers "
+        f"frozen, engine {counts['engine']}, {counts['dtype']}"
     )
     console.print(
         f"{counts['train_pairs']:,} training pairs of {counts['tokens']:,} tokens, "
@@ -66,79 +62,74 @@ def print_plan(plan: Plan, picked: Row | None = None) -> None:
         f"{counts['steps']:,} steps of {counts['pairs_per_step']} pairs"
     )
     console.print()
-    console.print(_times(row))
-    console.print(_memory(row))
-    console.print(_disk(row))
-    console.print(_depths(plan, row))
-    for note in _notes(plan, row):
+    for table in (_times(run), _memory(run), _disk(run), _depths(plan, run)):
+        console.print(table)
+    for note in [*plan.notes, *plan.speed.remarks(run.times)]:
         console.print(f"- {note}", markup=False)
     console.print(f"Planned in {words(plan.seconds)}.")
 
 
-def _times(row: Row) -> Table:
-    table = Table(title="Time")
-    table.add_column("phase")
-    table.add_column("forecast", justify="right")
-    epochs = [phase for phase in row.times.phases if phase.name.startswith("epoch ")]
-    alike = len(epochs) > 4
-    for phase in row.times.phases:
-        if not (alike and phase in epochs[1:-1]):
-            table.add_row(phase.name, words(phase.seconds))
-        elif phase is epochs[1]:
-            middle = epochs[1:-1]
-            mean = sum(p.seconds for p in middle) / len(middle)
-            table.add_row(f"epochs 2 to {len(epochs) - 1}, each", words(mean))
-    table.add_section()
-    table.add_row("total", words(row.times.total))
+def _two_columns(title: str, name: str, value: str) -> Table:
+    table = Table(title=title)
+    table.add_column(name)
+    table.add_column(value, justify="right")
     return table
 
 
-def _memory(row: Row) -> Table:
-    highest = max(row.need.phases, key=row.need.phases.__getitem__)
-    table = Table(title="Memory while training")
-    table.add_column("part")
-    table.add_column("MB", justify="right")
-    for part, size in row.need.parts.items():
+def _times(run: DepthForecast) -> Table:
+    table = _two_columns("Time", "phase", "forecast")
+    epochs = [phase for phase in run.times.phases if phase.name.startswith("epoch ")]
+    middle = epochs[1:-1] if len(epochs) > 4 else []  # these share a line
+    for phase in run.times.phases:
+        if phase not in middle:
+            table.add_row(phase.name, words(phase.seconds))
+        elif phase is middle[0]:
+            mean = sum(each.seconds for each in middle) / len(middle)
+            table.add_row(f"epochs 2 to {len(epochs) - 1}, each", words(mean))
+    table.add_section()
+    table.add_row("total", words(run.times.total))
+    return table
+
+
+def _memory(run: DepthForecast) -> Table:
+    table = _two_columns("Memory while training", "part", "MB")
+    for part, size in run.memory.parts.items():
         if size:
             table.add_row(part, _mb(size))
     table.add_section()
-    table.add_row("together", _mb(row.need.phases["training"]))
-    table.add_row(f"peak of the run ({highest})", _mb(row.need.peak))
-    table.add_row("free now", _mb(row.free))
+    highest = max(run.memory.phases, key=run.memory.phases.__getitem__)
+    table.add_row("together", _mb(run.memory.phases["training"]))
+    table.add_row(f"peak of the run ({highest})", _mb(run.memory.peak))
+    table.add_row("free now", _mb(run.free))
     return table
 
 
-def _disk(row: Row) -> Table:
-    table = Table(title="Disk")
-    table.add_column("part")
-    table.add_column("MB", justify="right")
-    names = {
-        "model": "run folder: the model",
-        "checkpoints": f"run folder: checkpoints ({row.times.checkpoints} saved on the way)",
-        "store": "cache: frozen layers' output",
-    }
-    for part, size in row.disk.items():
-        table.add_row(names[part], _mb(size))
+def _disk(run: DepthForecast) -> Table:
+    table = _two_columns("Disk", "part", "MB")
+    saved = run.times.checkpoints
+    table.add_row("run folder: the model", _mb(run.disk["model"]))
+    checkpoints = f"run folder: checkpoints ({saved} saved on the way)"
+    table.add_row(checkpoints, _mb(run.disk["checkpoints"]))
+    table.add_row("cache: frozen layers' output", _mb(run.disk["store"]))
     return table
 
 
-def _depths(plan: Plan, chosen: Row) -> Table:
+def _depths(plan: Plan, run: DepthForecast) -> Table:
     table = Table(title="Every freeze depth (*: measured there; the others are modelled)")
     for column in ("frozen", "trains", "once", "an epoch", "total", "peak MB", ""):
         table.add_column(column, justify="right")
-    for row in plan.rows:
-        seconds = {phase.name: phase.seconds for phase in row.times.phases}
+    for each in plan.depths:
+        seconds = {phase.name: phase.seconds for phase in each.times.phases}
         once = seconds.get("trunk and reference", seconds.get("trunk", 0.0))
-        remark = "" if row.fits else "does not fit into memory"
-        remark = "this run" if row.depth == chosen.depth and row.fits else remark
+        remark = "" if each.fits else "does not fit into memory"
         table.add_row(
-            f"{row.depth.frozen}{'*' if row.tried else ''}",
-            f"{row.depth.trainable / 1e6:,.1f} M",
+            f"{each.depth.frozen}{'*' if each.measured else ''}",
+            f"{each.depth.trainable / 1e6:,.1f} M",
             words(once),
             words(seconds["epoch 1"]),
-            words(row.times.total),
-            _mb(row.need.peak),
-            remark,
+            words(each.times.total),
+            _mb(each.memory.peak),
+            "this run" if each.fits and each.depth == run.depth else remark,
         )
     return table
 

@@ -13,6 +13,7 @@ from smoldpo.engine.fast import FastEngine
 from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
 from smoldpo.models.load import ModelSource, load_model
+from smoldpo.plan import measure
 from smoldpo.plan.trial import Trial
 from smoldpo.types import TokenizedPair
 from smoldpo.utils.memory import file_page_bytes, release_file_pages
@@ -142,10 +143,10 @@ def test_the_forecast_knows_what_goes(folder, write_rows, tmp_path, monkeypatch,
         engine = Trial(build_config(given | {"freeze_layers": frozen}), 0.0).models.engine
         engine.prepare(trial.data.train + trial.data.eval)
         gone = engine.release_frozen()
-        assert trial.depths[frozen].released == pytest.approx(gone, rel=0.01)
+        assert trial.depths[frozen].released_bytes == pytest.approx(gone, rel=0.01)
         assert gone > 0.98 * sum(4 * w.numel() for w in below(engine.policy, frozen))
         resting = engine.release_frozen(rest=True)
-        assert trial.depths[frozen].resting == pytest.approx(resting, rel=0.01)
+        assert trial.depths[frozen].idle_bytes == pytest.approx(resting, rel=0.01)
 
 
 def test_a_run_lets_go_before_its_first_step_and_when_training_is_over(
@@ -181,7 +182,7 @@ def test_what_answers_take_is_measured_with_all_weights_there(folder, write_rows
     config = build_config(given | {"generate_prompts": 2, "max_new_tokens": 4, "cache": "memory"})
     trial = Trial(config, 0.0)
     release_file_pages(trial.models.engine.policy.parameters())
-    there, look = [], trial.resident
-    monkeypatch.setattr(trial, "resident", lambda: there.append(resident(folder)) or look())
-    trial.measure_ends(config, trial.models, trial.data)
+    there, read = [], measure.resident
+    monkeypatch.setattr(measure, "resident", lambda: there.append(resident(folder)) or read())
+    measure.measure_run_end(config, trial.models, trial.data)
     assert there[0] > 0.98 * trial.models.bytes

@@ -330,8 +330,8 @@ def test_the_forecast_counts_weights_as_they_lie(folders, write_rows, dtype, mor
     for depth in trial.depths:
         at = load_models(config.model_copy(update={"freeze_layers": depth.frozen}), raw)
         there = sum(p.numel() * p.element_size() for p in at.engine.policy.parameters())
-        assert trial.sizes.weights - depth.unconverted == pytest.approx(there, rel=0.001)
+        assert trial.sizes.weights - depth.unconverted_bytes == pytest.approx(there, rel=0.001)
         frozen = sum(2 * w.numel() for w in below(at.engine.policy, depth.frozen) if w.dim() == 2)
-        assert depth.released == (frozen if depth.frozen else 0)
+        assert depth.released_bytes == (frozen if depth.frozen else 0)
     depths = [2] if more.get("use_peft") else list(range(LAYERS))
     assert [depth.frozen for depth in trial.depths] == depths

@@ -114,13 +114,13 @@ def test_the_table_for_people(cli, tiny_folder, data):
 
 
 def test_the_machines_speed_is_said_with_the_forecast(cli, tiny_folder, data, monkeypatch):
-    """Readings lie between the parts of the dry run; here the machine is twice as slow as it usually is."""
+    """Readings lie between the parts of the dry run; here the machine is half as fast as usual."""
     given = ["--model", tiny_folder, "--data", data, "--freeze-layers", 2, "--dtype", "float32"]
     readings = iter(range(100, 200))
     monkeypatch.setattr(trial, "matmul_rate", lambda dtype, device: float(next(readings)))
     monkeypatch.setattr(trial, "earlier_rates", lambda dtype, device: [220.0, 230.0, 5.0])
     found = plan(cli, *given)
-    taken = next(readings) - 100  # the dose's, then three depths: first pass, passes, steps
+    taken = next(readings) - 100  # the size's, then three depths: first pass, passes, steps
     assert taken == 1 + (1 + 2 + 2) + (1 + 2 + 2) + (1 + 0 + 1)
     assert found["pace"] == {
         "gflops": 106.0, "slowest": 100.0, "fastest": 112.0, "usual": 220.0, "earlier_commands": 3,
@@ -220,13 +220,13 @@ def fitted(monkeypatch):
 
 @pytest.mark.parametrize("kind", TIMED)
 def test_what_is_timed(cli, tiny_folder, data, fitted, kind):
-    """Of a pass: layers of the trunk, layers above, pairs; of a step: layers, whether its update counts."""
+    """Of a pass: trunk layers, layers above, pairs; of a step: layers, whether its update counts."""
     settings, passes, steps = TIMED[kind]
     plan(cli, "--model", tiny_folder, "--data", data, *settings)
     passed, stepped = fitted
-    assert [(p.below, p.top, p.work.pairs) for p in passed] == passes
-    assert all(bool(p.work.scored) == bool(p.top) and p.seconds > 1e-4 for p in passed)
-    assert [(s.top, s.optimizer is not None) for s in stepped] == steps
+    assert [(p.below, p.top, p.counts.pairs) for p in passed] == passes
+    assert all(bool(p.counts.head_rows) == bool(p.top) and p.seconds > 1e-4 for p in passed)
+    assert [(s.depth.top, s.update is not None) for s in stepped] == steps
 
 
 def test_a_reference_of_its_own_goes_through_all_layers(cli, tiny_folder, data, fitted):
@@ -312,7 +312,7 @@ def test_too_little_memory_is_said(cli, tiny_folder, data, monkeypatch):
 
 @pytest.fixture
 def thresholds(monkeypatch):
-    """The bytes below which each dry run refuses its depth, in the order in which they are tried."""
+    """The bytes below which each dry run refuses its depth, in the order of the trial."""
     found = []
     fit_budget = dry_run.fit_budget
 

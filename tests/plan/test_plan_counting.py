@@ -16,12 +16,12 @@ from smoldpo.engine.logprobs import FILL, LogprobModel
 from smoldpo.engine.packing import pack, pair_length
 from smoldpo.engine.plain import pad_batch
 from smoldpo.plan import cache_lookup, workload
-from smoldpo.plan.depths import Visit, depths_to_try, every_depth
-from smoldpo.plan.dry_run import Dose, choose_dose, step_samples
-from smoldpo.plan.memory import fitting
+from smoldpo.plan.depths import FreezeDepth, TrialDepth, all_depths, depths_to_try
+from smoldpo.plan.dry_run import TrialSize, choose_trial_size, trial_batches
+from smoldpo.plan.memory import batching_that_fits
 from smoldpo.plan.planner import make_plan
 from smoldpo.plan.trial import Trial
-from smoldpo.plan.workload import Depth, FastPacking, PlainPacking, Work, load_at, total
+from smoldpo.plan.workload import FastBatching, OpCounts, PlainBatching, total
 from smoldpo.training.loop import loss_function
 from smoldpo.training.run import run_training
 from smoldpo.training.state import TrainingState
@@ -41,26 +41,26 @@ SHARED = (7, 8, 9, 1, 2, 3, 4, 5)
 
 @pytest.mark.parametrize("shared", [(), SHARED])
 def test_a_stream_is_counted_as_it_is_packed(shared):
-    packing = FastPacking(700, shared)
-    for stream in packing.passes(PAIRS) + packing.step(PAIRS):
-        batch, work = pack(stream, "cpu", FILL, shared), packing.work(stream)
+    batching = FastBatching(700, shared)
+    for stream in batching.forward_batches(PAIRS) + batching.step_batches(PAIRS):
+        batch, work = pack(stream, "cpu", FILL, shared), batching.count(stream)
         filled = batch.input_ids.shape[1]
         assert work.rows == math.ceil(filled / ROWS) * ROWS
         assert work.trunk_rows == math.ceil(filled / TRUNK_ROWS) * TRUNK_ROWS
         assert work.scores == sum(slot.length**2 for slot in batch.layout.slots)
-        assert work.scored == len(batch.targets) and work.pairs == len(stream)
-        assert packing.held(stream) >= filled
-    assert sum(len(stream) for stream in packing.passes(PAIRS)) == len(PAIRS)
+        assert work.head_rows == len(batch.targets) and work.pairs == len(stream)
+        assert batching.saved_rows(stream) >= filled
+    assert sum(len(stream) for stream in batching.forward_batches(PAIRS)) == len(PAIRS)
 
 
 def test_padded_rows_are_counted_as_they_are_padded():
-    packing = PlainPacking(4, 8)
-    for stream in packing.step(PAIRS):
-        padded, work = pad_batch(stream).input_ids, packing.work(stream)
-        assert work.rows == work.scored == padded.numel()
+    batching = PlainBatching(4, 8)
+    for stream in batching.step_batches(PAIRS):
+        padded, work = pad_batch(stream).input_ids, batching.count(stream)
+        assert work.rows == work.head_rows == padded.numel()
         assert work.scores == padded.shape[0] * padded.shape[1] ** 2
-    assert [len(s) for s in packing.step(PAIRS)] == [4] * 7 + [1]
-    assert [len(s) for s in packing.passes(PAIRS)] == [8, 8, 8, 5]
+    assert [len(s) for s in batching.step_batches(PAIRS)] == [4] * 7 + [1]
+    assert [len(s) for s in batching.forward_batches(PAIRS)] == [8, 8, 8, 5]
 
 
 @dataclass
@@ -74,12 +74,12 @@ class Spy:
     @staticmethod
     def work(batches):
         return total(
-            Work(
+            OpCounts(
                 rows=math.ceil(b.input_ids.shape[1] / ROWS) * ROWS,
                 trunk_rows=math.ceil(b.input_ids.shape[1] / TRUNK_ROWS) * TRUNK_ROWS,
                 scores=sum(slot.length**2 for slot in b.layout.slots),
-                scored=len(b.targets),
-                streams=1,
+                head_rows=len(b.targets),
+                batches=1,
                 pairs=len(b.segments),
             )
             for b in batches
@@ -115,12 +115,12 @@ def counted(config):
     """What the forecast counts for this configuration, by loading as it does."""
     trial = Trial(config, 0.0)
     depth = next(d for d in trial.depths if d.frozen == trial.models.frozen_layers)
-    found = trial.kept[depth.frozen]
-    return load_at(config, depth, trial.packing, trial.counts, found, Work()), trial, depth
+    misses = trial.misses[depth.frozen]
+    return trial.counter.workload(depth, trial.batching, misses, OpCounts()), trial, depth
 
 
 def same(work, other):
-    names = ("rows", "trunk_rows", "scores", "scored", "streams", "pairs")
+    names = ("rows", "trunk_rows", "scores", "head_rows", "batches", "pairs")
     assert [getattr(work, n) for n in names] == [getattr(other, n) for n in names]
 
 
@@ -154,7 +154,7 @@ def test_a_run_does_what_was_counted(here, spy, tiny_folder, write_rows, setting
     looked = [batch for batch in spy.steps if len(batch.segments) == 1][:1]
     steps = [batch for batch in spy.steps if batch is not looked[0]]
     same(Spy.work(steps), total(load.epochs))
-    times = load.before + load.between + bool(load.evaluation.pairs)
+    times = load.evaluations_before + len(load.phases.evaluations) + load.phases.after
     same(Spy.work(spy.passes), total([load.reference] + [load.evaluation] * times))
     assert depth.trainable == sum(
         p.numel() for n, p in _model(tiny_folder).named_parameters() if _trains(n, settings)
@@ -189,14 +189,14 @@ def test_what_lies_in_the_cache_is_not_counted_again(here, tiny_folder, write_ro
     assert cold.trunk.pairs == cold.reference.pairs == 45 and cold.states_bytes > 0
     run_training(config.model_copy(update={"output_dir": "run"}))
     warm, trial, _ = counted(config)
-    assert warm.trunk == warm.reference == Work() and warm.states_bytes == 0
+    assert warm.trunk == warm.reference == OpCounts() and warm.states_bytes == 0
     # Of another depth nothing is there; and the half of other data is.
-    assert len(trial.kept[1].without_states) == len(trial.kept[1].without_logps) == 45
+    assert len(trial.misses[1].without_states) == len(trial.misses[1].without_logps) == 45
     more = write_rows(rows(90), "more.jsonl")
     half, _, _ = counted(config.model_copy(update={"data": [str(more)]}))
     assert half.trunk.pairs == half.reference.pairs == 45
     off, _, _ = counted(config.model_copy(update={"cache": "off"}))
-    assert off.trunk.pairs == 45 and off.again == 1
+    assert off.trunk.pairs == 45 and off.recomputed == 1
 
 
 def test_states_without_room_are_computed_again(here, tiny_folder, write_rows):
@@ -205,7 +205,7 @@ def test_states_without_room_are_computed_again(here, tiny_folder, write_rows):
     load, _, _ = counted(build_config(given))
     half = load.states_bytes / 2 / 1e9
     tight, _, _ = counted(build_config(given | {"cache_limit": half}))
-    assert 0.5 < tight.again < 1 and tight.states_bytes == pytest.approx(load.states_bytes / 2)
+    assert 0.5 < tight.recomputed < 1 and tight.states_bytes == pytest.approx(load.states_bytes / 2)
 
 
 def test_depths_are_the_runs_own(here, tiny_folder, write_rows):
@@ -223,14 +223,14 @@ def test_depths_are_the_runs_own(here, tiny_folder, write_rows):
     layer = policy.model.layers[0]
     mlp = sum(p.numel() for p in layer.mlp.parameters())
     assert each == sum(p.numel() for p in layer.parameters()) - mlp
-    assert every_depth(config.model_copy(update={"freeze": []}), trial.models)[1].trainable == (
+    assert all_depths(config.model_copy(update={"freeze": []}), trial.models)[1].trainable == (
         trial.depths[1].trainable + 3 * mlp
     )
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adafactor"])
 def test_what_the_optimizer_takes_is_known_at_every_depth(here, tiny_folder, write_rows, optim):
-    """Adafactor's rows and columns are no fixed share of what trains: no line between depths is right."""
+    """Adafactor's state is no fixed share of what trains: no line between depths is right."""
     given = {"model": str(tiny_folder), "data": str(write_rows(rows(45))), "optim": optim} | QUICK
     given |= {"ema_decay": 0.9}
     for depth in Trial(build_config(given), 0.0).depths:
@@ -241,8 +241,8 @@ def test_what_the_optimizer_takes_is_known_at_every_depth(here, tiny_folder, wri
         train_some(trial.models.engine, pairs, config, state)
         captured = state.capture()
         moments = captured.tensors["optimizer"].values()
-        assert depth.optimizer == sum(t.numel() * t.element_size() for t in moments)
-        assert depth.checkpoint == captured.bytes and depth.step == state.step_bytes
+        assert depth.optimizer_bytes == sum(t.numel() * t.element_size() for t in moments)
+        assert depth.checkpoint_bytes == captured.bytes and depth.step_bytes == state.step_bytes
 
 
 def train_some(engine, pairs, config, state):
@@ -256,11 +256,13 @@ def test_pairs_are_looked_up_and_counted_once_for_all_depths(
     here, tiny_folder, write_rows, monkeypatch
 ):
     keyed, grouped = [], []
-    pair_key, once = cache_lookup.pair_key, workload._once
+    pair_key, once = cache_lookup.pair_key, workload._count_first_pass
     monkeypatch.setattr(
         cache_lookup, "pair_key", lambda *given: keyed.append(1) or pair_key(*given)
     )
-    monkeypatch.setattr(workload, "_once", lambda *given: grouped.append(1) or once(*given))
+    monkeypatch.setattr(
+        workload, "_count_first_pass", lambda *given: grouped.append(1) or once(*given)
+    )
     given = {"model": str(tiny_folder), "data": str(write_rows(rows(45)))} | QUICK
     make_plan(build_config(given | {"freeze_layers": 2}))
     assert len(keyed) == 45
@@ -272,11 +274,11 @@ def test_pairs_are_looked_up_and_counted_once_for_all_depths(
 def test_the_budget_is_the_runs_at_any_memory(tiny_model, kind, size, per_step):
     engine = engine_of(tiny_model, kind, size)
     engine.prepare(TRAINED)
-    packing = FastPacking(size) if kind == "fast" else PlainPacking(size, engine.eval_batch_size)
+    batching = FastBatching(size) if kind == "fast" else PlainBatching(size, engine.eval_batch_size)
     evaluated = getattr(engine, "eval_batch_size", None)
     one, most = engine.backward_bytes(TRAINED, per_step)
-    longest = packing.longest(TRAINED)
-    row = one / packing.held([longest])
+    longest = batching.longest(TRAINED)
+    row = one / batching.saved_rows([longest])
     seen = set()
     for free in range(int(0.8 * one), int(1.7 * most), max(1, int(most / 40))):
         free += RESERVE + 1000
@@ -288,7 +290,7 @@ def test_the_budget_is_the_runs_at_any_memory(tiny_model, kind, size, per_step):
             budget = engine.budget
         except SmoldpoError:
             budget = None
-        found = fitting(packing, TRAINED, per_step, row, 1000, free)
+        found = batching_that_fits(batching, TRAINED, per_step, row, 1000, free)
         assert (found and found.budget) == budget, free - RESERVE
         if kind == "plain" and found:
             assert found.eval_budget == engine.eval_batch_size
@@ -297,78 +299,77 @@ def test_the_budget_is_the_runs_at_any_memory(tiny_model, kind, size, per_step):
 
 
 def test_which_depths_are_tried():
-    depths = [Depth(n, n, 30, 100 * (30 - n), n == 0) for n in range(30)]
+    depths = [FreezeDepth(n, n, 30, 100 * (30 - n), n == 0) for n in range(30)]
 
     def tried(configured):
-        return [visit.depth.frozen for visit in depths_to_try(depths, configured)]
+        return [each.depth.frozen for each in depths_to_try(depths, configured)]
 
     assert tried(25) == [25, 29, 0] and tried(10) == [10, 29, 0]
     assert tried(0) == [0, 29] and tried(29) == [29, 25, 0]
-    assert [visit.depth.frozen for visit in depths_to_try(depths[:1], 0)] == [0]
-    assert [visit.depth.frozen for visit in depths_to_try(depths[:2], 1)] == [1, 0]
+    assert [each.depth.frozen for each in depths_to_try(depths[:1], 0)] == [0]
+    assert [each.depth.frozen for each in depths_to_try(depths[:2], 1)] == [1, 0]
 
 
-def test_the_dearest_depth_is_tried_least():
-    """Once if it is not the run's own, and without passes unless it is alone; all others in full."""
-    depths = [Depth(n, n, 30, 100 * (30 - n), n == 0) for n in range(30)]
+def test_the_slowest_depth_is_tried_least():
+    """Once if it is not the run's own, without passes unless it is alone; all others in full."""
+    depths = [FreezeDepth(n, n, 30, 100 * (30 - n), n == 0) for n in range(30)]
 
     def tried(configured, depths=depths):
-        return [(visit.once, visit.passes) for visit in depths_to_try(depths, configured)]
+        return [(each.one_step, each.time_passes) for each in depths_to_try(depths, configured)]
 
     assert tried(25) == tried(29) == [(False, True), (False, True), (True, False)]
     assert tried(0) == [(False, False), (False, True)] and tried(0, depths[:1]) == [(False, True)]
 
 
-def test_the_dose_is_what_a_machine_can_do():
+def test_the_trial_size_is_what_a_machine_can_do():
     """Of SmolLM2-135M at three depths: whole, then fewer pairs at once, and never none."""
     model = 106_000_000, 28_000_000
-    visits = depths_to_try([Depth(n, n, 30, 30 - n, n == 0) for n in (0, 25, 29)], 25)
+    tried = depths_to_try([FreezeDepth(n, n, 30, 30 - n, n == 0) for n in (0, 25, 29)], 25)
 
-    def dose(gigaflops, per_step=8):
-        return choose_dose(PAIRS, per_step, *model, visits, gigaflops * 1e9)
+    def size_at(gigaflops, per_step=8):
+        return choose_trial_size(PAIRS, per_step, *model, tried, gigaflops * 1e9)
 
-    assert dose(1e6) == Dose(8, True) and dose(1e6, 2) == Dose(2, True)
-    found = [dose(rate) for rate in (2000, 300, 150, 100, 60, 1)]
-    assert found[-1] == Dose(2, False) and dose(1, 1) == Dose(1, False)
+    assert size_at(1e6) == TrialSize(8, True) and size_at(1e6, 2) == TrialSize(2, True)
+    found = [size_at(rate) for rate in (2000, 300, 150, 100, 60, 1)]
+    assert found[-1] == TrialSize(2, False) and size_at(1, 1) == TrialSize(1, False)
     pairs = [each.pairs for each in found]
     assert pairs == sorted(pairs, reverse=True) and len(set(pairs)) > 2
     size = sum(map(pair_length, PAIRS)) / len(PAIRS), 20.0, 300
-    more = Dose(4, False)
-    assert more.operations(*model, visits, size) > more.operations(*model, visits[:2], size)
-    assert more.operations(*model, visits, size) < Dose(4, True).operations(*model, visits, size)
+    four, all_three = TrialSize(4, False), (*model, tried, size)
+    assert four.operations(*all_three) > four.operations(*model, tried[:2], size)
+    assert four.operations(*all_three) < TrialSize(4, True).operations(*all_three)
 
 
-def test_the_work_of_a_dose_by_hand():
-    """Two pairs of 245 tokens, 100 scored, at one layer of thirty; 1,000,000 parameters, a head of 1,000."""
+def test_the_operations_of_a_trial_by_hand():
+    """Two pairs of 245 tokens, 100 scored, at one layer of thirty of a million parameters in all."""
     logits, layer, size = 2 * 100 * 1_000, 1_000_000 / 30, (245, 100, 900)
-    run = Visit(Depth(29, 29, 30, 50, False))
+    run = TrialDepth(FreezeDepth(29, 29, 30, 50, False))
     prepared = 1920 * 1_000_000 + 2 * logits  # 2 x 2 x 245 + 900 tokens fill one block
     known = 2 * prepared + 2 * 1024 * layer
     steps = 3 * (6 * 512 * layer + 4 * logits)
-    found = Dose(2, False).operations(1_000_000, 1_000, [run], size)
+    found = TrialSize(2, False).operations(1_000_000, 1_000, [run], size)
     assert found == pytest.approx(known + 2 * 2 * (512 * layer + logits) + steps)
     steps = 4 * (6 * 512 * layer + 4 * logits)
-    found = Dose(2, True).operations(1_000_000, 1_000, [run], size)
+    found = TrialSize(2, True).operations(1_000_000, 1_000, [run], size)
     assert found == pytest.approx(known + 4 * 2 * (512 * layer + logits) + steps)
     longer = (500, 100, 900)  # of two batches 2,900 tokens fill two blocks
     known = 2 * (2 * 1920 * 1_000_000 + 2 * logits) + 2 * 1024 * layer
     steps = 4 * (6 * 1024 * layer + 4 * logits)
     passes = 4 * 2 * (1024 * layer + logits)
-    operations = Dose(2, True).operations(1_000_000, 1_000, [run], longer)
+    operations = TrialSize(2, True).operations(1_000_000, 1_000, [run], longer)
     assert operations == pytest.approx(known + passes + steps)
     # One that trains more: no trunk, so no longest pair on the way through it; one batch, one step.
-    dear = Visit(Depth(0, 0, 30, 100, True), once=True, passes=False)
-    both = Dose(2, True).operations(1_000_000, 1_000, [run, dear], size)
+    slowest = TrialDepth(FreezeDepth(0, 0, 30, 100, True), one_step=True, time_passes=False)
+    both = TrialSize(2, True).operations(1_000_000, 1_000, [run, slowest], size)
     prepared = 1920 * 1_000_000 + logits
     step = 6 * 512 * 1_000_000 + 6 * logits
     assert both - found == pytest.approx(2 * prepared + 2 * 1024 * 1_000_000 + step)
 
 
 def test_samples_are_short_and_long():
-    samples = step_samples(PAIRS, 4)
-    assert len(samples.short) == len(samples.long) == 4
+    short, long = trial_batches(PAIRS, 4)
+    assert len(short) == len(long) == 4
     length = {pair.id: sum(map(len, (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)))
               for pair in PAIRS}  # fmt: skip
-    assert max(length[p.id] for p in samples.short) < min(length[p.id] for p in samples.long)
-    one = step_samples(PAIRS[:1], 8)
-    assert one.short == one.long == PAIRS[:1]
+    assert max(length[p.id] for p in short) < min(length[p.id] for p in long)
+    assert trial_batches(PAIRS[:1], 8) == (PAIRS[:1], PAIRS[:1])
