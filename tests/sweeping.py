@@ -19,6 +19,8 @@ def timeless(folder):
 
 def sides(folder):
     return {
-        side: [json.loads(line) for line in splits.file_of(folder, side).read_text().splitlines()]
-        for side in splits.SIDES
+        side: [
+            json.loads(line) for line in splits.split_file(folder, side).read_text().splitlines()
+        ]
+        for side in splits.SPLITS
     }

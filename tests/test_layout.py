@@ -64,7 +64,6 @@ def test_transformers_has_few_doors(path):
         "sweep/report.py",
         "sweep/results.py",
         "sweep/space.py",
-        "sweep/text.py",
     ],
 )
 def test_free_of_torch(name):

@@ -13,7 +13,7 @@ from rich.text import Text
 from smoldpo.engine.cache.folder import Entry
 from smoldpo.evaluation.metrics import METRICS
 from smoldpo.evaluation.schema import Estimate, Evaluation, ModelEvaluation
-from smoldpo.sweep.text import value_in_words
+from smoldpo.sweep.space import value_text
 from smoldpo.utils.text import p_value, percent, redact
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from smoldpo.config.importers import Imported
     from smoldpo.evaluation.evaluate import EvaluationResult
+    from smoldpo.sweep.results import RankedTrial, SweepResults
     from smoldpo.sweep.run import SweepResult
     from smoldpo.training.run import RunResult
 
@@ -231,50 +232,46 @@ def _safe(text: str) -> str:
     return escape(text)
 
 
-STANDING = {"winner": "the winner", "as good": "as good", "worse": "worse"}
-
-
 def print_sweep(result: SweepResult) -> None:
     """The answer, the table of trials, what it rests on, and where everything is."""
     console = Console(file=sys.stdout, highlight=False)
     results = result.results
-    console.print(Text(redact(results["headline"]), style="bold"))
+    console.print(Text(redact(results.headline), style="bold"))
     console.print()
     console.print(_trials_table(results))
-    for line in results["explanations"]:
+    for line in results.explanations:
         console.print(Text(redact(line), style="dim"))
     console.print()
     console.print(Text(f"Sweep folder: {result.folder}"), soft_wrap=True)
-    if results["winner"] is not None:
+    if results.winner is not None:
         console.print(Text(f"Best run:     {result.folder / 'best'}"), soft_wrap=True)
     console.print(Text(f"Report:       {result.folder / 'report.html'}"), soft_wrap=True)
 
 
-def _trials_table(results: dict[str, Any]) -> Table:
-    metric = METRICS[results["metric"]]
-    title = f"Accuracy by {metric} on {results['validation']['pairs']:,} validation pairs, with 95% intervals"
+def _trials_table(results: SweepResults) -> Table:
+    metric = METRICS[results.metric]
+    title = (
+        f"Accuracy by {metric} on {results.validation.pairs:,} validation pairs, with 95% intervals"
+    )
     table = Table(title=title)
-    trials = results["trials"]
-    names = list(trials[0]["settings"]) if trials else []
     table.add_column("trial", justify="right")
-    for name in names:
+    for name in results.names:
         table.add_column(name)
     table.add_column("accuracy", justify="right", no_wrap=True)
     table.add_column("p, corrected", justify="right")
     table.add_column("beside the winner")
-    for trial in trials:
-        values = [Text(redact(value_in_words(trial["settings"][name]))) for name in names]
-        table.add_row(str(trial["number"]), *values, *_trial_figures(trial))
+    for trial in results.trials:
+        values = [Text(redact(value_text(trial.settings[name]))) for name in results.names]
+        table.add_row(str(trial.number), *values, *_trial_cells(trial))
     return table
 
 
-def _trial_figures(trial: dict[str, Any]) -> tuple[Text | str, str, str]:
-    accuracy = trial["accuracy"]
-    if not accuracy:
+def _trial_cells(trial: RankedTrial) -> tuple[Text | str, str, str]:
+    accuracy, standing = trial.accuracy, trial.standing
+    if accuracy is None or standing is None:
         return "–", "", "failed"
-    said = percent(accuracy["value"])
-    if accuracy["low"] is not None:
-        said += f" [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]"
-    standing = trial["standing"]
-    p = "" if standing == "winner" else p_value(trial["p_corrected"])
-    return Text(said), p, STANDING[standing]
+    said = percent(accuracy.value)
+    if accuracy.low is not None and accuracy.high is not None:
+        said += f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+    p = "" if standing == "winner" else p_value(trial.p_corrected)
+    return Text(said), p, "the winner" if standing == "winner" else standing

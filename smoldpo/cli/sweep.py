@@ -45,12 +45,12 @@ def sweep(settings: Annotated[list[str] | None, typer.Argument(metavar=HELP)] = 
 def finish(result: SweepResult, as_json: bool = False) -> None:
     """Print what a sweep found; exit code 1 where a trial failed or the winner misses a gate."""
     if as_json:
-        print(json.dumps(result.results, indent=2, ensure_ascii=False))
+        print(json.dumps(result.results.as_json(), indent=2, ensure_ascii=False))
     else:
         from smoldpo.cli.output import print_sweep
 
         print_sweep(result)
-    fail_sweep(result.failed, result.results["planned"], result.failed_gates)
+    fail_sweep(result.failed, result.results.planned, result.failed_gates)
 
 
 def _print_help() -> None:

@@ -4,70 +4,57 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from smoldpo.evaluation.metrics import METRICS
 from smoldpo.reports.plots import BLUE, GREY, INK, ORANGE, Plot, svg
 from smoldpo.reports.templating import render
-from smoldpo.sweep.space import Choices, Range, Space
-from smoldpo.sweep.text import value_in_words
+from smoldpo.sweep.results import RankedTrial, SweepResults
+from smoldpo.sweep.space import Choices, Range, Space, value_text
 from smoldpo.utils.files import write_text
 
 
-def html_page(results: Mapping[str, Any], space: Space, sweep_yaml: str) -> str:
+def html_page(results: SweepResults, space: Space, sweep_yaml: str) -> str:
     """The page of what `results.collect` gives."""
-    trials = results["trials"]
-    ranked = sorted(trials, key=lambda trial: _rank(trial, results["winner"]))
     plots = []
-    if results["done"]:
-        plots = [
-            parallel_coordinates(results, space),
-            settings_map(results, space),
-        ]
+    if results.done:
+        plots = [parallel_coordinates(results, space), settings_map(results, space)]
     return render(
         "sweep.html",
         results=results,
-        trials=ranked,
+        trials=sorted(results.trials, key=lambda trial: _rank(trial, results.winner)),
         names=list(space),
-        words=value_in_words,
-        metric=METRICS[results["metric"]],
+        words=value_text,
+        metric=METRICS[results.metric],
         plots=[plot for plot in plots if plot],
-        final=results["final"],
-        accuracy=results["final"]["accuracy"] if results["final"] else {},
+        final=results.final,
+        accuracy=results.final.accuracy if results.final else {},
         metric_names=METRICS,
         sweep_yaml=sweep_yaml,
     )
 
 
-def write_page(folder: Path, results: Mapping[str, Any], space: Space) -> None:
+def write_page(folder: Path, results: SweepResults, space: Space) -> None:
     """Write report.html."""
     text = (folder / "sweep.yaml").read_text(encoding="utf-8")
     write_text(folder / "report.html", html_page(results, space, text))
 
 
-def _rank(trial: Mapping[str, Any], winner: int | None) -> tuple[bool, bool, float, int]:
+def _rank(trial: RankedTrial, winner: int | None) -> tuple[bool, bool, float, int]:
     """The winner first, then by accuracy; failed ones last."""
-    accuracy = trial["accuracy"]
-    return (
-        accuracy is None,
-        trial["number"] != winner,
-        -accuracy["value"] if accuracy else 0.0,
-        trial["number"],
-    )
+    accuracy = trial.accuracy
+    value = accuracy.value if accuracy else 0.0
+    return accuracy is None, trial.number != winner, -value, trial.number
 
 
-# A sweep's pictures: every trial as a line through its settings, and a map of two of them.
-#
-# Only numbers and short words stand in a picture; a longer value (a model's folder, say) is a letter there,
-# which the page explains.
+# The plots: every trial as a line through its settings, and a map of two settings. Only numbers and short
+# words stand in a plot; a longer value (a model's folder, say) is a letter there, which the page explains.
 
-
-MOST_LABELS = 30
-"""Places whose accuracy is written into the map, where there is room; of more, colour alone tells."""
+MAX_LABELS = 30
+"""Points whose accuracy is written into the map, where there is room; of more, colour alone tells."""
 SHORT = re.compile(r"[\w.+,-]{1,10}")
-Trial = Mapping[str, Any]
 
 
 class Axis:
@@ -86,7 +73,7 @@ class Axis:
         self.log = part.log if isinstance(part, Range) else wide
         self.letters: dict[str, str] = {}
         if not self.numeric:
-            words = [value_in_words(value) for value in self._values]
+            words = [value_text(value) for value in self._values]
             if not all(SHORT.fullmatch(word) for word in words):
                 self.letters = {chr(97 + at % 26): word for at, word in enumerate(words)}
 
@@ -106,40 +93,40 @@ class Axis:
             values = [values[round(k * (len(values) - 1) / 5)] for k in range(6)]
         if self.letters:
             return [(self.at(v), word) for word, v in zip(self.letters, values, strict=False)]
-        return [(self.at(value), value_in_words(value)) for value in values]
+        return [(self.at(value), value_text(value)) for value in values]
 
 
 def _share(value: float, low: float, high: float) -> float:
     return 0.5 if high == low else (value - low) / (high - low)
 
 
-def _judged(results: Mapping[str, Any]) -> list[Trial]:
+def _done(results: SweepResults) -> list[RankedTrial]:
     """The trials that are done, the winner last, so that it is drawn on top."""
-    done = [trial for trial in results["trials"] if trial["accuracy"]]
-    return sorted(done, key=lambda trial: (trial["number"] == results["winner"], _value(trial)))
+    done = [trial for trial in results.trials if trial.accuracy]
+    return sorted(done, key=lambda trial: (trial.number == results.winner, _percent(trial)))
 
 
-def _value(trial: Trial) -> float:
-    return 100 * trial["accuracy"]["value"]
+def _percent(trial: RankedTrial) -> float:
+    return 100 * trial.accuracy.value if trial.accuracy else 0.0
 
 
-def _bounds(trials: Sequence[Trial]) -> tuple[float, float]:
-    values = [_value(trial) for trial in trials]
+def _bounds(trials: Sequence[RankedTrial]) -> tuple[float, float]:
+    values = [_percent(trial) for trial in trials]
     low, high = min(values), max(values)
     return (low - 1, high + 1) if low == high else (low, high)
 
 
-def parallel_coordinates(results: Mapping[str, Any], space: Space) -> Plot:
+def parallel_coordinates(results: SweepResults, space: Space) -> Plot:
     """Every trial as a line: through the value of each setting, to its accuracy at the right."""
-    trials = _judged(results)
+    trials = _done(results)
     axes_of = [Axis(name, part) for name, part in space.items()]
     low, high = _bounds(trials)
 
     def draw(axes: Any) -> None:
         for trial in trials:
-            heights = [axis.at(trial["settings"][axis.name]) for axis in axes_of]
-            share = _share(_value(trial), low, high)
-            wins = trial["number"] == results["winner"]
+            heights = [axis.at(trial.settings[axis.name]) for axis in axes_of]
+            share = _share(_percent(trial), low, high)
+            wins = trial.number == results.winner
             axes.plot(
                 range(len(heights) + 1),
                 [*heights, share],
@@ -147,19 +134,17 @@ def parallel_coordinates(results: Mapping[str, Any], space: Space) -> Plot:
                 linewidth=2.6 if wins else 1.3,
                 alpha=1 if wins else 0.15 + 0.55 * share,
             )
-        marks = [*(axis.ticks() for axis in axes_of), [(0, f"{low:.1f}%"), (1, f"{high:.1f}%")]]
+        marks = [axis.ticks() for axis in axes_of]
+        marks.append([(0, f"{low:.1f}%"), (1, f"{high:.1f}%")])
         for place, written in enumerate(marks):
             axes.plot([place, place], [0, 1], color=INK, linewidth=0.8)
             last = place == len(axes_of)
             for height, text in written:
-                side = (
-                    {"x": 4, "ha": "left"}
-                    if last
-                    else {"x": -4 if place else 4, "ha": "right" if place else "left"}
-                )
+                inner = 0 < place < len(axes_of)  # written left of its axis, the outer ones right
                 axes.annotate(
-                    text, (place, height), (side["x"], 3 if not last else 0), textcoords="offset points",
-                    ha=side["ha"], va="center" if last else "bottom", fontsize=9, color=INK,
+                    text, (place, height), (-4 if inner else 4, 0 if last else 3),
+                    textcoords="offset points", ha="right" if inner else "left",
+                    va="center" if last else "bottom", fontsize=9, color=INK,
                 )  # fmt: skip
         names = [axis.name.replace("_", "\n", 1) for axis in axes_of]
         axes.set_xticks(range(len(marks)), [*names, "accuracy"])
@@ -186,7 +171,7 @@ def _letters(axes_of: Sequence[Axis]) -> str:
     return "".join(said)
 
 
-def two_of(space: Space) -> tuple[str, str] | None:
+def map_settings(space: Space) -> tuple[str, str] | None:
     """The settings of the map: β and rate where both are tried, else the first two numbers."""
     if "beta" in space and "learning_rate" in space:
         return "beta", "learning_rate"
@@ -194,25 +179,25 @@ def two_of(space: Space) -> tuple[str, str] | None:
     return (numbers[0], numbers[1]) if len(numbers) > 1 else None
 
 
-def settings_map(results: Mapping[str, Any], space: Space) -> Plot | None:
+def settings_map(results: SweepResults, space: Space) -> Plot | None:
     """Accuracy over two settings; None where no two of them are numbers."""
-    names = two_of(space)
-    trials = _judged(results)
+    names = map_settings(space)
+    trials = _done(results)
     if names is None or not trials:
         return None
     across, up = (Axis(name, space[name]) for name in names)
     low, high = _bounds(trials)
-    best: dict[tuple[float, float], Trial] = {}
+    best: dict[tuple[float, float], RankedTrial] = {}
     for trial in trials:  # several trials at one place differ in other settings: the best is shown
-        place = (across.at(trial["settings"][across.name]), up.at(trial["settings"][up.name]))
-        if place not in best or _value(trial) >= _value(best[place]):
+        place = (across.at(trial.settings[across.name]), up.at(trial.settings[up.name]))
+        if place not in best or _percent(trial) >= _percent(best[place]):
             best[place] = trial
 
     def draw(axes: Any) -> None:
         labelled: list[tuple[float, float]] = []  # the winner first, so that it is never left out
         for (x, y), trial in reversed(best.items()):
-            share = _share(_value(trial), low, high)
-            wins = trial["number"] == results["winner"]
+            share = _share(_percent(trial), low, high)
+            wins = trial.number == results.winner
             axes.plot(
                 x, y, "o", color=BLUE, alpha=0.15 + 0.85 * share, markersize=13, markeredgewidth=0
             )
@@ -221,10 +206,10 @@ def settings_map(results: Mapping[str, Any], space: Space) -> Plot | None:
                     x, y, "o", color=ORANGE, fillstyle="none", markersize=17, markeredgewidth=2
                 )
             near = [1 for u, v in labelled if abs(u - x) < 0.12 and abs(v - y) < 0.13]
-            if len(best) <= MOST_LABELS and not near:
+            if len(best) <= MAX_LABELS and not near:
                 labelled.append((x, y))
                 axes.annotate(
-                    f"{_value(trial):.1f}", (x, y), (0, 10), textcoords="offset points", ha="center",
+                    f"{_percent(trial):.1f}", (x, y), (0, 10), textcoords="offset points", ha="center",
                     fontsize=9, color=INK,
                 )  # fmt: skip
         for axis, ticks, label in (

@@ -1,149 +1,227 @@
-"""results.json and results.csv: every trial, the winner, and what the final pairs say. No torch here."""
+"""The records of a sweep, the ranking of its trials, and results.json and results.csv. No torch here.
+
+The best of many trials looks better than it is, because chance has chosen it too. So its lead over each other
+trial is tested pair by pair (statistics.paired_test, whole prompts at once), and the p-values are corrected
+for every two trials that could have come out as winner and rival: Holm's correction (1979) over all k(k-1)/2
+pairs of trials. Corrected for the winner's own k-1 comparisons alone, twenty equal trials would yield a false
+"better" far more often than once in twenty sweeps (tests/sweep/test_sweep_winner.py counts it).
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from smoldpo.evaluation.metrics import PairScore, wins
-from smoldpo.evaluation.statistics import SIGNIFICANT, all_pairs_p, holm
-from smoldpo.sweep.text import explanations, headline, value_in_words
+from pydantic import Field
+
+from smoldpo.evaluation.metrics import METRICS, mean, wins
+from smoldpo.evaluation.schema import (
+    Accuracy,
+    Drift,
+    Estimate,
+    Evaluation,
+    Judgement,
+    PairRow,
+    Record,
+)
+from smoldpo.evaluation.statistics import LEVEL, SIGNIFICANT, all_pairs_p, holm
+from smoldpo.sweep.space import settings_text, value_text
 from smoldpo.utils.errors import SmoldpoError
 from smoldpo.utils.files import write_json, write_text
+from smoldpo.utils.text import percent
 
 FORMAT = 1
+RUNNING, DONE, FAILED = "running", "done", "failed"
+
+
+class SplitFile(Record):
+    """How many pairs and distinct prompts a split has, and the digest of its file."""
+
+    pairs: int
+    prompts: int
+    sha256: str = ""
+
+
+class TrialRecord(Record):
+    """trial.json.
+
+    Attributes:
+        number: from 1.
+        value: the accuracy on the validation pairs by the sweep's metric, where the trial is done.
+        accuracy: by each metric, before and after.
+        steps: optimizer steps behind the policy that was measured.
+        seconds: since the trial last began or went on.
+        error: why it failed.
+    """
+
+    number: int
+    settings: dict[str, Any]
+    status: str = RUNNING
+    value: float | None = None
+    accuracy: dict[str, Accuracy | None] = Field(default_factory=dict)
+    steps: int | None = None
+    seconds: float | None = None
+    error: str | None = None
+
+    def estimate(self, metric: str) -> Estimate | None:
+        """The accuracy on the validation pairs; None where the trial is not done."""
+        accuracy = self.accuracy.get(metric)
+        return accuracy.after if accuracy else None
+
+
+class FinalResult(Record):
+    """final.json: the winner on the final pairs, as best/evaluation.json has it."""
+
+    trial: int
+    n: int
+    prompts: int
+    metric: str
+    headline: str
+    verdict: str
+    accuracy: dict[str, Accuracy | None]
+    baselines: dict[str, float | None]
+    drift: Drift
+    judges: list[Judgement]
+
+
+class RankedTrial(Record):
+    """A trial in results.json; what stands last is known of trials that are done."""
+
+    number: int
+    status: str
+    settings: dict[str, Any]
+    accuracy: Estimate | None
+    steps: int | None
+    seconds: float | None
+    error: str | None
+    behind: float | None = None
+    p: float | None = None
+    p_corrected: float | None = None
+    standing: Literal["winner", "as good", "worse"] | None = None
+
+
+class SweepResults(Record):
+    """results.json."""
+
+    format: int = FORMAT
+    name: str
+    metric: str
+    method: str
+    planned: int
+    train: SplitFile
+    validation: SplitFile
+    final_pairs: SplitFile
+    done: int
+    failed: list[int]
+    winner: int | None
+    as_good: list[int]
+    worse: list[int]
+    comparisons: int
+    correction: str
+    trials: list[RankedTrial]
+    final: FinalResult | None
+    headline: str = ""
+    explanations: list[str] = Field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """The settings that are tried."""
+        return list(self.trials[0].settings) if self.trials else []
+
+
+class _TrialEvaluation(Record):
+    """Of a trial's evaluation.json, what the ranking reads."""
+
+    pairs: list[PairRow]
 
 
 def read_scores(folder: Path, metric: str) -> tuple[list[float], list[str], list[str]]:
-    """Of a trial's evaluation: 0, ½ or 1 for each pair, the pairs' prompts, and their ids.
+    """From a trial's evaluation: 0, ½ or 1 for each pair, the pairs' prompts, and their ids.
 
     Raises:
         SmoldpoError: the file is damaged.
     """
     path = folder / "evaluation.json"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["pairs"]
-        scores = wins([PairScore(**row["after"]) for row in rows], metric)
-        return scores, [row["prompt"] for row in rows], [row["id"] for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rows = _TrialEvaluation.model_validate_json(path.read_text(encoding="utf-8")).pairs
+        after = [row.after for row in rows if row.after is not None]
+        if len(after) < len(rows):
+            raise ValueError("a pair without a score")
+        return wins(after, metric), [row.prompt for row in rows], [row.id for row in rows]
+    except (OSError, ValueError) as error:
         raise SmoldpoError(
             f"{path}: cannot be read ({error}); remove {folder}, and smoldpo resume makes the trial again"
         ) from None
 
 
 def collect(
-    about: dict[str, Any],
-    records: Sequence[Any],
+    about: Mapping[str, Any],
+    records: Sequence[TrialRecord],
     folders: Mapping[int, Path],
-    final: dict[str, Any] | None,
-) -> dict[str, Any]:
+    final: FinalResult | None,
+) -> SweepResults:
     """What results.json holds.
 
     Args:
-        about: metric, method, planned, data: as sweep.json knows them.
-        records: of the trials that have begun (trials.Record), in order.
+        about: name, metric, method, planned and the splits, by their names in results.json.
+        records: the trials that have begun, in order.
         folders: of the trials that are done.
-        final: of the winner, once it is known (trials.py).
+        final: of the winner, once it is known.
     """
     metric = about["metric"]
     read = {number: read_scores(folder, metric) for number, folder in folders.items()}
-    pairs = {tuple(ids) for _, _, ids in read.values()}
-    if len(pairs) > 1:
+    if len({tuple(ids) for _, _, ids in read.values()}) > 1:
         raise SmoldpoError("the trials were not judged on the same pairs; sweep anew")
-    winner, beside = None, {}
+    winner: int | None = None
+    ranking: dict[int, Standing] = {}
     if read:
         groups = next(iter(read.values()))[1]
-        winner, beside = standings({n: scores for n, (scores, _, _) in read.items()}, groups)
-    others = [number for number in beside if number != winner]
-    results = {
-        "format": FORMAT,
+        winner, ranking = rank_trials({n: scores for n, (scores, _, _) in read.items()}, groups)
+    others = [number for number in ranking if number != winner]
+    results = SweepResults(
+        format=FORMAT,
         **about,
-        "done": len(read),
-        "failed": [record.number for record in records if record.status == "failed"],
-        "winner": winner,
-        "as_good": [number for number in others if beside[number].as_good],
-        "worse": [number for number in others if not beside[number].as_good],
-        "comparisons": comparisons(len(read)),
-        "correction": "Holm, over all pairs of trials",
-        "trials": [_trial(record, metric, beside, winner) for record in records],
-        "final": final,
-    }
-    results["headline"] = headline(results)
-    results["explanations"] = explanations(results)
+        done=len(read),
+        failed=[record.number for record in records if record.status == FAILED],
+        winner=winner,
+        as_good=[number for number in others if ranking[number].as_good],
+        worse=[number for number in others if not ranking[number].as_good],
+        comparisons=comparisons(len(read)),
+        correction="Holm, over all pairs of trials",
+        trials=[_ranked(r, metric, ranking.get(r.number), winner) for r in records],
+        final=final,
+    )
+    results.headline, results.explanations = headline(results), explanations(results)
     return results
 
 
-def _trial(
-    record: Any, metric: str, beside: Mapping[int, Any], winner: int | None
-) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "number": record.number,
-        "status": record.status,
-        "settings": record.settings,
-        "accuracy": record.accuracy[metric]["after"] if record.accuracy else None,
-        "steps": record.steps,
-        "seconds": record.seconds,
-        "error": record.error,
-    }
-    standing = beside.get(record.number)
+def _ranked(
+    record: TrialRecord, metric: str, standing: Standing | None, winner: int | None
+) -> RankedTrial:
+    known: dict[str, Any] = {}
     if standing is not None:
         place = "as good" if standing.as_good else "worse"
-        found |= {
+        known = {
             "behind": standing.behind,
             "p": standing.p,
             "p_corrected": standing.p_corrected,
             "standing": "winner" if record.number == winner else place,
         }
-    return found
-
-
-def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """Write both files."""
-    write_json(folder / "results.json", results)
-    write_text(folder / "results.csv", as_csv(results))
-
-
-def as_csv(results: dict[str, Any]) -> str:
-    """One row a trial. Text that a spreadsheet would run as a formula gets a ' before it."""
-    trials = results["trials"]
-    names = list(trials[0]["settings"]) if trials else []
-    columns = [
-        "trial", "status", "standing", *names, "accuracy", "low", "high", "behind", "p", "p_corrected",
-        "steps", "seconds", "error",
-    ]  # fmt: skip
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for trial in trials:
-        accuracy = trial["accuracy"] or {}
-        row = {"trial": trial["number"], "accuracy": accuracy.get("value")}
-        row |= {key: accuracy.get(key) for key in ("low", "high")}
-        row |= {name: value_in_words(trial["settings"][name]) for name in names}
-        known = trial | row
-        writer.writerow([_cell(known.get(column)) for column in columns])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return "" if value is None else value
-
-
-# Which trial is the best on the validation pairs, and which others it is shown to be better than.
-#
-# The best of many trials looks better than it is, because chance has chosen it too. So its lead
-# over each other is tested pair by pair (statistics.paired_test, whole prompts at once), and the
-# p-values are corrected for every two trials that could have come out as winner and rival: Holm's
-# correction (1979) over all k(k-1)/2 pairs of trials. Corrected for the winner's own k-1
-# comparisons alone, twenty equal trials would yield a false "better" far more often than once in
-# twenty sweeps (tests/sweep/test_sweep_winner.py counts it).
+    return RankedTrial(
+        number=record.number,
+        status=record.status,
+        settings=record.settings,
+        accuracy=record.estimate(metric),
+        steps=record.steps,
+        seconds=record.seconds,
+        error=record.error,
+        **known,
+    )
 
 
 @dataclass(frozen=True)
@@ -152,7 +230,7 @@ class Standing:
 
     Attributes:
         behind: the winner's accuracy minus this one's.
-        p, p_corrected: of no difference; of the winner itself 1.
+        p, p_corrected: of no difference; 1 for the winner itself.
         as_good: not shown to be worse than the winner.
     """
 
@@ -163,36 +241,146 @@ class Standing:
     as_good: bool
 
 
-def winner_of(scores: Mapping[int, Sequence[float]]) -> int:
+def best_trial(scores: Mapping[int, Sequence[float]]) -> int:
     """The trial with the highest mean; of equal ones the first."""
     return max(sorted(scores), key=lambda number: sum(scores[number]) / len(scores[number]))
 
 
-def standings(
+def rank_trials(
     scores: Mapping[int, Sequence[float]], groups: Sequence[str]
 ) -> tuple[int, dict[int, Standing]]:
     """The winner, and every trial beside it.
 
     Args:
-        scores: of each trial 0, ½ or 1 for each pair, in the same order.
-        groups: of each pair, its prompt.
+        scores: for each trial 0, ½ or 1 for each pair, in the same order.
+        groups: each pair's prompt.
     """
-    winner = winner_of(scores)
-    numbers = sorted(scores)
+    winner, numbers = best_trial(scores), sorted(scores)
     p = all_pairs_p([scores[number] for number in numbers], groups)
     two = list(combinations(range(len(numbers)), 2))
     corrected = dict(zip(two, holm([p[both] for both in two]), strict=True))
     at = numbers.index(winner)
-    best = sum(scores[winner]) / len(groups)
+    best = mean(scores[winner])
     found = {}
     for index, number in enumerate(numbers):
-        raw = float(p[at, index])
         last = corrected[min(at, index), max(at, index)] if index != at else 1.0
-        behind = best - sum(scores[number]) / len(groups)
-        found[number] = Standing(number, behind, raw, last, last >= SIGNIFICANT)
+        behind = best - mean(scores[number])
+        found[number] = Standing(number, behind, float(p[at, index]), last, last >= SIGNIFICANT)
     return winner, found
 
 
 def comparisons(trials: int) -> int:
     """How many p-values are corrected for."""
     return trials * (trials - 1) // 2
+
+
+def write_results(folder: Path, results: SweepResults) -> None:
+    """Write both files."""
+    write_json(folder / "results.json", results.as_json())
+    write_text(folder / "results.csv", as_csv(results))
+
+
+def as_csv(results: SweepResults) -> str:
+    """One row a trial. Text that a spreadsheet would run as a formula gets a ' before it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["trial", "status", "standing", *results.names, "accuracy", "low", "high", "behind", "p",
+         "p_corrected", "steps", "seconds", "error"]
+    )  # fmt: skip
+    for trial in results.trials:
+        accuracy = trial.accuracy
+        bounds = (accuracy.value, accuracy.low, accuracy.high) if accuracy else (None,) * 3
+        row = [trial.number, trial.status, trial.standing]
+        row += [value_text(trial.settings[name]) for name in results.names]
+        row += [*bounds, trial.behind, trial.p, trial.p_corrected]
+        row += [trial.steps, trial.seconds, trial.error]
+        writer.writerow(map(_cell, row))
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return "" if value is None else value
+
+
+def headline(results: SweepResults) -> str:
+    """Which trial is the best, and its accuracy on pairs that no trial has seen."""
+    winner, final = results.winner, results.final
+    if winner is None:
+        return f"None of {results.planned} trials came to its end."
+    settings = settings_text(results.trials[winner - 1].settings)
+    said = f"Trial {winner} is the best of {results.done}: {settings}."
+    accuracy = final and final.accuracy[results.metric]
+    if not (final and accuracy):
+        return said
+    after = accuracy.after
+    interval = "" if after.low is None else f" ({percent(after.low)} to {percent(after.high)})"
+    return (
+        f"{said} On {final.n:,} final pairs, which no trial saw, it prefers the human-preferred answer in "
+        f"{percent(after.value)}{interval}, before {percent(accuracy.before.value)}; {accuracy.words}."
+    )
+
+
+def explanations(results: SweepResults) -> list[str]:
+    """Which others are as good, what the correction means, and why the final figure is another."""
+    if results.winner is None:
+        return []
+    done, lines = results.done, []
+    if done > 1:
+        lines += [_about_rivals(results.worse, results.as_good)]
+        lines += [
+            f"Of {done} equally good trials one always comes out first, and may seem far ahead. So the "
+            f"p-values are corrected (Holm) for all {results.comparisons:,} pairs of trials that could have "
+            "been first and other: if all were equally good, at most one sweep in twenty would call any of "
+            "them worse than the first."
+        ]
+    accuracy = results.trials[results.winner - 1].accuracy
+    if results.final is not None and accuracy is not None:
+        said = (
+            f"On the {results.validation.pairs:,} validation pairs the winner has "
+            f"{percent(accuracy.value)}."
+        )
+        if done > 1:
+            said += (
+                f" The highest of {done} figures is too high on average, because chance has a say in which "
+                "one that is; the final pairs took no part in the choice, so believe the figure on those."
+            )
+        lines.append(said)
+    lines.append(
+        f"Accuracy is by {METRICS[results.metric]}; intervals hold {LEVEL:.0%} each and draw whole "
+        "prompts. They and the tests are about these trained models; another seed would train others."
+    )
+    return lines
+
+
+def _about_rivals(worse: list[int], as_good: list[int]) -> str:
+    if not as_good:
+        return "Every other trial is shown to be worse on the validation pairs."
+    others = f"{_trials_are(as_good)} as good as far as these pairs can tell"
+    if not worse:
+        return f"None of the others is shown to be worse: {others}."
+    first = _trials_are(worse)
+    return f"{first[0].upper()}{first[1:]} shown to be worse; {others}."
+
+
+def _trials_are(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return f"trial {numbers[0]} is"
+    return f"trials {', '.join(map(str, numbers[:-1]))} and {numbers[-1]} are"
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """All that was found of the winner on the final pairs.
+
+    Raises:
+        SmoldpoError: the file is damaged.
+    """
+    try:
+        return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SmoldpoError(
+            f"{path}: cannot be read ({error}); remove {path.parent}, and smoldpo resume measures the winner "
+            "again"
+        ) from None

@@ -27,24 +27,29 @@ from smoldpo.evaluation.gates import failures, parse_gates
 from smoldpo.models.load import find_model
 from smoldpo.sweep import space, splits
 from smoldpo.sweep.report import write_page
-from smoldpo.sweep.results import collect, write_results
-from smoldpo.sweep.shared import Shared
-from smoldpo.sweep.spec import Spec, build_spec, default_folder, differences
-from smoldpo.sweep.text import in_words
-from smoldpo.sweep.trials import (
+from smoldpo.sweep.results import (
     DONE,
+    FAILED,
     RUNNING,
-    Arena,
-    Record,
+    FinalResult,
+    SweepResults,
+    TrialRecord,
+    collect,
+    read_evaluation,
+    write_results,
+)
+from smoldpo.sweep.shared import SharedInputs
+from smoldpo.sweep.spec import SweepSpec, build_spec, default_folder, differences
+from smoldpo.sweep.trials import (
+    BEST,
+    SweepContext,
     folder_of,
     forget_checkpoints,
     measure_winner,
-    read_evaluation,
     read_final,
     read_record,
     run_trial,
 )
-from smoldpo.sweep.trials import FOLDER as BEST
 from smoldpo.training.resume import in_folder
 from smoldpo.training.run_folder import make_empty
 from smoldpo.training.setup import load_data, preflight
@@ -59,7 +64,7 @@ CONTENTS = (
     FILE, YAML, "data", "computing.json", "trials", BEST, "final.json", "results.json",
     "results.csv", "report.html",
 )  # fmt: skip
-WITHOUT_ANSWERS = {
+WITHOUT_ANSWERS: dict[str, Any] = {
     "generate_prompts": 0, "sample_prompt": None, "judges": [], "fail_under": [], "overwrite": False
 }  # fmt: skip
 """Of a trial: nobody reads answers twenty times; the winner gives them in the end."""
@@ -70,7 +75,7 @@ class SweepResult:
     """What a sweep found, and where it is kept."""
 
     folder: Path
-    results: dict[str, Any]
+    results: SweepResults
     failed: list[str]
     """Each trial that failed, in words."""
     failed_gates: list[str]
@@ -82,7 +87,7 @@ def is_sweep(folder: Path) -> bool:
     return (folder / FILE).is_file()
 
 
-def run_sweep(spec: Spec) -> SweepResult:
+def run_sweep(spec: SweepSpec) -> SweepResult:
     """Do everything that `smoldpo sweep FILE` does; a sweep that has begun in its folder goes on.
 
     Raises:
@@ -142,7 +147,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise SmoldpoError(f"{path}: cannot be read ({error}), so the sweep cannot go on") from None
 
 
-def _require_room_for(folder: Path, spec: Spec) -> None:
+def _require_room_for(folder: Path, spec: SweepSpec) -> None:
     """That nothing but a sweep is replaced, and nothing that the sweep reads."""
     if folder.is_file():
         raise UsageError(f"output_dir {folder}: is a file; give a folder")
@@ -157,7 +162,7 @@ def _require_room_for(folder: Path, spec: Spec) -> None:
             raise UsageError(f"{name}: lies in output_dir {folder}, which this sweep would replace")
 
 
-def _check_models(spec: Spec) -> None:
+def _check_models(spec: SweepSpec) -> None:
     """That every model that trials name is there."""
     problems = []
     for name in _models_of(spec):
@@ -169,7 +174,7 @@ def _check_models(spec: Spec) -> None:
         raise ConfigError(problems)
 
 
-def _models_of(spec: Spec) -> list[str]:
+def _models_of(spec: SweepSpec) -> list[str]:
     """Every model that a trial may have as its policy or its reference, once each."""
     common = spec.common
     names: dict[str, None] = {}
@@ -183,12 +188,12 @@ def _models_of(spec: Spec) -> list[str]:
 class _Sweep:
     """A sweep that goes on from what its folder holds."""
 
-    def __init__(self, folder: Path, spec: Spec, kept: dict[str, Any]):
+    def __init__(self, folder: Path, spec: SweepSpec, kept: dict[str, Any]):
         self.folder, self.spec, self.kept = folder, spec, kept
         self.metric = spec.settings.metric
         self.total = spec.trials
-        self.records: list[Record] = []
-        self.shared = Shared(folder)
+        self.records: list[TrialRecord] = []
+        self.shared = SharedInputs(folder)
         if self.shared.threads:
             torch.set_num_threads(self.shared.threads)
 
@@ -199,7 +204,7 @@ class _Sweep:
                 self._prepare_pairs()
                 for number in range(1, self.total + 1):
                     at = f"in trial {number} of {self.total}"
-                    self._one(number, interruption)
+                    self._run_trial(number, interruption)
                     interruption.check()
                 at = "at the final pairs"
                 if self._known_final() is None:  # lest a failure there hide what trials found
@@ -220,40 +225,45 @@ class _Sweep:
 
     def _failed_gates(self) -> list[str]:
         """By the gates of now: a sweep may go on with others."""
-        return failures(read_evaluation(self.folder), parse_gates(self.spec.common.fail_under))
+        return failures(
+            read_evaluation(self.folder / BEST / "evaluation.json"),
+            parse_gates(self.spec.common.fail_under),
+        )
 
     def _prepare_pairs(self) -> None:
         if self.kept["data"] is None:
             write_text(self.folder / YAML, self.spec.as_yaml())
             data = load_data(self.spec.common)
-            sides = splits.three_sides(data, self.spec.settings.final_fraction)
-            self.kept["data"] = splits.write_sides(self.folder, sides)
+            found = splits.split_held_out(data, self.spec.settings.final_fraction)
+            self.kept["data"] = splits.write_splits(self.folder, found)
             write_json(self.folder / FILE, self.kept)
         account = self.kept["data"]
-        splits.require_unchanged(self.folder, account)
+        splits.require_same_files(self.folder, account)
         progress.say(
             f"pairs: {account['train']['pairs']:,} to train on, {account['validation']['pairs']:,} to "
             f"rank trials on, {account['final']['pairs']:,} for the winner alone"
         )
 
-    def _one(self, number: int, interruption: Interruption) -> None:
+    def _run_trial(self, number: int, interruption: Interruption) -> None:
         known = read_record(self.folder, number)
         if known is not None and known.status != RUNNING:
             self.records.append(known)
-            self._drop_checkpoints_but_the_best()
+            self._keep_best_checkpoint()
             return
         settings = known.settings if known else self._settings(number)
-        progress.say(f"trial {number} of {self.total}: {in_words(settings)}{self._time_left()}")
-        arena = Arena(self.folder, self.shared, self.metric, interruption)
+        progress.say(
+            f"trial {number} of {self.total}: {space.settings_text(settings)}{self._time_left()}"
+        )
+        context = SweepContext(self.folder, self.shared, self.metric, interruption)
         best = self._best()
         try:
             config = self._config(number, settings, "validation").model_copy(update=WITHOUT_ANSWERS)
         except ConfigError as error:  # of a method that makes its trials as it goes
-            record = Record(number, settings, "failed", error=str(error))
+            record = TrialRecord(number=number, settings=settings, status=FAILED, error=str(error))
         else:
-            record = run_trial(arena, number, settings, config, best and best.value)
+            record = run_trial(context, number, settings, config, best.value if best else None)
         self.records.append(record)
-        self._drop_checkpoints_but_the_best()
+        self._keep_best_checkpoint()
         self._say_result(record)
 
     def _settings(self, number: int) -> dict[str, Any]:
@@ -261,35 +271,34 @@ class _Sweep:
         if planned is not None:
             return planned[number - 1]
         propose = space.by_optuna(self.spec.space, self.spec.settings.sampler_seed)
-        return propose([space.Earlier(r.settings, r.value) for r in self.records])
+        return propose([space.PastTrial(r.settings, r.value) for r in self.records])
 
     def _config(self, number: int, settings: dict[str, Any], held_out: str) -> TrainConfig:
         config = self.shared.decided(self.spec.config(settings))
-        more = splits.settings_of(self.folder, self.kept["data"], held_out)
+        more = splits.data_settings(self.folder, self.kept["data"], held_out)
         return config.model_copy(update=more | {"output_dir": str(folder_of(self.folder, number))})
 
-    def _best(self) -> Record | None:
+    def _best(self) -> TrialRecord | None:
         """The best trial so far; of equal ones the first."""
         done = [record for record in self.records if record.status == DONE]
         return max(done, key=lambda record: record.value or 0.0, default=None)
 
-    def _drop_checkpoints_but_the_best(self) -> None:
+    def _keep_best_checkpoint(self) -> None:
         best = self._best()
         for record in self.records:
             if record is not best:
                 forget_checkpoints(self.folder, record.number)
 
-    def _say_result(self, record: Record) -> None:
+    def _say_result(self, record: TrialRecord) -> None:
         said = f"trial {record.number} of {self.total}: "
         if record.error is not None:
             progress.say(f"{said}failed: {record.error}")
             return
-        after = record.accuracy[self.metric]["after"]
-        said += percent(after["value"])
-        if after["low"] is not None:
-            said += f" ({percent(after['low'])} to {percent(after['high'])})"
-        best = self._best()
-        assert best is not None
+        after, best = record.estimate(self.metric), self._best()
+        assert after is not None and best is not None
+        said += percent(after.value)
+        if after.low is not None:
+            said += f" ({percent(after.low)} to {percent(after.high)})"
         where = (
             "the best so far"
             if best is record
@@ -305,7 +314,7 @@ class _Sweep:
         left = statistics.median(took) * (self.total - len(self.records))
         return f" (about {words(left)} left)"
 
-    def _final(self, interruption: Interruption) -> dict[str, Any] | None:
+    def _final(self, interruption: Interruption) -> FinalResult | None:
         best, known = self._best(), self._known_final()
         if best is None or known is not None:
             return known
@@ -313,19 +322,19 @@ class _Sweep:
         trained = trained.model_copy(
             update={"output_dir": str(self.folder / BEST), "overwrite": False}
         )
-        final = {"eval_data": str(splits.file_of(self.folder, "final"))}
+        final = {"eval_data": str(splits.split_file(self.folder, "final"))}
         measured = trained.model_copy(update=final)
         return measure_winner(
             self.folder, best.number, trained, measured, self.shared, interruption
         )
 
-    def _known_final(self) -> dict[str, Any] | None:
+    def _known_final(self) -> FinalResult | None:
         best = self._best()
-        return best and read_final(self.folder, best.number)
+        return read_final(self.folder, best.number) if best else None
 
-    def _results(self, final: dict[str, Any] | None) -> dict[str, Any]:
+    def _results(self, final: FinalResult | None) -> SweepResults:
         done = [record.number for record in self.records if record.status == DONE]
-        account = {side: self.kept["data"][side] for side in splits.SIDES}
+        account = {split: self.kept["data"][split] for split in splits.SPLITS}
         about = {
             "name": self.spec.name,
             "metric": self.metric,

@@ -13,7 +13,7 @@ from typing import Any
 
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
-from smoldpo.sweep.spec import SPLITS
+from smoldpo.sweep.spec import SPLIT_SETTINGS
 from smoldpo.training.fingerprint import tokenizer_sha256
 from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.run import RunInputs, load_inputs
@@ -35,8 +35,8 @@ class ChangedError(UsageError):
     """A model is no longer what it was in earlier trials: the sweep cannot go on."""
 
 
-class Shared:
-    """The materials of all trials.
+class SharedInputs:
+    """The data, tokens and computing choices that all trials share.
 
     Args:
         folder: of the sweep; how its first trial computed is kept there, for a sweep that goes on.
@@ -137,5 +137,5 @@ class Shared:
 
 def _data_key(config: TrainConfig) -> str:
     """What the pairs of a trial follow from; of one source the seed is no part."""
-    parts = config.model_dump(include={*SPLITS, "max_train_samples"})
+    parts = config.model_dump(include={*SPLIT_SETTINGS, "max_train_samples"})
     return json.dumps(parts, sort_keys=True)

@@ -107,7 +107,7 @@ def size(space: Space) -> int | None:
     return None if None in sizes else math.prod(n for n in sizes if n is not None)
 
 
-def every(space: Space) -> Iterator[dict[str, Any]]:
+def combinations(space: Space) -> Iterator[dict[str, Any]]:
     """Each combination of a space of choices, the last setting going fastest."""
     lists = [part.values for part in space.values() if isinstance(part, Choices)]
     for values in itertools.product(*lists):
@@ -120,10 +120,10 @@ def corners(space: Space) -> Iterator[dict[str, Any]]:
         name: part if isinstance(part, Choices) else Choices((part.at(0), part.at(1)))
         for name, part in space.items()
     }
-    return every(ends)
+    return combinations(ends)
 
 
-def read_part(name: str, given: Any, grid: bool) -> tuple[Choices | Range | None, list[str]]:
+def read_values(name: str, given: Any, grid: bool) -> tuple[Choices | Range | None, list[str]]:
     """What a sweep file says of one setting, or its problems in words.
 
     Args:
@@ -202,33 +202,31 @@ def _number_kinds(name: str) -> set[str]:
     return kinds & {"integer", "number"}
 
 
-# Which settings each trial has. A trial's are a pure function of the sweep and of the trials before it,
-#
-# so that a sweep which goes on after an interruption makes the same ones.
-
+# A trial's settings are a pure function of the sweep and of the trials before it, so that a sweep which goes
+# on after an interruption makes the same trials.
 
 Settings = dict[str, Any]
-TRIES = 200
+MAX_DRAWS = 200
 """Draws before a space counts as used up."""
-TRIES_OF_OPTUNA = 10
-"""Its proposals that are no new ones; then one is drawn at random."""
+MAX_PROPOSALS = 10
+"""Proposals by optuna of settings that were tried already; then settings are drawn at random."""
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """A trial that has ended: its settings, and its result, None where it failed."""
+class PastTrial:
+    """The settings of a trial that has ended, and its result, None where it failed."""
 
     settings: Settings
     value: float | None
 
 
-Propose = Callable[[Sequence[Earlier]], Settings]
+Propose = Callable[[Sequence[PastTrial]], Settings]
 """The next trial's settings from those before it, in order."""
 
 
 def grid(space: Space) -> list[Settings]:
     """Every combination."""
-    return list(every(space))
+    return list(combinations(space))
 
 
 def at_random(space: Space, trials: int, seed: int) -> list[Settings]:
@@ -238,18 +236,18 @@ def at_random(space: Space, trials: int, seed: int) -> list[Settings]:
     """
     drawn: list[Settings] = []
     for number in range(trials):
-        drawn.append(_new(space, f"{seed} {number}", drawn))
+        drawn.append(_untried(space, f"{seed} {number}", drawn))
     return drawn
 
 
-def _new(space: Space, seed: str, others: Sequence[Settings]) -> Settings:
+def _untried(space: Space, seed: str, others: Sequence[Settings]) -> Settings:
     rng = random.Random(f"smoldpo sweep {seed}")
-    for _ in range(TRIES):
+    for _ in range(MAX_DRAWS):
         settings = {name: part.at(rng.random()) for name, part in space.items()}
         if settings not in others:
             return settings
     if all(isinstance(part, Choices) for part in space.values()):
-        left = [settings for settings in every(space) if settings not in others]
+        left = [settings for settings in combinations(space) if settings not in others]
         if left:
             return rng.choice(left)
     return settings
@@ -277,20 +275,20 @@ def by_optuna(space: Space, seed: int) -> Propose:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {name: _distribution(optuna, part) for name, part in space.items()}
 
-    def propose(earlier: Sequence[Earlier]) -> Settings:
+    def propose(earlier: Sequence[PastTrial]) -> Settings:
         others = [trial.settings for trial in earlier]
-        for attempt in range(TRIES_OF_OPTUNA):
+        for attempt in range(MAX_PROPOSALS):
             number = random.Random(f"{seed} {len(earlier)} {attempt}").getrandbits(32)
             study = optuna.create_study(
                 direction="maximize", sampler=optuna.samplers.TPESampler(seed=number)
             )
             for trial in earlier:
-                study.add_trial(_told(optuna, trial, space, distributions))
+                study.add_trial(_finished_trial(optuna, trial, space, distributions))
             asked = study.ask(distributions).params
             settings = {name: _value(space[name], asked[name]) for name in space}
             if settings not in others:
                 return settings
-        return _new(space, f"{seed} {len(earlier)}", others)
+        return _untried(space, f"{seed} {len(earlier)}", others)
 
     return propose
 
@@ -311,7 +309,9 @@ def _value(part: Choices | Range, asked: Any) -> Any:
     return min(part.high, max(part.low, float(f"{asked:.4g}")))
 
 
-def _told(optuna: Any, trial: Earlier, space: Space, distributions: dict[str, Any]) -> Any:
+def _finished_trial(
+    optuna: Any, trial: PastTrial, space: Space, distributions: dict[str, Any]
+) -> Any:
     params = {
         name: part.values.index(trial.settings[name])
         if isinstance(part, Choices)
@@ -325,3 +325,17 @@ def _told(optuna: Any, trial: Earlier, space: Space, distributions: dict[str, An
         value=trial.value,
         state=states.FAIL if trial.value is None else states.COMPLETE,
     )
+
+
+def settings_text(settings: Settings) -> str:
+    """A trial's settings in one line."""
+    return ", ".join(f"{name} {value_text(value)}" for name, value in settings.items())
+
+
+def value_text(value: Any) -> str:
+    """One value, as it would be written on the command line."""
+    if isinstance(value, list):
+        return ",".join(map(value_text, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "none" if value is None else str(value)

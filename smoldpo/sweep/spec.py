@@ -30,23 +30,23 @@ from smoldpo.sweep.space import (
     at_random,
     corners,
     grid,
-    read_part,
+    read_values,
     require_optuna,
+    settings_text,
     size,
 )
-from smoldpo.sweep.text import in_words
 from smoldpo.training.fingerprint import FREE_SETTINGS
 from smoldpo.utils.errors import ConfigError, UsageError, nearest
 from smoldpo.utils.text import holds_secret
 
-SPLITS = {
+SPLIT_SETTINGS = {
     "data", "data_weights", "format", "columns", "rules_off", "data_subset", "data_split", "eval_data",
     "eval_fraction", "max_eval_samples",
 }  # fmt: skip
 """Settings that decide which pairs are held out: the same for all trials, or they could not be compared."""
-MOST_CHECKED = 2000
+MAX_CHECKED = 2000
 """Combinations that are checked before anything runs, where a method makes its trials as it goes."""
-SHOWN = 20
+MAX_PROBLEMS_SHOWN = 20
 
 
 class SweepSettings(BaseModel):
@@ -75,7 +75,7 @@ class SweepSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Spec:
+class SweepSpec:
     """A checked sweep."""
 
     base: dict[str, Any]
@@ -132,7 +132,7 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def spec_from_arguments(arguments: Sequence[str]) -> Spec:
+def spec_from_arguments(arguments: Sequence[str]) -> SweepSpec:
     """The sweep of a command line: a YAML file, and settings over it.
 
     Raises:
@@ -149,7 +149,7 @@ def spec_from_arguments(arguments: Sequence[str]) -> Spec:
     return build_spec(written | given, path.stem, problems)
 
 
-def build_spec(plain: dict[str, Any], name: str, problems: Iterable[str] = ()) -> Spec:
+def build_spec(plain: dict[str, Any], name: str, problems: Iterable[str] = ()) -> SweepSpec:
     """A checked sweep from plain values.
 
     Raises:
@@ -168,7 +168,7 @@ def build_spec(plain: dict[str, Any], name: str, problems: Iterable[str] = ()) -
     if problems:
         raise ConfigError(problems)
     assert settings is not None
-    spec = Spec(plain, space, settings, name)
+    spec = SweepSpec(plain, space, settings, name)
     problems = _held_out_problems(spec) + _size_problems(spec)
     if not problems:
         if settings.method != "grid" and settings.trials is None:
@@ -199,7 +199,7 @@ def _space(
         name = str(key).replace("-", "_")
         if name not in known:
             problems.append(f"sweep: unknown key {key!r}{nearest(name, known)}")
-        elif name in SPLITS:
+        elif name in SPLIT_SETTINGS:
             problems.append(
                 f"sweep: {name} decides which pairs are held out, which is the same for all trials"
             )
@@ -213,7 +213,7 @@ def _space(
             )
         else:
             grid = settings is None or settings.method == "grid"
-            part, wrong = read_part(name, given, grid)
+            part, wrong = read_values(name, given, grid)
             problems += wrong
             if part is not None:
                 space[name] = part
@@ -240,7 +240,7 @@ def _base_problems(base: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _held_out_problems(spec: Spec) -> list[str]:
+def _held_out_problems(spec: SweepSpec) -> list[str]:
     common, problems = spec.common, []
     if common.eval_data is None and common.eval_fraction == 0:
         problems.append(
@@ -253,7 +253,7 @@ def _held_out_problems(spec: Spec) -> list[str]:
     return problems
 
 
-def _size_problems(spec: Spec) -> list[str]:
+def _size_problems(spec: SweepSpec) -> list[str]:
     most, asked = size(spec.space), spec.settings.trials
     if spec.settings.method == "grid":
         if asked is not None:
@@ -269,15 +269,15 @@ def _size_problems(spec: Spec) -> list[str]:
     return []
 
 
-def _trial_problems(spec: Spec) -> list[str]:
+def _trial_problems(spec: SweepSpec) -> list[str]:
     """What is wrong with trials, each problem once, with the first trial that has it and their number."""
     planned = spec.planned()
     found: Counter[str] = Counter()
     first: dict[str, str] = {}
-    for settings in planned or islice(corners(spec.space), MOST_CHECKED):
+    for settings in planned or islice(corners(spec.space), MAX_CHECKED):
         for problem in _problems_of(spec, settings):
             found[problem] += 1
-            first.setdefault(problem, in_words(settings))
+            first.setdefault(problem, settings_text(settings))
     what = "trials" if planned else "of the combinations that were looked at"
     common = _problems_of(spec, {})
     problems = [
@@ -285,12 +285,15 @@ def _trial_problems(spec: Spec) -> list[str]:
         f"{problem} (with {first[problem]}{f'; {times} {what}' if times > 1 else ''})"
         for problem, times in found.items()
     ]  # fmt: skip
-    if len(problems) > SHOWN:
-        problems = [*problems[:SHOWN], f"and {len(problems) - SHOWN} more"]
+    if len(problems) > MAX_PROBLEMS_SHOWN:
+        problems = [
+            *problems[:MAX_PROBLEMS_SHOWN],
+            f"and {len(problems) - MAX_PROBLEMS_SHOWN} more",
+        ]
     return problems
 
 
-def _problems_of(spec: Spec, settings: dict[str, Any]) -> list[str]:
+def _problems_of(spec: SweepSpec, settings: dict[str, Any]) -> list[str]:
     try:
         config = spec.config(settings)
     except ConfigError as error:

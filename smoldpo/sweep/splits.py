@@ -1,4 +1,4 @@
-"""Three sides of a sweep's pairs, apart by prompt, as files in its folder.
+"""The three splits of a sweep's pairs, apart by prompt, as files in its folder.
 
     data/train.jsonl         what trials learn from
     data/validation.jsonl    what they are ranked on
@@ -24,28 +24,28 @@ from smoldpo.types import PairNumbers, PreferencePair
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.files import sha256_of, write_text
 
-SIDES = ("train", "validation", "final")
+SPLITS = ("train", "validation", "final")
 FORM = "conversational"
 """Holds every pair without loss (data/convert.py)."""
 
 
 @dataclass(frozen=True)
-class Sides:
-    """The pairs of each side."""
+class SplitPairs:
+    """The pairs of each split."""
 
     train: list[PreferencePair]
     validation: list[PreferencePair]
     final: list[PreferencePair]
 
 
-def three_sides(data: TrainingData, final_fraction: float) -> Sides:
+def split_held_out(data: TrainingData, final_fraction: float) -> SplitPairs:
     """Part what is held out into validation and final pairs, by how their dialogues open.
 
-    The side follows from a hash of the opening and nothing else, as in `split_by_prompt`, but not of the
+    The split follows from a hash of the opening and nothing else, as in `split_by_prompt`, but not of the
     same digits: those have parted training and held-out pairs already.
 
     Raises:
-        UsageError: a side is left without pairs.
+        UsageError: a split is left without pairs.
     """
     validation: list[PreferencePair] = []
     final: list[PreferencePair] = []
@@ -58,36 +58,36 @@ def three_sides(data: TrainingData, final_fraction: float) -> Sides:
             f"{len(data.eval)} held-out pairs are too few to part: {len(validation)} to rank trials on and "
             f"{len(final)} for the end; give more, or another --eval-fraction or --final-fraction"
         )
-    sides = Sides(data.train, validation, final)
-    _require_apart(sides)
-    return sides
+    splits = SplitPairs(data.train, validation, final)
+    _require_apart(splits)
+    return splits
 
 
-def _require_apart(sides: Sides) -> None:
-    """That no prompt is on two sides; the reading has left such pairs out already."""
+def _require_apart(splits: SplitPairs) -> None:
+    """That no prompt is on two splits; the reading has left such pairs out already."""
     seen: dict[str, str] = {}
-    for side in SIDES:
-        for pair in getattr(sides, side):
-            other = seen.setdefault(prompt_key(pair.prompt), side)
-            if other != side:
+    for split in SPLITS:
+        for pair in getattr(splits, split):
+            other = seen.setdefault(prompt_key(pair.prompt), split)
+            if other != split:
                 raise SmoldpoError(
-                    f"pair {pair.id}: its prompt is among the {other} and the {side} pairs, so the "
+                    f"pair {pair.id}: its prompt is among the {other} and the {split} pairs, so the "
                     "final figures would not be of unseen prompts; this is a bug in smoldpo: report it"
                 )
 
 
-def write_sides(folder: Path, sides: Sides) -> dict[str, Any]:
+def write_splits(folder: Path, splits: SplitPairs) -> dict[str, Any]:
     """Write the three files; returns what sweep.json says of each."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    used = _numbers_used(sides.train)
+    used = _numbers_used(splits.train)
     account: dict[str, Any] = {"numbers": used}
-    for side in SIDES:
-        pairs = getattr(sides, side)
-        path = file_of(folder, side)
+    for split in SPLITS:
+        pairs = getattr(splits, split)
+        path = split_file(folder, split)
         known = [name for name in used if all(_number(pair, name) is not None for pair in pairs)]
         write_text(path, "".join(json.dumps(_row(pair, known)) + "\n" for pair in pairs))
         prompts = len({prompt_key(pair.prompt) for pair in pairs})
-        account[side] = {"pairs": len(pairs), "prompts": prompts, "sha256": sha256_of(path)}
+        account[split] = {"pairs": len(pairs), "prompts": prompts, "sha256": sha256_of(path)}
     return account
 
 
@@ -114,32 +114,32 @@ def _row(pair: PreferencePair, numbers: Sequence[str]) -> dict[str, Any]:
     return FORMS[FORM].write(pair) | named | {name: _number(pair, name) for name in numbers}
 
 
-def file_of(folder: Path, side: str) -> Path:
-    """Where a side's pairs lie."""
-    return folder / "data" / f"{side}.jsonl"
+def split_file(folder: Path, split: str) -> Path:
+    """Where a split's pairs lie."""
+    return folder / "data" / f"{split}.jsonl"
 
 
-def require_unchanged(folder: Path, account: dict[str, Any]) -> None:
+def require_same_files(folder: Path, account: dict[str, Any]) -> None:
     """That the files are those that the sweep began with.
 
     Raises:
         UsageError: naming the file that is not.
     """
-    for side in SIDES:
-        path = file_of(folder, side)
-        if not path.is_file() or sha256_of(path) != account[side]["sha256"]:
+    for split in SPLITS:
+        path = split_file(folder, split)
+        if not path.is_file() or sha256_of(path) != account[split]["sha256"]:
             raise UsageError(
                 f"{path}: is not what the sweep began with; put it back, or sweep anew with --overwrite"
             )
 
 
-def settings_of(folder: Path, account: dict[str, Any], held_out: str) -> dict[str, Any]:
+def data_settings(folder: Path, account: dict[str, Any], held_out: str) -> dict[str, Any]:
     """The data settings of a run on these files; `held_out` is validation or final."""
     fields = TrainConfig.model_fields
     plain = ("data_weights", "data_subset", "data_split", "max_eval_samples", "eval_fraction")
     return {name: fields[name].get_default(call_default_factory=True) for name in plain} | {
-        "data": [str(file_of(folder, "train"))],
-        "eval_data": str(file_of(folder, held_out)),
+        "data": [str(split_file(folder, "train"))],
+        "eval_data": str(split_file(folder, held_out)),
         "format": FORMS[FORM].format,
         "columns": [f"{name}={name}" for name in account["numbers"]],
     }

@@ -110,9 +110,9 @@ def kill_in_sweep(place: str, trial: int = 2) -> None:
 
     make = trials._make
 
-    def noted(arena: Any, folder: Path, *more: Any) -> Any:
+    def noted(context: Any, folder: Path, *more: Any) -> Any:
         numbers.append(int(folder.name))
-        return make(arena, folder, *more)
+        return make(context, folder, *more)
 
     trials._make = noted
     strike(

@@ -10,9 +10,8 @@ from browser import BROWSER, Watched
 from smoldpo.evaluation.statistics import paired_test
 from smoldpo.sweep import report
 from smoldpo.sweep.report import html_page
-from smoldpo.sweep.results import as_csv, collect
+from smoldpo.sweep.results import DONE, FAILED, FinalResult, TrialRecord, as_csv, collect
 from smoldpo.sweep.space import Choices, Range, at_random
-from smoldpo.sweep.trials import DONE, FAILED, Record
 
 pytestmark = pytest.mark.pictures
 HOSTILE = "<img src=x onerror=alert(5)>"
@@ -28,6 +27,14 @@ def share(value):
     return {"value": value, "low": value - 0.05, "high": value + 0.05}
 
 
+def accuracy(after):
+    return {
+        "before": {"value": 0.5, "low": None, "high": None}, "after": share(after),
+        "change": share(after - 0.5), "improved": 1, "worsened": 0, "test": "exact", "p": 0.5,
+        "p_corrected": 0.5, "words": "it looks like chance",
+    }  # fmt: skip
+
+
 def made_up(folder, space=SPACE, count=12, pairs=120):
     """results.json of trials whose accuracy grows with beta; the last one failed."""
     rng = np.random.default_rng(0)
@@ -35,7 +42,11 @@ def made_up(folder, space=SPACE, count=12, pairs=120):
     for number, settings in enumerate(at_random(space, count, 0), 1):
         if number == count:
             error = f"not finite {HOSTILE}"
-            records.append(Record(number, settings, FAILED, error=error, seconds=3.0))
+            records.append(
+                TrialRecord(
+                    number=number, settings=settings, status=FAILED, error=error, seconds=3.0
+                )
+            )
             continue
         right = rng.random(pairs) < 0.5 + settings["beta"]
         rows = [
@@ -52,19 +63,31 @@ def made_up(folder, space=SPACE, count=12, pairs=120):
         folders[number] = folder / f"{number:03d}"
         folders[number].mkdir(parents=True)
         (folders[number] / "evaluation.json").write_text(json.dumps({"pairs": rows}))
-        after = {"reward": {"after": share(float(right.mean()))}}
-        records.append(Record(number, settings, DONE, float(right.mean()), after, 20, 12.5))
-    part = {
-        "before": {"value": 0.5, "low": None, "high": None}, "after": share(0.71),
-        "change": share(0.21), "p_corrected": 0.0004, "words": "very unlikely to be chance",
+        found = {"reward": accuracy(float(right.mean()))}
+        records.append(
+            TrialRecord(
+                number=number,
+                settings=settings,
+                status=DONE,
+                value=right.mean(),
+                accuracy=found,
+                steps=20,
+                seconds=12.5,
+            )
+        )
+    part = accuracy(0.71) | {"p_corrected": 0.0004, "words": "very unlikely to be chance"}
+    side = {"before": -9.0, "after": -8.0, "change": share(1.0), "per_token": share(0.1)}
+    drift = {"chosen": side, "rejected": side, "perplexity_chosen": {"before": 2.0, "after": 1.9}}
+    final = {
+        "trial": 1, "n": 99, "prompts": 60, "metric": "reward", "headline": "h", "verdict": "change",
+        "accuracy": {"reward": part, "logp": part}, "baselines": {}, "drift": drift, "judges": [],
     }  # fmt: skip
-    final = {"trial": 1, "n": 99, "accuracy": {"reward": part, "logp": part}}
     about = {
         "name": f"mine {HOSTILE}", "metric": "reward", "method": "random", "planned": count,
         "train": {"pairs": 900, "prompts": 800}, "validation": {"pairs": pairs, "prompts": pairs // 2},
         "final_pairs": {"pairs": 99, "prompts": 60},
     }  # fmt: skip
-    return collect(about, records, folders, final)
+    return collect(about, records, folders, FinalResult.model_validate(final))
 
 
 @pytest.fixture
@@ -78,12 +101,12 @@ def page(results):
 
 
 def test_every_trial_and_figure_is_there(results, page):
-    for trial in results["trials"][:-1]:
-        assert f'<data value="{trial["accuracy"]["value"]}">' in page
-        assert f"Trial {trial['number']}</th>" in page
+    for trial in results.trials[:-1]:
+        assert f'<data value="{trial.accuracy.value}">' in page
+        assert f"Trial {trial.number}</th>" in page
     order = [int(n) for n in re.findall(r'<th scope="row">Trial (\d+)', page)]
-    accuracy = {t["number"]: t["accuracy"]["value"] for t in results["trials"] if t["accuracy"]}
-    assert order[0] == results["winner"] and order[-1] == 12
+    accuracy = {t.number: t.accuracy.value for t in results.trials if t.accuracy}
+    assert order[0] == results.winner and order[-1] == 12
     assert [accuracy[n] for n in order[:-1]] == sorted(accuracy.values(), reverse=True)
     assert "99 final pairs" in page and "0.71" in page and "1 failed" in page
     assert "all 55 pairs of trials" in page, "11 are done"
@@ -105,7 +128,7 @@ def test_long_values_are_letters_that_the_page_explains(results):
 
 def test_p_values_take_prompts_as_a_whole(tmp_path, results):
     """Each prompt has two pairs here; with pairs on their own the p-values would be others."""
-    winner, scores = results["winner"], {}
+    winner, scores = results.winner, {}
     other = 1 if winner != 1 else 2
     for number in (winner, other):
         path = tmp_path / f"{number:03d}" / "evaluation.json"
@@ -114,7 +137,7 @@ def test_p_values_take_prompts_as_a_whole(tmp_path, results):
     prompts = [row["prompt"] for row in rows]
     p = paired_test(scores[other], scores[winner], prompts).p
     alone = paired_test(scores[other], scores[winner], list(map(str, range(120)))).p
-    assert results["trials"][other - 1]["p"] == pytest.approx(p) and p != pytest.approx(alone)
+    assert results.trials[other - 1].p == pytest.approx(p) and p != pytest.approx(alone)
 
 
 def test_the_map_shows_beta_and_rate_or_two_numbers_or_nothing(tmp_path, results):
@@ -127,7 +150,7 @@ def test_the_map_shows_beta_and_rate_or_two_numbers_or_nothing(tmp_path, results
     assert (
         report.settings_map(made_up(tmp_path / "two", two), two).title == "Accuracy over β and seed"
     )
-    assert report.two_of({"beta": Choices((0.1,)), "loss_type": Choices((["ipo"],))}) is None
+    assert report.map_settings({"beta": Choices((0.1,)), "loss_type": Choices((["ipo"],))}) is None
 
 
 def test_axes():
@@ -149,18 +172,18 @@ def test_the_table_for_spreadsheets(results):
     assert len(lines) == 13 and lines[0].startswith(
         "trial,status,standing,beta,learning_rate,model"
     )
-    results["trials"][0]["error"] = "=1+1"
+    results.trials[0].error = "=1+1"
     assert "'=1+1" in as_csv(results)
 
 
 def test_the_answer_in_words(results):
-    assert results["headline"].startswith(f"Trial {results['winner']} is the best of 11: beta 0.3")
-    assert "On 99 final pairs, which no trial saw" in results["headline"]
-    text = " ".join(results["explanations"])
+    assert results.headline.startswith(f"Trial {results.winner} is the best of 11: beta 0.3")
+    assert "On 99 final pairs, which no trial saw" in results.headline
+    text = " ".join(results.explanations)
     assert "all 55 pairs of trials" in text and "at most one sweep in twenty" in text
-    assert results["worse"] and results["as_good"]
-    for number in results["worse"]:
-        assert results["trials"][number - 1]["p_corrected"] < 0.05
+    assert results.worse and results.as_good
+    for number in results.worse:
+        assert results.trials[number - 1].p_corrected < 0.05
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path")

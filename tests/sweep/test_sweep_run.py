@@ -24,7 +24,7 @@ def test_adapters_and_averages_are_tried_like_any_setting(sweep, cli, out, tmp_p
     assert found["done"] == 2
     config = yaml.safe_load((out / "best" / "config.yaml").read_text())
     config |= {
-        "eval_data": str(splits.file_of(out, "final")),
+        "eval_data": str(splits.split_file(out, "final")),
         "output_dir": str(tmp_path / "again"),
     }
     (tmp_path / "final.yaml").write_text(yaml.safe_dump(config))
@@ -122,21 +122,21 @@ def test_a_prompt_on_two_sides_stops_the_sweep():
     """The canary of the last check: were the reading to let one through, it would be seen."""
     one = PreferencePair("What?", "yes", "no")
     held = [PreferencePair(f"Question {n}", "yes", "no") for n in range(20)]
-    assert splits.three_sides(TrainingData([one], held, {}), 0.5)
+    assert splits.split_held_out(TrainingData([one], held, {}), 0.5)
     with pytest.raises(SmoldpoError, match="among the train and the"):
-        splits.three_sides(TrainingData([one, held[0]], held, {}), 0.5)
+        splits.split_held_out(TrainingData([one, held[0]], held, {}), 0.5)
 
 
 def test_the_share_of_final_prompts():
     held = [PreferencePair(f"Question {n // 2}", f"yes {n}", "no") for n in range(2000)]
     data = TrainingData([PreferencePair("What?", "yes", "no")], held, {})
     for fraction in (0.2, 0.5):
-        found = splits.three_sides(data, fraction)
+        found = splits.split_held_out(data, fraction)
         assert abs(len(found.final) / 2000 - fraction) < 0.05
-        again = splits.three_sides(TrainingData(data.train, held[::-1], {}), fraction)
+        again = splits.split_held_out(TrainingData(data.train, held[::-1], {}), fraction)
         assert set(again.final) == set(found.final), "whatever the order"
     with pytest.raises(UsageError, match="too few to part"):
-        splits.three_sides(TrainingData(data.train, held[:2], {}), 0.5)
+        splits.split_held_out(TrainingData(data.train, held[:2], {}), 0.5)
 
 
 def test_pairs_come_back_from_their_files_as_they_were(tmp_path):
@@ -156,10 +156,10 @@ def test_pairs_come_back_from_their_files_as_they_were(tmp_path):
             "Which one?", "That one.", "no, that", numbers=PairNumbers(beta=0.2), id="b"
         ),
     ]
-    found = splits.three_sides(TrainingData(train, held, {}), 0.5)
-    account = splits.write_sides(tmp_path, found)
+    found = splits.split_held_out(TrainingData(train, held, {}), 0.5)
+    account = splits.write_splits(tmp_path, found)
     for side in ("validation", "final"):
-        config = TrainConfig(**splits.settings_of(tmp_path, account, side))
+        config = TrainConfig(**splits.data_settings(tmp_path, account, side))
         data = load_data(config)
 
         def plain(some):

@@ -11,16 +11,22 @@ from smoldpo.config.schema import TrainConfig
 from smoldpo.sweep import space
 from smoldpo.sweep.space import (
     Choices,
-    Earlier,
+    PastTrial,
     Range,
     at_random,
     by_optuna,
     corners,
     grid,
-    read_part,
+    read_values,
     size,
 )
-from smoldpo.sweep.spec import SPLITS, SweepSettings, build_spec, differences, spec_from_arguments
+from smoldpo.sweep.spec import (
+    SPLIT_SETTINGS,
+    SweepSettings,
+    build_spec,
+    differences,
+    spec_from_arguments,
+)
 from smoldpo.training.fingerprint import FREE_SETTINGS
 from smoldpo.utils.errors import ConfigError, UsageError
 
@@ -47,13 +53,13 @@ def test_a_grid_has_every_combination_once():
 
 
 def test_points_of_a_range():
-    part, _ = read_part(
+    part, _ = read_values(
         "learning_rate", {"min": "1e-5", "max": 1e-3, "scale": "log", "steps": 3}, True
     )
     assert part.values == pytest.approx((1e-5, 1e-4, 1e-3))
-    part, _ = read_part("num_train_epochs", {"min": 1, "max": 2, "steps": 5}, True)
+    part, _ = read_values("num_train_epochs", {"min": 1, "max": 2, "steps": 5}, True)
     assert part.values == (1, 1.25, 1.5, 1.75, 2)
-    part, _ = read_part("freeze_layers", {"min": 10, "max": 29, "steps": 3}, False)
+    part, _ = read_values("freeze_layers", {"min": 10, "max": 29, "steps": 3}, False)
     assert part.values == (10, 20, 29) and all(isinstance(v, int) for v in part.values)
 
 
@@ -93,7 +99,7 @@ def optuna_trials(count, seed, result):
     propose, earlier = by_optuna(SPACE, seed), []
     for _ in range(count):
         settings = propose(earlier)
-        earlier.append(Earlier(settings, result(settings)))
+        earlier.append(PastTrial(settings, result(settings)))
     return earlier
 
 
@@ -124,7 +130,7 @@ def test_optuna_finds_what_is_new_in_a_small_space():
     space = {"beta": Choices((0.1, 0.2)), "seed": Choices((1, 2, 3))}
     earlier = []
     for _ in range(6):
-        earlier.append(Earlier(by_optuna(space, 0)(earlier), 0.5))
+        earlier.append(PastTrial(by_optuna(space, 0)(earlier), 0.5))
     assert len({str(trial.settings) for trial in earlier}) == 6
 
 
@@ -207,16 +213,16 @@ def test_what_cannot_be(plain, said):
 
 
 def test_settings_that_are_not_tried_are_known_ones():
-    assert set(TrainConfig.model_fields) >= SPLITS
+    assert set(TrainConfig.model_fields) >= SPLIT_SETTINGS
     assert not set(SweepSettings.model_fields) & set(TrainConfig.model_fields)
 
 
 def test_any_other_setting_can_be_tried():
     for name, field in TrainConfig.model_fields.items():
-        if name in SPLITS | FREE_SETTINGS:
+        if name in SPLIT_SETTINGS | FREE_SETTINGS:
             continue
         default = field.get_default(call_default_factory=True)
-        part, wrong = read_part(name, [default], True)
+        part, wrong = read_values(name, [default], True)
         assert wrong == [] and part.values == (default,), name
 
 

@@ -70,7 +70,7 @@ def test_a_changed_sweep_is_refused_by_name(sweep, out):
 def test_changed_pairs_or_models_are_refused(sweep, cli, out):
     sweep({"beta": [0.1, 0.5]})
     shutil.rmtree(out / "trials/002")
-    path = splits.file_of(out, "final")
+    path = splits.split_file(out, "final")
     text = path.read_text()
     path.write_text(text.replace("Yes", "Yep"))
     result = cli("resume", "out")

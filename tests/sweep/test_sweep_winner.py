@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from smoldpo.evaluation.statistics import SIGNIFICANT, holm, paired_test
-from smoldpo.sweep.results import comparisons, standings, winner_of
+from smoldpo.sweep.results import best_trial, comparisons, rank_trials
 
 SWEEPS = 200
 
@@ -20,12 +20,12 @@ def simulated(rng, skills, pairs, to_a_prompt=1):
 
 
 def called_worse(scores, groups):
-    return {n for n, beside in standings(scores, groups)[1].items() if not beside.as_good}
+    return {n for n, beside in rank_trials(scores, groups)[1].items() if not beside.as_good}
 
 
 def naively_worse(scores, groups):
     """Corrected for the winner's own comparisons alone: what this module does not do."""
-    winner = winner_of(scores)
+    winner = best_trial(scores)
     others = [n for n in scores if n != winner]
     p = holm([paired_test(scores[n], scores[winner], groups).p for n in others])
     return {n for n, corrected in zip(others, p, strict=True) if corrected < SIGNIFICANT}
@@ -62,7 +62,7 @@ def test_a_truly_better_trial_is_found_and_told_from_the_others():
     found = 0
     for _ in range(50):
         scores, groups = simulated(rng, [0.0] * 7 + [0.25] + [0.0] * 12, 400)
-        winner, beside = standings(scores, groups)
+        winner, beside = rank_trials(scores, groups)
         found += winner == 8 and sum(not s.as_good for s in beside.values()) == 19
     assert found >= 45
 
@@ -71,7 +71,7 @@ def test_a_hand_worked_sweep():
     """Three trials of eight pairs, one to a prompt: McNemar's p by hand, and Holm over all three pairs."""
     scores = {1: [1] * 8, 2: [0] * 8, 3: [1] * 7 + [0]}
     groups = [str(n) for n in range(8)]
-    winner, beside = standings(scores, groups)
+    winner, beside = rank_trials(scores, groups)
     assert winner == 1 and comparisons(3) == 3
     assert beside[2].p == pytest.approx(2 * 0.5**8)
     assert beside[3].p == 1.0
@@ -82,16 +82,16 @@ def test_a_hand_worked_sweep():
 
 
 def test_of_equal_trials_the_first_wins():
-    assert winner_of({4: [1, 0.5], 2: [0.5, 1], 3: [0, 1]}) == 2
+    assert best_trial({4: [1, 0.5], 2: [0.5, 1], 3: [0, 1]}) == 2
 
 
 def test_one_trial_has_no_rival():
-    winner, beside = standings({1: [1, 0, 1]}, ["a", "b", "c"])
+    winner, beside = rank_trials({1: [1, 0, 1]}, ["a", "b", "c"])
     assert winner == 1 and beside[1].as_good and comparisons(1) == 0
 
 
 def test_whole_prompts_count_once():
     """Forty pairs of two prompts tell no more than two."""
     scores = {1: [1] * 40, 2: [0] * 40}
-    assert not standings(scores, [str(n) for n in range(40)])[1][2].as_good
-    assert standings(scores, ["a"] * 20 + ["b"] * 20)[1][2].as_good
+    assert not rank_trials(scores, [str(n) for n in range(40)])[1][2].as_good
+    assert rank_trials(scores, ["a"] * 20 + ["b"] * 20)[1][2].as_good
