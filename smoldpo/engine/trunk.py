@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from smoldpo.models.freeze import layer_of
+from smoldpo.models.freeze import decoder_layers, layer_of
 
 FILL = 128
 """The rows that are read are filled up to a multiple of this, for few shapes (kernels/attention.py)."""
@@ -32,7 +32,7 @@ def boundary(model: PreTrainedModel) -> int:
         layer_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad
     ]
     inside = [layer for layer in layers if layer >= 0]
-    return min(inside) if inside else len(model.model.layers)
+    return min(inside, default=decoder_layers(model))
 
 
 def frozen_matrices(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:

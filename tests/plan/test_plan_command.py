@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from conftest import rows
 from planning import QUICK, plan
@@ -161,6 +162,17 @@ def test_every_kind_of_run_can_be_planned(cli, tiny_folder, data, settings):
     assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in found["depths"])
     if "--judges" in settings:
         assert any("localhost" in note for note in found["notes"])
+
+
+def test_a_model_that_runs_on_the_plain_engine_alone(cli, tiny_tokenizer, data, tmp_path):
+    """Its layers have other names and another place than those of the Llama shape."""
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer), **sizes))
+    for part in (model, tiny_tokenizer):
+        part.save_pretrained(tmp_path / "gpt2")
+    found = plan(cli, "--model", tmp_path / "gpt2", "--data", data)
+    assert found["counts"]["engine"] == "plain" and found["run"]["layers"] == 2
+    assert found["run"]["seconds"] > 0 and found["run"]["trainable_parameters"] > 0
 
 
 def test_a_slow_machine_tries_less_and_forecasts_the_same_run(cli, tiny_folder, data, monkeypatch):
