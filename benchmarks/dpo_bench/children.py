@@ -99,6 +99,7 @@ def trl_run(spec: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
+    from smoldpo.config.layer_spec import LayerSelection
     from smoldpo.models.freeze import freeze
 
     starts: list[float] = []
@@ -126,7 +127,7 @@ def trl_run(spec: dict[str, Any]) -> dict[str, Any]:
         return time.perf_counter() - begin
 
     model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32)
-    freeze(model, spec["freeze_layers"])
+    freeze(model, LayerSelection(spec["freeze_layers"]))
     train_rows, eval_rows = (
         conversations(Path(spec["folder"], f"{side}.jsonl"), spec[side])
         for side in ("train", "eval")

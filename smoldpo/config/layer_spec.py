@@ -1,4 +1,6 @@
-"""`train_layers` in words: which decoder layers are meant. Free of torch, so that settings are checked early.
+"""Which layers and parameters train, as configured. Free of torch, so that settings are checked early.
+
+An item of `train_layers` is one of
 
 5        layer 5, counted from 0 (the lowest)
 20-29    layers 20 to 29
@@ -11,12 +13,58 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from smoldpo.utils.errors import UsageError
 
 NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
 COUNTED = re.compile(r"(first|last|every):(\d+)")
 FORMS = "a layer (5), a range (20-29), last:4, first:4 or every:3"
+
+
+@dataclass(frozen=True)
+class LayerSelection:
+    """What trains, in the settings of these names; models/freeze.py reads it.
+
+    Attributes:
+        freeze_layers: decoder layers that freeze from below, and the embeddings with them. None freezes five
+            sixths of them, or none where `train` says what trains.
+        train_layers: the decoder layers that train; nothing outside of them does.
+        train: groups or patterns of parameter names; of what would train, the others freeze.
+        freeze: groups or patterns of parameter names to freeze too.
+    """
+
+    freeze_layers: int | None = None
+    train_layers: Sequence[str] = ()
+    train: Sequence[str] = ()
+    freeze: Sequence[str] = ()
+
+    def frozen_layers(self, total: int) -> int:
+        """How many of a model's `total` layers freeze from below by `freeze_layers`.
+
+        Raises:
+            UsageError: more than there are.
+        """
+        if self.train_layers:
+            return 0
+        if self.freeze_layers is None:
+            return 0 if self.train else total * 5 // 6
+        if self.freeze_layers > total:
+            raise UsageError(
+                f"freeze_layers is {self.freeze_layers}, but the model has {total} layers; "
+                f"give at most {total}"
+            )
+        return self.freeze_layers
+
+    def training_layers(self, total: int) -> set[int]:
+        """The layers, from 0, that may train.
+
+        Raises:
+            UsageError: as `frozen_layers` and `chosen_layers`.
+        """
+        if self.train_layers:
+            return chosen_layers(self.train_layers, total)
+        return set(range(self.frozen_layers(total), total))
 
 
 def complaint(item: str) -> str | None:

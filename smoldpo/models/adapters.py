@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from smoldpo.models.freeze import decoder_layers, layer_of, layers_that_train
+from smoldpo.config.layer_spec import LayerSelection
+from smoldpo.models.freeze import decoder_layers, layer_of
 from smoldpo.models.hf_logging import quiet
 from smoldpo.utils.errors import ModelError, UsageError, nearest
 
@@ -41,8 +42,7 @@ class AdapterSettings:
     lora_target_modules: tuple[str, ...]
     use_dora: bool
     use_rslora: bool
-    freeze_layers: int | None
-    train_layers: tuple[str, ...]
+    layers: LayerSelection
     seed: int
 
 
@@ -86,9 +86,8 @@ def add_adapters(model: PreTrainedModel, settings: AdapterSettings, full: torch.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    layers, below = layers_that_train(
-        model, settings.freeze_layers, settings.train_layers, by_default=False
-    )
+    total = decoder_layers(model)
+    layers, below = settings.layers.training_layers(total), settings.layers.frozen_layers(total)
     if not layers:
         raise UsageError(
             f"freeze_layers is {below}, so no layer is left for adapters; freeze fewer layers"

@@ -1,7 +1,7 @@
-"""Which parameters train.
+"""Which parameters of a model train, by a LayerSelection (config/layer_spec.py).
 
     freeze_layers N     all but the embeddings and the first N decoder layers
-    train_layers ...    these decoder layers, and nothing else (config/layer_spec.py)
+    train_layers ...    these decoder layers, and nothing else
     train NAMES         of those, what fits one of the names
     freeze NAMES        less what fits one of these
 
@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from smoldpo.config.layer_spec import chosen_layers
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.utils.errors import UsageError, nearest
 
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -43,75 +42,35 @@ def decoder_layers(model: PreTrainedModel) -> int:
     return model.config.get_text_config().num_hidden_layers
 
 
-def freeze(
-    model: PreTrainedModel,
-    layers: int | None,
-    names: Sequence[str] = (),
-    *,
-    train_layers: Sequence[str] = (),
-    train: Sequence[str] = (),
-) -> int:
-    """Set `requires_grad` of every parameter, and return how many layers from below `layers` froze.
-
-    Args:
-        layers: how many decoder layers to freeze from below, the embeddings with them; None freezes
-            five sixths of them, or none where `train` or `train_layers` says what trains.
-        names: groups or patterns of parameter names to freeze too.
-        train_layers: the decoder layers that train, as config/layer_spec.py reads them; nothing outside does.
-        train: groups or patterns of parameter names; of what would train, the others freeze.
+def freeze(model: PreTrainedModel, selection: LayerSelection) -> int:
+    """Set `requires_grad` of every parameter, and return how many layers froze from below.
 
     Raises:
         UsageError: layers that there are not, a name that fits no parameter, or nothing left to train.
     """
-    inside, below = layers_that_train(model, layers, train_layers, by_default=not train)
+    total = decoder_layers(model)
+    inside, below = selection.training_layers(total), selection.frozen_layers(total)
     parameters = dict(model.named_parameters())
     training = {name for name in parameters if layer_of(name) in inside}
-    if not train_layers:
+    if not selection.train_layers:
         outside = {name for name in parameters if layer_of(name) < 0}
         training |= outside - (_group(model, "embeddings") if below else set())
-    if train:
-        chosen = [parameters_of(model, "train", name) for name in train]
-        for name, found in zip(train, chosen, strict=True):
+    if selection.train:
+        chosen = [parameters_of(model, "train", name) for name in selection.train]
+        for name, found in zip(selection.train, chosen, strict=True):
             if not found & training:
                 raise UsageError(
                     f"train: {name!r} fits nothing in the layers that may train; freeze fewer, or choose "
                     "others with train_layers"
                 )
         training &= set().union(*chosen)
-    for name in names:
+    for name in selection.freeze:
         training -= parameters_of(model, "freeze", name)
     if not training:
         raise UsageError("everything is frozen, so nothing could train; freeze fewer layers")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in training)
     return below
-
-
-def layers_that_train(
-    model: PreTrainedModel,
-    freeze_layers: int | None,
-    train_layers: Sequence[str],
-    by_default: bool,
-) -> tuple[set[int], int]:
-    """The decoder layers that may train, and how many `freeze_layers` froze from below.
-
-    Args:
-        by_default: without either, five sixths freeze; else none does.
-
-    Raises:
-        UsageError: more layers than there are.
-    """
-    total = decoder_layers(model)
-    if train_layers:
-        return chosen_layers(train_layers, total), 0
-    below = freeze_layers
-    if below is None:
-        below = total * 5 // 6 if by_default else 0
-    if below > total:
-        raise UsageError(
-            f"freeze_layers is {below}, but the model has {total} layers; give at most {total}"
-        )
-    return set(range(below, total)), below
 
 
 def layer_of(name: str) -> int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.autotune import KernelChoice
-from smoldpo.engine.build import EngineSettings, disk_room, reference_key, states_behind, trunk_key
+from smoldpo.engine.build import disk_room, reference_key, states_behind, trunk_key
 from smoldpo.engine.cache import folder as cache
 from smoldpo.engine.cache.keys import pair_key
 from smoldpo.engine.cache.reference_logps import ReferenceStore
@@ -20,6 +19,7 @@ from smoldpo.engine.cache.trunk_states import DiskStore
 from smoldpo.engine.fast import KEEP_SHARE
 from smoldpo.engine.packing import pair_length, shares
 from smoldpo.training.policy_and_reference import PolicyAndReference
+from smoldpo.training.setup import engine_settings
 from smoldpo.types import TokenizedPair
 from smoldpo.utils.files import cache_folder
 
@@ -68,17 +68,9 @@ class CacheLookup:
         self.location = config.cache
         if config.cache in ("auto", "disk"):
             self.location = "disk" if _writable(cache_folder()) else "memory"
-        self._settings = EngineSettings(
-            compute_dtype=models.dtype,
-            train_batch_size=config.per_device_train_batch_size,
-            eval_batch_size=config.per_device_eval_batch_size,
-            max_tokens=config.max_tokens,
-            cache=self.location,
-            cache_bytes=config.cache_limit * 1e9,
-            compiled=models.computing["compiled"],
-            needs_reference=needs_reference(config.loss_type),
-        )
-        self._kernels = KernelChoice(**models.computing["kernels"])
+        settings = engine_settings(config, models.facts.dtype, models.computing.compiled)
+        self._settings = replace(settings, cache=self.location)
+        self._kernels = KernelChoice(**models.computing.kernels)
         self._entries = cache.entries() if self.location == "disk" else []
         self._misses = functools.cache(self._find_misses)
         self._kept_logps = functools.cache(self._read_logps)
@@ -96,7 +88,7 @@ class CacheLookup:
         no_states = [pair for key, pair in keyed if states is not None and key not in states]
         no_logps = [pair for key, pair in keyed if logps is not None and key not in logps]
         policy: Any = self._models.engine.policy
-        size = policy.config.hidden_size * self._models.dtype.itemsize
+        size = policy.config.hidden_size * self._models.facts.dtype.itemsize
         wanted = size * sum(map(pair_length, no_states))
         kept = min(room, wanted)
         without_room = (1 - kept / wanted) * len(no_states) / len(keyed) if wanted else 0.0
@@ -114,7 +106,7 @@ class CacheLookup:
         policy: Any = self._models.engine.policy
         key = trunk_key(policy, below, self._settings, self._kernels)
         folder = cache.entry_folder("trunk", key)
-        width, dtype = policy.config.hidden_size, self._models.dtype
+        width, dtype = policy.config.hidden_size, self._models.facts.dtype
         store = DiskStore(folder, width, dtype, 0, {}, _ignore, looking=True)
         return frozenset(store.keys()), disk_room(folder, self._settings)
 
@@ -132,7 +124,7 @@ class CacheLookup:
         engine: Any = self._models.engine
         own = self._config.reference is not None
         model, at = (engine.reference, 0) if own else (engine.policy, below)
-        sha256 = self._models.hashes["reference"]
+        sha256 = self._models.facts.hashes["reference"]
         return self._kept_logps(reference_key(model, at, sha256, self._settings, self._kernels))
 
     def _read_logps(self, key: str) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,6 +13,7 @@ from smoldpo.engine.trunk import below_boundary, boundary, frozen_matrices, hold
 from smoldpo.models.freeze import decoder_layers, freeze
 from smoldpo.training.optim import optimizer_bytes
 from smoldpo.training.policy_and_reference import PolicyAndReference
+from smoldpo.training.setup import layer_selection
 from smoldpo.training.state import saved_bytes, step_bytes
 from smoldpo.utils import rng
 from smoldpo.utils.errors import UsageError
@@ -51,22 +52,17 @@ def all_depths(config: TrainConfig, models: PolicyAndReference) -> list[FreezeDe
     """
     policy = models.engine.policy
     if config.use_peft:
-        return [_describe(config, models, models.frozen_layers)]
+        return [_describe(config, models, models.trainable.frozen_layers)]
+    selection = layer_selection(config)
     before = {name: p.requires_grad for name, p in policy.named_parameters()}
-    numbers = {models.frozen_layers}
+    numbers = {models.trainable.frozen_layers}
     if not config.train_layers:
         numbers |= set(range(decoder_layers(policy)))
     depths = []
     try:
         for frozen in sorted(numbers):
             try:
-                freeze(
-                    policy,
-                    frozen,
-                    config.freeze,
-                    train_layers=config.train_layers,
-                    train=config.train,
-                )
+                freeze(policy, replace(selection, freeze_layers=frozen))
             except UsageError:  # the patterns leave nothing that trains
                 continue
             depths.append(_describe(config, models, frozen))
@@ -78,7 +74,7 @@ def all_depths(config: TrainConfig, models: PolicyAndReference) -> list[FreezeDe
 
 def _describe(config: TrainConfig, models: PolicyAndReference, frozen: int) -> FreezeDepth:
     """The depth at which the policy is frozen now."""
-    policy, dtype = models.engine.policy, master_dtype(models.dtype)
+    policy, dtype = models.engine.policy, master_dtype(models.facts.dtype)
     below = boundary(policy)
     masters = [
         torch.empty(p.shape, dtype=dtype, device="meta")
@@ -86,13 +82,17 @@ def _describe(config: TrainConfig, models: PolicyAndReference, frozen: int) -> F
         if p.requires_grad
     ]
     stored: dict[str, torch.nn.Parameter] = {}
-    if models.computing["engine"] == "fast" and holds_exactly(models.dtype, models.loaded):
+    if models.computing.engine == "fast" and holds_exactly(
+        models.facts.dtype, models.facts.stored_dtype
+    ):
         stored = frozen_matrices(policy)
     unread = (weight for name, weight in stored.items() if below_boundary(name, below))
     idle: Iterable[torch.Tensor] = stored.values()
-    if stored and models.dtype == models.loaded:  # then norms and the head are mapped as well
+    if (
+        stored and models.facts.dtype == models.facts.stored_dtype
+    ):  # then norms and the head are mapped as well
         idle = (weight for weight in policy.parameters() if not weight.requires_grad)
-    item = models.loaded.itemsize
+    item = models.facts.stored_dtype.itemsize
     return FreezeDepth(
         frozen,
         below,
@@ -103,9 +103,9 @@ def _describe(config: TrainConfig, models: PolicyAndReference, frozen: int) -> F
         checkpoint_bytes=saved_bytes(masters, config)
         + sum(state.nbytes for state in rng.capture()[0].values()),
         step_bytes=step_bytes(masters, config),
-        unconverted_bytes=_numbers(stored.values()) * (models.dtype.itemsize - item),
-        released_bytes=_numbers(unread) * item * models.mapped,
-        idle_bytes=_numbers(idle) * item * models.mapped,
+        unconverted_bytes=_numbers(stored.values()) * (models.facts.dtype.itemsize - item),
+        released_bytes=_numbers(unread) * item * models.facts.mapped,
+        idle_bytes=_numbers(idle) * item * models.facts.mapped,
     )
 
 

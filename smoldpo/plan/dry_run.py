@@ -69,7 +69,7 @@ class DryRun:
         self._pairs, self._size = pairs, size
         short, long = trial_batches(pairs, size.pairs)
         self._batches = [short] if tried.one_step else [short, long]
-        self._fast = models.computing["engine"] == "fast"
+        self._fast = models.computing.engine == "fast"
         self._shared = common_prefix(long)  # as the engine finds it in the first pairs
         self._longest = self._batching.longest(pairs)
         self._found = Measurements()
@@ -101,7 +101,7 @@ class DryRun:
         first_pass = peak.bytes - before
         before -= engine.release_frozen()
         between()
-        state = TrainingState(engine, self._config, self._models.rates)
+        state = TrainingState(engine, self._config, self._models.trainable.rates)
         per_step = Schedule.of(self._config, len(self._pairs)).pairs_per_step
         free = free_memory(engine.device)
         one = fit_budget(engine, self._pairs, per_step, state.step_bytes, free)

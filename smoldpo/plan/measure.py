@@ -118,18 +118,22 @@ class RunEnd:
 def measure_run_end(config: TrainConfig, models: PolicyAndReference, data: TokenizedData) -> RunEnd:
     """Loads the models as at the end of a run, and generates a few tokens of its own answers."""
     prompts = choose_prompts(
-        data.eval_pairs, data.eval, config.generate_prompts, models.positions, config.max_new_tokens
+        data.eval_pairs,
+        data.eval,
+        config.generate_prompts,
+        models.facts.positions,
+        config.max_new_tokens,
     )
     sample = tokenize_sample_prompt(config, models)
     begun = time.perf_counter()
     trained = models.trained()
-    if models.adapter is not None and config.merge:
-        models.adapter.merged(trained)
+    if models.trainable.adapter is not None and config.merge:
+        models.trainable.adapter.merged(trained)
     del trained
     loading = time.perf_counter() - begun
     trim_memory()
     begun = time.perf_counter()
-    reference = cast_frozen(models.reference(), models.dtype)
+    reference = cast_frozen(models.reference(), models.facts.dtype)
     page_in(reference)
     loading_both = time.perf_counter() - begun + (0.0 if models.shares else loading)
     before = resident()

@@ -89,7 +89,7 @@ def make_plan(config: TrainConfig, imports: float = 0.0) -> Plan:
     notable = trial.data.eval if config.generate_prompts else []
     answers = count_answers(trial.run_end.prompts, config.max_new_tokens, notable)
     depths = [_forecast(trial, depth, answers) for depth in trial.depths]
-    run = next(each for each in depths if each.depth.frozen == trial.models.frozen_layers)
+    run = next(each for each in depths if each.depth.frozen == trial.models.trainable.frozen_layers)
     seconds = time.perf_counter() - begun
     return Plan(run, depths, _counts(trial), trial.rates, trial.speed, notes_on(config), seconds)
 
@@ -119,7 +119,7 @@ def _forecast(trial: Trial, depth: FreezeDepth, answers: OpCounts) -> DepthForec
     on_disk = trial.cached_in == "disk"
     costs = FixedCosts(
         start=trial.start,
-        saving=trial.run_end.loading + trial.models.saved_bytes * trial.disk.written,
+        saving=trial.run_end.loading + trial.models.trainable.saved_bytes * trial.disk.written,
         answering=trial.run_end.answering,
         closing=CLOSING_SECONDS,
         checkpoint_byte=written,
@@ -130,7 +130,7 @@ def _forecast(trial: Trial, depth: FreezeDepth, answers: OpCounts) -> DepthForec
     memory = forecast_memory(sizes, trial.observed, depth, rows, released)
     saved = kept_checkpoints(config, times.checkpoints) * depth.checkpoint_bytes
     store = load.states_bytes if on_disk else 0.0
-    disk = {"model": trial.models.saved_bytes, "checkpoints": saved, "store": store}
+    disk = {"model": trial.models.trainable.saved_bytes, "checkpoints": saved, "store": store}
     measured = any(observed.depth == depth for observed in trial.observed)
     budget = fitting.budget if fitting else None
     return DepthForecast(depth, times, memory, disk, budget, trial.free, measured)
@@ -155,9 +155,9 @@ def _counts(trial: Trial) -> dict[str, Any]:
         "pairs_per_step": schedule.pairs_per_step,
         "tokens": prompt + scored,
         "completion_tokens": scored,
-        "parameters": models.bytes // trial.sizes.master,
-        "engine": models.computing["engine"],
-        "dtype": str(models.dtype).removeprefix("torch."),
+        "parameters": models.trainable.policy_bytes // trial.sizes.master,
+        "engine": models.computing.engine,
+        "dtype": str(models.facts.dtype).removeprefix("torch."),
         "free_bytes": trial.free,
     }
 

@@ -72,8 +72,8 @@ class Trial:
         self.models = load_models(config.model_copy(update={"cache": "memory"}), self._raw)
         self.data = tokenize(config, self.models, self._raw)
         self.start = imports + time.perf_counter() - begun
-        self._earlier = earlier[self.models.dtype]
-        fast = self.models.computing["engine"] == "fast"
+        self._earlier = earlier[self.models.facts.dtype]
+        fast = self.models.computing.engine == "fast"
         self.depths = all_depths(config, self.models)
         self.sizes = self._sizes(fast, libraries)
         pairs = self.data.train + self.data.eval
@@ -93,9 +93,10 @@ class Trial:
         """Of the models as loaded; whatever else loading left counts with the libraries."""
         models, config = self.models, self.config
         engine: Any = models.engine
-        master, compute = master_dtype(models.dtype).itemsize, models.dtype.itemsize
-        parameters = models.bytes / master
-        loaded = parameters * models.loaded.itemsize
+        dtype, full_bytes = models.facts.dtype, models.trainable.policy_bytes
+        master, compute = master_dtype(dtype).itemsize, dtype.itemsize
+        parameters = full_bytes / master
+        loaded = parameters * models.facts.stored_dtype.itemsize
         released, separate_masters = 0, fast and compute != master
         if fast:
             weights = parameters * compute
@@ -104,16 +105,16 @@ class Trial:
                 released = file_page_bytes(engine.reference.parameters())
         else:  # all in full precision; the policy without adapters may be the reference
             own = config.reference is not None or not config.use_peft
-            weights = models.bytes * (1 + (needs_reference(config.loss_type) and own))
+            weights = full_bytes * (1 + (needs_reference(config.loss_type) and own))
         page_in(engine.policy, engine.reference)
         trainable = sum(p.numel() for _, p in engine.trainable_parameters())
-        here = next(d for d in self.depths if d.frozen == models.frozen_layers)
+        here = next(d for d in self.depths if d.frozen == models.trainable.frozen_layers)
         counted = weights - here.unconverted_bytes + trainable * master * separate_masters
         return ModelSizes(
             libraries=libraries + max(0.0, resident() - libraries - counted),
             loaded=loaded,
-            loaded_item=models.loaded.itemsize,
-            shard=min(SHARD_BYTES, models.bytes) if loaded < models.bytes else 0.0,
+            loaded_item=models.facts.stored_dtype.itemsize,
+            shard=min(SHARD_BYTES, full_bytes) if loaded < full_bytes else 0.0,
             weights=weights,
             compute_item=compute,
             master=master,
@@ -130,7 +131,7 @@ class Trial:
         Raises:
             SmoldpoError: none of the depths tried fits into memory.
         """
-        tried = depths_to_try(self.depths, self.models.frozen_layers)
+        tried = depths_to_try(self.depths, self.models.trainable.frozen_layers)
         size = self._choose_size(tried)
         with progress.bar("dry run", len(tried) + 1) as advance:
             with progress.silenced():
@@ -160,7 +161,7 @@ class Trial:
 
     def _read_speed(self) -> float:
         """GFLOP/s now; read between what is timed."""
-        self._readings.append(matmul_rate(self.models.dtype, "cpu"))
+        self._readings.append(matmul_rate(self.models.facts.dtype, "cpu"))
         return self._readings[-1]
 
     @property
@@ -198,7 +199,7 @@ class Trial:
             trim_memory()
             if not self._may_fit(tried.depth):
                 return
-            config, kernels = self._at(tried.depth), self.models.computing["kernels"]
+            config, kernels = self._at(tried.depth), self.models.computing.kernels
             models = load_models(config, self._raw, kernels or None)
         try:
             run = DryRun(self.config, models, tried, self.data.train, size)
@@ -241,8 +242,8 @@ class Trial:
             update={
                 "freeze_layers": None if self.config.train_layers else depth.frozen,
                 "cache": "memory",
-                "dtype": str(self.models.dtype).removeprefix("torch."),
-                "engine": computing["engine"],
-                "compile": "on" if computing["compiled"] else "off",
+                "dtype": str(self.models.facts.dtype).removeprefix("torch."),
+                "engine": computing.engine,
+                "compile": "on" if computing.compiled else "off",
             }
         )

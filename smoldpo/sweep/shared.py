@@ -80,9 +80,7 @@ class SharedInputs:
         known = self._known["computing"]
         kernels = known["kernels"] if known else None
         with progress.silenced() if self._said else contextlib.nullcontext():
-            loaded = load_inputs(
-                config, {"kernels": kernels} if kernels else None, self._read, self._encode
-            )
+            loaded = load_inputs(config, kernels, self._read, self._encode)
         self._said = True
         self._remember(config, loaded.fingerprint)
         return loaded
@@ -127,7 +125,7 @@ class SharedInputs:
                 tokenizer_sha256(tokenizer),
                 str(tokenizer.chat_template),
                 config.max_length,
-                models.positions,
+                models.facts.positions,
             ]
         )
         if key not in self._tokens:

@@ -164,7 +164,9 @@ def _resumed(
         return None
     progress.say(f"goes on after step {checkpoint.step:,}")
     cut_back(folder / "metrics.jsonl", checkpoint.state["metrics_rows"])
-    exact = loaded.models.device == "cpu" and not other_machine(kept["began"], loaded.fingerprint)
+    exact = loaded.models.facts.device == "cpu" and not other_machine(
+        kept["began"], loaded.fingerprint
+    )
     return Run(
         folder, config, loaded, context.interruption, options, checkpoint=checkpoint, exact=exact
     )

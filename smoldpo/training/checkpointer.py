@@ -80,10 +80,9 @@ def require_disk(
     state = checkpoint_bytes(models.engine, config)
     saves = bool(config.save_steps or config.save_minutes or config.load_best_model_at_end)
     count = config.keep_checkpoints + 1 + config.load_best_model_at_end if saves else 1
-    needed = models.saved_bytes + count * state
-    purpose = (
-        f"the model ({models.saved_bytes:,} bytes) and {count} checkpoints ({count * state:,})"
-    )
+    model = models.trainable.saved_bytes
+    needed = model + count * state
+    purpose = f"the model ({model:,} bytes) and {count} checkpoints ({count * state:,})"
     store = models.engine.disk_bytes(data.train + data.eval)
     if store and any(_same_disk(folder, kept) for kept in models.cache_folders):
         needed += store

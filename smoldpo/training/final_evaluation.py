@@ -113,15 +113,15 @@ class FinalEvaluation:
             self._data.eval_pairs,
             self._data.eval,
             config.generate_prompts,
-            models.positions,
+            models.facts.positions,
             config.max_new_tokens,
         )
         return Comparison(
             models.reference,
             models.tuned,
             models.tokenizer,
-            models.dtype,
-            KernelChoice(**models.computing["kernels"]),
+            models.facts.dtype,
+            KernelChoice(**models.computing.kernels),
             GenerationSettings(config.max_new_tokens, config.temperature, config.seed),
             prompts,
             self._sample,

@@ -57,9 +57,9 @@ def fingerprint(
     settings = config.model_dump()
     return {
         "contents": {
-            "model": models.hashes["policy_start"],
-            "reference": models.hashes["reference"],
-            "configuration": models.configuration_sha256,
+            "model": models.facts.hashes["policy_start"],
+            "reference": models.facts.hashes["reference"],
+            "configuration": models.facts.configuration_sha256,
             "tokenizer": tokenizer_sha256(models.tokenizer),
             "chat_template": _sha256([str(models.tokenizer.chat_template)]),
             "data": _sha256(
@@ -74,11 +74,11 @@ def fingerprint(
         },
         "settings": {k: v for k, v in settings.items() if k not in FREE_SETTINGS | FROM_NAMES},
         "computing": {
-            "dtype": str(models.dtype).removeprefix("torch."),
-            "device": models.device,
-            "frozen_layers": models.frozen_layers,
+            "dtype": str(models.facts.dtype).removeprefix("torch."),
+            "device": models.facts.device,
+            "frozen_layers": models.trainable.frozen_layers,
             "threads": torch.get_num_threads(),
-            **models.computing,
+            **models.computing.model_dump(),
         },
         "machine": {
             "processor": processor_name(),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo.engine.base import Engine
@@ -22,42 +23,80 @@ from smoldpo.utils.errors import ModelError
 from smoldpo.utils.memory import file_page_releaser, trim_memory
 
 
-@dataclass
-class PolicyAndReference:
-    """The engine with policy and reference in it, the tokenizer, and where they came from."""
+@dataclass(frozen=True)
+class ModelFacts:
+    """Policy and reference as they were loaded.
 
-    engine: Engine
+    Attributes:
+        dtype: in which they compute.
+        stored_dtype: in which the policy was loaded: full precision, or that of its files where narrower.
+        mapped: whether the policy's weights, where not converted since, are mapped from their files.
+        positions: the longest input that both models take; None where they do not say.
+        hashes: SHA-256 (hex) of the weights: `policy_start` and `reference`.
+        configuration_sha256: of the models' configurations.
+    """
+
     source: ModelSource
     reference_source: ModelSource
-    tokenizer: PreTrainedTokenizerBase
-    dtype: torch.dtype
     device: str
-    bytes: int
-    """Of the policy, its adapters with it, in full precision."""
-    loaded: torch.dtype
-    """In which the policy was loaded: that of its files where that is narrower, else full precision."""
+    dtype: torch.dtype
+    stored_dtype: torch.dtype
     mapped: bool
-    """Whether its weights, where they were not converted since, are mapped from their files."""
-    saved_bytes: int
-    """Of what the run saves: the whole model, its adapters, or both."""
-    hashes: dict[str, str]
-    frozen_layers: int
     positions: int | None
+    hashes: dict[str, str]
     configuration_sha256: str
-    """Of the models' configurations."""
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """What of a policy trains.
+
+    Attributes:
+        frozen_layers: decoder layers frozen from below by freeze_layers.
+        adapter: where adapters train, which.
+        rates: peak learning rates of parameters that have one of their own.
+        policy_bytes: of the policy, its adapters with it, in full precision.
+        saved_bytes: of what the run saves: the whole model, its adapters, or both.
+    """
+
+    frozen_layers: int
+    adapter: Adapter | None
+    rates: dict[str, float]
+    policy_bytes: int
+    saved_bytes: int
+
+
+class EngineRecord(BaseModel):
+    """Which engine computes, and how; a part of environment.json and of resume.json."""
+
+    engine: str
+    kernels: dict[str, bool]
+    """Fields of KernelChoice; none for the plain engine."""
+    compiled: bool
+
+
+@dataclass
+class PolicyAndReference:
+    """Policy and reference in an engine, the tokenizer, and what is known of them.
+
+    Attributes:
+        cache_folders: folders of the cache that the engine uses.
+    """
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    facts: ModelFacts
+    trainable: Trainable
+    computing: EngineRecord
     cache_folders: set[Path]
-    """Folders of the cache that this run uses."""
-    computing: dict[str, Any]
-    """How it computes, for environment.json."""
-    adapter: Adapter | None = None
-    """Where adapters train: which."""
-    rates: dict[str, float] = field(default_factory=dict)
-    """Peak learning rates of parameters that have one of their own."""
 
     def reference(self) -> PreTrainedModel:
         """The reference, loaded anew; in full precision, or that of its files where it is narrower."""
         return load_model(
-            self.reference_source, master_dtype(self.dtype), self.device, as_stored=FAMILIES
+            self.facts.reference_source,
+            master_dtype(self.facts.dtype),
+            self.facts.device,
+            as_stored=FAMILIES,
         )
 
     def trained(self) -> Any:
@@ -69,8 +108,8 @@ class PolicyAndReference:
             ModelError: what is there now is not what was loaded at the start.
         """
         start = self._start()
-        if self.adapter is not None:
-            return self.adapter.on(start, self.engine.trainable_parameters())
+        if self.trainable.adapter is not None:
+            return self.trainable.adapter.on(start, self.engine.trainable_parameters())
         return twin(start, self._what_trained(start))
 
     def tuned(self, reference: PreTrainedModel) -> PreTrainedModel:
@@ -83,20 +122,22 @@ class PolicyAndReference:
         """
         start = reference
         if not self.shares:
-            start = cast_frozen(self._start().to(self.device), self.dtype, share_with=reference)
+            start = cast_frozen(
+                self._start().to(self.facts.device), self.facts.dtype, share_with=reference
+            )
         model = twin(start, self._what_trained(start))
-        if self.adapter is not None:
+        if self.trainable.adapter is not None:
             copy_adapters(model, self.engine.policy)
         return model
 
     @property
     def shares(self) -> bool:
         """Whether reference and policy have all but what trains in common."""
-        return self.reference_source == self.source
+        return self.facts.reference_source == self.facts.source
 
     def _what_trained(self, start: PreTrainedModel) -> dict[str, torch.Tensor]:
         """Where the start's weights are, by name; with adapters none of its own."""
-        if self.adapter is not None:
+        if self.trainable.adapter is not None:
             return {}
         trained = self.engine.trainable_parameters()
         return {name: weight.detach().to(start.device) for name, weight in trained}
@@ -109,28 +150,30 @@ class PolicyAndReference:
         Raises:
             SmoldpoError: as save_model; a start that has changed.
         """
-        full, trained = master_dtype(self.dtype), self.trained()
-        if self.adapter is None:
+        full, trained = master_dtype(self.facts.dtype), self.trained()
+        if self.trainable.adapter is None:
             save_model(folder / "model", trained, self.tokenizer, card, full)
             return
-        if self.source.base is None:
+        if self.facts.source.base is None:
             dtype = str(full).removeprefix("torch.")
-            base = base_of(self.source, self.hashes["policy_start"], dtype)
+            base = base_of(self.facts.source, self.facts.hashes["policy_start"], dtype)
             target = folder / ("adapter" if merge else "model")
-            save_adapter(target, trained, self.tokenizer, card, self.source, base)
+            save_adapter(target, trained, self.tokenizer, card, self.facts.source, base)
         if merge:
-            save_model(folder / "model", self.adapter.merged(trained), self.tokenizer, card, full)
+            save_model(
+                folder / "model", self.trainable.adapter.merged(trained), self.tokenizer, card, full
+            )
         else:
             shutil.rmtree(folder / "adapter", ignore_errors=True)
 
     def _start(self) -> PreTrainedModel:
         """The policy as it was loaded, anew."""
         trim_memory()
-        model = load_model(self.source, self.loaded)
-        digest = weights_sha256(model, master_dtype(self.dtype), file_page_releaser())
-        if digest != self.hashes["policy_start"]:
+        model = load_model(self.facts.source, self.facts.stored_dtype)
+        digest = weights_sha256(model, master_dtype(self.facts.dtype), file_page_releaser())
+        if digest != self.facts.hashes["policy_start"]:
             raise ModelError(
-                f"{self.source.name}: has changed on disk since this run began, so its frozen "
+                f"{self.facts.source.name}: has changed on disk since this run began, so its frozen "
                 "weights cannot be saved together with the trained ones; put it back and run again"
             )
         return model

@@ -36,7 +36,7 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
     config = _config(folder, began, extend)
     torch.set_num_threads(began["computing"]["threads"])
     with Interruption() as interruption, in_folder(kept["folder"]):
-        inputs = load_inputs(config, began["computing"])
+        inputs = load_inputs(config, began["computing"]["kernels"])
         _require_same(folder, began, inputs.fingerprint, config, extend)
         total = Schedule.of(config, len(inputs.data.train)).total_steps
         checkpoint = newest(folder / "checkpoints", progress.say)
@@ -49,7 +49,7 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
             checkpoint.state["best"]["since"] = 0  # patience begins anew
         cut_back(folder / "metrics.jsonl", checkpoint.state["metrics_rows"] if checkpoint else 0)
         # On a GPU a pair's numbers depend on the pairs beside it, by rounding (docs/engine.md).
-        exact = inputs.models.device == "cpu" and not other_machine(began, inputs.fingerprint)
+        exact = inputs.models.facts.device == "cpu" and not other_machine(began, inputs.fingerprint)
         return Run(folder, config, inputs, interruption, checkpoint=checkpoint, exact=exact).run()
 
 

@@ -117,13 +117,14 @@ def run_training(
 
 def load_inputs(
     config: TrainConfig,
-    computing: dict[str, Any] | None = None,
+    kernels: dict[str, bool] | None = None,
     read: Callable[..., TrainingData] = load_data,
     encode: Callable[..., TokenizedData] = tokenize,
 ) -> RunInputs:
-    """Data, models and tokens; `computing` is that of a fingerprint, for a run that goes on.
+    """Data, models and tokens.
 
     Args:
+        kernels: of an interrupted run; by default whichever are faster here.
         read, encode: do what `load_data` and `tokenize` do; the trials of a sweep share theirs.
     """
     if config.freeze_layers == "auto":
@@ -134,7 +135,7 @@ def load_inputs(
     judges, gates = preflight(config)
     data = read(config)
     require_sync(config, Schedule.of(config, len(data.train)).total_steps)
-    models = load_models(config, data, computing["kernels"] if computing else None)
+    models = load_models(config, data, kernels)
     tokenized = encode(config, models, data)
     sample = tokenize_sample_prompt(config, models)
     final_evaluation = FinalEvaluation(config, models, tokenized, sample, judges)
@@ -158,19 +159,19 @@ def write_start(
     """
     decided = {
         "overwrite": False,
-        "freeze_layers": None if config.train_layers else models.frozen_layers,
-        "dtype": str(models.dtype).removeprefix("torch."),
+        "freeze_layers": None if config.train_layers else models.trainable.frozen_layers,
+        "dtype": str(models.facts.dtype).removeprefix("torch."),
     }
     write_text(folder / "config.yaml", to_yaml(config.model_copy(update=decided)))
     machine = environment(
         torch.get_num_threads(),
-        models.device,
-        str(models.dtype).removeprefix("torch."),
-        models.hashes,
+        models.facts.device,
+        str(models.facts.dtype).removeprefix("torch."),
+        models.facts.hashes,
         command,
     )
     how = {"freeze_layers_auto": picked} if picked else {}
-    write_json(folder / "environment.json", machine | models.computing | how)
+    write_json(folder / "environment.json", machine | models.computing.model_dump() | how)
     write_json(folder / "data.json", tokenized.account)
 
 
@@ -230,7 +231,7 @@ class Run:
         self.timer = PhaseTimer(interruption.checking)
         self.metrics = self._metrics_file(folder / "metrics.jsonl")
         self.engine = self.models.engine
-        self.state = TrainingState(self.engine, config, self.models.rates)
+        self.state = TrainingState(self.engine, config, self.models.trainable.rates)
         checkpoints = options.checkpoints or folder / "checkpoints"
         self.checkpointer = Checkpointer(checkpoints, config, self.state, self.metrics)
         self.reference_logps: PairLogps | None = None
@@ -421,7 +422,7 @@ class Run:
 
     def _fit_memory(self) -> None:
         """On a CPU; a GPU says that its memory ran out, and nothing is lost then."""
-        device = torch.device(self.models.device)
+        device = torch.device(self.models.facts.device)
         if device.type == "cpu":
             per_step = Schedule.of(self.config, len(self.data.train)).pairs_per_step
             free = free_memory(device)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.losses import needs_reference
 from smoldpo.config.optimizers import parse_rates
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData, load_mixture
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.autotune import KernelChoice, compute_dtype
+from smoldpo.engine.base import Engine
 from smoldpo.engine.build import (
     EngineSettings,
     build_fast,
@@ -28,7 +30,7 @@ from smoldpo.engine.precision import cast, master_dtype
 from smoldpo.evaluation.gates import parse_gates
 from smoldpo.evaluation.judges.base import Judge
 from smoldpo.evaluation.judges.registry import parse_judge
-from smoldpo.models.adapters import Adapter, AdapterSettings, add_adapters
+from smoldpo.models.adapters import AdapterSettings, add_adapters
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.freeze import freeze, parameters_of, summarize
 from smoldpo.models.load import (
@@ -43,7 +45,12 @@ from smoldpo.models.save import model_bytes
 from smoldpo.models.weights import weights_sha256
 from smoldpo.training.loggers import require_loggers
 from smoldpo.training.optim import require_optimizer
-from smoldpo.training.policy_and_reference import PolicyAndReference
+from smoldpo.training.policy_and_reference import (
+    EngineRecord,
+    ModelFacts,
+    PolicyAndReference,
+    Trainable,
+)
 from smoldpo.training.sampler import Schedule
 from smoldpo.types import PreferencePair, TokenizedPair
 from smoldpo.utils import progress
@@ -106,6 +113,25 @@ CHARACTERS_TO_A_TOKEN = 4.0
 """For forecasts before tokenising."""
 
 
+@dataclass(frozen=True)
+class LoadedModels:
+    """Policy and reference, in full precision or as they are stored; without a reference, None."""
+
+    policy: PreTrainedModel
+    reference: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    facts: ModelFacts
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine with policy and reference in it, and the folders of the cache that it uses."""
+
+    engine: Engine
+    computing: EngineRecord
+    cache_folders: set[Path]
+
+
 def load_models(
     config: TrainConfig, data: TrainingData, kernels: dict[str, bool] | None = None
 ) -> PolicyAndReference:
@@ -114,6 +140,25 @@ def load_models(
     Args:
         data: tells how long the run will be, and so whether compiling is worth it.
         kernels: as an interrupted run had them; by default whichever are faster.
+    """
+    loaded = load_policy_and_reference(config)
+    trainable = choose_trainable(config, loaded.policy, master_dtype(loaded.facts.dtype))
+    built = build_engine(config, loaded, data, kernels)
+    return PolicyAndReference(
+        built.engine,
+        loaded.tokenizer,
+        loaded.facts,
+        trainable,
+        built.computing,
+        built.cache_folders,
+    )
+
+
+def load_policy_and_reference(config: TrainConfig) -> LoadedModels:
+    """The models from where the configuration says.
+
+    Raises:
+        SmoldpoError: a model that is not there or cannot be read, or a reference with other tokens.
     """
     device = pick_device(config.device)
     dtype, why = compute_dtype(config.dtype, device)
@@ -124,74 +169,122 @@ def load_models(
         tokenizer = load_tokenizer(source)
         full = master_dtype(dtype)
         policy = load_model(source, full, device, as_stored=FAMILIES)
-        loaded = next(policy.parameters()).dtype
-        mapped = file_page_bytes(policy.parameters()) > 0
         reference = None
         if config.reference is not None:
             reference_source = find_model(config.reference)
             require_same_tokens(tokenizer, reference_source)
             reference = load_model(reference_source, full, device, as_stored=FAMILIES)
-    hashes = {"policy_start": weights_sha256(policy, full, file_page_releaser())}
-    adapter, frozen_layers = _choose_what_trains(config, policy, full)
+    mapped = file_page_bytes(policy.parameters()) > 0
+    start = weights_sha256(policy, full, file_page_releaser())
+    other = start if reference is None else weights_sha256(reference, full, file_page_releaser())
+    facts = ModelFacts(
+        source=source,
+        reference_source=reference_source,
+        device=device,
+        dtype=dtype,
+        stored_dtype=next(policy.parameters()).dtype,
+        mapped=mapped,
+        positions=positions(policy),
+        hashes={"policy_start": start, "reference": other},
+        configuration_sha256=configuration_sha256(policy, reference or policy),
+    )
+    return LoadedModels(policy, reference, tokenizer, facts)
+
+
+def choose_trainable(config: TrainConfig, policy: PreTrainedModel, full: torch.dtype) -> Trainable:
+    """Freeze what does not train, or put adapters in, and say what trains.
+
+    Args:
+        full: the precision of what trains and of what is saved.
+
+    Raises:
+        UsageError: layers or names that the model does not have, or nothing left to train.
+    """
+    adapter = None
+    if config.use_peft:
+        adapter = add_adapters(policy, adapter_settings(config), full)
+        frozen = adapter.frozen_layers
+    else:
+        frozen = freeze(policy, layer_selection(config))
     progress.say(describe_parameters(policy))
-    rates = rates_of(policy, config.learning_rates)
-    hashes["reference"] = hashes["policy_start"]
-    if reference is not None:
-        hashes["reference"] = weights_sha256(reference, full, file_page_releaser())
-    configuration = configuration_sha256(policy, reference or policy)
-    size, most = model_bytes(policy, full), positions(policy)
-    saved = _bytes_to_save(config, policy, full)
+    whole = model_bytes(policy, full)
+    saved = whole
+    if config.use_peft and not config.merge:
+        saved = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
+    return Trainable(frozen, adapter, rates_of(policy, config.learning_rates), whole, saved)
+
+
+def layer_selection(config: TrainConfig) -> LayerSelection:
+    """What trains; adapters go on every layer where freeze_layers is not set."""
+    layers = config.freeze_layers
+    if layers is None and config.use_peft:
+        layers = 0
+    return LayerSelection(layers, config.train_layers, config.train, config.freeze)
+
+
+def adapter_settings(config: TrainConfig) -> AdapterSettings:
+    """What adapters the configuration asks for."""
+    return AdapterSettings(
+        lora_r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_target_modules=tuple(config.lora_target_modules),
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+        layers=layer_selection(config),
+        seed=config.seed,
+    )
+
+
+def build_engine(
+    config: TrainConfig,
+    loaded: LoadedModels,
+    data: TrainingData,
+    kernels: dict[str, bool] | None = None,
+) -> BuiltEngine:
+    """The engine over models of which `requires_grad` says what trains. The arguments of load_models.
+
+    Raises:
+        UsageError: an engine that cannot run these models, or a cache that cannot be written.
+    """
+    policy, reference, facts = loaded.policy, loaded.reference, loaded.facts
     choice = choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
     progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))
     compiling = CompileChoice(False, "the plain engine compiles nothing")
     if choice.name == "fast":
         operations = _operations(config, policy, data)
         with progress.spinner("compiling"):
-            compiling = set_up_compiling(config.compile, operations, dtype, device)
+            compiling = set_up_compiling(config.compile, operations, facts.dtype, facts.device)
     if compiling.compiled or config.compile == "on":
         progress.say(f"compile: {'on' if compiling.compiled else 'off'}, {compiling.why}")
-    settings = EngineSettings(
+    settings = engine_settings(config, facts.dtype, compiling.compiled)
+    if choice.name == "fast":
+        if kernels:
+            settings = replace(settings, kernels=KernelChoice(**kernels))
+        about = {"model": config.model, "reference": config.reference or "the policy's start"}
+        sha256 = facts.hashes["reference"]
+        engine, folders = build_fast(policy, reference, settings, sha256, about)
+        used = asdict(engine.kernels)
+        record = EngineRecord(engine="fast", kernels=used, compiled=compiling.compiled)
+        return BuiltEngine(engine, record, folders)
+    for model in filter(None, (policy, reference)):
+        cast(model, master_dtype(facts.dtype))
+    record = EngineRecord(engine="plain", kernels={}, compiled=False)
+    return BuiltEngine(build_plain(policy, reference, settings), record, set())
+
+
+def engine_settings(config: TrainConfig, dtype: torch.dtype, compiled: bool) -> EngineSettings:
+    """What the configuration tells an engine."""
+    return EngineSettings(
         compute_dtype=dtype,
         train_batch_size=config.per_device_train_batch_size,
         eval_batch_size=config.per_device_eval_batch_size,
         max_tokens=config.max_tokens,
         cache=config.cache,
         cache_bytes=config.cache_limit * 1e9,
-        compiled=compiling.compiled,
-        kernels=KernelChoice(**kernels) if kernels else None,
+        compiled=compiled,
         needs_reference=needs_reference(config.loss_type),
         use_weighting=config.use_weighting,
         sync_ref_model=config.sync_ref_model,
-    )
-    cache_folders: set[Path] = set()
-    used: dict[str, bool] = {}
-    if choice.name == "fast":
-        about = {"model": config.model, "reference": config.reference or "the policy's start"}
-        engine, cache_folders = build_fast(policy, reference, settings, hashes["reference"], about)
-        used = asdict(engine.kernels)
-    else:
-        for model in filter(None, (policy, reference)):
-            cast(model, full)
-        engine = build_plain(policy, reference, settings)
-    return PolicyAndReference(
-        engine=engine,
-        source=source,
-        reference_source=reference_source,
-        tokenizer=tokenizer,
-        dtype=dtype,
-        device=device,
-        bytes=size,
-        loaded=loaded,
-        mapped=mapped,
-        saved_bytes=saved,
-        hashes=hashes,
-        frozen_layers=frozen_layers,
-        positions=most,
-        configuration_sha256=configuration,
-        cache_folders=cache_folders,
-        computing={"engine": choice.name, "kernels": used, "compiled": compiling.compiled},
-        adapter=adapter,
-        rates=rates,
     )
 
 
@@ -201,36 +294,6 @@ def _require_a_base(config: TrainConfig, source: ModelSource) -> None:
             f"model {config.model}: is an adapter itself, and one on top of it would belong to a model that "
             "is saved nowhere; set merge, which saves the whole model, or train from a merged one"
         )
-
-
-def _choose_what_trains(
-    config: TrainConfig, policy: PreTrainedModel, full: torch.dtype
-) -> tuple[Adapter | None, int]:
-    """Freeze, or put adapters in; and how many layers are frozen from below."""
-    if not config.use_peft:
-        layers, named = config.train_layers, config.train
-        return None, freeze(
-            policy, config.freeze_layers, config.freeze, train_layers=layers, train=named
-        )
-    settings = AdapterSettings(
-        lora_r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_target_modules=tuple(config.lora_target_modules),
-        use_dora=config.use_dora,
-        use_rslora=config.use_rslora,
-        freeze_layers=config.freeze_layers,
-        train_layers=tuple(config.train_layers),
-        seed=config.seed,
-    )
-    adapter = add_adapters(policy, settings, full)
-    return adapter, adapter.frozen_layers
-
-
-def _bytes_to_save(config: TrainConfig, policy: PreTrainedModel, full: torch.dtype) -> int:
-    """Of model/ and adapter/: the whole model, the adapters, or both."""
-    if config.use_peft and not config.merge:
-        return sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
-    return model_bytes(policy, full)
 
 
 def _operations(config: TrainConfig, policy: PreTrainedModel, data: TrainingData) -> float:
@@ -268,7 +331,7 @@ def tokenize(config: TrainConfig, models: PolicyAndReference, data: TrainingData
     with progress.bar("tokenising", len(data.train) + len(data.eval)) as advance:
         train_pairs = reader.tokenize_all(data.train, advance)
         eval_pairs = reader.tokenize_all(data.eval, advance)
-    require_room(train_pairs + eval_pairs, models.positions)
+    require_room(train_pairs + eval_pairs, models.facts.positions)
     notes = dict(reader.notes)
     lengths = [pair.longest for pair in train_pairs + eval_pairs]
     account = data.account | {

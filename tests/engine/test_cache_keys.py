@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine import build
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.build import EngineSettings, build_fast
@@ -37,7 +38,7 @@ class Run:
     def keys(self, monkeypatch):
         """The keys of trunk states and of reference log-probabilities."""
         monkeypatch.setattr(build, "choose_kernels", lambda *_: self.kernels)
-        freeze(self.policy, self.frozen)
+        freeze(self.policy, LayerSelection(self.frozen))
         settings = EngineSettings(
             compute_dtype=self.dtype,
             train_batch_size=self.batch,

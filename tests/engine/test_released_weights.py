@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import smoldpo
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.load import build_config
 from smoldpo.engine.build import EngineSettings, build_fast
 from smoldpo.engine.fast import FastEngine
@@ -35,7 +36,7 @@ def engine_of(folder: Path, cache: str = "memory", reference: bool = False, **mo
     """Loaded as a run does."""
     source = ModelSource(folder.name, str(folder))
     policy = load_model(source, torch.float32)
-    freeze(policy, FROZEN, [])
+    freeze(policy, LayerSelection(FROZEN))
     own = load_model(source, torch.float32) if reference else None
     settings = EngineSettings(torch.float32, 8, 8, 3840, cache, 0, compiled=False, **more)
     return build_fast(policy, own, settings, "start", {})[0]
@@ -185,4 +186,4 @@ def test_what_answers_take_is_measured_with_all_weights_there(folder, write_rows
     there, read = [], measure.resident
     monkeypatch.setattr(measure, "resident", lambda: there.append(resident(folder)) or read())
     measure.measure_run_end(config, trial.models, trial.data)
-    assert there[0] > 0.98 * trial.models.bytes
+    assert there[0] > 0.98 * trial.models.trainable.policy_bytes

@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine import build
 from smoldpo.engine.build import EngineSettings, build_fast
 from smoldpo.engine.cache import folder as cache
@@ -25,7 +26,7 @@ SETTINGS = EngineSettings(
 
 def engine(model, depth):
     policy = copy.deepcopy(model)
-    freeze(policy, depth)
+    freeze(policy, LayerSelection(depth))
     return build_fast(policy, None, SETTINGS, "weights", {})[0]
 
 

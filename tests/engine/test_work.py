@@ -2,6 +2,7 @@
 
 import pytest
 
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine.compile import Parameters
 from smoldpo.models.freeze import freeze
 
@@ -19,7 +20,7 @@ LAYER = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64  # q and o, k and v, the MLP's t
 )
 def test_operations_by_hand(tiny_model, settings, below, trains):
     layers, names = settings.pop("layers"), settings.pop("names", ())
-    freeze(tiny_model, layers, names, **settings)
+    freeze(tiny_model, LayerSelection(layers, freeze=names, **settings))
     found = Parameters.of(tiny_model)
     above = (4 - below) * LAYER
     head = tiny_model.lm_head.weight.numel()
@@ -29,6 +30,6 @@ def test_operations_by_hand(tiny_model, settings, below, trains):
 
 
 def test_a_head_that_trains_costs_its_gradient_too(tiny_model):
-    freeze(tiny_model, 0)
+    freeze(tiny_model, LayerSelection(0))
     found = Parameters.of(tiny_model)
     assert found.epoch(0, 5) == 5 * 6 * 4 * LAYER + 6 * 5 * tiny_model.lm_head.weight.numel()

@@ -22,6 +22,7 @@ from test_fast_engine import (
     disk_store,
 )
 
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.batch_budget import saved_for_backward
 from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
@@ -45,8 +46,7 @@ SETTINGS = AdapterSettings(
     lora_target_modules=(),
     use_dora=False,
     use_rslora=False,
-    freeze_layers=None,
-    train_layers=(),
+    layers=LayerSelection(0),
     seed=0,
 )
 KINDS = {
@@ -59,7 +59,8 @@ KINDS = {
 
 def adapted(model, **settings):
     full = torch.promote_types(model.dtype, torch.float32)
-    add_adapters(model, dataclasses.replace(SETTINGS, **settings), full)
+    layers = LayerSelection(settings.pop("freeze_layers", 0), settings.pop("train_layers", ()))
+    add_adapters(model, dataclasses.replace(SETTINGS, layers=layers, **settings), full)
     return model
 
 
@@ -204,7 +205,7 @@ def test_before_the_first_update_it_is_the_base_to_the_last_bit(kind, dtype, fro
     for module in model.modules():
         module.__dict__.pop("forward", None)
     base = copy.deepcopy(model)
-    freeze(base, frozen)
+    freeze(base, LayerSelection(frozen))
     adapted(model, freeze_layers=frozen, **KINDS[kind])
     sides = []
     for policy in (base, model):

@@ -14,6 +14,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.build import choose_engine
 from smoldpo.engine.cache.trunk_states import DiskStore, MemoryStore, NoStore
@@ -134,7 +135,7 @@ def assert_equal(plain, fast, pairs=PAIRS):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family, frozen):
     model = build(family)
-    freeze(model, frozen)
+    freeze(model, LayerSelection(frozen))
     assert_equal(*engines(model))
 
 
@@ -155,7 +156,7 @@ def test_every_family(family, frozen):
 )
 def test_every_way_to_freeze(tied, frozen, names):
     model = build("llama", tied)
-    freeze(model, frozen, names)
+    freeze(model, LayerSelection(frozen, freeze=names))
     assert_equal(*engines(model))
 
 
@@ -175,7 +176,7 @@ def test_every_way_to_freeze(tied, frozen, names):
 def test_every_choice_of_what_trains(choice, at):
     """The trunk ends below the lowest layer in which anything trains, and no sooner."""
     model = build("qwen2")
-    freeze(model, None, **choice)
+    freeze(model, LayerSelection(**choice))
     assert boundary(model) == at
     assert_equal(*engines(model))
 
@@ -183,13 +184,13 @@ def test_every_choice_of_what_trains(choice, at):
 @pytest.mark.parametrize("max_tokens", [1, 12, 30, 10_000])
 def test_any_cut_into_streams(max_tokens):
     model = build("llama")
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     assert_equal(*engines(model, max_tokens=max_tokens))
 
 
 def test_a_reference_of_its_own():
     model = build("llama")
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     assert_equal(*engines(model, reference=build("llama", seed=5)))
 
 
@@ -201,7 +202,7 @@ def disk_store(folder, warn=print, room=1e9):
 @pytest.mark.parametrize("frozen", [2, 4])
 def test_every_cache_mode(mode, frozen, tmp_path):
     model = build("llama")
-    freeze(model, frozen)
+    freeze(model, LayerSelection(frozen))
     store = {
         "off": NoStore,
         "memory": lambda: MemoryStore(1e9),
@@ -218,7 +219,7 @@ def test_every_cache_mode(mode, frozen, tmp_path):
 @pytest.mark.parametrize("frozen", [0, 2])
 def test_every_kernel(attention, head, family, frozen):
     model = build(family)
-    freeze(model, frozen)
+    freeze(model, LayerSelection(frozen))
     assert_equal(*engines(model, kernels=KernelChoice(attention, head)))
 
 
@@ -245,7 +246,7 @@ def test_flex_attention_sees_what_the_slots_see(pairs, window):
 def test_compiled_regions(frozen):
     """Compiled, the engine still equals the plain one; shapes are dynamic, so nothing is compiled twice."""
     model = build("llama")
-    freeze(model, frozen)
+    freeze(model, LayerSelection(frozen))
     choice = set_up_compiling("on", 0.0, torch.float64, "cpu")
     if not choice.compiled:
         pytest.skip(choice.why)
@@ -271,7 +272,7 @@ def test_compiling_is_for_long_runs_and_needs_a_compiler(monkeypatch):
 
 def test_without_room_to_keep_states():
     model = build("llama")
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     plain, fast = engines(model, trunk_store=MemoryStore(room=0))
     assert_equal(plain, fast)
     assert fast._key(PAIRS[0]) not in fast._states
@@ -279,7 +280,7 @@ def test_without_room_to_keep_states():
 
 def test_scoring_and_evaluation_agree():
     model = build("smollm3")
-    freeze(model, 3)
+    freeze(model, LayerSelection(3))
     plain, fast = engines(model)
     expected = plain.policy_logps(PAIRS)
     for found in (fast.policy_logps(PAIRS), score(plain.policy, PAIRS, KernelChoice())):
@@ -310,7 +311,7 @@ def test_what_most_prompts_begin_with():
 @pytest.mark.parametrize("frozen, max_tokens", [(0, 10_000), (2, 60), (4, 10_000), (2, 1)])
 def test_a_beginning_in_common_is_computed_once(family, frozen, max_tokens):
     model = build(family)
-    freeze(model, frozen)
+    freeze(model, LayerSelection(frozen))
     plain, fast = engines(model, max_tokens=max_tokens, pairs=SHARING)
     assert fast._shared == SYSTEM
     assert fast._pack(SHARING).input_ids[0, : len(SYSTEM)].tolist() == list(SYSTEM)
@@ -329,7 +330,7 @@ pairs_of_any_shape = st.lists(
 @given(pairs_of_any_shape, st.sampled_from([0, 3]), st.integers(1, 60))
 def test_pairs_of_any_shape(pairs, frozen, max_tokens):
     model = build("llama")
-    freeze(model, frozen)
+    freeze(model, LayerSelection(frozen))
     plain, fast = engines(model, max_tokens=max_tokens)
     # Pairs that come up only now: the reference must still be the policy's start.
     fresh = FastEngine(fast._policy.model, fast._masters, plain.reference, max_tokens)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_fast_engine import LOSS, PAIRS, build
 
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.models.freeze import freeze
@@ -16,7 +17,7 @@ def test_bfloat16_first_loss_is_ln2_whatever_the_batching():
     model = build("llama").float()
     for module in model.modules():
         module.__dict__.pop("forward", None)
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     fast = FastEngine(model, MasterWeights(model, torch.bfloat16), max_tokens=10_000)
     fast.prepare(PAIRS)
     fast.max_tokens = 30
@@ -29,7 +30,7 @@ def bfloat16_engine(max_tokens):
     model = build("llama").float()
     for module in model.modules():
         module.__dict__.pop("forward", None)
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     return FastEngine(model, MasterWeights(model, torch.bfloat16), max_tokens=max_tokens)
 
 
@@ -69,7 +70,7 @@ def test_an_update_of_the_masters_reaches_the_policy():
 def test_master_weights_gather_small_steps():
     """Steps too small for bfloat16 must add up in float32."""
     model = build("llama").float()
-    freeze(model, 3)
+    freeze(model, LayerSelection(3))
     masters = MasterWeights(model, torch.bfloat16)
     name, wide = masters.named()[0]
     narrow = dict(model.named_parameters())[name]
@@ -87,7 +88,7 @@ def test_master_weights_gather_small_steps():
 def test_gradients_stay_in_one_place_until_they_are_dropped(dtype):
     """Made anew in each step they would lie among what a backward pass keeps, and leave holes."""
     model = build("llama").to(torch.promote_types(dtype, torch.float32))
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     fast = FastEngine(model, MasterWeights(model, dtype), max_tokens=30)
     optimizer = torch.optim.SGD([p for _, p in fast.trainable_parameters()], lr=0.0)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_fast_engine import LOSS, PAIRS, SHARING, assert_equal, build
 
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.load import build_config
 from smoldpo.engine.build import EngineSettings, build_fast, build_plain
 from smoldpo.engine.plain import pad_batch, sequence_logps
@@ -75,7 +76,7 @@ WAYS = [
 @pytest.mark.parametrize("frozen, names", WAYS)
 def test_three_moves_by_hand(tied, frozen, names):
     model = build("llama", tied)
-    freeze(model, frozen, names)
+    freeze(model, LayerSelection(frozen, freeze=names))
     plain, fast = engines(model)
     policy, reference = copy.deepcopy(model), copy.deepcopy(model)
     start = by_hand(reference)
@@ -108,7 +109,7 @@ def test_three_moves_by_hand(tied, frozen, names):
 @pytest.mark.parametrize("family", ["smollm3", "qwen2-sliding", "qwen3", "mistral"])
 def test_families(family):
     model = build(family)
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     plain, fast = engines(model)
     for engine in (plain, fast):
         move(engine, 1)
@@ -121,7 +122,7 @@ def test_families(family):
 @pytest.mark.parametrize("max_tokens", [1, 40, 10_000])
 def test_any_cut_and_kept_states(cache, max_tokens):
     model = build("llama")
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     plain, fast = engines(model, pairs=SHARING, cache=cache, max_tokens=max_tokens)
     for engine in (plain, fast):
         move(engine, 1)
@@ -132,7 +133,7 @@ def test_any_cut_and_kept_states(cache, max_tokens):
 
 def test_a_loss_in_two_passes():
     model = build("llama")
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     plain, fast = engines(model)
     found = []
     for engine in (plain, fast):
@@ -150,7 +151,7 @@ def test_a_loss_in_two_passes():
 @pytest.mark.parametrize("frozen", [0, 2])
 def test_a_reference_that_is_another_model(frozen):
     model, other = build("llama"), build("llama", seed=5)
-    freeze(model, frozen)
+    freeze(model, LayerSelection(frozen))
     plain, fast = engines(model, other)
     expected = copy.deepcopy(other)
     for number in range(2):
@@ -169,7 +170,7 @@ def test_a_reference_that_is_another_model(frozen):
 @pytest.mark.parametrize("kind", ["plain", "fast"])
 def test_a_reference_of_another_shape_is_refused(kind):
     model = build("llama")
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     other = build("llama", tied=False)
     build_it = build_plain if kind == "plain" else lambda *args: build_fast(*args, "", {})
     with pytest.raises(UsageError, match=r"other names or shapes: lm_head.weight"):
@@ -178,7 +179,7 @@ def test_a_reference_of_another_shape_is_refused(kind):
 
 def test_alpha_1_copies_the_policy():
     model = build("llama")
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     for engine in engines(model):
         move(engine, 1)
         engine.synced_reference.sync(1.0)
@@ -194,7 +195,7 @@ def test_bfloat16_moves_add_up_in_float32():
     model = build("llama").float()
     for module in model.modules():
         module.__dict__.pop("forward", None)
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     fast, _ = build_fast(model, None, about(compute_dtype=torch.bfloat16), "", {})
     fast.prepare(PAIRS)
     start = {w.name: w.wide.clone() for w in fast.synced_reference._weights}
@@ -216,7 +217,7 @@ def test_bfloat16_moves_add_up_in_float32():
 
 def test_only_what_trains_is_kept_twice():
     model = build("llama").float()
-    freeze(model, 3)
+    freeze(model, LayerSelection(3))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     fast, _ = build_fast(model, None, about(compute_dtype=torch.bfloat16), "", {})
     assert fast.synced_reference.bytes == 4 * trained
@@ -234,7 +235,7 @@ def test_only_what_trains_is_kept_twice():
 def test_captured_and_restored(own, compute):
     def fresh():
         model = build("llama") if compute == torch.float64 else build("llama").float()
-        freeze(model, 2)
+        freeze(model, LayerSelection(2))
         other = build("llama", seed=5).to(model.dtype) if own else None
         if compute != torch.float64:
             for one in (model, other):
@@ -260,7 +261,7 @@ def test_captured_and_restored(own, compute):
 def test_pairs_of_before_serve_until_it_moves(monkeypatch):
     """The reference is not run before the first move; then once a micro-batch."""
     model = build("llama")
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     _, fast = engines(model, max_tokens=10_000)
     runs = []
     logps = fast._moving.logps
@@ -279,7 +280,7 @@ def test_pairs_of_before_serve_until_it_moves(monkeypatch):
 def test_new_pairs_are_refused_once_a_reference_of_its_own_has_moved(tmp_path):
     """Else the moved reference's log-probabilities would be kept as its start's, on disk too."""
     model, other = build("llama"), build("llama", seed=5)
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     _, fast = engines(model, other, pairs=PAIRS[:-1])
     move(fast, 1)
     fast.prepare(PAIRS)  # the policy's steps leave such a reference what it was
@@ -297,7 +298,7 @@ def test_the_checkpoint_and_its_count_hold_the_reference(own):
     model = build("llama").float()
     for module in model.modules():
         module.__dict__.pop("forward", None)
-    freeze(model, 3)
+    freeze(model, LayerSelection(3))
     other = copy.deepcopy(model) if own else None
     engine, _ = build_fast(model, other, about(compute_dtype=torch.bfloat16), "", {})
     engine.prepare(PAIRS)

@@ -7,6 +7,7 @@ this machine's own runs take, and the pairs are short.
 import pytest
 import torch
 
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.data.load import load_pairs
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.engine.autotune import KernelChoice, compute_dtype
@@ -42,7 +43,7 @@ def plain_logps(model, pairs):
 
 def fast_engine(source, frozen, dtype, **settings):
     model = load_model(source, torch.float32)
-    freeze(model, frozen)
+    freeze(model, LayerSelection(frozen))
     return FastEngine(model, MasterWeights(model, dtype), **settings)
 
 

@@ -8,6 +8,7 @@ import transformers
 from test_fast_engine import FAMILIES, PAIRS, SHAPE, exact_norm
 
 import smoldpo
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine import plain
 from smoldpo.engine.kernels import layers
 from smoldpo.models.freeze import freeze
@@ -75,7 +76,7 @@ def test_however_the_pairs_are_cut(max_tokens):
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_with_frozen_layers(layers):
     model = build("llama")
-    freeze(model, layers)
+    freeze(model, LayerSelection(layers))
     assert_same(model)
 
 
@@ -225,7 +226,7 @@ def test_a_pairs_numbers_do_not_depend_on_the_others():
         assert alone.chosen[0] == together.chosen[number]
         assert alone.rejected[0] == together.rejected[number]
     policy = copy.deepcopy(model)
-    freeze(policy, 3)
+    freeze(policy, LayerSelection(3))
     assert torch.equal(smoldpo.sequence_logps(policy, PAIRS).chosen, together.chosen)
 
 

@@ -9,6 +9,7 @@ from test_fast_engine import PAIRS as SHAPES
 from test_fast_engine import build
 from test_fast_engine import engines as engines_of
 
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.losses import FACTS
 from smoldpo.engine.base import join
 from smoldpo.engine.build import EngineSettings, build_plain
@@ -77,7 +78,7 @@ def whole_graph(engine, loss):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_engines_agree_and_are_the_gradient_of_the_whole_step(name):
     model = build("llama")
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     plain, fast = engines(model)
     loss = OBJECTIVES[name]
     expected = step(plain, loss)
@@ -90,7 +91,7 @@ def test_engines_agree_and_are_the_gradient_of_the_whole_step(name):
 @pytest.mark.parametrize("name", ["sigmoid", "sft", "cpo", *WHOLE])
 def test_any_cut_into_micro_batches(name, pairs_at_once, max_tokens):
     model = build("llama")
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     plain, fast = engines(model, max_tokens=max_tokens)
     expected = step(plain, OBJECTIVES[name])
     plain.train_batch_size = pairs_at_once
@@ -101,7 +102,7 @@ def test_any_cut_into_micro_batches(name, pairs_at_once, max_tokens):
 @pytest.mark.parametrize("store", [NoStore, lambda: MemoryStore(1e9)])
 def test_two_passes_with_and_without_kept_states(store):
     model = build("llama")
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     plain, fast = engines(model, max_tokens=30, trunk_store=store())
     assert_same(step(fast, OBJECTIVES["aot_unpaired"]), step(plain, OBJECTIVES["aot_unpaired"]))
 
@@ -135,7 +136,7 @@ def count_forwards(monkeypatch):
 @pytest.mark.parametrize("name", FREE)
 def test_without_a_reference_none_is_run(name, monkeypatch):
     model = build("llama")
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     runs = count_forwards(monkeypatch)
     plain = PlainEngine(
         copy.deepcopy(model),

@@ -14,6 +14,7 @@ from test_moving_reference import move
 from test_steps import PAIRS, assert_same, step, whole_graph
 
 from smoldpo.api.logps import sequence_logps
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine import plain as plain_engine
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.build import EngineSettings, build_fast
@@ -72,7 +73,7 @@ def engines(model, pairs=PAIRS, use_weighting=False, **settings):
 
 def frozen_model(frozen=2, **settings):
     model = build("llama", **settings)
-    freeze(model, frozen)
+    freeze(model, LayerSelection(frozen))
     return model
 
 
@@ -270,7 +271,7 @@ def bfloat16_model():
     model = build("llama").float()
     for module in model.modules():
         module.__dict__.pop("forward", None)
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     return model
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import smoldpo
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.load import build_config
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.kernels.lora import copy_adapters
@@ -218,7 +219,7 @@ def with_biases() -> LlamaForCausalLM:
 
 def adapted_copy(model, dora: bool, full: torch.dtype):
     adapted = copy.deepcopy(model)
-    add_adapters(adapted, AdapterSettings(3, 12.0, (), dora, dora, 0, (), 0), full)
+    add_adapters(adapted, AdapterSettings(3, 12.0, (), dora, dora, LayerSelection(0), 0), full)
     return adapted
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import smoldpo
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.load import build_config
 from smoldpo.engine.build import EngineSettings, build_fast, trunk_key
 from smoldpo.engine.precision import master_dtype
@@ -37,7 +38,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="pages are let go onl
 DATA = [{"prompt": f"Is {n}?", "chosen": "Yes, it is.", "rejected": "No, no."} for n in range(30)]
 
 
-ADAPTERS = AdapterSettings(4, 8.0, (), False, False, None, (), 3)
+ADAPTERS = AdapterSettings(4, 8.0, (), False, False, LayerSelection(0), 3)
 
 
 def both_ways(make_folder, tokenizer, tied: bool) -> list[Path]:
@@ -69,9 +70,9 @@ def engine_of(folder: Path, compute: torch.dtype, frozen: int = 3, adapters=None
     source = ModelSource("m", str(folder))
     policy = load_model(source, master_dtype(compute), as_stored=FAMILIES)
     if adapters is None:
-        freeze(policy, frozen, names)
+        freeze(policy, LayerSelection(frozen, freeze=names))
     else:
-        settings = dataclasses.replace(ADAPTERS, freeze_layers=frozen, **adapters)
+        settings = dataclasses.replace(ADAPTERS, layers=LayerSelection(frozen), **adapters)
         add_adapters(policy, settings, master_dtype(compute))
     settings = EngineSettings(compute, 8, 8, 3840, "memory", 0, compiled=False)
     return build_fast(policy, None, settings, "start", {})[0], settings
@@ -168,7 +169,7 @@ def test_so_are_matrices_between_what_trains(folders, more):
 def test_a_reference_of_its_own_stays_as_it_is_stored(folders):
     source = ModelSource("m", str(folders[0]))
     policy, reference = (load_model(source, torch.float32, as_stored=FAMILIES) for _ in "ab")
-    freeze(policy, 3, [])
+    freeze(policy, LayerSelection(3))
     settings = EngineSettings(torch.float32, 8, 8, 3840, "memory", 0, compiled=False)
     build_fast(policy, reference, settings, "start", {})
     matrices = [w for w in reference.model.layers.parameters() if w.dim() == 2]
@@ -325,7 +326,7 @@ def test_the_forecast_counts_weights_as_they_lie(folders, write_rows, dtype, mor
     given |= {"generate_prompts": 0, "sample_prompt": None}
     config = build_config(given | {"freeze_layers": 2} | more)
     trial = Trial(config, 0.0)
-    assert trial.sizes.loaded == trial.models.bytes / 2
+    assert trial.sizes.loaded == trial.models.trainable.policy_bytes / 2
     raw = load_data(config)
     for depth in trial.depths:
         at = load_models(config.model_copy(update={"freeze_layers": depth.frozen}), raw)

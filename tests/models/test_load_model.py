@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conftest import make_tiny
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.models import gguf
 from smoldpo.models.builtin import builtin_gguf
 from smoldpo.models.hf_logging import no_gguf_bar
@@ -127,7 +128,7 @@ def test_real_logps_do_not_depend_on_the_batch_to_the_last_bit(real, shared):
     from smoldpo.models.freeze import freeze
 
     policy = load_model(real, torch.float32)
-    freeze(policy, None)
+    freeze(policy, LayerSelection())
     tokenizer = PairTokenizer(load_tokenizer(real), 256)
     pairs = tokenizer.tokenize_all(load_pairs(str(shared / "hh_helpful_dev.jsonl")).pairs[:8])
     dtype, _ = compute_dtype("auto", "cpu")  # bfloat16 where the machine has it

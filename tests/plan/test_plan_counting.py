@@ -114,7 +114,7 @@ def here(monkeypatch, tmp_path, tmp_path_factory):
 def counted(config):
     """What the forecast counts for this configuration, by loading as it does."""
     trial = Trial(config, 0.0)
-    depth = next(d for d in trial.depths if d.frozen == trial.models.frozen_layers)
+    depth = next(d for d in trial.depths if d.frozen == trial.models.trainable.frozen_layers)
     misses = trial.misses[depth.frozen]
     return trial.counter.workload(depth, trial.batching, misses, OpCounts()), trial, depth
 

@@ -327,18 +327,18 @@ def test_settings_that_go_together():
 
 def test_the_disk_is_asked_for_the_adapter_alone(tiny_folder):
     from smoldpo.engine.precision import master_dtype
-    from smoldpo.training.setup import _bytes_to_save, _choose_what_trains
+    from smoldpo.training.setup import choose_trainable
 
     for merge in (False, True):
         config = build_config({"use_peft": True, "lora_r": 2, "merge": merge})
         model = load_model(find_model(str(tiny_folder)), master_dtype(torch.float32))
         start = weights_sha256(model)
         whole = sum(p.numel() for p in model.parameters())
-        _choose_what_trains(config, model, torch.float32)
+        trainable = choose_trainable(config, model, torch.float32)
         assert weights_sha256(model) != start
         # q and o: 32 + 32; k and v: 32 + 16; gate and up: 32 + 64; down: 64 + 32
         adapters = 4 * 2 * (2 * 64 + 2 * 48 + 3 * 96)
-        assert _bytes_to_save(config, model, torch.float32) == 4 * (adapters + whole * merge)
+        assert trainable.saved_bytes == 4 * (adapters + whole * merge)
 
 
 def test_the_plan_of_a_run_with_adapters(train, cli, tiny_folder, tmp_path):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import rows
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.load import build_config
 from smoldpo.data.load import load_pairs
 from smoldpo.data.tokenize import PairTokenizer
@@ -44,7 +45,7 @@ def test_the_average_by_hand():
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 def test_the_engine_computes_with_the_average_inside_the_block_alone(tiny_model, compute):
     model = tiny_model.float()
-    freeze(model, 2)
+    freeze(model, LayerSelection(2))
     engine = FastEngine(model, MasterWeights(model, compute))
     engine.prepare(PAIRS)
     state = TrainingState(engine, build_config({"ema_decay": 0.5}))
@@ -169,6 +170,6 @@ def test_decays_that_are_none(value):
 
 
 def test_none_is_kept_unless_asked_for(tiny_model):
-    freeze(tiny_model, 2)
+    freeze(tiny_model, LayerSelection(2))
     engine = FastEngine(copy.deepcopy(tiny_model), MasterWeights(tiny_model, torch.float64))
     assert "averaged" not in TrainingState(engine, build_config({})).capture().tensors

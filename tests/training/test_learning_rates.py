@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.load import build_config
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.models.freeze import freeze
@@ -21,7 +22,7 @@ PAIRS = [TokenizedPair(f"p{n}", (5, n + 10), (n + 20, 2), (n + 40, 41, 2)) for n
 
 
 def test_who_gets_which_rate(tiny_model):
-    freeze(tiny_model, 2)
+    freeze(tiny_model, LayerSelection(2))
     found = rates_of(tiny_model, ["norms=1e-3", "*.layers.3.*=2e-3"])
     trains = {name for name, p in tiny_model.named_parameters() if p.requires_grad}
     assert found.keys() < trains
@@ -45,7 +46,7 @@ def test_embeddings_of_a_tied_model(tiny_model):
     ],
 )
 def test_a_pattern_that_fits_nothing(tiny_model, items, says):
-    freeze(tiny_model, 2)
+    freeze(tiny_model, LayerSelection(2))
     with pytest.raises(UsageError, match=says):
         rates_of(tiny_model, items)
 
@@ -68,7 +69,7 @@ def test_what_is_no_pattern_and_rate(text, says):
 
 def test_rates_follow_the_schedule_and_the_metrics_keep_the_base(tiny_model, tmp_path):
     """SGD moves each parameter by rate times gradient, so every rate can be read off the weights."""
-    freeze(tiny_model, 2)
+    freeze(tiny_model, LayerSelection(2))
     config = build_config(
         {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": None, "max_steps": 4}
         | {

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.load import build_config
 from smoldpo.config.losses import FACTS
 from smoldpo.engine.plain import PlainEngine
@@ -100,7 +101,7 @@ def test_training_does_not_depend_on_the_micro_batch(tiny_model, tmp_path, cut):
 def test_frozen_parameters_stay(tiny_model, tmp_path):
     from smoldpo.models.freeze import freeze
 
-    freeze(tiny_model, 2)
+    freeze(tiny_model, LayerSelection(2))
     start = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}
     run(tiny_model, tmp_path, config(max_steps=3))
     for name, parameter in tiny_model.named_parameters():
