@@ -70,7 +70,7 @@ def load_pairs(
         source = open_source(name, subset)
         chosen = source.split(split) if split else source.train
         loaded = load_split(chosen, name, format=format, columns=columns, rules=rules)
-    account = loaded.account()
+    account = loaded.account().model_dump()
     if names is None:  # the file is gone, and was nobody's
         account["source"] = "pairs in memory"
         return Pairs((replace(pair, file="") for pair in loaded.pairs), account)

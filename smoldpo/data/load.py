@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any, TypeVar
 
+from smoldpo.data.account import DataAccount, SourceAccount, SplitAccount, TouchedRow
 from smoldpo.data.cleaning.cleaner import (
     DROP,
     MEND,
@@ -87,23 +88,24 @@ class LoadedPairs:
     touched: list[Touched] = field(default_factory=list)
     columns_not_read: tuple[str, ...] = ()
 
-    def account(self) -> dict[str, Any]:
-        """Counts and reasons, for data.json; of warnings the counts alone."""
+    def account(self) -> SourceAccount:
+        """Counts and reasons; of warnings the counts alone."""
         counts = {
             action: dict(Counter(item.rule for item in self.touched if item.action == action))
             for action in (DROP, MEND, WARN)
         }
-        return {
-            "source": self.name,
-            "format": self.format,
-            "rows_read": self.rows_read,
-            "rows_kept": len(self.pairs),
-            "columns_not_read": list(self.columns_not_read),
-            "dropped": counts[DROP],
-            "mended": counts[MEND],
-            "warned": counts[WARN],
-            "touched": [item.as_dict() for item in self.touched if item.action != WARN],
-        }
+        touched = [item for item in self.touched if item.action != WARN]
+        return SourceAccount(
+            source=self.name,
+            format=self.format,
+            rows_read=self.rows_read,
+            rows_kept=len(self.pairs),
+            columns_not_read=list(self.columns_not_read),
+            dropped=counts[DROP],
+            mended=counts[MEND],
+            warned=counts[WARN],
+            touched=_rows(touched),
+        )
 
 
 def load_split(
@@ -127,7 +129,7 @@ def load_split(
     unused = reading.reader.unused
     loaded = LoadedPairs(name, reading.format, pairs, reading.rows_read, touched, unused)
     if not loaded.pairs:
-        reasons = ", ".join(f"{n} {rule}" for rule, n in loaded.account()["dropped"].items())
+        reasons = ", ".join(f"{n} {rule}" for rule, n in loaded.account().dropped.items())
         raise DataError(f"{name}: no pair is left of {loaded.rows_read} rows (dropped: {reasons})")
     return loaded
 
@@ -192,7 +194,7 @@ class TrainingData:
 
     train: list[PreferencePair]
     eval: list[PreferencePair]
-    account: dict[str, Any]
+    account: DataAccount
 
 
 def load_training_data(
@@ -223,7 +225,7 @@ def load_training_data(
     part = source.split(split) if split else source.train
     label = _label(data, part, source.splits)
     loaded = load_split(part, label, format=format, columns=columns, rules=rules)
-    account: dict[str, Any] = {"train": loaded.account()}
+    account = DataAccount(train=loaded.account())
     held_out: LoadedPairs | None = None
     if eval_data is not None:
         held_out = load_pairs(eval_data, columns=fitting(columns, eval_data), rules_off=rules_off)
@@ -238,19 +240,19 @@ def load_training_data(
         how = f"about {eval_fraction:.0%} of the prompts, by hash"
     if held_out is not None:
         train, evaluation = loaded.pairs, held_out.pairs
-        account["eval"] = held_out.account()
+        account.eval = held_out.account()
     else:
         train, evaluation = split_by_prompt(loaded.pairs, eval_fraction)
     apart, touched = without_judged(train, evaluation, rules)
     kept, evaluation = apart[:max_train], evaluation[:max_eval]
-    account["split"] = {
-        "how": how,
-        "train_pairs": len(kept),
-        "eval_pairs": len(evaluation),
-        "train_pairs_dropped_for_eval_prompt": len(train) - len(apart),
-        "train_pairs_near_eval_prompt": sum(item.rule == "eval_prompt_near" for item in touched),
-        "touched": [item.as_dict() for item in touched],
-    }
+    account.split = SplitAccount(
+        how=how,
+        train_pairs=len(kept),
+        eval_pairs=len(evaluation),
+        train_pairs_dropped_for_eval_prompt=len(train) - len(apart),
+        train_pairs_near_eval_prompt=sum(item.rule == "eval_prompt_near" for item in touched),
+        touched=_rows(touched),
+    )
     if not kept or (not evaluation and (eval_fraction > 0 or eval_data)):
         raise UsageError(
             f"{data}: {len(kept)} pairs to train on and {len(evaluation)} to evaluate on; "
@@ -289,16 +291,22 @@ def load_mixture(
     apart, touched = without_judged(mixed, evaluation, rules)
     kept = _distinct_ids(apart)[:max_train]
     evaluation = _distinct_ids(evaluation)[:max_eval]
-    split = {
-        "how": parts[0].account["split"]["how"] if eval_data else "each source's own",
-        "train_pairs": len(kept),
-        "eval_pairs": len(evaluation),
-        "train_pairs_left_by_weight": sum(map(len, sides)) - len(mixed),
-        "train_pairs_dropped_for_eval_prompt": len(mixed) - len(apart),
-        "touched": [item.as_dict() for item in touched],
-    }
-    account = {"sources": [part.account for part in parts], "split": split}
-    return TrainingData(kept, evaluation, account)
+    split = SplitAccount(
+        how="each source's own",
+        train_pairs=len(kept),
+        eval_pairs=len(evaluation),
+        train_pairs_left_by_weight=sum(map(len, sides)) - len(mixed),
+        train_pairs_dropped_for_eval_prompt=len(mixed) - len(apart),
+        touched=_rows(touched),
+    )
+    accounts = [part.account for part in parts]
+    if eval_data and accounts[0].split:
+        split.how = accounts[0].split.how
+    return TrainingData(kept, evaluation, DataAccount(sources=accounts, split=split))
+
+
+def _rows(touched: Iterable[Touched]) -> list[TouchedRow]:
+    return [TouchedRow(**item.as_dict()) for item in touched]
 
 
 def without_judged(

@@ -58,7 +58,7 @@ class EvaluationResult:
     def summary(self) -> dict[str, Any]:
         """What --json prints."""
         account = self.data.account()
-        rows = {key: account[key] for key in ("rows_read", "dropped")}
+        rows = {"rows_read": account.rows_read, "dropped": account.dropped}
         return self.record.as_json() | rows | {"notes": self.notes}
 
     def rows(self) -> list[dict[str, Any]]:

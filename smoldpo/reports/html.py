@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
+from smoldpo.data.account import DataAccount, SourceAccount, TouchedRow
 from smoldpo.data.cleaning.cleaner import RULES
 from smoldpo.evaluation.schema import SAMPLE_PROMPT, Evaluation, Group, Sample
 from smoldpo.reports import plots
 from smoldpo.reports.plots import METRIC_WORDS, NAMES, Plot
-from smoldpo.reports.run_files import Data, Environment, Reading, RunFiles, Touch
+from smoldpo.reports.run_files import Environment, RunFiles
 from smoldpo.reports.samples import Colouring, dialogue, shown_sample
 from smoldpo.reports.templating import render
 from smoldpo.utils.errors import SmoldpoError, UsageError
@@ -187,7 +188,7 @@ def _notable(evaluation: Evaluation | None, colouring: Colouring) -> list[dict[s
     ]
 
 
-def _sources(data: Data) -> list[dict[str, Any]]:
+def _sources(data: DataAccount) -> list[dict[str, Any]]:
     """What was read, source by source, each with what its rules did."""
     return [
         {"read": read, "use": use, "rules": _rules(read)}
@@ -197,8 +198,8 @@ def _sources(data: Data) -> list[dict[str, Any]]:
     ]
 
 
-def _rules(read: Reading) -> list[dict[str, Any]]:
-    examples: dict[str, Touch] = {}
+def _rules(read: SourceAccount) -> list[dict[str, Any]]:
+    examples: dict[str, TouchedRow] = {}
     for item in read.touched:
         examples.setdefault(item.rule, item)
     return [

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 
+from smoldpo.data.account import DataAccount
 from smoldpo.evaluation.schema import Evaluation, Sample
 from smoldpo.utils.errors import SmoldpoError, UsageError
 
@@ -31,58 +32,6 @@ def _bare_seconds(value: Any) -> Any:
 
 
 Phases = dict[str, Annotated[Phase, BeforeValidator(_bare_seconds)]]
-
-
-class Touch(BaseModel):
-    """A row that a rule touched."""
-
-    row: int
-    rule: str
-    detail: str = ""
-    before: str = ""
-
-
-class Reading(BaseModel):
-    """data.json's account of one source; `touched` holds the rows that a rule dropped or mended."""
-
-    source: str
-    format: str
-    rows_read: int
-    rows_kept: int
-    dropped: dict[str, int] = {}
-    mended: dict[str, int] = {}
-    warned: dict[str, int] = {}
-    touched: list[Touch] = []
-
-
-class Account(BaseModel):
-    """What was read to train on, and what to be judged by, where that was read apart."""
-
-    train: Reading | None = None
-    eval: Reading | None = None
-
-
-class Split(BaseModel):
-    how: str
-    train_pairs: int
-    eval_pairs: int
-    train_pairs_dropped_for_eval_prompt: int = 0
-    train_pairs_left_by_weight: int = 0
-
-
-class Tokens(BaseModel):
-    max_length: int
-    longest: int
-    mean: float
-    notes: dict[str, int] = {}
-
-
-class Data(Account):
-    """data.json: one source's account, or several under `sources`."""
-
-    sources: list[Account] = []
-    split: Split | None = None
-    tokens: Tokens | None = None
 
 
 class Environment(BaseModel, extra="allow"):
@@ -116,7 +65,7 @@ class RunFiles:
     config: dict[str, Any]
     config_text: str
     environment: Environment
-    data: Data
+    data: DataAccount
     steps: list[Row]
     checks: list[Row]
     evaluation: Evaluation | None
@@ -167,9 +116,9 @@ def read_run(folder: Path | str) -> RunFiles:
         environment=_checked(
             folder, "environment.json", Environment, _object(folder, "environment.json")
         ),
-        data=_checked(folder, "data.json", Data, _object(folder, "data.json"))
+        data=_checked(folder, "data.json", DataAccount, _object(folder, "data.json"))
         if there["data.json"]
-        else Data(),
+        else DataAccount(),
         steps=steps,
         checks=[row for row in rows if "eval_loss" in row],
         evaluation=_evaluation(folder, absent) if there["evaluation.json"] else None,

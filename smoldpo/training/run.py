@@ -172,7 +172,7 @@ def write_start(
     )
     how = {"freeze_layers_auto": picked} if picked else {}
     write_json(folder / "environment.json", machine | models.computing.model_dump() | how)
-    write_json(folder / "data.json", tokenized.account)
+    write_json(folder / "data.json", tokenized.account.as_dict())
 
 
 def _ignore(*_: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,6 +13,7 @@ from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.losses import needs_reference
 from smoldpo.config.optimizers import parse_rates
 from smoldpo.config.schema import TrainConfig
+from smoldpo.data.account import DataAccount, TokenAccount
 from smoldpo.data.load import TrainingData, load_mixture
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.autotune import KernelChoice, compute_dtype
@@ -67,7 +67,7 @@ class TokenizedData:
     eval: list[TokenizedPair]
     eval_pairs: list[PreferencePair]
     """The texts of `eval`, in its order."""
-    account: dict[str, Any] = field(default_factory=dict)
+    account: DataAccount = field(default_factory=DataAccount)
 
 
 def load_data(config: TrainConfig) -> TrainingData:
@@ -87,25 +87,22 @@ def load_data(config: TrainConfig) -> TrainingData:
             columns=config.column_names,
             rules_off=config.rules_off,
         )
-    for account in data.account.get("sources", [data.account]):
+    for account in data.account.sources or [data.account]:
         _say_account(account)
-    split = data.account["split"]
+    split = data.account.split
+    assert split is not None
     progress.say(
-        f"split: {split['train_pairs']:,} pairs to train on, {split['eval_pairs']:,} held out "
-        f"({split['how']})"
+        f"split: {split.train_pairs:,} pairs to train on, {split.eval_pairs:,} held out ({split.how})"
     )
     return data
 
 
-def _say_account(account: dict[str, Any]) -> None:
-    for part in ("train", "eval"):
-        read = account.get(part)
-        if read is None:
-            continue
-        progress.say(f"data: {read['source']}, {read['format']} format, {read['rows_read']:,} rows")
+def _say_account(account: DataAccount) -> None:
+    for read in filter(None, (account.train, account.eval)):
+        progress.say(f"data: {read.source}, {read.format} format, {read.rows_read:,} rows")
         for action in ("dropped", "mended", "warned"):
-            if read[action]:
-                rules = ", ".join(f"{count} {rule}" for rule, count in read[action].items())
+            if counts := getattr(read, action):
+                rules = ", ".join(f"{count} {rule}" for rule, count in counts.items())
                 progress.say(f"  {action}: {rules}")
 
 
@@ -334,17 +331,16 @@ def tokenize(config: TrainConfig, models: PolicyAndReference, data: TrainingData
     require_room(train_pairs + eval_pairs, models.facts.positions)
     notes = dict(reader.notes)
     lengths = [pair.longest for pair in train_pairs + eval_pairs]
-    account = data.account | {
-        "tokens": {
-            "max_length": config.max_length,
-            "longest": max(lengths),
-            "mean": sum(lengths) / len(lengths),
-            "notes": notes,
-        }
-    }
+    tokens = TokenAccount(
+        max_length=config.max_length,
+        longest=max(lengths),
+        mean=sum(lengths) / len(lengths),
+        notes=notes,
+    )
     if notes:
         happened = ", ".join(f"{count} {note.replace('_', ' ')}" for note, count in notes.items())
         progress.say(f"tokens: {happened} (of {len(lengths):,} pairs)")
+    account = data.account.model_copy(update={"tokens": tokens})
     return TokenizedData(train_pairs, eval_pairs, data.eval, account)
 
 

@@ -32,14 +32,14 @@ def test_training_goes_through_all_rules_and_accounts_for_them(tmp_path, rows):
     rows[6]["chosen"] += "\n\nHuman"
     rows[7]["chosen"] = "I'm sorry, but I can't help with that."
     data = load_training_data(write(tmp_path / "d.jsonl", rows), eval_fraction=0.25)
-    account = data.account["train"]
-    assert (account["rows_read"], account["rows_kept"]) == (40, 38)
-    assert account["dropped"] == {"identical": 1, "exact_duplicate": 1}
-    assert account["mended"] == {"transcript_residue": 1} and account["warned"] == {"refusal": 1}
-    assert [(item["row"], item["rule"]) for item in account["touched"]] == [
+    account = data.account.train
+    assert (account.rows_read, account.rows_kept) == (40, 38)
+    assert account.dropped == {"identical": 1, "exact_duplicate": 1}
+    assert account.mended == {"transcript_residue": 1} and account.warned == {"refusal": 1}
+    assert [(item.row, item.rule) for item in account.touched] == [
         (4, "identical"), (6, "exact_duplicate"), (7, "transcript_residue")
     ]  # fmt: skip
-    assert account["touched"][2]["before"].endswith("\\n\\nHuman")
+    assert account.touched[2].before.endswith("\\n\\nHuman")
     assert len(data.train) + len(data.eval) == 38
     assert not any(pair.chosen.endswith("Human") for pair in data.train + data.eval)
 
@@ -48,7 +48,7 @@ def test_rules_can_be_turned_off(tmp_path, rows):
     rows[5] = rows[4]
     path = write(tmp_path / "d.jsonl", rows)
     kept = load_training_data(path, rules_off=["exact_duplicate"])
-    assert kept.account["train"]["rows_kept"] == 40
+    assert kept.account.train.rows_kept == 40
     assert len({pair.id for pair in kept.train + kept.eval}) == 40, "each pair has an id of its own"
     with pytest.raises(UsageError, match="exact_dup"):
         load_training_data(path, rules_off=["exact_dup"])
@@ -61,13 +61,13 @@ def test_prompts_of_evaluation_are_taken_out_of_training(tmp_path, rows):
     rows[9]["prompt"] = [{"role": "user", "content": near}]
     train, held = write(tmp_path / "t.jsonl", rows), write(tmp_path / "e.jsonl", judged)
     data = load_training_data(train, eval_data=held)
-    split = data.account["split"]
-    assert split["train_pairs_dropped_for_eval_prompt"] == 1 and split["train_pairs"] == 39
-    found = {(item["row"], item["rule"], item["action"]) for item in split["touched"]}
+    split = data.account.split
+    assert split.train_pairs_dropped_for_eval_prompt == 1 and split.train_pairs == 39
+    found = {(item.row, item.rule, item.action) for item in split.touched}
     assert found == {(3, "eval_prompt", "drop"), (10, "eval_prompt_near", "warn")}
-    assert "e.jsonl, row 1" in split["touched"][0]["detail"]
+    assert "e.jsonl, row 1" in split.touched[0].detail
     off = load_training_data(train, eval_data=held, rules_off=["eval_prompt", "eval_prompt_near"])
-    assert len(off.train) == 40 and not off.account["split"]["touched"]
+    assert len(off.train) == 40 and not off.account.split.touched
 
 
 def test_evaluation_scores_legitimate_rows_byte_for_byte(tmp_path, rows):
@@ -77,7 +77,7 @@ def test_evaluation_scores_legitimate_rows_byte_for_byte(tmp_path, rows):
     rows[4]["prompt"].append({"role": "user", "content": "Well?"})
     rows[5]["rejected"] = " "
     loaded = load_pairs(write(tmp_path / "e.jsonl", rows))
-    assert loaded.account()["dropped"] == {"empty_rejected": 1} and len(loaded.pairs) == 39
+    assert loaded.account().dropped == {"empty_rejected": 1} and len(loaded.pairs) == 39
     rows.pop(5)
     assert [[p.chosen, p.rejected] for p in loaded.pairs] == [
         [r["chosen"], r["rejected"]] for r in rows
@@ -108,7 +108,7 @@ def test_nearly_all_real_rows_stay():
     train, dev = SHARED / "hh_helpful_train.jsonl", SHARED / "hh_helpful_dev.jsonl"
     data = load_training_data(str(train), eval_data=str(dev))
     assert len(data.eval) == 509 and len(data.train) >= 0.99 * 4654
-    assert data.account["split"]["train_pairs_dropped_for_eval_prompt"] == 0
+    assert data.account.split.train_pairs_dropped_for_eval_prompt == 0
 
 
 OPENINGS = st.text(max_size=12)
