@@ -63,6 +63,6 @@ class DataAccount(BaseModel):
     split: SplitAccount | None = None
     tokens: TokenAccount | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """For JSON; what does not apply is left out."""
         return self.model_dump(exclude_unset=True)

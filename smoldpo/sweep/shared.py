@@ -14,7 +14,7 @@ from typing import Any
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
 from smoldpo.sweep.spec import SPLIT_SETTINGS
-from smoldpo.training.fingerprint import tokenizer_sha256
+from smoldpo.training.fingerprint import Fingerprint, tokenizer_sha256
 from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.run import RunInputs, load_inputs
 from smoldpo.training.setup import TokenizedData, load_data, tokenize
@@ -85,10 +85,10 @@ class SharedInputs:
         self._remember(config, loaded.fingerprint)
         return loaded
 
-    def _remember(self, config: TrainConfig, fingerprint: dict[str, Any]) -> None:
-        wide = "in float64" if fingerprint["computing"]["dtype"] == "float64" else ""
+    def _remember(self, config: TrainConfig, fingerprint: Fingerprint) -> None:
+        wide = "in float64" if fingerprint.computing.dtype == "float64" else ""
         models = " ".join(filter(None, (config.model, config.reference, wide)))
-        contents = {part: fingerprint["contents"][part] for part in CONTENTS}
+        contents = {part: fingerprint.contents[part] for part in CONTENTS}
         then = self._known["models"].setdefault(models, contents)
         changed = [part for part in CONTENTS if then[part] != contents[part]]
         if changed:
@@ -96,7 +96,7 @@ class SharedInputs:
                 f"{models}: has changed since the sweep's first trials ({', '.join(changed)}), so its "
                 "trials could not be compared; put it back, or sweep anew with --overwrite"
             )
-        self._decide(fingerprint["computing"])
+        self._decide(fingerprint.computing.model_dump())
         write_json(self._file, self._known)
 
     def _decide(self, computing: dict[str, Any]) -> None:

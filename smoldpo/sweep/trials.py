@@ -23,7 +23,12 @@ from smoldpo.sweep.results import DONE, FAILED, FinalResult, TrialRecord
 from smoldpo.sweep.shared import ChangedError, SharedInputs
 from smoldpo.training.checkpoint import newest
 from smoldpo.training.checkpointer import require_disk
-from smoldpo.training.fingerprint import differences, other_machine, read_beginning, write_beginning
+from smoldpo.training.fingerprint import (
+    differences,
+    other_machine,
+    read_resume_record,
+    write_beginning,
+)
 from smoldpo.training.metrics_file import cut_back
 from smoldpo.training.run import Run, RunInputs, RunOptions, write_start
 from smoldpo.training.run_folder import command_line, make_folder
@@ -154,10 +159,10 @@ def _resumed(
 ) -> Run | None:
     """The trial at its newest checkpoint, where there is one of the same training."""
     try:
-        kept = read_beginning(folder)
+        record = read_resume_record(folder)
     except SmoldpoError:  # stopped before it began
         return None
-    if kept["finished"] or differences(kept["began"], loaded.fingerprint):
+    if record.finished or differences(record.began, loaded.fingerprint):
         return None
     checkpoint = newest(folder / "checkpoints", progress.say)
     if checkpoint is None:
@@ -165,7 +170,7 @@ def _resumed(
     progress.say(f"goes on after step {checkpoint.step:,}")
     cut_back(folder / "metrics.jsonl", checkpoint.state["metrics_rows"])
     exact = loaded.models.facts.device == "cpu" and not other_machine(
-        kept["began"], loaded.fingerprint
+        record.began, loaded.fingerprint
     )
     return Run(
         folder, config, loaded, context.interruption, options, checkpoint=checkpoint, exact=exact

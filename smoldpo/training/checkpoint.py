@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from smoldpo._version import __version__
 from smoldpo.utils.errors import SmoldpoError
 from smoldpo.utils.files import not_saved, sha256_of, sync, write_json
 
@@ -87,7 +88,8 @@ def _write(staging: Path, checkpoint: Checkpoint) -> None:
         path = staging / f"{name}.safetensors"
         save_file(tensors, path)
         sync(path)
-    write_json(staging / STATE, {"format": FORMAT, "step": checkpoint.step} | checkpoint.state)
+    about = {"format": FORMAT, "smoldpo": __version__, "step": checkpoint.step}
+    write_json(staging / STATE, about | checkpoint.state)
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(staging.iterdir())
@@ -101,6 +103,7 @@ def verify(path: Path) -> list[str]:
 
     Raises:
         DamagedError: naming the checkpoint, and the file that is missing, cut short or changed.
+        SmoldpoError: another version saved it in a format of its own; the text says which version.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -109,7 +112,13 @@ def verify(path: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}: its {MANIFEST} cannot be read ({error})") from None
     if known != FORMAT:
-        raise DamagedError(f"{path}: was saved in form {known!r}; this smoldpo reads {FORMAT}")
+        maker = _maker(path)
+        if maker in (None, __version__):
+            raise DamagedError(f"{path}: its {MANIFEST} names format {known!r}, not {FORMAT}")
+        raise SmoldpoError(
+            f"{path}: was saved by smoldpo {maker} in format {known!r}, and this is smoldpo {__version__}, "
+            f"which reads {FORMAT}; resume the run with smoldpo {maker}"
+        )
     for name, (size, digest) in files.items():
         file = path / name
         if not file.is_file():
@@ -121,11 +130,20 @@ def verify(path: Path) -> list[str]:
     return list(files)
 
 
+def _maker(path: Path) -> str | None:
+    """The version of smoldpo that saved a checkpoint, if it can be read."""
+    try:
+        return json.loads((path / STATE).read_text(encoding="utf-8")).get("smoldpo")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint after verifying it.
 
     Raises:
         DamagedError: it does not fit its manifest, or does not hold a checkpoint at all.
+        SmoldpoError: as `verify`.
     """
     names = verify(path)
     try:

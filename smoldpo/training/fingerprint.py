@@ -1,25 +1,25 @@
 """What a run began with, so that a resume goes on with the same or refuses, naming what differs.
 
-RUN/resume.json    {"format", "began": the fingerprint, "folder": the working folder, "finished"}
+It stands in RUN/resume.json, a ResumeRecord.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from smoldpo._version import __version__
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
 from smoldpo.engine.cache.keys import code_sha256
-from smoldpo.training.policy_and_reference import PolicyAndReference
+from smoldpo.training.policy_and_reference import EngineRecord, PolicyAndReference
 from smoldpo.training.setup import TokenizedData
 from smoldpo.types import PLAIN, PreferencePair
 from smoldpo.utils.errors import SmoldpoError, UsageError
@@ -38,7 +38,7 @@ FROM_NAMES = {"model", "reference", "data", "eval_data", "freeze_layers", "dtype
     "device",
 }
 """Settings whose effect is fixed below, by content or by what was decided; their words may change."""
-PARTS = {
+CONTENTS = {
     "model": "the model's weights",
     "reference": "the reference's weights",
     "configuration": "the model's or the reference's config.json",
@@ -47,46 +47,95 @@ PARTS = {
     "data": "the preference pairs",
     "tokens": "the tokens of the pairs",
 }
-COMPUTING = ("dtype", "device", "engine", "kernels", "compiled", "frozen_layers")
+
+
+class Computing(EngineRecord):
+    """How a run computes."""
+
+    dtype: str
+    device: str
+    frozen_layers: int
+    threads: int
+
+
+class Fingerprint(BaseModel):
+    """Everything that weights and losses of a run depend on: contents by SHA-256, the rest by value.
+
+    Attributes:
+        contents: SHA-256 (hex) by the names in CONTENTS.
+        settings: those that have a say in weights or data.
+        machine: what may round otherwise elsewhere: versions, the processor, smoldpo's own code.
+    """
+
+    contents: dict[str, str]
+    settings: dict[str, Any]
+    computing: Computing
+    machine: dict[str, str]
+
+
+class Finished(BaseModel):
+    total_steps: int
+
+
+class ResumeRecord(BaseModel):
+    """resume.json: what a run began with, and how far it came.
+
+    Attributes:
+        began: the run's fingerprint at its beginning.
+        folder: the working folder, in which relative names mean what they meant.
+        finished: None until the run is.
+        extended_at: the step at which epochs were added, where they were.
+    """
+
+    format: int = FORMAT
+    began: Fingerprint
+    folder: str
+    finished: Finished | None = None
+    extended_at: int | None = None
 
 
 def fingerprint(
-    config: TrainConfig, models: PolicyAndReference, data: TrainingData, tokenized: TokenizedData
-) -> dict[str, Any]:
-    """Everything that weights and losses of a run depend on: contents by SHA-256, the rest by value."""
-    settings = config.model_dump()
-    return {
-        "contents": {
-            "model": models.facts.hashes["policy_start"],
-            "reference": models.facts.hashes["reference"],
-            "configuration": models.facts.configuration_sha256,
-            "tokenizer": tokenizer_sha256(models.tokenizer),
-            "chat_template": _sha256([str(models.tokenizer.chat_template)]),
-            "data": _sha256(
-                f"{part} {pair.id} {pair.content_hash()}{_numbers(pair)}"
-                for part, pairs in (("train", data.train), ("eval", data.eval))
-                for pair in pairs
-            ),
-            "tokens": _sha256(
-                repr((pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
-                for pair in tokenized.train + tokenized.eval
-            ),
+    config: TrainConfig,
+    models: PolicyAndReference,
+    data: TrainingData,
+    tokenized: TokenizedData,
+) -> Fingerprint:
+    """The fingerprint of what is there now."""
+    facts, tokenizer, settings = models.facts, models.tokenizer, config.model_dump()
+    pairs = _sha256(
+        f"{part} {pair.id} {pair.content_hash()}{_numbers(pair)}"
+        for part, pairs in (("train", data.train), ("eval", data.eval))
+        for pair in pairs
+    )
+    tokens = _sha256(
+        repr((pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
+        for pair in tokenized.train + tokenized.eval
+    )
+    return Fingerprint(
+        contents={
+            "model": facts.hashes["policy_start"],
+            "reference": facts.hashes["reference"],
+            "configuration": facts.configuration_sha256,
+            "tokenizer": tokenizer_sha256(tokenizer),
+            "chat_template": _sha256([str(tokenizer.chat_template)]),
+            "data": pairs,
+            "tokens": tokens,
         },
-        "settings": {k: v for k, v in settings.items() if k not in FREE_SETTINGS | FROM_NAMES},
-        "computing": {
-            "dtype": str(models.facts.dtype).removeprefix("torch."),
-            "device": models.facts.device,
-            "frozen_layers": models.trainable.frozen_layers,
-            "threads": torch.get_num_threads(),
+        settings={k: v for k, v in settings.items() if k not in FREE_SETTINGS | FROM_NAMES},
+        computing=Computing(
             **models.computing.model_dump(),
-        },
-        "machine": {
+            dtype=str(facts.dtype).removeprefix("torch."),
+            device=facts.device,
+            frozen_layers=models.trainable.frozen_layers,
+            threads=torch.get_num_threads(),
+        ),
+        machine={
             "processor": processor_name(),
             "smoldpo": __version__,
             "smoldpo's forward pass": code_sha256()[:12],
             **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
         },
-    }
+    )
 
 
 def _numbers(pair: PreferencePair) -> str:
@@ -94,22 +143,22 @@ def _numbers(pair: PreferencePair) -> str:
     return "" if pair.numbers == PLAIN else f" {pair.numbers}"
 
 
-def differences(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(began: Fingerprint, now: Fingerprint) -> list[str]:
     """What keeps a run from going on as it began, in words."""
     found = []
-    for key, words in PARTS.items():
-        if began["contents"].get(key) != now["contents"][key]:
+    for key, words in CONTENTS.items():
+        if began.contents.get(key) != now.contents[key]:
             found.append(f"{words} ({key}) changed since the run began")
-    for key in began["settings"] | now["settings"]:
-        then = began["settings"].get(key, _default(key))
-        today = now["settings"].get(key)
+    for key in began.settings | now.settings:
+        then = began.settings.get(key, _default(key))
+        today = now.settings.get(key)
         if then != today:
             more = "; epochs are added with --extend" if key == "num_train_epochs" else ""
             found.append(f"setting {key} is {today!r}, and was {then!r} when the run began{more}")
-    for key in COMPUTING:
-        then, today = began["computing"].get(key), now["computing"][key]
-        if then != today:
-            found.append(f"{key} is {today!r}, and was {then!r} when the run began")
+    then, today = began.computing.model_dump(), now.computing.model_dump()
+    for key in today:
+        if key != "threads" and then[key] != today[key]:
+            found.append(f"{key} is {today[key]!r}, and was {then[key]!r} when the run began")
     return found
 
 
@@ -119,36 +168,37 @@ def _default(setting: str) -> Any:
     return None if field is None else field.get_default(call_default_factory=True)
 
 
-def other_machine(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def other_machine(began: Fingerprint, now: Fingerprint) -> list[str]:
     """What may round otherwise here than where the run began."""
-    then, today = began["machine"], now["machine"]
-    found = [f"{k}: {today[k]}, was {then.get(k)}" for k in today if then.get(k) != today[k]]
-    threads = began["computing"]["threads"], now["computing"]["threads"]
-    if threads[0] != threads[1]:
-        found.append(f"threads: {threads[1]}, was {threads[0]}")
-    return found
+    then = began.machine | {"threads": began.computing.threads}
+    today = now.machine | {"threads": now.computing.threads}
+    return [f"{k}: {today[k]}, was {then.get(k)}" for k in today if then.get(k) != today[k]]
 
 
-def write_beginning(folder: Path, began: dict[str, Any]) -> None:
-    """Say in the run folder what the run began with; from now on it can be resumed."""
-    write_json(
-        folder / FILE,
-        {"format": FORMAT, "began": began, "folder": str(Path.cwd()), "finished": None},
-    )
+def write_resume_record(folder: Path, record: ResumeRecord) -> None:
+    """Write resume.json; from then on the run can be resumed."""
+    write_json(folder / FILE, record.model_dump(mode="json"))
+
+
+def write_beginning(folder: Path, began: Fingerprint) -> None:
+    """Say in the run folder what the run began with."""
+    write_resume_record(folder, ResumeRecord(began=began, folder=str(Path.cwd())))
 
 
 def mark_finished(folder: Path, total_steps: int) -> None:
     """Say in the run folder that the run of so many steps is finished."""
-    kept = read_beginning(folder)
-    write_json(folder / FILE, kept | {"finished": {"total_steps": total_steps}})
+    finished = Finished(total_steps=total_steps)
+    write_resume_record(
+        folder, read_resume_record(folder).model_copy(update={"finished": finished})
+    )
 
 
-def read_beginning(folder: Path) -> dict[str, Any]:
+def read_resume_record(folder: Path) -> ResumeRecord:
     """What stands in resume.json.
 
     Raises:
         UsageError: no such folder, or none that holds a run which began.
-        SmoldpoError: the file is damaged.
+        SmoldpoError: the file is damaged, or in a format that this version does not know.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such run folder")
@@ -159,15 +209,17 @@ def read_beginning(folder: Path) -> dict[str, Any]:
             "began, or an older smoldpo made it); start it with smoldpo train"
         )
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["format"] != FORMAT:
-            raise ValueError(f"its form is {kept['format']!r}, this smoldpo reads {FORMAT}")
-        for part in ("contents", "settings", "computing", "machine"):
-            kept["began"][part].keys()
-        os.fspath(kept["folder"])
-        return kept
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        found, maker = plain["format"], plain["began"]["machine"].get("smoldpo")
+        if found == FORMAT:
+            return ResumeRecord.model_validate(plain)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SmoldpoError(f"{path}: cannot be read ({error}), so nothing can be resumed") from None
+        first = str(error).replace("\n", " ")
+        raise SmoldpoError(f"{path}: cannot be read ({first}), so nothing can be resumed") from None
+    raise SmoldpoError(
+        f"{path}: the run was begun by smoldpo {maker}, which writes format {found!r}, and this is smoldpo "
+        f"{__version__}, which reads {FORMAT}; resume the run with smoldpo {maker}"
+    )
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from smoldpo.config.load import build_config, load_yaml, to_yaml
 from smoldpo.config.schema import TrainConfig
 from smoldpo.training.checkpoint import Checkpoint, newest
-from smoldpo.training.fingerprint import FILE, differences, other_machine, read_beginning
+from smoldpo.training.fingerprint import (
+    Fingerprint,
+    ResumeRecord,
+    differences,
+    other_machine,
+    read_resume_record,
+    write_resume_record,
+)
 from smoldpo.training.metrics_file import cut_back
 from smoldpo.training.run import Run, RunResult, load_inputs
 from smoldpo.training.sampler import Schedule
 from smoldpo.utils import progress
 from smoldpo.utils.errors import SmoldpoError, UsageError
-from smoldpo.utils.files import write_json, write_text
+from smoldpo.utils.files import write_text
 from smoldpo.utils.signals import Interruption
 
 
@@ -31,21 +37,21 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
         SmoldpoError: as run_training.
     """
     folder = folder.expanduser().absolute()
-    kept = read_beginning(folder)
-    began = kept["began"]
+    record = read_resume_record(folder)
+    began = record.began
     config = _config(folder, began, extend)
-    torch.set_num_threads(began["computing"]["threads"])
-    with Interruption() as interruption, in_folder(kept["folder"]):
-        inputs = load_inputs(config, began["computing"]["kernels"])
+    torch.set_num_threads(began.computing.threads)
+    with Interruption() as interruption, in_folder(record.folder):
+        inputs = load_inputs(config, began.computing.kernels)
         _require_same(folder, began, inputs.fingerprint, config, extend)
         total = Schedule.of(config, len(inputs.data.train)).total_steps
         checkpoint = newest(folder / "checkpoints", progress.say)
-        _require_unfinished(folder, kept, total, extend, checkpoint)
+        _require_unfinished(folder, record, total, extend, checkpoint)
         step = checkpoint.step if checkpoint else 0
         progress.say(f"resume: {folder.name} goes on after step {step:,} of {total:,}")
         if extend:
-            kept = _write_extended(folder, kept, config, step)
-        if checkpoint and kept.get("extended_at") == step:
+            record = _write_extended(folder, record, config, step)
+        if checkpoint and record.extended_at == step:
             checkpoint.state["best"]["since"] = 0  # patience begins anew
         cut_back(folder / "metrics.jsonl", checkpoint.state["metrics_rows"] if checkpoint else 0)
         # On a GPU a pair's numbers depend on the pairs beside it, by rounding (docs/engine.md).
@@ -53,19 +59,19 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
         return Run(folder, config, inputs, interruption, checkpoint=checkpoint, exact=exact).run()
 
 
-def _config(folder: Path, began: dict[str, Any], extend: float | None) -> TrainConfig:
+def _config(folder: Path, began: Fingerprint, extend: float | None) -> TrainConfig:
     """The run's own configuration, with what was decided at its start; where extended, with more epochs."""
     config = build_config(load_yaml(folder / "config.yaml"))
-    computing = began["computing"]
+    computing = began.computing
     then = {
-        "engine": computing["engine"],
-        "device": computing["device"],
-        "compile": "on" if computing["compiled"] else "off",
+        "engine": computing.engine,
+        "device": computing.device,
+        "compile": "on" if computing.compiled else "off",
     }
     decided = {key: value for key, value in then.items() if getattr(config, key) == "auto"}
     decided |= {"output_dir": str(folder), "overwrite": False}
     if extend is not None:
-        settings = began["settings"]  # and not config.yaml's: a kill may have come between the two
+        settings = began.settings  # and not config.yaml's: a kill may have come between the two
         decided["num_train_epochs"] = settings["num_train_epochs"] + extend
         if settings["max_steps"] is not None:
             raise UsageError(
@@ -87,14 +93,14 @@ def in_folder(folder: str):
 
 def _require_same(
     folder: Path,
-    began: dict[str, Any],
-    now: dict[str, Any],
+    began: Fingerprint,
+    now: Fingerprint,
     config: TrainConfig,
     extend: float | None,
 ) -> None:
     if extend is not None:
         length = {"num_train_epochs": config.num_train_epochs}
-        began = began | {"settings": began["settings"] | length}
+        began = began.model_copy(update={"settings": began.settings | length})
     found = differences(began, now)
     if found:
         raise UsageError(
@@ -111,15 +117,15 @@ def _require_same(
 
 def _require_unfinished(
     folder: Path,
-    kept: dict[str, Any],
+    record: ResumeRecord,
     total: int,
     extend: float | None,
     checkpoint: Checkpoint | None,
 ) -> None:
-    finished = kept["finished"]
+    finished = record.finished
     if finished and extend is None:
         raise UsageError(
-            f"{folder.name}: is finished ({finished['total_steps']:,} steps); "
+            f"{folder.name}: is finished ({finished.total_steps:,} steps); "
             "smoldpo resume RUN --extend EPOCHS adds epochs"
         )
     if finished and checkpoint is None:
@@ -132,21 +138,22 @@ def _require_unfinished(
 
 
 def _write_extended(
-    folder: Path, kept: dict[str, Any], config: TrainConfig, step: int
-) -> dict[str, Any]:
+    folder: Path, record: ResumeRecord, config: TrainConfig, step: int
+) -> ResumeRecord:
     """The longer length, in resume.json and config.yaml; in the latter nothing else changes.
 
-    What the shorter run found is removed, lest it stand for the longer one's. Returns what resume.json holds.
+    What the shorter run found is removed, lest it stand for the longer one's.
     """
     longer = {"num_train_epochs": config.num_train_epochs}
-    began = kept["began"] | {"settings": kept["began"]["settings"] | longer}
+    began = record.began.model_copy(update={"settings": record.began.settings | longer})
     plain = build_config(load_yaml(folder / "config.yaml")).model_copy(update=longer)
     write_text(folder / "config.yaml", to_yaml(plain))
-    kept = kept | {"began": began, "finished": None, "extended_at": step}
-    write_json(folder / FILE, kept)
+    changed = {"began": began, "finished": None, "extended_at": step}
+    record = record.model_copy(update=changed)
+    write_resume_record(folder, record)
     for name in ("evaluation.json", "samples.jsonl", "timings.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
-    return kept
+    return record
 
 
 def check_epochs(epochs: float | None) -> None:

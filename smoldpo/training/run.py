@@ -33,7 +33,12 @@ from smoldpo.training import display
 from smoldpo.training.checkpoint import Checkpoint
 from smoldpo.training.checkpointer import Checkpointer, require_disk
 from smoldpo.training.final_evaluation import FinalEvaluation, tokenize_sample_prompt
-from smoldpo.training.fingerprint import fingerprint, mark_finished, write_beginning
+from smoldpo.training.fingerprint import (
+    Fingerprint,
+    fingerprint,
+    mark_finished,
+    write_beginning,
+)
 from smoldpo.training.loggers import Reporting
 from smoldpo.training.loop import NotFiniteError, loss_function, train
 from smoldpo.training.metrics_file import MetricsFile, read_rows
@@ -85,7 +90,7 @@ class RunInputs:
     data: TokenizedData
     final_evaluation: FinalEvaluation
     gates: dict[str, float]
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
 
 
 def run_training(
@@ -172,7 +177,7 @@ def write_start(
     )
     how = {"freeze_layers_auto": picked} if picked else {}
     write_json(folder / "environment.json", machine | models.computing.model_dump() | how)
-    write_json(folder / "data.json", tokenized.account.as_dict())
+    write_json(folder / "data.json", tokenized.account.as_json())
 
 
 def _ignore(*_: Any) -> None:

@@ -214,6 +214,7 @@ def choose_trainable(config: TrainConfig, policy: PreTrainedModel, full: torch.d
 def layer_selection(config: TrainConfig) -> LayerSelection:
     """What trains; adapters go on every layer where freeze_layers is not set."""
     layers = config.freeze_layers
+    assert layers != "auto", "load_inputs refuses it"
     if layers is None and config.use_peft:
         layers = 0
     return LayerSelection(layers, config.train_layers, config.train, config.freeze)

@@ -86,6 +86,43 @@ def test_stopped_and_resumed_three_times(place, whole, at):
     assert differences(whole, place / name) == []
 
 
+BEGAN = {
+    "contents": ("model", "reference", "configuration", "tokenizer", "chat_template", "data", "tokens"),
+    "computing": ("dtype", "device", "frozen_layers", "threads", "engine", "kernels", "compiled"),
+    "machine": (
+        "processor", "smoldpo", "smoldpo's forward pass", "torch", "transformers", "tokenizers",
+    ),
+}  # fmt: skip
+"""The keys of resume.json as the version wrote them that had no wings (0.1.0, commit 397ce02)."""
+
+
+def test_a_run_that_another_version_began_goes_on_exactly(place, whole):
+    """The code differs, which is said; where it computes the same, the bits are the same."""
+    place.killed(*place.training("run"), at=5)
+    path = place / "run" / "resume.json"
+    record = json.loads(path.read_text())
+    began = {
+        part: {key: record["began"][part][key] for key in keys} for part, keys in BEGAN.items()
+    }
+    began["settings"] = record["began"]["settings"]
+    began["machine"] |= {"smoldpo": "0.0.9", "smoldpo's forward pass": "0123456789ab"}
+    older = {"format": 1, "began": began, "folder": record["folder"], "finished": None}
+    path.write_text(json.dumps(older))
+    said = place.ok("resume", "run")
+    assert "smoldpo: " in said and "was 0.0.9" in said and "was 0123456789ab" in said
+    assert "after step 4 of 12" in said
+    assert differences(whole, place / "run") == []
+
+
+def test_a_format_of_another_version_is_refused_and_the_version_named(place, stopped):
+    record = json.loads((stopped / "resume.json").read_text())
+    record["began"]["machine"]["smoldpo"] = "9.8.7"
+    (stopped / "resume.json").write_text(json.dumps(record | {"format": 2}))
+    code, said = place.run("resume", "run")
+    assert code == 1 and "begun by smoldpo 9.8.7" in said and "format 2" in said
+    assert saved_steps(stopped / "checkpoints"), "nothing is touched"
+
+
 @pytest.fixture(scope="module")
 def noisy(often):
     """Runs that draw random numbers, whole and killed."""

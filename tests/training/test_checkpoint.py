@@ -1,5 +1,6 @@
 """Checkpoints as files, and the random generators in them. What kills do to them: tests/faults."""
 
+import json
 import random
 
 import numpy
@@ -18,6 +19,7 @@ from smoldpo.training.checkpoint import (
     verify,
 )
 from smoldpo.utils import rng
+from smoldpo.utils.errors import SmoldpoError
 
 
 def some(step, value=1.0):
@@ -103,3 +105,23 @@ def test_every_generator_goes_on_where_it_was():
     assert first == again
     rng.seed_everything(3)
     assert draw[0] == random.random()
+
+
+@pytest.mark.parametrize("maker, error", [("9.8.7", SmoldpoError), (None, DamagedError)])
+def test_a_format_of_another_version_is_refused_and_the_version_named(tmp_path, maker, error):
+    """And not passed over for an older checkpoint, as a damaged one is."""
+    save_checkpoint(tmp_path, some(1))
+    path = save_checkpoint(tmp_path, some(2))
+    for name, more in (("manifest.json", {}), ("state.json", {"smoldpo": maker})):
+        plain = json.loads((path / name).read_text())
+        (path / name).write_text(json.dumps(plain | {"format": 2} | more))
+    with pytest.raises(
+        SmoldpoError, match=r"by smoldpo 9\.8\.7 in format 2|names format 2"
+    ) as refused:
+        load_checkpoint(path)
+    assert type(refused.value) is error
+    if maker:
+        with pytest.raises(SmoldpoError, match="resume the run with smoldpo 9"):
+            newest(tmp_path, print)
+    else:
+        assert newest(tmp_path, print).step == 1
