@@ -150,7 +150,7 @@ def test_hashes_do_not_tell_how_it_was_loaded(folders, write_rows):
     found = []
     for more in ({}, {"use_peft": True}, {"model": str(folders[1])}, {"engine": "plain"}):
         config = build_config(given | {"reference": str(folders[0])} | more)
-        found.append(load_models(config, load_data(config)).hashes)
+        found.append(load_models(config, load_data(config)).facts.hashes)
     assert found.count(found[0]) == 4 and len(set(found[0].values())) == 1
 
 
