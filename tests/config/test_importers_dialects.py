@@ -1,5 +1,6 @@
 """Whole recipes of each dialect, what its tool does untold, and the tables of docs/recipes.md."""
 
+import ast
 import dataclasses
 import re
 
@@ -65,13 +66,12 @@ def test_what_trl_does_without_being_told_is_written_out():
 
 def test_defaults_are_trls_own():
     trl = pytest.importorskip("trl")
-    from smoldpo.config.importers.trl import DEFAULTS
-
+    defaults = DIALECTS["trl"].defaults
     real = trl.DPOConfig(output_dir="none", bf16=False)
-    theirs = {name: getattr(real, name) for name in DEFAULTS if hasattr(real, name)}
+    theirs = {name: getattr(real, name) for name in defaults if hasattr(real, name)}
     theirs["lr_scheduler_type"] = real.lr_scheduler_type.value
     theirs["warmup_ratio"] = float(real.warmup_steps)
-    assert theirs == DEFAULTS
+    assert theirs == defaults
     for name in ("beta", "max_length", "weight_decay", "adam_beta2", "max_grad_norm", "seed"):
         assert TrainConfig.model_fields[name].default == getattr(real, name), name
 
@@ -128,24 +128,23 @@ SECTIONS = {
 
 @pytest.mark.parametrize("title, name", SECTIONS.items())
 def test_the_docs_tables_are_true(title, name):
-    """Each key in them has a rule, or stands in the module's groups; each setting exists."""
+    """Each key in them has a rule, or stands in the steps of its dialect; each setting exists."""
     text = (ROOT / "docs" / "recipes.md").read_text()
     section = text.partition(f"\n{title}\n")[2].partition("\n## ")[0]
     assert f"`--from {name}`" in section
-    module = DIALECTS[name].module
-    grouped = "".join(
-        (ROOT / "smoldpo" / "recipes" / file).read_text()
-        for file in (
-            "shared.py",
-            "optimization.py",
-            "trl.py",
-            f"{module.__name__.rpartition('.')[2]}.py",
-        )
-    )
+    own = name.replace("-", "_").removeprefix("alignment_")
+    folder = ROOT / "smoldpo" / "config" / "importers"
+    in_steps = {
+        word
+        for file in ("hf_trainer", "optimizers", "adapters", "trl", own)
+        for node in ast.walk(ast.parse((folder / f"{file}.py").read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for word in node.value.split()
+    }
     rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
     assert len(rows) >= 3
     for keys, becomes in rows:
         for key in re.findall(r"`([^`]+)`", keys):
-            assert find(module.RULES, key) or f'"{key}"' in grouped, key
+            assert find(DIALECTS[name].rules, key) or key in in_steps, key
         for setting in re.findall(r"`([^`]+)`", becomes):
             assert setting in TrainConfig.model_fields, setting

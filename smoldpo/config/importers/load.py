@@ -7,73 +7,32 @@ import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
 
-from smoldpo.config.importers import axolotl, handbook, hf_trainer, llama_factory, losses, trl
-from smoldpo.config.importers.losses import method_of
+from smoldpo.config.importers import axolotl, handbook, hf_trainer, llama_factory, trl
+from smoldpo.config.importers.losses import METHODS, method_of, set_loss
 from smoldpo.config.importers.mapping import (
     DEFAULT,
     STATUSES,
     UNSUPPORTED,
     Draft,
     Entry,
+    default_of,
     find,
     one_line,
+    refuse,
 )
 from smoldpo.config.load import build_config, load_yaml
 from smoldpo.config.schema import TrainConfig
 from smoldpo.utils.errors import ConfigError, UsageError
 
-
-@dataclass(frozen=True)
-class Dialect:
-    """A trainer whose recipes are read: how it is recognised, and the module with its rules."""
-
-    title: str
-    signs: frozenset[str]
-    module: ModuleType
-
-
 DIALECTS = {
-    "llama-factory": Dialect(
-        "LLaMA-Factory",
-        frozenset(
-            {
-                "stage",
-                "finetuning_type",
-                "pref_beta",
-                "pref_loss",
-                "cutoff_len",
-                "template",
-                "dataset_dir",
-            }
-        ),
-        llama_factory,
-    ),
-    "axolotl": Dialect(
-        "axolotl",
-        frozenset(
-            {
-                "base_model",
-                "rl",
-                "micro_batch_size",
-                "sequence_len",
-                "num_epochs",
-                "val_set_size",
-                "adapter",
-            }
-        ),
-        axolotl,
-    ),
-    "alignment-handbook": Dialect(
-        "the alignment handbook",
-        frozenset({"dataset_mixer", "dataset_splits", "dataset_configs", "dataset_mixture"}),
-        handbook,
-    ),
-    "trl": Dialect("TRL", frozenset({"model_name_or_path", "dataset_name"}), trl),
+    "llama-factory": llama_factory.DIALECT,
+    "axolotl": axolotl.DIALECT,
+    "alignment-handbook": handbook.DIALECT,
+    "trl": trl.DIALECT,
 }
 """In the order in which a draw is decided: TRL's keys stand in the others' recipes too."""
 
@@ -142,44 +101,30 @@ def import_recipe(path: Path, dialect: str | None = None) -> Imported:
     """
     recipe = {str(key): value for key, value in load_yaml(path).items()}
     name = dialect or recognise(recipe, path)
-    module = DIALECTS[name].module
+    rules = DIALECTS[name]
     method = method_of(recipe, path, name, told=dialect is not None)
-    recipe = _flat(recipe, getattr(module, "NESTED", ()))
+    recipe = _flat(recipe, rules.nested)
     draft = Draft(recipe, path.parent, method)
-    if method in losses.METHODS:
-        losses.set_loss(draft, name)
-    module.groups(draft)
-    _by_rules(draft, DIALECTS[name])
-    _by_default(draft, DIALECTS[name])
-    hf_trainer.nameless(draft)
-    hf_trainer.batch(draft)
+    if method in METHODS:
+        set_loss(draft, name)
+    for step in rules.steps:
+        step(draft) if callable(step) else draft.apply(step)
+    unknown = refuse(f"no key that is known of {rules.title}")
+    for key in draft.undecided(*recipe):
+        if not any(done.startswith(f"{key}.") for done in draft.entries):
+            draft.decide(key, find(rules.rules, key) or unknown)
+    why = f"what {rules.title} does without being told"
+    for setting, value in rules.defaults.items():
+        if value != default_of(setting) and not _said(draft, setting):
+            draft.default(f"({setting})", setting, value, why)
+    hf_trainer.unsaid(draft)
     config = _checked(draft, path)
-    said = config.model_dump()
-    settings = {name: said[name] for name in said if name in draft.settings}
+    values = config.model_dump()
+    settings = {name: values[name] for name in values if name in draft.settings}
     entries = tuple(sorted(draft.entries.values(), key=_place(recipe)))
     return Imported(
         path.name, name, config, settings, entries, tuple(draft.notes), tuple(draft.commands)
     )
-
-
-def _by_rules(draft: Draft, dialect: Dialect) -> None:
-    """The keys that stand alone: whatever the groups have left."""
-    for key, value in draft.recipe.items():
-        if key in draft.entries or any(done.startswith(f"{key}.") for done in draft.entries):
-            continue
-        rule = find(dialect.module.RULES, key)
-        if rule is None:
-            draft.refuse(key, f"no key that is known of {dialect.title}")
-        else:
-            rule(draft, key, value)
-
-
-def _by_default(draft: Draft, dialect: Dialect) -> None:
-    """What the recipe leaves to its own tool, where smoldpo would do something else."""
-    why = f"what {dialect.title} does without being told"
-    for setting, value in dialect.module.DEFAULTS.items():
-        if value != TrainConfig.model_fields[setting].default and not _said(draft, setting):
-            draft.default(f"({setting})", setting, value, why)
 
 
 def recognise(recipe: dict[str, Any], path: Path) -> str:
@@ -192,7 +137,9 @@ def recognise(recipe: dict[str, Any], path: Path) -> str:
         raise UsageError(f"{path}: is empty; give a recipe of {', '.join(DIALECTS)}")
     if {"model", "data"} & set(recipe) and set(recipe) <= set(TrainConfig.model_fields):
         raise UsageError(f"{path}: is a smoldpo configuration already: smoldpo train {path.name}")
-    votes = {name: len(dialect.signs & set(recipe)) for name, dialect in DIALECTS.items()}
+    votes = {
+        name: len(set(dialect.signs.split()) & set(recipe)) for name, dialect in DIALECTS.items()
+    }
     best = max(votes, key=lambda name: votes[name])
     if not votes[best]:
         raise UsageError(
@@ -206,18 +153,16 @@ def _said(draft: Draft, setting: str) -> bool:
     """Whether the recipe decided this itself, be it by what smoldpo cannot do."""
     if setting == "warmup_ratio" and "warmup_steps" in draft.settings:
         return True
-    refused = draft.entries.get(setting) or draft.entries.get(ALIASES.get(setting, ""))
+    alias = "lr_scheduler" if setting == "lr_scheduler_type" else ""
+    refused = draft.entries.get(setting) or draft.entries.get(alias)
     return setting in draft.settings or (refused is not None and refused.status == UNSUPPORTED)
 
 
-ALIASES = {"lr_scheduler_type": "lr_scheduler"}
-
-
-def _flat(recipe: dict[str, Any], nested: tuple[str, ...]) -> dict[str, Any]:
+def _flat(recipe: dict[str, Any], nested: str) -> dict[str, Any]:
     """`trl: {beta: 0.1}` as `trl.beta`; the first of what a dialect nests."""
     flat: dict[str, Any] = {}
     for key, value in recipe.items():
-        if key in nested and isinstance(value, dict) and value:
+        if key == nested and isinstance(value, dict) and value:
             flat |= {f"{key}.{inner}": deep for inner, deep in value.items()}
         else:
             flat[key] = value

@@ -1,16 +1,28 @@
-"""What a recipe is for, told by what its trainer calls the method, or by its keys."""
+"""What a recipe is for (DPO, ORPO, CPO or SimPO), told by its keys or names, and its keys of the loss."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from smoldpo.config.importers.mapping import Draft, Rule, alone, is_off, number, short, unsupported
+from smoldpo.config.importers.mapping import (
+    Draft,
+    alone,
+    drop,
+    is_off,
+    keep,
+    number,
+    refuse,
+    same,
+    short,
+    unsupported,
+)
 from smoldpo.config.losses import FACTS
 from smoldpo.utils.errors import UsageError
 
+METHODS = ("orpo", "cpo", "simpo")
+"""Besides DPO: those without a reference."""
 NAMES = {
     "sft": "supervised fine-tuning",
     "pt": "pre-training",
@@ -26,36 +38,24 @@ NAMES = {
     "rloo": "RLOO",
 }
 KEYS = {
-    "grpo": {"num_generations", "reward_funcs", "reward_weights", "use_vllm", "vllm_mode"},
-    "kto": {"desirable_weight", "undesirable_weight"},
-    "reward": {"center_rewards_coefficient"},
-    "simpo": {"gamma_beta_ratio", "sft_weight"},
-    "cpo": {"cpo_alpha", "simpo_gamma"},
-    "sft": {
-        *("packing", "eval_packing", "dataset_text_field", "max_seq_length", "assistant_only_loss"),
-        *("completion_only_loss", "packing_strategy"),
-    },
+    "grpo": "num_generations reward_funcs reward_weights use_vllm vllm_mode",
+    "kto": "desirable_weight undesirable_weight",
+    "reward": "center_rewards_coefficient",
+    "simpo": "gamma_beta_ratio sft_weight",
+    "cpo": "cpo_alpha simpo_gamma",
+    "sft": "packing eval_packing dataset_text_field max_seq_length assistant_only_loss "
+    "completion_only_loss packing_strategy",
 }
 """Keys that only one trainer has: TRL's, or that of SimPO's authors."""
-DPO_KEYS = {
-    *("beta", "loss_type", "label_smoothing", "max_prompt_length", "precompute_ref_log_probs"),
-    *(
-        "rpo_alpha",
-        "ld_alpha",
-        "f_divergence_type",
-        "sync_ref_model",
-        "use_weighting",
-        "reference_free",
-    ),
-}
-
 DPO_ALONE = {"rpo_alpha", "ld_alpha", "f_divergence_type", "use_weighting", "reference_free"}
-"""Of these, keys that no other trainer's recipe has."""
+"""Keys that no other trainer's recipe has."""
 WITH_REFERENCE = {"precompute_ref_log_probs", "sync_ref_model"}
-"""Keys that trainers with a reference have: not those of FREE, but KTO's and GRPO's."""
+"""Keys that trainers with a reference have: not those of METHODS, but KTO's and GRPO's."""
+DPO_KEYS = (
+    {"beta", "loss_type", "label_smoothing", "max_prompt_length"} | DPO_ALONE | WITH_REFERENCE
+)
 CPO_LOSSES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo")
 """What CPO's loss_type may be, besides DPO's."""
-
 SAYING = {"dpo", "apo"}
 """Words of a name that say it."""
 
@@ -94,7 +94,7 @@ def _named(path: Path, key: str, value: Any, default: str, fine: tuple[str, ...]
 def _by_keys(recipe: dict[str, Any], path: Path) -> str | None:
     """What keys say that one trainer alone has; None where there are none."""
     for method, keys in KEYS.items():
-        found = [key for key in recipe if key in keys]
+        found = [key for key in recipe if key in keys.split()]
         if found and method in METHODS:
             return method
         if found:
@@ -104,12 +104,13 @@ def _by_keys(recipe: dict[str, Any], path: Path) -> str | None:
     loss = _loss(recipe)
     if loss in METHODS:
         return "cpo" if loss == "simpo" else str(loss)  # TRL has simpo in its CPOTrainer alone
-    return "dpo" if _given(recipe, DPO_ALONE) else None
+    return "dpo" if any(recipe.get(key) is not None for key in DPO_ALONE) else None
 
 
 def _by_names(recipe: dict[str, Any], path: Path, told: bool) -> str:
     loss = _loss(recipe)
-    compares = bool(_given(recipe, WITH_REFERENCE)) or not (is_off(loss) or loss in CPO_LOSSES)
+    compares = any(recipe.get(key) is not None for key in WITH_REFERENCE)
+    compares = compares or not (is_off(loss) or loss in CPO_LOSSES)
     free = () if compares else METHODS
     words = _words(
         *(str(recipe.get(key, "")) for key in ("output_dir", "hub_model_id", "run_name"))
@@ -117,17 +118,21 @@ def _by_names(recipe: dict[str, Any], path: Path, told: bool) -> str:
     place = _words(path.stem, path.absolute().parent.name)
     others = [word for word in NAMES if word in words and (word in free or word not in METHODS)]
     if others and not SAYING & words:
-        return _other(path, others, told)
+        ours = [word for word in others if word in METHODS]
+        if not ours and not told:
+            raise UsageError(
+                f"{path}: a recipe for {NAMES[others[0]]}, not for DPO, by the names that it gives to its "
+                "output"
+            )
+        return ours[0] if ours else "dpo"
     if compares or SAYING & (words | place):
         return "dpo"
     found = [word for word in free if word in place]
-    if found:
-        return found[0]
-    if not told and not DPO_KEYS & set(recipe):
+    if not found and not told and not DPO_KEYS & set(recipe):
         raise UsageError(
             f"{path}: no key says for which method it is; if it is for DPO, say so with --from trl"
         )
-    return "dpo"
+    return found[0] if found else "dpo"
 
 
 def _loss(recipe: dict[str, Any]) -> Any:
@@ -136,41 +141,14 @@ def _loss(recipe: dict[str, Any]) -> Any:
     return tuple(map(str, said)) or None if isinstance(said, list) else said
 
 
-def _given(recipe: dict[str, Any], keys: set[str]) -> set[str]:
-    """Those of `keys` that the recipe has a value for."""
-    return {key for key in keys if recipe.get(key) is not None}
-
-
-def _other(path: Path, words: list[str], told: bool) -> str:
-    """The method that the names of a recipe's output say."""
-    free = [word for word in words if word in METHODS]
-    if free:
-        return free[0]
-    if told:
-        return "dpo"
-    raise UsageError(
-        f"{path}: a recipe for {NAMES[words[0]]}, not for DPO, by the names that it gives to its output"
-    )
-
-
 def _words(*names: str) -> set[str]:
     return {word for name in names for word in re.split(r"[^a-z]+", name.lower())}
 
 
-# Which loss a recipe for ORPO, CPO or SimPO asks for, with what weights, and what differs.
-#
-# orpo     TRL's ORPOTrainer, axolotl's rl: orpo, LLaMA-Factory's pref_loss: orpo
-# cpo      TRL's CPOTrainer; with its loss_type simpo, and as axolotl's rl: simpo, it is SimPO plus CPO's
-#          likelihood term
-# simpo    the trainer of SimPO's authors (gamma_beta_ratio), LLaMA-Factory's pref_loss: simpo
-
-
-METHODS = ("orpo", "cpo", "simpo")
-
 NO_REFERENCE = "no reference takes part in this loss"
 REFERENCE_KEYS = (
-    *("ref_model", "ref_model_name_or_path", "ref_model_init_kwargs", "ref_model_adapters"),
-    *("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model", "reference_free"),
+    "ref_model ref_model_name_or_path ref_model_init_kwargs ref_model_adapters "
+    "precompute_ref_log_probs precompute_ref_batch_size sync_ref_model reference_free"
 )
 PROMPT_TOKENS = (
     "TRL's ORPO counts the prompt's tokens too in its likelihood term; here the answer's alone"
@@ -186,66 +164,54 @@ ALSO_LIKELIHOOD = (
 LENGTHS = "an average per token without a reference would find longer answers likelier for it: leave it out"
 NO_TERM = "DPO's likelihood term, which this trainer has not: leave it out"
 HAS_TERM = "orpo has a likelihood term of weight 1 already: leave it out"
-_KEYS = {"axolotl": "rl", "llama-factory": "pref_loss"}
+OTHER = "{name} with the loss {said} is not one of smoldpo's: the written config has {ours}"
+METHOD_KEYS = {"axolotl": "rl", "llama-factory": "pref_loss"}
 
 
 def set_loss(draft: Draft, dialect: str) -> None:
-    """Decide about the keys of the loss, of a recipe whose `draft.method` is one of METHODS."""
-    ways: dict[str, Callable[[Draft, str], None]] = {"orpo": _orpo, "cpo": _cpo, "simpo": _simpo}
-    ways[draft.method](draft, dialect)
-    for key in draft.without(*REFERENCE_KEYS):
-        draft.drop(key, NO_REFERENCE)
-    unfit = any(
-        not FACTS[name].ld_alpha and FACTS[name].beta for name in draft.settings["loss_type"]
+    """Decide about the keys of the loss, of a recipe whose `draft.method` is one of METHODS.
+
+    orpo: TRL's ORPOTrainer, axolotl's rl: orpo, LLaMA-Factory's pref_loss: orpo.
+    cpo: TRL's CPOTrainer; with its loss_type simpo, and as axolotl's rl: simpo, SimPO plus CPO's likelihood
+    term. simpo: the trainer of SimPO's authors (gamma_beta_ratio), LLaMA-Factory's pref_loss: simpo.
+    """
+    {"orpo": _orpo, "cpo": _cpo, "simpo": _simpo}[draft.method](draft, dialect)
+    per_token = any(
+        FACTS[name].beta and not FACTS[name].ld_alpha for name in draft.settings["loss_type"]
     )
-    rules = {"rpo_alpha": unsupported(NO_TERM)}
-    if unfit:
-        rules["ld_alpha"] = unsupported(LENGTHS, (None, 1, 1.0))
-    _decide(draft, rules)
-
-
-def _decide(draft: Draft, rules: dict[str, Rule]) -> None:
-    for key in draft.without(*rules):
-        rules[key](draft, key, draft.recipe[key])
+    draft.apply({REFERENCE_KEYS: drop(NO_REFERENCE), "rpo_alpha": unsupported(NO_TERM)})
+    if per_token:
+        draft.apply({"ld_alpha": unsupported(LENGTHS, (None, 1, 1.0))})
 
 
 def _orpo(draft: Draft, dialect: str) -> None:
     differs = ANSWERS_ALIKE if dialect == "llama-factory" else PROMPT_TOKENS
     _write(draft, dialect, ["orpo"], differs, matters=True)
-    said = _loss_type(draft, "orpo")
-    if dialect not in _KEYS and said != "orpo":  # ORPO's trainer itself has no such key
+    said = alone(draft.recipe.get("loss_type") or "orpo")
+    if dialect not in METHOD_KEYS and said != "orpo":  # ORPO's trainer itself has no such key
         draft.notes.append(differs)
-        draft.refuse(
-            "loss_type",
-            f"ORPO with the loss {short(said)} is not one of smoldpo's: the written config has orpo",
-        )
-    for key in draft.without("orpo_alpha"):
-        if draft.without("trl.beta", "rl_beta", "beta"):
-            draft.drop(key, "beta says it")
-        elif draft.recipe[key] is None:
-            draft.drop(key, "empty")
-        else:
-            draft.keep(key, "beta", draft.recipe[key])
-    _decide(draft, {"pref_ftx": unsupported(HAS_TERM)})
-    for key in draft.without("cpo_alpha", "simpo_gamma"):
-        draft.drop(key, "of CPO and SimPO")
+        _refuse_loss(draft, "ORPO", said, "orpo")
+    beta = drop("beta says it") if draft.undecided("trl.beta", "rl_beta", "beta") else keep("beta")
+    draft.apply(
+        {
+            "orpo_alpha": beta,
+            "pref_ftx": unsupported(HAS_TERM),
+            "cpo_alpha simpo_gamma": drop("of CPO and SimPO"),
+        }
+    )
 
 
 def _cpo(draft: Draft, dialect: str) -> None:
-    said = _loss_type(draft, key="rl" if dialect == "axolotl" else "loss_type")
+    said = alone(draft.recipe.get("rl" if dialect == "axolotl" else "loss_type") or "sigmoid")
     if said == "simpo":
         weight = number(draft.recipe.get("cpo_alpha", 1.0))
         _with_likelihood(draft, dialect, "cpo_alpha", 1.0 if weight is None else weight)
     else:
         _write(draft, dialect, ["cpo"])
         if said not in ("sigmoid", "cpo"):
-            draft.refuse(
-                "loss_type",
-                f"CPO with the loss {short(said)} is not one of smoldpo's: the written config has cpo",
-            )
-        for key in draft.without("simpo_gamma"):
-            draft.drop(key, "of the loss simpo")
-    _decide(draft, {"alpha": unsupported("AlphaPO is not one of smoldpo's losses: leave it out")})
+            _refuse_loss(draft, "CPO", said, "cpo")
+        draft.apply({"simpo_gamma": drop("of the loss simpo")})
+    draft.apply({"alpha": unsupported("AlphaPO is not one of smoldpo's losses: leave it out")})
 
 
 def _simpo(draft: Draft, dialect: str) -> None:
@@ -254,12 +220,9 @@ def _simpo(draft: Draft, dialect: str) -> None:
         return
     weight = number(draft.recipe.get("sft_weight", 0.0))
     _with_likelihood(draft, dialect, "sft_weight", weight or 0.0)
-    said = _loss_type(draft)
+    said = alone(draft.recipe.get("loss_type") or "sigmoid")
     if said not in ("sigmoid", "simpo"):
-        draft.refuse(
-            "loss_type",
-            f"SimPO with the loss {short(said)} is not one of smoldpo's: the written config has simpo",
-        )
+        _refuse_loss(draft, "SimPO", said, "simpo")
     beta = number(draft.recipe.get("beta", 2.0))
     ratio = number(draft.recipe.get("gamma_beta_ratio", 0.25))
     if "beta" not in draft.recipe:
@@ -268,27 +231,26 @@ def _simpo(draft: Draft, dialect: str) -> None:
         return  # named where the configuration is checked, or by the rule of an empty key
     gamma = round(ratio * beta, 12)
     if "gamma_beta_ratio" in draft.recipe:
-        draft.keep("gamma_beta_ratio", "simpo_gamma", gamma, "times beta")
+        draft.decide("gamma_beta_ratio", keep("simpo_gamma", gamma, "times beta"))
     else:
         why = "a quarter of beta, as SimPO's trainer has it without being told"
         draft.default("(gamma_beta_ratio)", "simpo_gamma", gamma, why)
 
 
-def _loss_type(draft: Draft, untold: str = "sigmoid", key: str = "loss_type") -> Any:
-    return alone(draft.recipe.get(key) or untold)
+def _refuse_loss(draft: Draft, name: str, said: Any, ours: str) -> None:
+    draft.decide("loss_type", refuse(OTHER.format(name=name, said=short(said), ours=ours)))
 
 
 def _with_likelihood(draft: Draft, dialect: str, key: str, weight: float) -> None:
     """SimPO, and with a weight the likelihood of the chosen answers beside it."""
     if not weight:
         _write(draft, dialect, ["simpo"])
-        for _ in draft.without(key):
-            draft.drop(key, "0: no likelihood term")
+        draft.apply({key: drop("0: no likelihood term")})
         return
-    more = {"loss_weights": [1.0, weight]}
-    _write(draft, dialect, ["simpo", "sft"], ALSO_LIKELIHOOD if key == "cpo_alpha" else "", more)
-    for _ in draft.without(key):
-        draft.keep(key, "loss_weights", more["loss_weights"], "the weight of sft")
+    weights = [1.0, weight]
+    reason = ALSO_LIKELIHOOD if key == "cpo_alpha" else ""
+    _write(draft, dialect, ["simpo", "sft"], reason, more={"loss_weights": weights})
+    draft.apply({key: keep("loss_weights", weights, "the weight of sft")})
 
 
 def _write(
@@ -296,21 +258,18 @@ def _write(
     dialect: str,
     names: list[str],
     reason: str = "",
-    more: dict[str, Any] | None = None,
     *,
     matters: bool = False,
+    more: dict[str, Any] | None = None,
 ) -> None:
     """The loss, under the key that names the method, or under none where names of the output do."""
-    keys = [_KEYS.get(dialect, "loss_type"), "trainer_type"]
-    said = draft.without(*keys)
-    if said:
-        draft.keep(said[0], "loss_type", names, reason, matters=matters, more=more)
-        for key in said[1:]:
-            draft.same(key, "loss_type says it")
+    keys = draft.undecided(METHOD_KEYS.get(dialect, "loss_type"), "trainer_type")
+    if keys:
+        draft.decide(keys[0], keep("loss_type", names, reason, matters=matters, more=more))
+        draft.apply({" ".join(keys[1:]): same("loss_type says it", ())})
         return
     draft.settings |= more or {}
-    draft.default(
-        "(method)", "loss_type", names, f"a recipe for {names[0]}, by its other keys or names"
-    )
+    why = f"a recipe for {names[0]}, by its other keys or names"
+    draft.default("(method)", "loss_type", names, why)
     if matters:
         draft.notes.append(reason)

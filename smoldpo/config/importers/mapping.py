@@ -1,9 +1,9 @@
-"""What becomes of each key of a recipe: the account that is printed, and the settings that result."""
+"""Tables of rules for a recipe's keys, and their interpreter: the settings, and an account of each key."""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,14 +13,13 @@ from pydantic import ValidationError
 
 from smoldpo.config.schema import TrainConfig
 
-KEPT = "kept"
-RENAMED = "renamed"
-DROPPED = "dropped"
-UNSUPPORTED = "unsupported"
-DEFAULT = "default"
-"""Not in the recipe: what its own tool would use, written out because smoldpo's default differs."""
-
-STATUSES = (KEPT, RENAMED, DROPPED, UNSUPPORTED, DEFAULT)
+STATUSES = KEPT, RENAMED, DROPPED, UNSUPPORTED, DEFAULT = (
+    *("kept", "renamed", "dropped", "unsupported"),
+    "default",  # not in the recipe: what its own tool would use, where smoldpo's default differs
+)
+OFF = (None, False, 0, 0.0, "", "no", "none", "false")
+GIVEN: Any = object()
+"""Stands for the value that the recipe has."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,86 @@ class Entry:
     matters: bool = False
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of a key."""
+
+    status: str
+    reason: str = ""
+    matters: bool = False
+    setting: str | None = None
+    """The setting that takes the value; empty: the one with the key's own name."""
+    value: Any = GIVEN
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings that follow from the key."""
+    off: Collection[Any] = ()
+    """Values with which the key asks for nothing: it is dropped, for this reason:"""
+    off_reason: str = "off in the recipe"
+
+
+def keep(
+    setting: str = "",
+    value: Any = GIVEN,
+    reason: str = "",
+    *,
+    matters: bool = False,
+    more: Mapping[str, Any] | None = None,
+    off: Collection[Any] = (),
+) -> Rule:
+    """A setting of smoldpo's, by default of the same name, takes the recipe's value or another."""
+    return Rule(KEPT, reason, matters, setting, value, more or {}, off)
+
+
+def drop(reason: str, *, matters: bool = False) -> Rule:
+    """Left out: the run does without the key; `matters` unless the key is off."""
+    return Rule(DROPPED, reason, matters)
+
+
+def same(reason: str, off: Collection[Any] = OFF) -> Rule:
+    """What smoldpo does anyway, unless the recipe asks for the opposite."""
+    return Rule(KEPT, reason, off=off, off_reason=f"off in the recipe, but {reason}")
+
+
+def unsupported(advice: str, off: Collection[Any] = OFF) -> Rule:
+    """What smoldpo cannot do, unless the recipe does not ask for it; `advice` says what to do."""
+    return Rule(UNSUPPORTED, advice, True, off=off)
+
+
+def refuse(advice: str) -> Rule:
+    """What smoldpo cannot do, whatever the value."""
+    return unsupported(advice, ())
+
+
+Convert = Callable[["Draft", str, Any], Rule]
+"""The rule for a key and its value in a recipe, where it depends on them."""
+Table = Mapping[str, Rule | Convert]
+"""Keys, with blanks between them, to their rule."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A trainer whose recipes are read."""
+
+    title: str
+    signs: str
+    """Keys by which its recipes are recognised, with blanks between them."""
+    steps: Sequence[Table | Callable[[Draft], None]]
+    """For the keys that belong together, in this order."""
+    rules: Table
+    """For keys that stand alone; `*` in a key stands for anything."""
+    defaults: Mapping[str, Any]
+    """What the trainer does without being told, where smoldpo may differ."""
+    nested: str = ""
+    """A key whose inner keys are read as `key.inner`."""
+
+
+def find(table: Table, key: str) -> Rule | Convert | None:
+    """The rule of a key: its own, else that of the first pattern that fits."""
+    rules = {name: rule for names, rule in table.items() for name in names.split()}
+    patterns = (name for name in rules if "*" in name and fnmatchcase(key, name))
+    return rules.get(key) or rules.get(next(patterns, ""))
+
+
 @dataclass
 class Draft:
     """A recipe on its way: what was decided about each key, and the settings so far."""
@@ -42,7 +121,11 @@ class Draft:
     recipe: dict[str, Any]
     folder: Path = Path()
     method: str = "dpo"
-    """What the recipe is for: dpo, or one of reference_free.METHODS."""
+    """What the recipe is for: dpo, or one of losses.METHODS."""
+    held_out: bool = False
+    """Whether the recipe says which pairs are evaluated on."""
+    eval_strategy: str = "no"
+    """When the recipe's tool evaluates without being told."""
     settings: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     """The recipe's key behind each setting."""
@@ -52,62 +135,47 @@ class Draft:
     commands: list[str] = field(default_factory=list)
     """What has to be run before the first training."""
 
-    def keep(
-        self,
-        key: str,
-        setting: str,
-        value: Any,
-        reason: str = "",
-        *,
-        matters: bool = False,
-        more: dict[str, Any] | None = None,
-    ) -> None:
-        """Write `value` under `setting`, unless another key has already set it otherwise."""
-        if isinstance(value, dict | list) and complaint(setting, value) is not None:
-            self.refuse(key, f"one value belongs here, not a {type(value).__name__}")
-            return
-        before = self.settings.get(setting, value)
-        if before != value:
-            self.refuse(
-                key, f"{self.origins[setting]} has already set {setting} to {short(before)}"
-            )
-            return
-        becomes = {setting: value} | (more or {})
-        self.settings |= becomes
-        self.origins |= dict.fromkeys(becomes, key)
-        status = KEPT if setting == key else RENAMED
-        self._enter(key, status, becomes, reason, matters)
+    def undecided(self, *keys: str) -> list[str]:
+        """Of `keys`, those that the recipe has and about which nothing is decided."""
+        return [key for key in keys if key in self.recipe and key not in self.entries]
 
-    def drop(self, key: str, reason: str, *, matters: bool = False) -> None:
-        """Leave the key out, for a reason; nothing in the run asks for it."""
-        self._enter(key, DROPPED, {}, reason, matters)
+    def apply(self, table: Table) -> None:
+        """Decide about the keys of a table that the recipe has and that are undecided, in its order."""
+        for keys, rule in table.items():
+            for key in self.undecided(*keys.split()):
+                self.decide(key, rule)
 
-    def same(self, key: str, reason: str) -> None:
-        """smoldpo does what the key says without a setting for it."""
-        self._enter(key, KEPT, {}, reason, False)
-
-    def refuse(self, key: str, advice: str, *, matters: bool = True) -> None:
-        """The key asks for what smoldpo cannot do (yet); `advice` says what to do."""
-        self._enter(key, UNSUPPORTED, {}, advice, matters)
+    def decide(self, key: str, rule: Rule | Convert) -> None:
+        """Enter a key's fate, and its settings unless another key has set them otherwise."""
+        given = look_up(self.recipe, key)
+        rule = rule if isinstance(rule, Rule) else rule(self, key, given)
+        becomes: dict[str, Any] = {}
+        if rule.off and is_off(given, rule.off):
+            rule = drop(rule.off_reason)
+        elif rule.setting is not None:
+            setting = rule.setting or key
+            value = given if rule.value is GIVEN else rule.value
+            if value is None and rule.value is GIVEN:
+                rule = drop("empty")
+            elif isinstance(value, dict | list) and complaint(setting, value) is not None:
+                rule = refuse(f"one value belongs here, not a {type(value).__name__}")
+            elif self.settings.get(setting, value) != value:
+                before = short(self.settings[setting])
+                rule = refuse(f"{self.origins[setting]} has already set {setting} to {before}")
+            else:
+                becomes = {setting: value, **rule.more}
+                self.settings |= becomes
+                self.origins |= dict.fromkeys(becomes, key)
+        matters = rule.matters and not (rule.status == DROPPED and given in OFF)
+        status = RENAMED if becomes and key != next(iter(becomes)) else rule.status
+        self.entries[key] = Entry(key, short(given), status, becomes, rule.reason, matters)
 
     def default(self, key: str, setting: str, value: Any, reason: str) -> None:
         """Write what the recipe's own tool does without being told."""
         if setting not in self.settings:
             self.settings[setting] = value
             self.origins[setting] = key
-            entry = Entry(key, "", DEFAULT, {setting: value}, reason)
-            self.entries.setdefault(key, entry)
-
-    def _enter(
-        self, key: str, status: str, becomes: dict[str, Any], reason: str, matters: bool
-    ) -> None:
-        self.entries[key] = Entry(
-            key, short(look_up(self.recipe, key)), status, becomes, reason, matters
-        )
-
-    def without(self, *keys: str) -> list[str]:
-        """Of `keys`, those that the recipe has and about which nothing is decided."""
-        return [key for key in keys if key in self.recipe and key not in self.entries]
+            self.entries.setdefault(key, Entry(key, "", DEFAULT, {setting: value}, reason))
 
 
 def look_up(recipe: dict[str, Any], key: str) -> Any:
@@ -131,14 +199,14 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def one_line(text: str) -> str:
-    """Without line ends and control characters, which could leave a comment or move the cursor."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlevel = 2
+
+
+def one_line(text: str) -> str:
+    """Without line ends and control characters, which could leave a comment or move the cursor."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def complaint(setting: str, value: Any) -> str | None:
@@ -153,6 +221,11 @@ def complaint(setting: str, value: Any) -> str | None:
     return None
 
 
+def default_of(setting: str) -> Any:
+    """smoldpo's own value of a setting."""
+    return TrainConfig.model_fields[setting].default
+
+
 def number(value: Any) -> float | None:
     """A number, also where YAML reads text (`1e-6` without a point); None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -163,108 +236,13 @@ def number(value: Any) -> float | None:
         return None
 
 
-# Rules for keys that stand alone, to be put into a dialect's table.
-
-
-Rule = Callable[[Draft, str, Any], None]
-Rules = Mapping[str, Rule]
-"""Key, or pattern with `*`, to rule; an exact key wins over a pattern."""
-
-OFF = (None, False, 0, 0.0, "", "no", "none", "false")
-
-
-def to(setting: str, reason: str = "") -> Rule:
-    """The same value under smoldpo's name."""
-
-    def rule(draft: Draft, key: str, value: Any) -> None:
-        if value is None:
-            draft.drop(key, "empty")
-        else:
-            draft.keep(key, setting, value, reason)
-
-    return rule
-
-
-def keep(draft: Draft, key: str, value: Any) -> None:
-    """The same value under the same name."""
-    to(key)(draft, key, value)
-
-
-def drop(reason: str, *, matters: bool = False) -> Rule:
-    """Left out, because the run does without it."""
-
-    def rule(draft: Draft, key: str, value: Any) -> None:
-        draft.drop(key, reason, matters=matters and value not in OFF)
-
-    return rule
-
-
-def same(reason: str) -> Rule:
-    """What smoldpo does anyway, unless the recipe asks for the opposite."""
-
-    def rule(draft: Draft, key: str, value: Any) -> None:
-        draft.drop(key, f"off in the recipe, but {reason}") if is_off(value) else draft.same(
-            key, reason
-        )
-
-    return rule
-
-
-def unsupported(advice: str, off: Collection[Any] = OFF) -> Rule:
-    """What smoldpo cannot do, unless the recipe does not ask for it."""
-
-    def rule(draft: Draft, key: str, value: Any) -> None:
-        if is_off(value, off):
-            draft.drop(key, "off in the recipe")
-        else:
-            draft.refuse(key, advice)
-
-    return rule
-
-
-def where_known(
-    advice: str, *settings: str, off: Collection[Any] = OFF, known_off: bool = False
-) -> Rule:
-    """Kept where smoldpo has such a setting, under the key's name or one of `settings`."""
-
-    def rule(draft: Draft, key: str, value: Any) -> None:
-        names = [name for name in (key, *settings) if name in TrainConfig.model_fields]
-        fits = [name for name in names if complaint(name, value) is None]
-        if fits and value is not None and (known_off or not is_off(value, off)):
-            draft.keep(key, fits[0], value)
-        elif is_off(value, off):
-            draft.drop(key, "off in the recipe")
-        else:
-            draft.refuse(key, complaint(names[0], value) or advice if names else advice)
-
-    return rule
-
-
-def loss(draft: Draft, key: str, value: Any) -> None:
-    """The loss by its name, as far as the configuration knows it; one or several."""
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if value is None:
-        draft.drop(key, "empty")
-    elif complaint("loss_type", value) is None:
-        draft.keep(key, "loss_type", value)
-    else:
-        default = TrainConfig.model_fields["loss_type"].default
-        draft.refuse(
-            key,
-            f"the loss {short(value)} is not one of smoldpo's (smoldpo config schema lists them): "
-            f"the written config trains with {default}",
-        )
-
-
-def find(rules: Rules, key: str) -> Rule | None:
-    """The rule of a key: its own, else that of the first pattern that fits."""
-    if key in rules:
-        return rules[key]
-    return next((rules[name] for name in rules if "*" in name and fnmatchcase(key, name)), None)
+def listed(value: Any) -> list[Any]:
+    """A list as it is, nothing as an empty one, anything else as a list of one."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def alone(value: Any) -> Any:
-    """A list of one is the same as that one."""
+    """The item of a list of one; anything else as it is."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
@@ -274,3 +252,31 @@ def is_off(value: Any, off: Collection[Any] = OFF) -> bool:
         return not value
     value = value.lower() if isinstance(value, str) else value
     return any(value == none and type(value) is type(none) for none in off)
+
+
+def where_known(advice: str, *settings: str, off: Collection[Any] = OFF) -> Convert:
+    """Kept where smoldpo has such a setting, under the key's name or one of `settings`."""
+
+    def convert(draft: Draft, key: str, value: Any) -> Rule:
+        if is_off(value, off):
+            return drop("off in the recipe")
+        names = [name for name in (key, *settings) if name in TrainConfig.model_fields]
+        for name in names:
+            if value is not None and complaint(name, value) is None:
+                return keep(name)
+        return refuse(complaint(names[0], value) or advice if names else advice)
+
+    return convert
+
+
+def loss(draft: Draft, key: str, value: Any) -> Rule:
+    """The loss by its name, as far as the configuration knows it; one or several."""
+    value = alone(value)
+    if value is None:
+        return drop("empty")
+    if complaint("loss_type", value) is None:
+        return keep("loss_type", value)
+    return refuse(
+        f"the loss {short(value)} is not one of smoldpo's (smoldpo config schema lists them): "
+        f"the written config trains with {default_of('loss_type')}"
+    )
