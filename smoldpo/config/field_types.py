@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from smoldpo.config.losses import FACTS, known_losses
+from smoldpo.config.optimizers import OPTIMIZERS, SCHEDULES
 from smoldpo.utils.text import parse_duration
 
 
@@ -66,21 +67,29 @@ def _logger_names(value: Any) -> Any:
     return [] if _none_word(value) is None else _split_commas(value)
 
 
+T = TypeVar("T")
+OrNone = Annotated[T | None, BeforeValidator(_none_word)]
+"""A value, or the word none."""
+PositiveInt = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
 Names = Annotated[list[str], BeforeValidator(_split_commas)]
-LossNames = Annotated[list[Literal[tuple(FACTS)]], BeforeValidator(_loss_names)]
-LoggerNames = Annotated[
-    list[Literal["tensorboard", "trackio", "wandb", "mlflow"]], BeforeValidator(_logger_names)
-]
 Numbers = Annotated[list[float], BeforeValidator(_split_commas)]
+Judges = Annotated[list[str], BeforeValidator(_split_judges)]
 Layers = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"] | None, BeforeValidator(_layers)]
 LayerWords = Annotated[Names, BeforeValidator(_words)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 EngineName = Literal["auto", "fast", "plain"]
-Judges = Annotated[list[str], BeforeValidator(_split_judges)]
-PositiveInt = Annotated[int, Field(gt=0)]
-
-
-def optional(kind: Any) -> Any:
-    return Annotated[kind | None, BeforeValidator(_none_word)]
+LoggerNames = Annotated[
+    list[Literal["tensorboard", "trackio", "wandb", "mlflow"]], BeforeValidator(_logger_names)
+]
+if TYPE_CHECKING:  # names from tables, which a type checker cannot read
+    LossName = str
+    OptimizerName = str
+    ScheduleName = str
+else:
+    LossName = Literal[tuple(FACTS)]
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+    ScheduleName = Literal[tuple(SCHEDULES)]
+LossNames = Annotated[list[LossName], BeforeValidator(_loss_names)]

@@ -9,24 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-StateBytes = Callable[[tuple[int, ...], int, "OptimSettings"], int]
+if TYPE_CHECKING:
+    from smoldpo.config.schema import TrainConfig
+
+StateBytes = Callable[[tuple[int, ...], int, "TrainConfig"], int]
 """(shape of a parameter, bytes of one of its numbers, settings) -> bytes of the optimizer's state of it."""
-
-
-class OptimSettings(Protocol):
-    """The part of config.TrainConfig that is read here."""
-
-    optim: str
-    sgd_momentum: float
-    learning_rates: list[str]
-    lr_scheduler_type: str
-    min_lr_rate: float | None
-    dtype: str
-    loss_type: list[str]
-    sync_ref_model: bool
-    ref_model_sync_steps: int
 
 
 @dataclass(frozen=True)
@@ -40,18 +29,18 @@ class OptimizerFacts:
     """Tensors of the largest parameter's size that an update makes and drops."""
 
 
-def _two_moments(shape: tuple[int, ...], size: int, _: OptimSettings) -> int:
+def _two_moments(shape: tuple[int, ...], size: int, _: TrainConfig) -> int:
     return 2 * math.prod(shape) * size + 4  # and the step, a float32
 
 
-def _rows_and_columns(shape: tuple[int, ...], size: int, _: OptimSettings) -> int:
+def _rows_and_columns(shape: tuple[int, ...], size: int, _: TrainConfig) -> int:
     kept = math.prod(shape)
     if len(shape) >= 2:
         kept = math.prod(shape[:-1]) + math.prod(shape[:-2]) * shape[-1]
     return (kept + 1) * size + 8  # and the parameter's root mean square, and the step
 
 
-def _momentum(shape: tuple[int, ...], size: int, settings: OptimSettings) -> int:
+def _momentum(shape: tuple[int, ...], size: int, settings: TrainConfig) -> int:
     return math.prod(shape) * size if settings.sgd_momentum else 0
 
 
@@ -59,7 +48,7 @@ BLOCK, SMALL = 256, 4096
 """bitsandbytes: numbers to a scale of their own; parameters with fewer numbers keep float32 moments."""
 
 
-def _two_bytes(shape: tuple[int, ...], _: int, __: OptimSettings) -> int:
+def _two_bytes(shape: tuple[int, ...], _: int, __: TrainConfig) -> int:
     count = math.prod(shape)
     if count < SMALL:
         return 8 * count + 8
@@ -87,7 +76,7 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
 """By transformers' names: which of the settings below `lr_scheduler_type` each reads."""
 
 
-def lowest_rate(config: OptimSettings) -> float:
+def lowest_rate(config: TrainConfig) -> float:
     """Share of the peak rate at which a schedule ends that has such an end."""
     if config.min_lr_rate is not None:
         return config.min_lr_rate

@@ -22,11 +22,13 @@ from smoldpo.config.field_types import (
     LossNames,
     Names,
     Numbers,
+    OptimizerName,
+    OrNone,
+    Positive,
     PositiveInt,
-    optional,
+    ScheduleName,
 )
 from smoldpo.config.losses import FACTS
-from smoldpo.config.optimizers import OPTIMIZERS, SCHEDULES
 
 
 class TrainConfig(BaseModel):
@@ -40,7 +42,7 @@ class TrainConfig(BaseModel):
         description="policy to start from: builtin (SmolLM2-135M-Instruct), a folder, a run, "
         "a .gguf file, or a hub id",
     )
-    reference: optional(str) = Field(
+    reference: OrNone[str] = Field(
         None, description="reference model; by default a frozen copy of the policy's start"
     )
     freeze_layers: Layers = Field(
@@ -49,7 +51,7 @@ class TrainConfig(BaseModel):
         "five sixths of the layers (25 of SmolLM2-135M's 30), or none where train, train_layers or use_peft "
         "says what trains; auto: the fewest that fit budget (docs/plan.md)",
     )
-    budget: optional(Duration) = Field(
+    budget: OrNone[Duration] = Field(
         None,
         description="for freeze_layers auto: how long the whole run may take, such as 90s, 20m or 1h30m",
     )
@@ -112,7 +114,7 @@ class TrainConfig(BaseModel):
     data_weights: Numbers = Field(
         [], description="how much of each source a mix has, such as 2,1; by default by their sizes"
     )
-    format: optional(str) = Field(
+    format: OrNone[str] = Field(
         None,
         description="the rows' schema (docs/data-reading.md); found by looking at them by default",
     )
@@ -122,11 +124,11 @@ class TrainConfig(BaseModel):
     rules_off: Names = Field(
         [], description="cleaning rules to leave out (docs/data.md), such as near_identical"
     )
-    data_subset: optional(str) = Field(None, description="subset (configuration) of a hub dataset")
-    data_split: optional(str) = Field(
+    data_subset: OrNone[str] = Field(None, description="subset (configuration) of a hub dataset")
+    data_split: OrNone[str] = Field(
         None, description="split of a hub dataset or folder to train on"
     )
-    eval_data: optional(str) = Field(
+    eval_data: OrNone[str] = Field(
         None,
         description="held-out pairs; by default the data's own test split, or a share of the data",
     )
@@ -136,10 +138,10 @@ class TrainConfig(BaseModel):
         lt=1,
         description="share of prompts held out where the data has no test split; 0: no evaluation",
     )
-    max_train_samples: optional(PositiveInt) = Field(
+    max_train_samples: OrNone[PositiveInt] = Field(
         None, description="train on the first N pairs only"
     )
-    max_eval_samples: optional(PositiveInt) = Field(
+    max_eval_samples: OrNone[PositiveInt] = Field(
         None, description="evaluate on the first N held-out pairs only"
     )
     max_length: Annotated[int, Field(ge=2)] = Field(
@@ -159,7 +161,7 @@ class TrainConfig(BaseModel):
     beta: float = Field(
         0.1, gt=0, description="β: how strongly the policy is held to the reference"
     )
-    beta_end: optional(Annotated[float, Field(gt=0)]) = Field(
+    beta_end: OrNone[Positive] = Field(
         None, description="β goes from beta to this in equal steps; by default it stays"
     )
     label_smoothing: float = Field(
@@ -168,11 +170,11 @@ class TrainConfig(BaseModel):
         lt=0.5,
         description="share of labels taken to be wrong (conservative DPO, robust); exo_pair's ε",
     )
-    rpo_alpha: optional(Annotated[float, Field(gt=0)]) = Field(
+    rpo_alpha: OrNone[Positive] = Field(
         None,
         description="weight of the chosen answers' negative log-likelihood per token, if any (RPO)",
     )
-    ld_alpha: optional(Annotated[float, Field(ge=0, le=1)]) = Field(
+    ld_alpha: OrNone[Annotated[float, Field(ge=0, le=1)]] = Field(
         None,
         description="weight of the tokens by which the longer answer of a pair is longer, in policy and "
         "reference (LD-DPO); by default they count in full, as with 1",
@@ -199,16 +201,16 @@ class TrainConfig(BaseModel):
         description="peak rates of their own for some of what trains: pattern=rate, such as "
         "norms=1e-4,*.mlp.*=1e-5, with patterns as for freeze; the first that fits counts",
     )
-    optim: Literal[tuple(OPTIMIZERS)] = Field(
+    optim: OptimizerName = Field(
         "adamw_torch_fused",
         description="optimizer (docs/optimization.md): AdamW; adafactor and sgd keep less memory; adamw_8bit "
         "needs bitsandbytes",
     )
     sgd_momentum: float = Field(0.0, ge=0, lt=1, description="sgd's momentum; 0 keeps no state")
-    lr_scheduler_type: Literal[tuple(SCHEDULES)] = Field(
+    lr_scheduler_type: ScheduleName = Field(
         "cosine", description="shape of the learning rate after warm-up (docs/optimization.md)"
     )
-    min_lr_rate: optional(Annotated[float, Field(gt=0, lt=1)]) = Field(
+    min_lr_rate: OrNone[Annotated[float, Field(gt=0, lt=1)]] = Field(
         None,
         description="share of the peak rate at which cosine_with_min_lr (0.1 by default) and "
         "warmup_stable_decay (0 by default) end",
@@ -216,14 +218,14 @@ class TrainConfig(BaseModel):
     lr_decay_ratio: float = Field(
         0.2, gt=0, le=1, description="share of the steps in which warmup_stable_decay decays"
     )
-    lr_decay_steps: optional(PositiveInt) = Field(
+    lr_decay_steps: OrNone[PositiveInt] = Field(
         None, description="steps in which warmup_stable_decay decays; overrides lr_decay_ratio"
     )
     lr_decay_type: Literal["cosine", "linear", "1-sqrt"] = Field(
         "cosine", description="shape of warmup_stable_decay's decay"
     )
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps that warm up")
-    warmup_steps: optional(Annotated[int, Field(ge=0)]) = Field(
+    warmup_steps: OrNone[Annotated[int, Field(ge=0)]] = Field(
         None, description="steps that warm up; overrides warmup_ratio"
     )
     per_device_train_batch_size: PositiveInt = Field(4, description="pairs to a micro-batch")
@@ -231,17 +233,17 @@ class TrainConfig(BaseModel):
         2, description="micro-batches to one optimizer step"
     )
     num_train_epochs: float = Field(2.0, gt=0, description="passes over the training pairs")
-    max_steps: optional(PositiveInt) = Field(
+    max_steps: OrNone[PositiveInt] = Field(
         None, description="optimizer steps; overrides num_train_epochs"
     )
     weight_decay: float = Field(0.0, ge=0, description="decay of weights, on matrices only")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
-    max_grad_norm: optional(Annotated[float, Field(gt=0)]) = Field(
+    max_grad_norm: OrNone[Positive] = Field(
         1.0, description="clip the gradient to this norm; none: do not clip"
     )
-    ema_decay: optional(Annotated[float, Field(gt=0, lt=1)]) = Field(
+    ema_decay: OrNone[Annotated[float, Field(gt=0, lt=1)]] = Field(
         None,
         description="evaluate and save an exponential moving average of the weights with this decay a step, "
         "such as 0.98; by default the weights themselves",
@@ -257,10 +259,10 @@ class TrainConfig(BaseModel):
 
     # Evaluation
     per_device_eval_batch_size: PositiveInt = Field(8, description="pairs at once in evaluation")
-    eval_steps: optional(PositiveInt) = Field(
+    eval_steps: OrNone[PositiveInt] = Field(
         None, description="evaluate every N steps too, not only before and after"
     )
-    early_stopping_patience: optional(PositiveInt) = Field(
+    early_stopping_patience: OrNone[PositiveInt] = Field(
         None,
         description="stop after N evaluations (eval_steps) in a row without a better metric_for_best_model",
     )
@@ -276,7 +278,7 @@ class TrainConfig(BaseModel):
     load_best_model_at_end: bool = Field(
         False, description="save the policy of the best evaluation (eval_steps), not the last one"
     )
-    sample_prompt: optional(Annotated[str, Field(min_length=1)]) = Field(
+    sample_prompt: OrNone[Annotated[str, Field(min_length=1)]] = Field(
         "Give me one tip for sleeping better.",
         description="a prompt that reference and policy both answer at the end; none: skip",
     )
@@ -335,16 +337,16 @@ class TrainConfig(BaseModel):
     )
 
     # Output
-    output_dir: optional(str) = Field(
+    output_dir: OrNone[str] = Field(
         None, description="run folder; by default runs/<model>-<data>-<time>"
     )
     overwrite: bool = Field(False, description="replace the run that output_dir holds")
-    save_steps: optional(PositiveInt) = Field(
+    save_steps: OrNone[PositiveInt] = Field(
         None,
         description="save a checkpoint (for smoldpo resume) every N steps, and at the end; the final model "
         "is always saved",
     )
-    save_minutes: optional(Annotated[float, Field(gt=0)]) = Field(
+    save_minutes: OrNone[Positive] = Field(
         10.0, description="save a checkpoint every N minutes, too; none: do not"
     )
     keep_checkpoints: PositiveInt = Field(
@@ -365,8 +367,8 @@ class TrainConfig(BaseModel):
     @property
     def column_names(self) -> dict[str, str]:
         """`columns` as a mapping from the schema's name to the row's."""
-        pairs = (item.split("=", 1) for item in self.columns)
-        return {name.strip(): column.strip() for name, column in pairs}
+        pairs = (item.partition("=") for item in self.columns)
+        return {name.strip(): column.strip() for name, _, column in pairs}
 
 
 SECTIONS = {
