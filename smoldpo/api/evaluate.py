@@ -38,17 +38,17 @@ def evaluate(
     verbose: bool = True,
     **options: Any,
 ) -> Figures:
-    """Preference accuracy of a model on pairs, with intervals; of two models, the test of their difference.
+    """Preference accuracy of a model on pairs, with intervals; of two, the test of the difference.
 
     Args:
-        model: `builtin`, a folder, a run, a .gguf file or a hub id; two of them are compared, the first being
-            the reference unless another is given.
+        model: `builtin`, a folder, a run, a .gguf file or a hub id; two of them are compared, the
+            first being the reference unless another is given.
         data: a source as training reads it, or the pairs themselves.
         reference: for the implicit reward.
         verbose: whether progress goes to standard error.
-        options: beta, seed, subset, split, max_samples, max_length, batch_size, dtype, device, engine,
-            format, columns (a dictionary), generate_prompts, temperature, max_new_tokens, judges, fail_under;
-            see `smoldpo evaluate --help`.
+        options: beta, seed, subset, split, max_samples, max_length, batch_size, dtype, device,
+            engine, format, columns (a dictionary), generate_prompts, temperature, max_new_tokens,
+            judges, fail_under; see `smoldpo evaluate --help`.
 
     Raises:
         ConfigError: options that do not exist, or values that they cannot have.

@@ -35,8 +35,8 @@ class _NotGiven:
     @classmethod
     def __torch_function__(cls, *_: Any, **__: Any) -> Any:
         raise UsageError(
-            "this loss is per token: give chosen_tokens and rejected_tokens, the number of scored tokens of "
-            "each answer"
+            "this loss is per token: give chosen_tokens and rejected_tokens, the number of scored "
+            "tokens of each answer"
         )
 
 
@@ -53,26 +53,28 @@ def dpo_loss(
     margin: torch.Tensor | None = None,
     **options: Any,
 ) -> torch.Tensor:
-    """Loss of each pair, [pairs], with its gradient; DPO's (Rafailov et al. 2023, equation 7) by default.
+    """Loss of each pair, [pairs], with its gradient; by default DPO's (Rafailov et al. 2023).
 
         -log σ(β [(log π(c|x) - log π(r|x)) - (log π_ref(c|x) - log π_ref(r|x))])
 
-    The step's loss is the mean of what is returned. The arguments are the whole step: losses that sort
-    (aot), or that average over all its tokens (sft), have no meaning over a part of it.
+    The step's loss is the mean of what is returned. The arguments are the whole step: losses that
+    sort (aot), or that average over all its tokens (sft), have no meaning over a part of it.
 
     Args:
-        policy_chosen_logps, policy_rejected_logps: log π(y|x) in nats, summed over each answer, [pairs].
-        reference_chosen_logps, reference_rejected_logps: the same of the reference; left out for losses that
-            compare with none (simpo, cpo, orpo, sft).
+        policy_chosen_logps, policy_rejected_logps: log π(y|x) in nats, summed over each answer,
+            [pairs].
+        reference_chosen_logps, reference_rejected_logps: the same of the reference; left out for
+            losses that compare with none (simpo, cpo, orpo, sft).
         beta: one β, or one a pair [pairs].
         loss_type: a name, or several that are added up (docs/losses.md).
         chosen_tokens, rejected_tokens: scored tokens of each answer [pairs], for losses per token.
         margin: how much further apart a pair's rewards must be [pairs], for losses that know one.
-        options: loss_weights, label_smoothing, rpo_alpha, f_divergence_type, and the other settings of the
-            loss, by their names in `smoldpo train --help`.
+        options: loss_weights, label_smoothing, rpo_alpha, f_divergence_type, and the other settings
+            of the loss, by their names in `smoldpo train --help`.
 
     Raises:
-        ConfigError: options that do not exist, that this loss does not read, or that contradict each other.
+        ConfigError: options that do not exist, that this loss does not read, or that contradict
+            each other.
         UsageError: a tensor that is missing, that this loss has no use for, or of another shape.
     """
     names = [loss_type] if isinstance(loss_type, str) else list(loss_type)
@@ -128,7 +130,8 @@ def _check_shapes(first: torch.Tensor, given: dict[str, torch.Tensor | None]) ->
                 list(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             )
             raise UsageError(
-                f"{name} is {shape}, and policy_chosen_logps {list(first.shape)}: all must be [pairs]"
+                f"{name} is {shape}, and policy_chosen_logps {list(first.shape)}: all must be "
+                "[pairs]"
             )
 
 

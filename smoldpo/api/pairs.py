@@ -26,8 +26,8 @@ class Pairs(list[PreferencePair]):
     """Clean pairs, in their order.
 
     Attributes:
-        account: rows read and kept, counts by rule of what was dropped, mended and warned about, and the rows
-            that were touched, as in a run's data.json.
+        account: rows read and kept, counts by rule of what was dropped, mended and warned about,
+            and the rows that were touched, as in a run's data.json.
     """
 
     def __init__(self, pairs: Iterable[PreferencePair], account: dict[str, Any]):
@@ -77,12 +77,9 @@ def load_pairs(
     return Pairs(loaded.pairs, account)
 
 
-# Pairs that are handed over in memory become a file: a run reads it, and can read it again on resume.
-
-
 Row = Mapping[str, Any]
 Source = str | Path | Iterable[str | Path] | Iterable[Row] | Iterable[PreferencePair]
-"""Names of sources, or the pairs themselves: rows of any schema that smoldpo reads, or PreferencePairs."""
+"""Names of sources, or the pairs themselves: rows of any known schema, or PreferencePairs."""
 
 
 def names_of(data: Source) -> list[str] | None:
@@ -99,10 +96,11 @@ def names_of(data: Source) -> list[str] | None:
 def files_given(
     folder: Path, given: Mapping[str, Iterable[Any]]
 ) -> Iterator[dict[str, tuple[str, list[str]]]]:
-    """Pairs by their setting (data, eval_data), in files of a run folder: name, and as `write_given` returns.
+    """Pairs by their setting (data, eval_data), written to a run folder: path and columns of each.
 
-    A file is named by what it holds, so that the file of a run that is to be replaced stays until the new run
-    has begun. Where the block fails before that, nothing that was written for it is left.
+    A file is named by what it holds, so that the file of a run that is to be replaced stays until
+    the new run has begun. Where the block fails before that, nothing that was written for it is
+    left.
     """
     place = folder / IN_MEMORY_PAIRS
     before = set(place.iterdir()) if place.is_dir() else set()
@@ -157,8 +155,8 @@ def write_given(data: Iterable[Any], path: Path, setting: str = "data") -> list[
     for number, item in enumerate(items, 1):
         if not isinstance(item, Mapping):
             raise UsageError(
-                f"{setting}: item {number} is {type(item).__name__}; give a list of dictionaries, or of "
-                "PreferencePairs, or of names, and of one kind alone"
+                f"{setting}: item {number} is {type(item).__name__}; give a list of dictionaries, "
+                "or of PreferencePairs, or of names, and of one kind alone"
             )
     write_text(path, "".join(_line(item, number, setting) for number, item in enumerate(items, 1)))
     return []

@@ -1,4 +1,4 @@
-"""train: a whole run from Python, with the same settings, results and run folder as `smoldpo train`."""
+"""train: a whole run from Python, with the settings, results and run folder of `smoldpo train`."""
 
 from __future__ import annotations
 
@@ -27,24 +27,26 @@ def train(
     verbose: bool = True,
     **settings: Any,
 ) -> RunResult:
-    """Tune a policy on preference pairs, and measure it before and after on pairs that it did not see.
+    """Tune a policy on preference pairs, and measure it before and after on held-out pairs.
 
     Args:
-        config: a TrainConfig, a dictionary of settings, or a YAML file; by default the demo's settings.
+        config: a TrainConfig, a dictionary of settings, or a YAML file; by default the demo's
+            settings.
         verbose: whether messages and progress go to standard error.
-        settings: what `smoldpo train --help` lists, such as `beta=0.2`; they win over `config`. `data` and
-            `eval_data` may also be the pairs themselves: dictionaries in any schema that smoldpo reads, or
-            PreferencePairs. They are written to `given/` in the run folder, so that the run can be resumed.
+        settings: what `smoldpo train --help` lists, such as `beta=0.2`; they win over `config`.
+            `data` and `eval_data` may also be the pairs themselves: dictionaries in any schema that
+            smoldpo reads, or PreferencePairs. They are written to `given/` in the run folder, so
+            that the run can be resumed.
 
     Returns:
-        The run's folder, its evaluation (`result.evaluation["headline"]` is the answer in one sentence; None
-        without held-out pairs), and what the command line would print.
+        The run's folder, its evaluation (`result.evaluation["headline"]` is the answer in one
+        sentence; None without held-out pairs), and what the command line would print.
 
     Raises:
         ConfigError: everything that is wrong with the settings, at once.
         SmoldpoError: data, model, memory or disk that will not do; the text says what to do.
-        InterruptedRunError: by Ctrl-C or SIGTERM, after a checkpoint was saved. Handlers that the program
-            set for these signals itself stay in force instead.
+        InterruptedRunError: by Ctrl-C or SIGTERM, after a checkpoint was saved. Handlers that the
+            program set for these signals itself stay in force instead.
     """
     asked = _settings(config) | settings
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}
@@ -64,7 +66,7 @@ def train_settled(
     command: list[str] | None = None,
     started: float = 0.0,
 ) -> RunResult:
-    """A run whose freeze_layers may be auto: plan first if so, then train. The arguments of run_training,
+    """Plan first where freeze_layers is auto, then train. The arguments of run_training,
     and `started`: seconds that the start of the program took, where they are part of a `budget`.
     """
     choose_folder(config)  # a folder that cannot be is refused before time goes into planning
@@ -100,7 +102,7 @@ def _is_given(settings: dict[str, Any], name: str) -> bool:
 def _reading(
     config: TrainConfig, folder: Path, files: Mapping[str, tuple[str, list[str]]]
 ) -> TrainConfig:
-    """The configuration of a run in `folder` that reads these files, and the numbers that their rows have."""
+    """The configuration of a run in `folder` that reads these files and their numeric columns."""
     changed: dict[str, Any] = {"output_dir": str(folder)}
     for name, (path, numbers) in files.items():
         changed[name] = [path] if name == "data" else path

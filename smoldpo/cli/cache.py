@@ -10,7 +10,8 @@ import typer
 from smoldpo.cli.support import verb
 
 app = typer.Typer(
-    help="Look at, or clear, what is kept between runs: trunk states and reference log-probabilities.",
+    help="Look at, or clear, what is kept between runs: trunk states and reference "
+    "log-probabilities.",
     no_args_is_help=True,
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

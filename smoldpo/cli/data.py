@@ -140,7 +140,8 @@ def convert(
 ) -> None:
     """Write the pairs of DATA to OUT in another schema. Nothing is cleaned.
 
-    Columns of the pair's own numbers that --columns names (weight, margin, beta) go along, under these names.
+    Columns of the pair's own numbers that --columns names (weight, margin, beta) go along, under
+    these names.
     """
     from smoldpo.data.convert import convert as write_pairs
     from smoldpo.data.load import Reading

@@ -20,8 +20,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="MODEL [SECOND] DATA",
-            help="One or two models (builtin, a folder, a run, a .gguf file, or a hub id), and preference "
-            "pairs as train reads them. Two models are compared pair by pair.",
+            help="One or two models (builtin, a folder, a run, a .gguf file, or a hub id), and "
+            "preference pairs as train reads them. Two models are compared pair by pair.",
             show_default=False,
         ),
     ],
@@ -40,7 +40,8 @@ def evaluate(
     judge: Annotated[
         list[str] | None,
         typer.Option(
-            help="Who compares the answers: length, reward:MODEL, implicit:MODEL, or an endpoint's URL."
+            help="Who compares the answers: length, reward:MODEL, implicit:MODEL, or an "
+            "endpoint's URL."
         ),
     ] = None,
     fail_under: Annotated[
@@ -116,8 +117,8 @@ def evaluate(
 def _models_and_data(what: list[str]) -> tuple[list[str], str]:
     if len(what) not in (2, 3):
         raise _usage(
-            f"evaluate takes one or two models and then the data, not {len(what)} names: "
-            "smoldpo evaluate runs/mine pairs.jsonl, or smoldpo evaluate builtin runs/mine pairs.jsonl"
+            f"evaluate takes one or two models and then the data, not {len(what)} names: smoldpo "
+            "evaluate runs/mine pairs.jsonl, or smoldpo evaluate builtin runs/mine pairs.jsonl"
         )
     return what[:-1], what[-1]
 

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Heavy imports happen inside the verbs, so --help is quick."""
+"""The command line: parse, call, print. Heavy imports are inside the verbs: --help is quick."""
 
 from __future__ import annotations
 
@@ -124,9 +124,10 @@ def resume(
     if is_sweep(run):
         if extend is not None:
             raise _usage(
-                "--extend adds epochs to a run, and this is a sweep; to train its best settings for longer: "
-                f"smoldpo train {shlex.quote(str(run / 'best' / 'config.yaml'))} --output-dir FOLDER, with "
-                "more --num-train-epochs (or --max-steps, where they have it)"
+                "--extend adds epochs to a run, and this is a sweep; to train its best settings "
+                f"for longer: smoldpo train {shlex.quote(str(run / 'best' / 'config.yaml'))} "
+                "--output-dir FOLDER, with more --num-train-epochs (or --max-steps, where they "
+                "have it)"
             )
         finish(resume_sweep(run))
         return
@@ -147,7 +148,9 @@ def doctor(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Look at the machine, versions, precision, compiler, disk and cache; or prove that resumes are exact."""
+    """Look at the machine, versions, precision, compiler, disk and cache;
+    or prove that resumes are exact.
+    """
     from smoldpo.utils.progress import say, spinner
 
     if prove_resume:
@@ -205,7 +208,9 @@ def config_import(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Turn a recipe of TRL, the alignment handbook, axolotl or LLaMA-Factory into a configuration."""
+    """Turn a recipe of TRL, the alignment handbook, axolotl or LLaMA-Factory into a
+    configuration.
+    """
     from smoldpo.config.importers import DIALECTS, import_recipe
 
     if dialect is not None:

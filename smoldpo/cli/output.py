@@ -43,7 +43,7 @@ def print_result(result: RunResult) -> None:
 
 
 def print_comparison(evaluation: Evaluation, console: Console | None = None) -> None:
-    """The answer in one sentence, the table of before and after, what both rest on, and any alarm."""
+    """The answer in one sentence, the table of before and after, notes, and any alarm."""
     console = console or _console()
     console.print(f"[bold]{_safe(evaluation.headline)}[/bold]")
     console.print()
@@ -62,7 +62,8 @@ def print_comparison(evaluation: Evaluation, console: Console | None = None) -> 
 def _before_after(evaluation: Evaluation) -> Table:
     names = evaluation.names
     table = Table(
-        title=f"Preference accuracy on {evaluation.n:,} pairs, with {evaluation.level:.0%} intervals"
+        title=f"Preference accuracy on {evaluation.n:,} pairs, "
+        f"with {evaluation.level:.0%} intervals"
     )
     table.add_column("chosen preferred by")
     for column in (names.before, names.after, "change", "p"):
@@ -221,7 +222,7 @@ def _listed(value: Any) -> str:
 
 
 def _console(stream: TextIO | None = None) -> Console:
-    """Standard output, or `stream`; where it is no terminal, as wide as a table needs to be read."""
+    """Standard output, or `stream`; as wide as a table needs where it is no terminal."""
     stream = stream or sys.stdout
     return Console(highlight=False, width=None if stream.isatty() else 110, file=stream)
 

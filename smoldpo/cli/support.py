@@ -51,12 +51,12 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fail_gates(sentences: Sequence[str]) -> None:
-    """End with 1 where a figure is lower than --fail-under allows; what was found is already printed."""
+    """End with 1 where a figure is lower than --fail-under allows, after the results."""
     fail_sweep([], 0, sentences)
 
 
 def fail_sweep(failed: Sequence[str], of: int, missed: Sequence[str]) -> None:
-    """End with 1 where trials of a sweep failed, or its winner misses a gate; the rest is already printed."""
+    """End with 1 where trials of a sweep failed, or its winner misses a gate; after the results."""
     lines = [f"  - {sentence}" for sentence in failed]
     if failed:
         lines.insert(0, f"{len(failed)} of {of} trials failed:")

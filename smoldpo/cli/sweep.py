@@ -35,7 +35,8 @@ def sweep(settings: Annotated[list[str] | None, typer.Argument(metavar=HELP)] = 
     if arguments and is_sweep(Path(arguments[0])):
         if len(arguments) > 1:
             raise UsageError(
-                f"{arguments[0]}: goes on as it began; settings are for a sweep that is made from a file"
+                f"{arguments[0]}: goes on as it began; settings are for a sweep that is made from "
+                "a file"
             )
         finish(resume_sweep(Path(arguments[0])), as_json)
         return

@@ -46,7 +46,7 @@ def cross_checks(config: TrainConfig) -> list[str]:
 def unread(
     changed: set[str], readers: Mapping[str, Sequence[str]], chosen: Sequence[str]
 ) -> list[str]:
-    """A sentence for each setting that was changed and that none of `chosen` reads, though others do.
+    """A sentence for each changed setting that none of `chosen` reads, though others do.
 
     Args:
         readers: which settings each possible choice reads.
@@ -74,9 +74,9 @@ def require_sync(config: TrainConfig, total_steps: int) -> None:
     """
     if config.sync_ref_model and config.ref_model_sync_steps >= total_steps:
         raise UsageError(
-            f"ref_model_sync_steps is {config.ref_model_sync_steps}, and the run has {total_steps} steps, so "
-            f"the reference would not move before the last; set it to {max(1, total_steps // 4)}, say, or "
-            "leave sync_ref_model out"
+            f"ref_model_sync_steps is {config.ref_model_sync_steps}, and the run has {total_steps} "
+            "steps, so the reference would not move before the last; set it to "
+            f"{max(1, total_steps // 4)}, say, or leave sync_ref_model out"
         )
 
 
@@ -103,8 +103,8 @@ def _evaluation(config: TrainConfig) -> Iterator[str]:
         yield "fail_under win_rate needs a judge, and generate_prompts above 0"
     if any("://" in judge and ("@" in judge or "?" in judge) for judge in config.judges):
         yield (
-            "judges: a URL with a name, password or query would be written to config.yaml; give the key in "
-            "the environment variable SMOLDPO_JUDGE_API_KEY"
+            "judges: a URL with a name, password or query would be written to config.yaml; give "
+            "the key in the environment variable SMOLDPO_JUDGE_API_KEY"
         )
     default = type(config).model_fields["judges"].default
     if config.judges not in ([], default) and not config.generate_prompts:
@@ -143,8 +143,8 @@ def _sum(config: TrainConfig) -> Iterator[str]:
     likelihoods += ["rpo_alpha"] if config.rpo_alpha is not None else []
     if len(likelihoods) > 1:
         yield (
-            f"{listed(likelihoods)} each add the negative log-likelihood of the chosen answers; keep one of "
-            "them, and set its weight"
+            f"{listed(likelihoods)} each add the negative log-likelihood of the chosen answers; "
+            "keep one of them, and set its weight"
         )
     if {"apo_zero", "apo_down"} <= set(names):
         yield "apo_zero makes the chosen answers more likely and apo_down less; choose one"
@@ -153,8 +153,8 @@ def _sum(config: TrainConfig) -> Iterator[str]:
     bound = [name for name in with_beta if FACTS[name].needs_reference]
     if free and bound:
         yield (
-            f"{listed(free)} cannot be added to {listed(bound)}: without a reference beta means something "
-            "else, and there is one beta"
+            f"{listed(free)} cannot be added to {listed(bound)}: without a reference beta means "
+            "something else, and there is one beta"
         )
 
 
@@ -167,13 +167,17 @@ def _loss(config: TrainConfig, changed: set[str]) -> Iterator[str]:
         told |= {name: name in changed for name in ("beta", "beta_end")}
         yield from (f"{name} has no part in {said}" for name in told if told[name])
     if "exo_pair" in names and not config.label_smoothing:
-        yield "exo_pair needs label_smoothing above 0, for it takes its logarithm; the paper's is 0.001"
+        yield (
+            "exo_pair needs label_smoothing above 0, for it takes its logarithm; the paper's is "
+            "0.001"
+        )
     others = [name for name in names if not FACTS[name].by_difference]
     if others and kind != "reverse_kl":
         fit = [name for name, facts in FACTS.items() if facts.by_difference and facts.beta]
         yield (
-            f"f_divergence_type {kind} has no meaning for {listed(others)}: an unknown term of the prompt "
-            f"cancels only in the difference of chosen and rejected; it goes with {listed(fit)}"
+            f"f_divergence_type {kind} has no meaning for {listed(others)}: an unknown term of the "
+            "prompt cancels only in the difference of chosen and rejected; it goes with "
+            f"{listed(fit)}"
         )
     elif kind != "reverse_kl" and not needs_reference(names):
         yield f"f_divergence_type has no part in {said}"
@@ -181,8 +185,8 @@ def _loss(config: TrainConfig, changed: set[str]) -> Iterator[str]:
     if config.ld_alpha is not None and unfit:
         fit = [name for name, facts in FACTS.items() if facts.ld_alpha]
         yield (
-            f"ld_alpha has no meaning for {listed(unfit)}: in an average per token without a reference it "
-            f"would make longer answers look likelier; it goes with {listed(fit)}"
+            f"ld_alpha has no meaning for {listed(unfit)}: in an average per token without a "
+            f"reference it would make longer answers look likelier; it goes with {listed(fit)}"
         )
     whole = [name for name in names if FACTS[name].whole_step]
     if whole and config.per_device_train_batch_size * config.gradient_accumulation_steps == 1:
@@ -192,8 +196,8 @@ def _loss(config: TrainConfig, changed: set[str]) -> Iterator[str]:
         )
     if whole and config.use_weighting:
         yield (
-            f"use_weighting weighs pairs, and the terms of {listed(whole)} belong to ranks and not to "
-            "pairs; leave it out"
+            f"use_weighting weighs pairs, and the terms of {listed(whole)} belong to ranks and not "
+            "to pairs; leave it out"
         )
 
 
@@ -204,8 +208,8 @@ def _pairs_own_numbers(config: TrainConfig) -> Iterator[str]:
     whole = [name for name in names if FACTS[name].whole_step]
     if whole and own:
         yield (
-            f"columns: {listed(own)} cannot be a pair's own with {listed(whole)}, whose terms belong to "
-            "ranks and not to pairs"
+            f"columns: {listed(own)} cannot be a pair's own with {listed(whole)}, whose terms "
+            "belong to ranks and not to pairs"
         )
         return
     if "margin" in own and not any(FACTS[name].margin for name in names):
@@ -217,7 +221,10 @@ def _pairs_own_numbers(config: TrainConfig) -> Iterator[str]:
 
 def _optimizer(config: TrainConfig) -> Iterator[str]:
     if config.optim == "adamw_8bit" and config.dtype == "float64":
-        yield "optim adamw_8bit keeps 8 bits of a float32: leave dtype float64 out, or take adamw_torch_fused"
+        yield (
+            "optim adamw_8bit keeps 8 bits of a float32: leave dtype float64 out, or take "
+            "adamw_torch_fused"
+        )
     try:
         parse_rates(config.learning_rates)
     except ValueError as error:
@@ -230,21 +237,23 @@ def _reference(config: TrainConfig) -> Iterator[str]:
         return
     names = listed(config.loss_type)
     if config.reference is not None:
-        yield f"{names} compares with no reference: leave reference out, or choose another loss_type"
+        yield (
+            f"{names} compares with no reference: leave reference out, or choose another loss_type"
+        )
     if _gates(config) & {"reward", "change/reward"}:
         yield (
-            f"{names} compares with no reference, so there is no implicit reward for fail_under; ask for logp "
-            "or logp_per_token"
+            f"{names} compares with no reference, so there is no implicit reward for fail_under; "
+            "ask for logp or logp_per_token"
         )
     if config.metric_for_best_model.startswith("eval_rewards"):
         yield (
-            f"metric_for_best_model {config.metric_for_best_model} needs a reference, and this loss has none: "
-            "take eval_loss or eval_accuracy/logp"
+            f"metric_for_best_model {config.metric_for_best_model} needs a reference, and this "
+            "loss has none: take eval_loss or eval_accuracy/logp"
         )
     if config.sync_ref_model:
         yield (
-            f"sync_ref_model moves the reference, and {', '.join(config.loss_type)} compares with none: "
-            "leave it out, or choose another loss_type"
+            f"sync_ref_model moves the reference, and {', '.join(config.loss_type)} compares with "
+            "none: leave it out, or choose another loss_type"
         )
 
 
@@ -257,31 +266,33 @@ def _what_trains(config: TrainConfig) -> Iterator[str]:
     yield from filter(None, map(complaint, config.train_layers))
     if config.train_layers and config.freeze_layers is not None:
         yield (
-            "train_layers and freeze_layers both say which layers train: give one of them (last:4 are the "
-            "uppermost four)"
+            "train_layers and freeze_layers both say which layers train: give one of them (last:4 "
+            "are the uppermost four)"
         )
 
 
 def _adapters(config: TrainConfig) -> Iterator[str]:
     if config.lora_dropout:
         yield (
-            f"lora_dropout is {config.lora_dropout:g}, and must be 0: dropout is off in DPO here, where "
-            "policy and reference are compared without noise; leave it out"
+            f"lora_dropout is {config.lora_dropout:g}, and must be 0: dropout is off in DPO here, "
+            "where policy and reference are compared without noise; leave it out"
         )
     if not config.use_peft:
         return
     for name in ("train", "freeze"):
         if getattr(config, name):
             yield (
-                f"{name} is of the weights themselves, and with use_peft the adapters alone train: choose "
-                "their layers with train_layers or freeze_layers, and their places with lora_target_modules"
+                f"{name} is of the weights themselves, and with use_peft the adapters alone train: "
+                "choose their layers with train_layers or freeze_layers, and their places with "
+                "lora_target_modules"
             )
     if config.freeze_layers == "auto":
         yield (
-            "freeze_layers auto chooses how many of the weights train; with use_peft give a number of layers"
+            "freeze_layers auto chooses how many of the weights train; with use_peft give a "
+            "number of layers"
         )
     if config.sync_ref_model:
         yield (
-            "sync_ref_model moves a reference's weights, and with use_peft the reference is the policy with "
-            "its adapters off: leave one of them out"
+            "sync_ref_model moves a reference's weights, and with use_peft the reference is the "
+            "policy with its adapters off: leave one of them out"
         )

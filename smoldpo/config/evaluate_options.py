@@ -1,4 +1,4 @@
-"""What `smoldpo evaluate` and `smoldpo.evaluate` can be told, checked the same in both. No torch here."""
+"""The options of `smoldpo evaluate` and `smoldpo.evaluate`, checked the same in both. No torch."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def evaluate_options(given: Mapping[str, Any]) -> EvaluateOptions:
     """Checked options from plain values.
 
     Raises:
-        ConfigError: with every problem at once: unknown options (and the nearest known one), and values of
-            the wrong type or out of range.
+        ConfigError: with every problem at once: unknown options (and the nearest known one), and
+            values of the wrong type or out of range.
     """
     known = EvaluateOptions.model_fields
     problems = [f"unknown option {key!r}{nearest(key, known)}" for key in given if key not in known]

@@ -27,8 +27,8 @@ class LayerSelection:
     """What trains, in the settings of these names; models/freeze.py reads it.
 
     Attributes:
-        freeze_layers: decoder layers that freeze from below, and the embeddings with them. None freezes five
-            sixths of them, or none where `train` says what trains.
+        freeze_layers: decoder layers that freeze from below, and the embeddings with them. None
+            freezes five sixths of them, or none where `train` says what trains.
         train_layers: the decoder layers that train; nothing outside of them does.
         train: groups or patterns of parameter names; of what would train, the others freeze.
         freeze: groups or patterns of parameter names to freeze too.
@@ -94,7 +94,8 @@ def chosen_layers(items: Sequence[str], total: int) -> set[int]:
         meant = _meant(item, total)
         if not meant <= set(range(total)):
             raise UsageError(
-                f"train_layers: {item!r} asks for more than the model's {total} layers (0-{total - 1})"
+                f"train_layers: {item!r} asks for more than the model's {total} layers "
+                f"(0-{total - 1})"
             )
         chosen |= meant
     return chosen

@@ -1,6 +1,7 @@
-"""What each loss is and which settings it reads: for the configuration, which is checked without torch.
+"""What each loss is and which settings it reads, for the configuration's checks. No torch.
 
-The losses themselves are in losses/, one function a name; a test holds that both list the same names.
+The losses themselves are in losses/, one function a name; a test holds that both list the same
+names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Facts:
     """Whether β is in it."""
     needs_reference: bool = True
     whole_step: bool = False
-    """Whether it is more than a sum over pairs, so that a step's log-probabilities must be known first."""
+    """Whether it is more than a sum over pairs: it needs all log-probabilities of a step."""
     by_difference: bool = False
     """Whether chosen and rejected enter by the difference of their scores alone.
 
@@ -36,8 +37,8 @@ class Facts:
     ld_alpha: bool = True
     """Whether the tokens by which one answer is longer may count for less in it.
 
-    Not in a likelihood, and not in an average per token without a reference: divided by all its tokens, a
-    sum of which some were left out makes the longer answer the likelier one.
+    Not in a likelihood, and not in an average per token without a reference: divided by all its
+    tokens, a sum of which some were left out makes the longer answer the likelier one.
     """
 
 
@@ -65,7 +66,7 @@ FACTS: dict[str, Facts] = {
     "cpo": Facts(("label_smoothing", "cpo_alpha"), needs_reference=False, likelihood=True),
     "orpo": Facts(needs_reference=False, likelihood=True, ld_alpha=False),
 }
-"""By their names in TRL where TRL has them. `sft` may stand beside any f-divergence: it has no part in it."""
+"""By their names in TRL where TRL has them. `sft` may stand beside any f-divergence."""
 
 OPTIONS = tuple(dict.fromkeys(option for facts in FACTS.values() for option in facts.options))
 """Every setting that some loss takes besides beta."""

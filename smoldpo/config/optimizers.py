@@ -1,7 +1,7 @@
 """What each optimizer and schedule is and which settings it reads, and what is wrong between them.
 
-No torch here, so that a wrong command line is answered at once. training/optim.py builds the optimizers
-and computes the rates.
+No torch here, so that a wrong command line is answered at once. training/optim.py builds the
+optimizers and computes the rates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from smoldpo.config.schema import TrainConfig
 
 StateBytes = Callable[[tuple[int, ...], int, "TrainConfig"], int]
-"""(shape of a parameter, bytes of one of its numbers, settings) -> bytes of the optimizer's state of it."""
+"""(a parameter's shape, bytes of one number, settings) -> bytes of its optimizer state."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def _momentum(shape: tuple[int, ...], size: int, settings: TrainConfig) -> int:
 
 
 BLOCK, SMALL = 256, 4096
-"""bitsandbytes: numbers to a scale of their own; parameters with fewer numbers keep float32 moments."""
+"""bitsandbytes: numbers to one scale; parameters with fewer numbers keep float32 moments."""
 
 
 def _two_bytes(shape: tuple[int, ...], _: int, __: TrainConfig) -> int:

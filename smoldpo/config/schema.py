@@ -48,34 +48,37 @@ class TrainConfig(BaseModel):
     freeze_layers: Layers = Field(
         None,
         description="freeze the first N layers and the embeddings; 0 freezes none; by default "
-        "five sixths of the layers (25 of SmolLM2-135M's 30), or none where train, train_layers or use_peft "
-        "says what trains; auto: the fewest that fit budget (docs/plan.md)",
+        "five sixths of the layers (25 of SmolLM2-135M's 30), or none where train, train_layers "
+        "or use_peft says what trains; auto: the fewest that fit budget (docs/plan.md)",
     )
     budget: OrNone[Duration] = Field(
         None,
-        description="for freeze_layers auto: how long the whole run may take, such as 90s, 20m or 1h30m",
+        description="for freeze_layers auto: how long the whole run may take, such as 90s, 20m or "
+        "1h30m",
     )
     freeze: Names = Field(
         [],
-        description="freeze these too: embeddings, norms, biases, or patterns of parameter names such as "
-        "'*.mlp.*' (comma-separated)",
+        description="freeze these too: embeddings, norms, biases, or patterns of parameter names "
+        "such as '*.mlp.*' (comma-separated)",
     )
     train_layers: LayerWords = Field(
         [],
-        description="train these decoder layers and nothing else, instead of freeze_layers: last:4, first:4, "
-        "every:3, numbers from 0 and ranges such as 0,5,20-29 (docs/training.md)",
+        description="train these decoder layers and nothing else, instead of freeze_layers: "
+        "last:4, first:4, every:3, numbers from 0 and ranges such as 0,5,20-29 "
+        "(docs/training.md)",
     )
     train: Names = Field(
         [],
-        description="of what would train, train these alone: embeddings, norms, biases, or patterns of "
-        "parameter names such as '*.mlp.*' (comma-separated)",
+        description="of what would train, train these alone: embeddings, norms, biases, or "
+        "patterns of parameter names such as '*.mlp.*' (comma-separated)",
     )
 
     # Adapters
     use_peft: bool = Field(
         False,
-        description="train low-rank adapters (LoRA) instead of the weights themselves, on all layers or "
-        "those that freeze_layers or train_layers leaves; with a higher learning_rate (docs/training.md)",
+        description="train low-rank adapters (LoRA) instead of the weights themselves, on all "
+        "layers or those that freeze_layers or train_layers leaves; with a higher "
+        "learning_rate (docs/training.md)",
     )
     lora_r: PositiveInt = Field(16, description="rank of the adapters")
     lora_alpha: float = Field(
@@ -89,8 +92,8 @@ class TrainConfig(BaseModel):
     )
     lora_target_modules: Names = Field(
         [],
-        description="linear layers that get adapters: names such as q_proj,v_proj, or patterns such as "
-        "'*.mlp.*'; by default (or all-linear) all of the decoder's",
+        description="linear layers that get adapters: names such as q_proj,v_proj, or patterns "
+        "such as '*.mlp.*'; by default (or all-linear) all of the decoder's",
     )
     use_dora: bool = Field(
         False, description="adapters with magnitudes of their own (DoRA); a little slower"
@@ -108,8 +111,8 @@ class TrainConfig(BaseModel):
     data: Names = Field(
         ["builtin"],
         min_length=1,
-        description="preference pairs: builtin, a file (.jsonl, .json, .csv, .parquet, ...), a folder, "
-        "or a hub id; several, comma-separated, are mixed",
+        description="preference pairs: builtin, a file (.jsonl, .json, .csv, .parquet, ...), a "
+        "folder, or a hub id; several, comma-separated, are mixed",
     )
     data_weights: Numbers = Field(
         [], description="how much of each source a mix has, such as 2,1; by default by their sizes"
@@ -152,8 +155,8 @@ class TrainConfig(BaseModel):
     loss_type: LossNames = Field(
         ["sigmoid"],
         min_length=1,
-        description=f"{', '.join(FACTS)} (docs/losses.md); sigmoid is DPO; several, comma-separated, are "
-        "added up",
+        description=f"{', '.join(FACTS)} (docs/losses.md); sigmoid is DPO; several, "
+        "comma-separated, are added up",
     )
     loss_weights: Numbers = Field(
         [], description="weight of each of several losses, such as 1,0.2; by default 1 each"
@@ -176,8 +179,8 @@ class TrainConfig(BaseModel):
     )
     ld_alpha: OrNone[Annotated[float, Field(ge=0, le=1)]] = Field(
         None,
-        description="weight of the tokens by which the longer answer of a pair is longer, in policy and "
-        "reference (LD-DPO); by default they count in full, as with 1",
+        description="weight of the tokens by which the longer answer of a pair is longer, in "
+        "policy and reference (LD-DPO); by default they count in full, as with 1",
     )
     use_weighting: bool = Field(
         False,
@@ -203,8 +206,8 @@ class TrainConfig(BaseModel):
     )
     optim: OptimizerName = Field(
         "adamw_torch_fused",
-        description="optimizer (docs/optimization.md): AdamW; adafactor and sgd keep less memory; adamw_8bit "
-        "needs bitsandbytes",
+        description="optimizer (docs/optimization.md): AdamW; adafactor and sgd keep less memory; "
+        "adamw_8bit needs bitsandbytes",
     )
     sgd_momentum: float = Field(0.0, ge=0, lt=1, description="sgd's momentum; 0 keeps no state")
     lr_scheduler_type: ScheduleName = Field(
@@ -245,8 +248,8 @@ class TrainConfig(BaseModel):
     )
     ema_decay: OrNone[Annotated[float, Field(gt=0, lt=1)]] = Field(
         None,
-        description="evaluate and save an exponential moving average of the weights with this decay a step, "
-        "such as 0.98; by default the weights themselves",
+        description="evaluate and save an exponential moving average of the weights with this "
+        "decay a step, such as 0.98; by default the weights themselves",
     )
     sync_ref_model: bool = Field(
         False, description="move the reference towards the policy during training (TR-DPO)"
@@ -264,7 +267,8 @@ class TrainConfig(BaseModel):
     )
     early_stopping_patience: OrNone[PositiveInt] = Field(
         None,
-        description="stop after N evaluations (eval_steps) in a row without a better metric_for_best_model",
+        description="stop after N evaluations (eval_steps) in a row without a better "
+        "metric_for_best_model",
     )
     metric_for_best_model: Literal[
         "eval_loss",
@@ -284,14 +288,14 @@ class TrainConfig(BaseModel):
     )
     generate_prompts: Annotated[int, Field(ge=0)] = Field(
         8,
-        description="held-out prompts that reference and policy both answer at the end, for samples, "
-        "drift (KL) and judges; 0: none",
+        description="held-out prompts that reference and policy both answer at the end, for "
+        "samples, drift (KL) and judges; 0: none",
     )
     temperature: float = Field(
         1.0,
         ge=0,
-        description="of those answers; 1 draws from the model's own distribution, which the KL estimate "
-        "needs; 0: the likeliest token each time",
+        description="of those answers; 1 draws from the model's own distribution, which the KL "
+        "estimate needs; 0: the likeliest token each time",
     )
     max_new_tokens: PositiveInt = Field(128, description="length limit of an answer, in tokens")
     judges: Judges = Field(
@@ -302,8 +306,8 @@ class TrainConfig(BaseModel):
     )
     fail_under: Names = Field(
         [],
-        description="exit with 1 when a figure is lower: reward=0.55, change/reward=0.02, balanced=0.5, "
-        "win_rate=0.5 (docs/evaluation.md)",
+        description="exit with 1 when a figure is lower: reward=0.55, change/reward=0.02, "
+        "balanced=0.5, win_rate=0.5 (docs/evaluation.md)",
     )
 
     # Machine
@@ -324,13 +328,14 @@ class TrainConfig(BaseModel):
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="compile what lies between matrix products; auto: on CUDA, and on a CPU for runs long "
-        "enough to save more than compiling takes",
+        description="compile what lies between matrix products; auto: on CUDA, and on a CPU for "
+        "runs long enough to save more than compiling takes",
     )
     cache: Literal["auto", "off", "memory", "disk"] = Field(
         "auto",
-        description="where the frozen layers' output and the reference's log-probabilities are kept: disk "
-        "serves later runs too (smoldpo cache list); off computes the former anew in every epoch; auto: disk",
+        description="where the frozen layers' output and the reference's log-probabilities are "
+        "kept: disk serves later runs too (smoldpo cache list); off computes the "
+        "former anew in every epoch; auto: disk",
     )
     cache_limit: float = Field(
         20.0, gt=0, description="gigabytes that may be kept on disk; what was used longest ago goes"
@@ -343,8 +348,8 @@ class TrainConfig(BaseModel):
     overwrite: bool = Field(False, description="replace the run that output_dir holds")
     save_steps: OrNone[PositiveInt] = Field(
         None,
-        description="save a checkpoint (for smoldpo resume) every N steps, and at the end; the final model "
-        "is always saved",
+        description="save a checkpoint (for smoldpo resume) every N steps, and at the end; the "
+        "final model is always saved",
     )
     save_minutes: OrNone[Positive] = Field(
         10.0, description="save a checkpoint every N minutes, too; none: do not"
@@ -354,8 +359,8 @@ class TrainConfig(BaseModel):
     )
     report_to: LoggerNames = Field(
         [],
-        description="send the metrics there too: tensorboard, trackio, wandb, mlflow (docs/loggers.md), "
-        "comma-separated; metrics.jsonl is always written",
+        description="send the metrics there too: tensorboard, trackio, wandb, mlflow "
+        "(docs/loggers.md), comma-separated; metrics.jsonl is always written",
     )
     logging_steps: PositiveInt = Field(1, description="write metrics every N steps")
 

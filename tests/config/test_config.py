@@ -175,6 +175,7 @@ def test_yaml_may_have_a_string_or_a_list(tmp_path):
         ({"f_alpha_divergence_coef": 0.3}, "read with f_divergence_type alpha_divergence"),
         ({"loss_type": "orpo", "reference": "builtin"}, "orpo compares with no reference"),
         ({"loss_type": "simpo", "fail_under": "reward=0.5"}, "no implicit reward for fail_under"),
+        ({"columns": "prompt"}, "columns: 'prompt' is not name=column"),
         ({"loss_type": "aot", "columns": "weight=w"}, "weight cannot be a pair's own with aot"),
         ({"loss_type": "apo_zero", "columns": "margin=m"}, "margin has no part in apo_zero"),
         ({"loss_type": "sft", "columns": "beta=b"}, "columns: beta has no part in sft"),

@@ -1,4 +1,4 @@
-"""LoRA in the words of TRL, axolotl and LLaMA-Factory: the switch, and a rule for each further key."""
+"""LoRA's keys in TRL, axolotl and LLaMA-Factory: the switch, and a rule for each further key."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ KIND = (
     "(freeze_layers' default), which takes little memory too"
 )
 RATE = (
-    "The recipe trains {kind} adapters, the written config the model's upper layers. Rates for adapters are "
-    "usually about ten times those for the weights themselves: lower learning_rate, or set freeze_layers"
+    "The recipe trains {kind} adapters, the written config the model's upper layers. Rates for "
+    "adapters are usually about ten times those for the weights themselves: lower learning_rate, "
+    "or set freeze_layers"
 )
 
 

@@ -31,8 +31,9 @@ MEMORY_BOUND = "max_tokens bounds memory"
 ADAPTER_KEYS = (
     "lora_r lora_alpha lora_dropout lora_target_linear lora_target_modules lora_target_parameters "
     "lora_fan_in_fan_out lora_modules_to_save lora_model_dir lora_layers_to_transform lora_on_cpu "
-    "peft_use_rslora peft_use_dora peft_layers_to_transform loraplus_lr_ratio loraplus_lr_embedding "
-    "lora_mlp_kernel lora_qkv_kernel lora_o_kernel peft peft_init_lora_weights merge_lora"
+    "peft_use_rslora peft_use_dora peft_layers_to_transform loraplus_lr_ratio "
+    "loraplus_lr_embedding lora_mlp_kernel lora_qkv_kernel lora_o_kernel peft "
+    "peft_init_lora_weights merge_lora"
 )
 
 
@@ -60,7 +61,8 @@ RULES: Table = {
     "load_in_8bit load_in_4bit gptq": unsupported(hf.QUANTISED),
     "bnb_config_kwargs": drop(hf.QUANTISED_PARTS),
     "unfrozen_parameters": unsupported(
-        "regular expressions there: set train to name patterns as file names have them, such as '*.mlp.*'"
+        "regular expressions there: set train to name patterns as file names have them, such as "
+        "'*.mlp.*'"
     ),
     "trl.beta rl_beta dpo_beta": keep("beta"),
     "orpo_alpha": drop("of ORPO"),

@@ -1,7 +1,7 @@
 """Where a recipe's pairs come from, said in smoldpo's settings: data, subset, split, weights.
 
-smoldpo has one subset and one split for all sources. Where a recipe's sources differ in them, each is
-written to a file first, by `smoldpo data convert`, and the config names the files.
+smoldpo has one subset and one split for all sources. Where a recipe's sources differ in them, each
+is written to a file first, by `smoldpo data convert`, and the config names the files.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from smoldpo.config.importers.mapping import Draft, Rule, drop, keep, number, re
 
 HELD_OUT = re.compile(r"(^|_)(test|eval|evaluation|dev|valid|validation|val)(_|$)")
 LEAK = (
-    "the recipe joins {held} to its training data and splits the whole again at random, so that pairs of "
-    "one prompt can fall on both sides; here {held} is not trained on, and judges if it is the data's own "
-    "test split"
+    "the recipe joins {held} to its training data and splits the whole again at random, so that "
+    "pairs of one prompt can fall on both sides; here {held} is not trained on, and judges if it "
+    "is the data's own test split"
 )
 SHARES = (
-    "each weight is the share of that source which is used; smoldpo's data_weights are shares of the mix. "
-    "The two agree where the sources are of one size"
+    "each weight is the share of that source which is used; smoldpo's data_weights are shares of "
+    "the mix. The two agree where the sources are of one size"
 )
 FILES_FIRST = (
-    "the sources differ in subset or split, which smoldpo has once for all of them: write the files "
-    "first, with the commands below"
+    "the sources differ in subset or split, which smoldpo has once for all of them: write the "
+    "files first, with the commands below"
 )
 
 
@@ -46,7 +46,7 @@ class RecipeSource:
 
     @property
     def place(self) -> tuple[str | None, str | None]:
-        """Subset and split, where they are not what smoldpo takes by itself, of a plain file too."""
+        """Subset and split, where they are not what smoldpo takes by itself."""
         return self.subset, None if self.split == "train" else self.split
 
 
@@ -92,7 +92,8 @@ def set_sources(
     """Write data, data_subset, data_split and data_weights; test splits do not train.
 
     Args:
-        of_source: whether a weight is the share of its source that is used; else it is a share of the mix.
+        of_source: whether a weight is the share of its source that is used; else it is a share of
+            the mix.
     """
     sources = [source for source in sources if source.weight != 0]
     train = [source for source in sources if not source.is_held_out]
@@ -167,6 +168,6 @@ def held_out_share(draft: Draft, key: str, value: Any) -> Rule:
         why = "held out by prompts, where the data has no test split"
         return keep("eval_fraction", share, why)
     return refuse(
-        "a number of rows; smoldpo holds out a share of the prompts where the data has no test split: "
-        "set eval_fraction, and max_eval_samples for the number"
+        "a number of rows; smoldpo holds out a share of the prompts where the data has no test "
+        "split: set eval_fraction, and max_eval_samples for the number"
     )

@@ -1,4 +1,4 @@
-"""Recipes of Hugging Face's alignment handbook: TRL's keys, with mixtures of datasets of its own."""
+"""Recipes of the alignment handbook: TRL's keys, with mixtures of datasets of its own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _mixer(draft: Draft) -> None:
 
 
 def _mixture(draft: Draft) -> None:
-    """The newer form: a list of datasets with split and share, and how much of the whole is held out."""
+    """The newer form: a list of datasets with split and share, and the share that is held out."""
     mixture: Any = draft.recipe["dataset_mixture"]
     if not isinstance(mixture, dict):
         return

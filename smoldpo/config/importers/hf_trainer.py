@@ -51,8 +51,8 @@ IN_FLOAT32 = "what trains is kept in float32"
 BEST = "needs evaluations every so many steps: set eval_steps too"
 BUDGET = "smoldpo has one budget for prompt and completion together, max_length"
 TEMPLATE = (
-    "prompts get the chat template of the model's own tokenizer; look with smoldpo data show DATA --row 1 "
-    "--model MODEL"
+    "prompts get the chat template of the model's own tokenizer; look with smoldpo data show DATA "
+    "--row 1 --model MODEL"
 )
 QUANTISED = "weights are not quantised: a small model needs no 4 or 8 bits"
 OTHER_LOSS = "part of a loss that smoldpo does not have (yet); leave it out, or train this with TRL"
@@ -66,7 +66,7 @@ HELD_OUT = (
 
 
 def _report_to(draft: Draft, key: str, value: Any) -> Rule:
-    """Left out: it would tell a service, and need its package, because somebody else's recipe says so."""
+    """Left out: somebody else's recipe does not decide that a service is told."""
     names = value if isinstance(value, list) else [value]
     known = not is_off(value) and complaint("report_to", names) is None
     return drop(f"left to you: --report-to {','.join(names)}" if known else LOGGERS)
@@ -158,7 +158,7 @@ TRAINER: Table = {
 
 
 def _computes_in_bf16(draft: Draft) -> bool:
-    """Mixed precision wins over the weights' dtype, as it does in the trainers: it is what computes."""
+    """Mixed precision, which wins over the weights' dtype, as it does in the trainers."""
     return not is_off(draft.recipe.get("bf16"))
 
 
@@ -226,7 +226,7 @@ def _every(draft: Draft, steps: str, strategy: str, always: str, off: bool) -> N
 
 
 def _best(draft: Draft) -> None:
-    """The best evaluation as the model that is saved, and as the end of the run, where there are any."""
+    """The best evaluation as the model that is saved, and as the end of the run."""
     patience, best = "early_stopping_patience", "load_best_model_at_end"
     for key, setting in {best: best, patience: patience, "early_stopping_steps": patience}.items():
         evaluates = "eval_steps" in draft.settings
@@ -258,7 +258,8 @@ def unsaid(draft: Draft) -> None:
     for setting in ("model", "data"):
         if setting not in draft.settings:
             draft.notes.append(
-                f"The recipe names no {setting}, and smoldpo would take its built-in one: give --{setting}"
+                f"The recipe names no {setting}, and smoldpo would take its built-in one: give "
+                f"--{setting}"
             )
     each, steps = (
         number(draft.settings.get(name, default_of(name)))
@@ -267,6 +268,7 @@ def unsaid(draft: Draft) -> None:
     if each is None or steps is None:
         return
     draft.notes.append(
-        f"{each:g} x {steps:g} = {each * steps:g} pairs go to an optimizer step. A recipe does not say on "
-        "how many GPUs it ran. On N of them it was N times as many: multiply gradient_accumulation_steps by N"
+        f"{each:g} x {steps:g} = {each * steps:g} pairs go to an optimizer step. A recipe does not "
+        "say on how many GPUs it ran. On N of them it was N times as many: multiply "
+        "gradient_accumulation_steps by N"
     )

@@ -28,8 +28,8 @@ from smoldpo.config.importers.mapping import (
 
 INFO = "dataset_info.json"
 POLICY_ALONE = (
-    "LLaMA-Factory takes the longer answer's last tokens down in the policy alone; here, as in the paper and "
-    "in TRL, in the reference too"
+    "LLaMA-Factory takes the longer answer's last tokens down in the policy alone; here, as in "
+    "the paper and in TRL, in the reference too"
 )
 VOCABULARY = "the model's vocabulary stays as it is"
 PACKING = "the fast engine packs by itself, with the same result"
@@ -123,7 +123,7 @@ def _what_trains(draft: Draft) -> None:
 
 
 def _some_layers(draft: Draft, switch: str) -> None:
-    """The last few layers train, or with a negative number the first few; or some modules of them."""
+    """The last layers train, or with a negative number the first; or some modules of them."""
     layers = number(draft.recipe.get("freeze_trainable_layers", 2))
     if not layers or not layers.is_integer():
         why = "freeze_trainable_layers is no number of layers: set train_layers"
@@ -160,8 +160,8 @@ def _data(draft: Draft) -> None:
     unknown = [n for n in names if n not in info and "/" not in n and "." not in n]
     if unknown:
         draft.notes.append(
-            f"{', '.join(unknown)}: names from LLaMA-Factory's {INFO}, which does not lie at dataset_dir "
-            "beside the recipe: put the files or hub ids under data"
+            f"{', '.join(unknown)}: names from LLaMA-Factory's {INFO}, which does not lie at "
+            "dataset_dir beside the recipe: put the files or hub ids under data"
         )
 
     def eval_dataset(draft: Draft, key: str, value: Any) -> Rule:

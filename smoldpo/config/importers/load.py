@@ -1,4 +1,4 @@
-"""From the YAML of another trainer to a checked smoldpo configuration, with an account of every key."""
+"""From another trainer's YAML to a checked configuration, with an account of every key."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ class Imported:
     def as_yaml(self) -> str:
         """The settings that the recipe decides, under a head that names it and what differs."""
         head = [
-            f"Imported from {self.source} ({DIALECTS[self.dialect].title}) by smoldpo config import."
+            f"Imported from {self.source} ({DIALECTS[self.dialect].title}) by smoldpo config "
+            "import."
         ]
         if self.commands:
             head += ["", "Run first:", *(f"  {command}" for command in self.commands)]

@@ -1,4 +1,4 @@
-"""What a recipe is for (DPO, ORPO, CPO or SimPO), told by its keys or names, and its keys of the loss."""
+"""What a recipe is for (DPO, ORPO, CPO or SimPO), and its keys of the loss."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ SAYING = {"dpo", "apo"}
 def method_of(recipe: dict[str, Any], path: Path, dialect: str, *, told: bool) -> str:
     """What a recipe is for: "dpo", "orpo", "cpo" or "simpo".
 
-    TRL's and the handbook's recipes say it by keys, else by names, of their output first and then of file and
-    folder. `told` (--from) names the dialect; that it is DPO, it settles only where nothing else says it, or
-    where the output has the name of a method that smoldpo has not.
+    TRL's and the handbook's recipes say it by keys, else by names, of their output first and then
+    of file and folder. `told` (--from) names the dialect; that it is DPO, it settles only where
+    nothing else says it, or where the output has the name of a method that smoldpo has not.
 
     Raises:
         UsageError: naming what the recipe is for instead.
@@ -121,8 +121,8 @@ def _by_names(recipe: dict[str, Any], path: Path, told: bool) -> str:
         ours = [word for word in others if word in METHODS]
         if not ours and not told:
             raise UsageError(
-                f"{path}: a recipe for {NAMES[others[0]]}, not for DPO, by the names that it gives to its "
-                "output"
+                f"{path}: a recipe for {NAMES[others[0]]}, not for DPO, by the names that it gives "
+                "to its output"
             )
         return ours[0] if ours else "dpo"
     if compares or SAYING & (words | place):
@@ -154,14 +154,17 @@ PROMPT_TOKENS = (
     "TRL's ORPO counts the prompt's tokens too in its likelihood term; here the answer's alone"
 )
 ANSWERS_ALIKE = (
-    "LLaMA-Factory's ORPO weighs each answer's likelihood per token alike; here all chosen tokens of a step "
-    "weigh alike"
+    "LLaMA-Factory's ORPO weighs each answer's likelihood per token alike; here all chosen tokens "
+    "of a step weigh alike"
 )
 ALSO_LIKELIHOOD = (
-    "TRL's CPOTrainer adds the likelihood of the chosen answers, by cpo_alpha (1 untold), to SimPO too: that "
-    "term is sft. SimPO as in its paper is loss_type: simpo"
+    "TRL's CPOTrainer adds the likelihood of the chosen answers, by cpo_alpha (1 untold), to "
+    "SimPO too: that term is sft. SimPO as in its paper is loss_type: simpo"
 )
-LENGTHS = "an average per token without a reference would find longer answers likelier for it: leave it out"
+LENGTHS = (
+    "an average per token without a reference would find longer answers likelier for it: leave it "
+    "out"
+)
 NO_TERM = "DPO's likelihood term, which this trainer has not: leave it out"
 HAS_TERM = "orpo has a likelihood term of weight 1 already: leave it out"
 OTHER = "{name} with the loss {said} is not one of smoldpo's: the written config has {ours}"
@@ -171,9 +174,10 @@ METHOD_KEYS = {"axolotl": "rl", "llama-factory": "pref_loss"}
 def set_loss(draft: Draft, dialect: str) -> None:
     """Decide about the keys of the loss, of a recipe whose `draft.method` is one of METHODS.
 
-    orpo: TRL's ORPOTrainer, axolotl's rl: orpo, LLaMA-Factory's pref_loss: orpo.
-    cpo: TRL's CPOTrainer; with its loss_type simpo, and as axolotl's rl: simpo, SimPO plus CPO's likelihood
-    term. simpo: the trainer of SimPO's authors (gamma_beta_ratio), LLaMA-Factory's pref_loss: simpo.
+    orpo: TRL's ORPOTrainer, axolotl's rl: orpo, LLaMA-Factory's pref_loss: orpo. cpo: TRL's
+    CPOTrainer; with its loss_type simpo, and as axolotl's rl: simpo, SimPO plus CPO's likelihood
+    term. simpo: the trainer of SimPO's authors (gamma_beta_ratio), LLaMA-Factory's pref_loss:
+    simpo.
     """
     {"orpo": _orpo, "cpo": _cpo, "simpo": _simpo}[draft.method](draft, dialect)
     per_token = any(

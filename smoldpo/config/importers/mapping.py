@@ -1,4 +1,4 @@
-"""Tables of rules for a recipe's keys, and their interpreter: the settings, and an account of each key."""
+"""Tables of rules for a recipe's keys, and their interpreter."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Draft:
         return [key for key in keys if key in self.recipe and key not in self.entries]
 
     def apply(self, table: Table) -> None:
-        """Decide about the keys of a table that the recipe has and that are undecided, in its order."""
+        """Decide, in a table's order, about its keys that the recipe has and that are undecided."""
         for keys, rule in table.items():
             for key in self.undecided(*keys.split()):
                 self.decide(key, rule)

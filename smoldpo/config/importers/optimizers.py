@@ -112,7 +112,7 @@ def _of_schedule(draft: Draft, name: Any, given: dict[str, Any]) -> dict[str, An
 
 
 def _mapping(value: Any) -> dict[str, Any] | None:
-    """A mapping, also one written as JSON or as name=value pairs with commas; None for anything else."""
+    """A mapping, also as JSON or as name=value pairs with commas; None for anything else."""
     if value is None:
         return {}
     if isinstance(value, str):
@@ -174,7 +174,7 @@ MOVING_REFERENCE: Table = {
 
 
 def lowest_cosine_rate(draft: Draft, key: str, value: Any) -> Rule:
-    """axolotl's share of the peak at which a cosine ends; before the schedule's own keys are read."""
+    """axolotl's share of the peak at which a cosine ends; read before the schedule's keys."""
     share = number(value)
     if not share:
         return drop("off in the recipe")

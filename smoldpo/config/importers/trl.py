@@ -36,8 +36,8 @@ from smoldpo.config.importers.mapping import (
 )
 
 ADAPTER_KEYS = (
-    "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save "
-    "lora_task_type use_rslora use_dora"
+    "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters "
+    "lora_modules_to_save lora_task_type use_rslora use_dora"
 )
 
 
