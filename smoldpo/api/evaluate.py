@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smoldpo.api.pairs import Source, names_of, write_given
-from smoldpo.api.train import as_guest
+from smoldpo.api.pairs import Source, source_names, write_in_memory_pairs
+from smoldpo.api.train import inside_host
 from smoldpo.config.evaluate_options import evaluate_options
 from smoldpo.evaluation.evaluate import evaluate_models
 from smoldpo.utils.errors import UsageError
@@ -59,16 +59,16 @@ def evaluate(
     names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
     if len(names) not in (1, 2):
         raise UsageError(f"evaluate takes one model, or two to compare, not {len(names)}")
-    with as_guest(verbose), tempfile.TemporaryDirectory() as folder:
+    with inside_host(verbose), tempfile.TemporaryDirectory() as folder:
         found = evaluate_models(names, _source(data, Path(folder)), settings)
         return Figures(found.summary(), found.rows(), found.failed_gates)
 
 
 def _source(data: Source, folder: Path) -> str:
-    names = names_of(data)
+    names = source_names(data)
     if names is None:
         path = folder / "pairs.jsonl"
-        write_given(data, path)
+        write_in_memory_pairs(data, path)
         return str(path)
     if len(names) != 1:
         raise UsageError(f"evaluate takes one source of pairs, not {len(names)}")

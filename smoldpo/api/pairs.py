@@ -57,14 +57,14 @@ def load_pairs(
         UsageError: no such source, split, schema or rule.
         DataError: a row that cannot be read, by file and row; or no pair is left.
     """
-    names = names_of(data)
+    names = source_names(data)
     if names is not None and len(names) != 1:
         raise UsageError(f"load_pairs takes one source, not {len(names)}")
     rules = choose_rules(tuple(rules_off))
     with tempfile.TemporaryDirectory() as folder:
         if names is None:
             path = Path(folder) / "pairs.jsonl"
-            numbers = write_given(data, path)
+            numbers = write_in_memory_pairs(data, path)
             columns = {number: number for number in numbers} | dict(columns or {})
         name = names[0] if names else str(path)
         source = open_source(name, subset)
@@ -82,7 +82,7 @@ Source = str | Path | Iterable[str | Path] | Iterable[Row] | Iterable[Preference
 """Names of sources, or the pairs themselves: rows of any known schema, or PreferencePairs."""
 
 
-def names_of(data: Source) -> list[str] | None:
+def source_names(data: Source) -> list[str] | None:
     """The names of sources, or None where `data` holds the pairs themselves."""
     if isinstance(data, str | Path):
         return [str(data)]
@@ -93,7 +93,7 @@ def names_of(data: Source) -> list[str] | None:
 
 
 @contextlib.contextmanager
-def files_given(
+def in_memory_pairs(
     folder: Path, given: Mapping[str, Iterable[Any]]
 ) -> Iterator[dict[str, tuple[str, list[str]]]]:
     """Pairs by their setting (data, eval_data), written to a run folder: path and columns of each.
@@ -122,7 +122,7 @@ def _by_content(items: Iterable[Any], place: Path, setting: str) -> tuple[str, l
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=place) as staging:
         staged = Path(staging) / "pairs.jsonl"
-        numbers = write_given(items, staged, setting)
+        numbers = write_in_memory_pairs(items, staged, setting)
         word = "pairs" if setting == "data" else "eval"
         path = place / f"{word}-{sha256_of(staged)[:8]}.jsonl"
         staged.replace(path)
@@ -139,7 +139,7 @@ def _sources(config: Path) -> list[str]:
     return [*(data if isinstance(data, list) else [data]), settings.get("eval_data")]
 
 
-def write_given(data: Iterable[Any], path: Path, setting: str = "data") -> list[str]:
+def write_in_memory_pairs(data: Iterable[Any], path: Path, setting: str = "data") -> list[str]:
     """Write rows or pairs as JSONL, and return which of weight, margin and beta its rows have.
 
     Raises:
@@ -182,4 +182,4 @@ def _write_pairs(pairs: list[PreferencePair], path: Path) -> list[str]:
 
 
 def _own(pair: PreferencePair, name: str) -> bool:
-    return getattr(pair.numbers, name) != getattr(PLAIN, name)
+    return bool(getattr(pair.numbers, name) != getattr(PLAIN, name))

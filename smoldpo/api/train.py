@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from smoldpo.api.pairs import files_given, names_of
+from smoldpo.api.pairs import in_memory_pairs, source_names
 from smoldpo.config.load import build_config, load_yaml
 from smoldpo.config.schema import TrainConfig
 from smoldpo.plan.planner import settle_depth
@@ -17,7 +17,7 @@ from smoldpo.utils import progress, rng
 from smoldpo.utils.errors import UsageError
 from smoldpo.utils.signals import Interruption
 
-STAND_INS = {"data": ["data.jsonl"], "eval_data": "eval_data.jsonl"}
+PLACEHOLDERS = {"data": ["data.jsonl"], "eval_data": "eval_data.jsonl"}
 """Names for pairs in memory while the settings are checked, before anything is written."""
 
 
@@ -50,13 +50,13 @@ def train(
     """
     asked = _settings(config) | settings
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}
-    given = {name: asked.pop(name) for name in ("data", "eval_data") if _is_given(asked, name)}
-    built = build_config(asked | {name: STAND_INS[name] for name in given})
-    with as_guest(verbose):
+    given = {name: asked.pop(name) for name in ("data", "eval_data") if _holds_pairs(asked, name)}
+    built = build_config(asked | {name: PLACEHOLDERS[name] for name in given})
+    with inside_host(verbose):
         if not given:
             return train_settled(built, Interruption(guest=True))
         folder = choose_folder(built)
-        with files_given(folder, given) as files:
+        with in_memory_pairs(folder, given) as files:
             return train_settled(_reading(built, folder, files), Interruption(guest=True))
 
 
@@ -87,12 +87,12 @@ def _settings(config: TrainConfig | Mapping[str, Any] | str | Path | None) -> di
     return {str(key).replace("-", "_"): value for key, value in settings.items()}
 
 
-def _is_given(settings: dict[str, Any], name: str) -> bool:
+def _holds_pairs(settings: dict[str, Any], name: str) -> bool:
     """Whether a setting holds pairs; names are put into the form that the configuration has."""
     value = settings.get(name)
     if value is None or isinstance(value, str):  # commas and the word none are the configuration's
         return False
-    names = names_of(value)
+    names = source_names(value)
     if names is None:
         return True
     settings[name] = names if name == "data" else ",".join(names)
@@ -113,12 +113,9 @@ def _reading(
     return build_config(config.model_dump() | changed)
 
 
-# Manners inside somebody else's program: progress silenced if asked, random generators put back.
-
-
 @contextlib.contextmanager
-def as_guest(verbose: bool) -> Iterator[None]:
-    """A block after which the program's random generators are as they were before it.
+def inside_host(verbose: bool) -> Iterator[None]:
+    """A block after which the host program's random generators are as they were before it.
 
     Args:
         verbose: whether messages and progress go to standard error meanwhile.

@@ -213,7 +213,7 @@ def test_a_run_from_python_has_no_command(cli, tiny_folder, pairs_file):
 
 
 def test_a_refused_pair_leaves_the_file_as_it_was(tmp_path):
-    from smoldpo.api.pairs import write_given
+    from smoldpo.api.pairs import write_in_memory_pairs
     from smoldpo.types import PairNumbers
 
     plain, own = (
@@ -221,10 +221,10 @@ def test_a_refused_pair_leaves_the_file_as_it_was(tmp_path):
         for numbers in (PairNumbers(), PairNumbers(beta=0.5))
     )
     path = tmp_path / "pairs.jsonl"
-    assert write_given([own, own], path) == ["beta"]
+    assert write_in_memory_pairs([own, own], path) == ["beta"]
     before = path.read_text()
     with pytest.raises(smoldpo.UsageError, match="pair 2 has no beta of its own"):
-        write_given([own, plain], path)
+        write_in_memory_pairs([own, plain], path)
     assert path.read_text() == before
 
 
