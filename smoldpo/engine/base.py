@@ -59,7 +59,7 @@ class Engine(Protocol):
     budget: int
     """How much goes through the model at once, in `budget_unit`; no result depends on it but by rounding."""
     budget_unit: str
-    moving: SyncedReference | None
+    synced_reference: SyncedReference | None
     """The reference, where it moves during training (sync_ref_model). Once it has moved, steps compute its
     log-probabilities anew, and those kept from its start serve evaluation alone."""
 

@@ -30,8 +30,8 @@ from smoldpo.training.fingerprint import (
     write_beginning,
 )
 from smoldpo.training.metrics_file import cut_back
-from smoldpo.training.run import Run, RunInputs, RunOptions, write_start
-from smoldpo.training.run_folder import command_line, make_folder
+from smoldpo.training.run import Run, RunInputs, RunOptions
+from smoldpo.training.run_folder import command_line, make_folder, write_start
 from smoldpo.utils import progress
 from smoldpo.utils.errors import DiskError, SmoldpoError
 from smoldpo.utils.files import write_json, write_text
@@ -145,7 +145,7 @@ def _make(context: SweepContext, folder: Path, config: TrainConfig, options: Run
         return resumed
     require_disk(folder, config, loaded.models, loaded.data)
     make_folder(folder)
-    write_start(folder, config, loaded.models, loaded.data, command_line())
+    write_start(folder, config, loaded.models, loaded.data.account, command_line())
     write_beginning(folder, loaded.fingerprint)
     return Run(folder, config, loaded, context.interruption, options)
 
@@ -206,7 +206,7 @@ def measure_winner(
         )
     loaded = shared.load(measured)
     make_folder(folder)
-    write_start(folder, trained, loaded.models, loaded.data, command_line())
+    write_start(folder, trained, loaded.models, loaded.data.account, command_line())
     write_beginning(folder, loaded.fingerprint)
     _copy_steps(trial / "metrics.jsonl", folder / "metrics.jsonl")
     checkpoint.state["metrics_rows"] = 0  # the evaluation before is of other pairs: logged again

@@ -50,11 +50,14 @@ def make_optimizer(
 
 
 def _build(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    adam = {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
+    adam: dict[str, Any] = {
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+    }
     if config.optim == "adafactor":  # Shazeer and Stern 2018, with rates from outside
         from transformers.optimization import Adafactor  # here, for it loads peft and accelerate
 
-        return Adafactor(
+        return Adafactor(  # type: ignore[no-untyped-call]
             groups, lr=config.learning_rate, scale_parameter=False, relative_step=False
         )
     if config.optim == "sgd":
@@ -62,7 +65,9 @@ def _build(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opt
     if config.optim == "adamw_8bit":  # Dettmers et al. 2021
         from bitsandbytes.optim import AdamW
 
-        return AdamW(groups, lr=config.learning_rate, optim_bits=8, **adam)
+        optimizer: torch.optim.Optimizer
+        optimizer = AdamW(groups, lr=config.learning_rate, optim_bits=8, **adam)
+        return optimizer
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True, **adam)
 
 
@@ -153,14 +158,13 @@ def warmup_steps(config: TrainConfig, total: int) -> int:
 
     A share never takes every step: a run of one step would have a learning rate of 0.
     """
-    if config.warmup_steps is not None:
-        return config.warmup_steps
-    return min(math.ceil(config.warmup_ratio * total), total - 1)
+    asked: int | None = config.warmup_steps
+    return min(math.ceil(config.warmup_ratio * total), total - 1) if asked is None else asked
 
 
 def decay_steps(config: TrainConfig, total: int) -> int:
     """Steps in which warmup_stable_decay decays: counted as warm-up's, at most those that it leaves."""
-    asked = config.lr_decay_steps
+    asked: int | None = config.lr_decay_steps
     if asked is None:
         asked = math.ceil(config.lr_decay_ratio * total)
     return min(asked, max(0, total - warmup_steps(config, total)))
@@ -229,7 +233,7 @@ class AveragedWeights:
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], decay: float):
         self._parameters = parameters
-        self._average = get_ema_multi_avg_fn(decay)
+        self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self.tensors = {name: p.detach().clone() for name, p in parameters.items()}
 
     def update(self) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from smoldpo.config.checks import require_sync
-from smoldpo.config.load import to_yaml
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
 from smoldpo.engine.batch_budget import fit_budget, retry_with_smaller_budget
@@ -46,10 +45,10 @@ from smoldpo.training.phases import PhaseTimer, RunPhases
 from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.run_folder import (
     choose_folder,
-    environment,
     make_folder,
     remove_partial_files,
     write_not_finite,
+    write_start,
 )
 from smoldpo.training.sampler import Schedule
 from smoldpo.training.setup import TokenizedData, load_data, load_models, preflight, tokenize
@@ -115,7 +114,7 @@ def run_training(
         inputs = load_inputs(config)
         require_disk(folder, config, inputs.models, inputs.data)
         make_folder(folder, [*config.data, config.eval_data or ""])
-        write_start(folder, config, inputs.models, inputs.data, command, picked)
+        write_start(folder, config, inputs.models, inputs.data.account, command, picked)
         write_beginning(folder, inputs.fingerprint)
         return Run(folder, config, inputs, interruption).run()
 
@@ -146,38 +145,6 @@ def load_inputs(
     final_evaluation = FinalEvaluation(config, models, tokenized, sample, judges)
     known = fingerprint(config, models, data, tokenized)
     return RunInputs(models, tokenized, final_evaluation, gates, known)
-
-
-def write_start(
-    folder: Path,
-    config: TrainConfig,
-    models: PolicyAndReference,
-    tokenized: TokenizedData,
-    command: list[str] | None,
-    picked: dict[str, Any] | None = None,
-) -> None:
-    """What a run folder holds from its beginning: settings as decided, the machine, the data's account.
-
-    Args:
-        command: that began it; None where a Python program did.
-        picked: how freeze_layers auto became a number, where it did.
-    """
-    decided = {
-        "overwrite": False,
-        "freeze_layers": None if config.train_layers else models.trainable.frozen_layers,
-        "dtype": str(models.facts.dtype).removeprefix("torch."),
-    }
-    write_text(folder / "config.yaml", to_yaml(config.model_copy(update=decided)))
-    machine = environment(
-        torch.get_num_threads(),
-        models.facts.device,
-        str(models.facts.dtype).removeprefix("torch."),
-        models.facts.hashes,
-        command,
-    )
-    how = {"freeze_layers_auto": picked} if picked else {}
-    write_json(folder / "environment.json", machine | models.computing.model_dump() | how)
-    write_json(folder / "data.json", tokenized.account.as_json())
 
 
 def _ignore(*_: Any) -> None:

@@ -15,14 +15,19 @@ import time
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smoldpo._version import __version__
+from smoldpo.config.load import to_yaml
 from smoldpo.config.schema import TrainConfig
+from smoldpo.data.account import DataAccount
 from smoldpo.types import TokenizedPair
 from smoldpo.utils.errors import UsageError
-from smoldpo.utils.files import processor_name, write_json
+from smoldpo.utils.files import processor_name, write_json, write_text
 from smoldpo.utils.text import redact
+
+if TYPE_CHECKING:
+    from smoldpo.training.policy_and_reference import PolicyAndReference
 
 CONTENTS = (
     "config.yaml",
@@ -172,31 +177,44 @@ def command_line() -> list[str]:
     return ["smoldpo", *map(redact, sys.argv[1:])]
 
 
-def environment(
-    threads: int,
-    device: str,
-    dtype: str,
-    hashes: dict[str, str],
-    command: list[str] | None = None,
-) -> dict[str, Any]:
-    """What the figures of a run may depend on besides its configuration.
+def write_start(
+    folder: Path,
+    config: TrainConfig,
+    models: PolicyAndReference,
+    account: DataAccount,
+    command: list[str] | None,
+    picked: dict[str, Any] | None = None,
+) -> None:
+    """Write what a run folder holds from its beginning: config.yaml, environment.json, data.json.
 
     Args:
-        command: that began it; None where a Python program did.
+        command: that began the run; None where a Python program did.
+        picked: how freeze_layers auto became a number, where it did.
     """
-    return {
+    import torch
+
+    dtype = str(models.facts.dtype).removeprefix("torch.")
+    frozen = None if config.train_layers else models.trainable.frozen_layers
+    decided = {"overwrite": False, "freeze_layers": frozen, "dtype": dtype}
+    write_text(folder / "config.yaml", to_yaml(config.model_copy(update=decided)))
+    environment: dict[str, Any] = {
         "smoldpo": __version__,
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
         "platform": platform.platform(),
         "processor": processor_name(),
         "cores": os.cpu_count(),
-        "threads": threads,
-        "device": device,
+        "threads": torch.get_num_threads(),
+        "device": models.facts.device,
         "dtype": dtype,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "sha256": hashes,
-    } | ({"command": command} if command else {})
+        "sha256": models.facts.hashes,
+    }
+    environment |= {"command": command} if command else {}
+    environment |= models.computing.model_dump()
+    environment |= {"freeze_layers_auto": picked} if picked else {}
+    write_json(folder / "environment.json", environment)
+    write_json(folder / "data.json", account.as_json())
 
 
 def write_not_finite(

@@ -31,7 +31,7 @@ class Schedule:
     def steps_per_epoch(self) -> int:
         return math.ceil(self.pairs / self.pairs_per_step)
 
-    def indices(self, step: int) -> list[int]:
+    def indices(self, step: int) -> tuple[int, ...]:
         """Indices of the pairs of step `step` (from 0); the last step of an epoch may have fewer."""
         epoch, within = divmod(step, self.steps_per_epoch)
         start = within * self.pairs_per_step
