@@ -19,7 +19,6 @@ from smoldpo.evaluation.schema import (
     Accuracy,
     Estimate,
     Evaluation,
-    ModelEvaluation,
     Names,
     PairRow,
 )
@@ -94,27 +93,6 @@ def analyse(
     )
     found.headline, found.explanations = headline(found), explanations(found)
     return found
-
-
-def describe(scores: Sequence[PairScore], facts: Sequence[PairFacts]) -> ModelEvaluation:
-    """What can be said about one model alone: accuracies with intervals, baselines, slices."""
-    groups = [fact.prompt for fact in facts]
-    found = accuracies(scores)
-    known = [name for name in METRICS if found[name] is not None]
-    sliced = SlicedAccuracy("reward" if "reward" in known else "logp", None, scores, facts)
-    return ModelEvaluation(
-        n=len(scores),
-        prompts=len(set(groups)),
-        accuracy=found,
-        level=LEVEL,
-        intervals={
-            name: share_with_interval(wins(scores, name), groups) if name in known else None
-            for name in METRICS
-        },
-        baselines=baselines(scores),
-        by_length=sliced.by_length(),
-        slices=sliced.by_facts(),
-    )
 
 
 def pair_rows(

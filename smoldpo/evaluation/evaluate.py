@@ -16,7 +16,7 @@ from smoldpo.engine.build import choose_engine
 from smoldpo.engine.logprobs import score
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import cast, cast_frozen, master_dtype
-from smoldpo.evaluation.analysis import analyse, describe, pair_rows
+from smoldpo.evaluation.analysis import analyse, pair_rows
 from smoldpo.evaluation.gates import failures, parse_gates
 from smoldpo.evaluation.judges.base import Judge
 from smoldpo.evaluation.judges.registry import parse_judge
@@ -29,6 +29,7 @@ from smoldpo.evaluation.side_by_side import (
     choose_prompts,
     moved_pairs,
 )
+from smoldpo.evaluation.slices import describe
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.load import (
     ModelSource,

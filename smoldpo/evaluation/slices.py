@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smoldpo.evaluation.metrics import PairFacts, PairScore, mean, wins
+from smoldpo.evaluation.metrics import METRICS, PairFacts, PairScore, accuracies, mean, wins
 from smoldpo.evaluation.schema import (
     Balanced,
     ByLength,
@@ -23,11 +23,12 @@ from smoldpo.evaluation.schema import (
     Histogram,
     LengthBin,
     Margins,
+    ModelEvaluation,
     Perplexity,
     SideDrift,
     Slices,
 )
-from smoldpo.evaluation.statistics import effective_size, mean_interval, wilson
+from smoldpo.evaluation.statistics import LEVEL, effective_size, mean_interval, wilson
 
 MAX_BINS = 10
 MIN_BIN_SIZE = 8
@@ -151,6 +152,27 @@ class SlicedAccuracy:
             return []
         largest = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
         return [self._group(indices, name=name) for name, indices in largest[:MAX_SLICES]]
+
+
+def describe(scores: Sequence[PairScore], facts: Sequence[PairFacts]) -> ModelEvaluation:
+    """What can be said about one model alone: accuracies with intervals, baselines, slices."""
+    groups = [fact.prompt for fact in facts]
+    found = accuracies(scores)
+    known = [name for name in METRICS if found[name] is not None]
+    sliced = SlicedAccuracy("reward" if "reward" in known else "logp", None, scores, facts)
+    return ModelEvaluation(
+        n=len(scores),
+        prompts=len(set(groups)),
+        accuracy=found,
+        level=LEVEL,
+        intervals={
+            name: share_with_interval(wins(scores, name), groups) if name in known else None
+            for name in METRICS
+        },
+        baselines=baselines(scores),
+        by_length=sliced.by_length(),
+        slices=sliced.by_facts(),
+    )
 
 
 def calibration(

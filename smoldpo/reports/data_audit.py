@@ -5,6 +5,7 @@ The page runs no script and asks for nothing: plots are SVG inside it, every tex
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from smoldpo.data.length_stats import SIDES
 from smoldpo.reports.plots import BLUE, GREY, INK, ORANGE, svg
 from smoldpo.reports.templating import render
 
-WORST = 5
+MAX_EXAMPLES = 5
 """Rows of each rule that the page shows."""
 
 
@@ -110,7 +111,7 @@ def html_report(report: CheckReport) -> str:
             "action": action,
             "rows": rows,
             "about": RULES[rule].about if rule in RULES else "the row holds no pair",
-            "worst": [item for item in report.touched if item.rule == rule][:WORST],
+            "worst": [item for item in report.touched if item.rule == rule][:MAX_EXAMPLES],
         }
         for rule, action, rows, _ in report.by_rule()
     ]
@@ -133,7 +134,7 @@ def _plots(report: CheckReport) -> list[dict[str, str]]:
         "What each max_length would cut": _draw_truncation,
     }
     return [
-        {"title": title, "svg": svg(lambda axes, draw=draw: draw(axes, report), title)}
+        {"title": title, "svg": svg(partial(draw, report=report), title)}
         for title, draw in drawn.items()
     ]
 

@@ -16,18 +16,18 @@ from smoldpo.data.account import DataAccount, SourceAccount, TouchedRow
 from smoldpo.data.cleaning.cleaner import RULES
 from smoldpo.evaluation.schema import SAMPLE_PROMPT, Evaluation, Group, Sample
 from smoldpo.reports import plots
-from smoldpo.reports.plots import METRIC_WORDS, NAMES, Plot
+from smoldpo.reports.plots import CSS_COLOURS, METRIC_WORDS, Plot
 from smoldpo.reports.run_files import Environment, RunFiles
 from smoldpo.reports.samples import Colouring, dialogue, shown_sample
 from smoldpo.reports.templating import render
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.files import write_text
 
-MOST_SAMPLES = 12
-MOST_PAIRS = 6
+MAX_SAMPLES = 12
+MAX_PAIRS = 6
 """Pairs that each list of notable ones shows."""
-MOST_SLICES = 30
-WHERE_IT_RAN = {"output_dir", "overwrite"}
+MAX_SLICES = 30
+FOLDER_SETTINGS = {"output_dir", "overwrite"}
 """Settings in which two runs differ without being different."""
 
 
@@ -53,10 +53,10 @@ def html_report(runs: Sequence[RunFiles]) -> str:
     """
     if not runs:
         raise UsageError("a report needs at least one run folder")
-    return _one(runs[0]) if len(runs) == 1 else _several(runs)
+    return _single_run_page(runs[0]) if len(runs) == 1 else _comparison_page(runs)
 
 
-def _one(run: RunFiles) -> str:
+def _single_run_page(run: RunFiles) -> str:
     evaluation = run.evaluation
     colouring = Colouring.of(_all_tokens(run))
     return render(
@@ -96,7 +96,7 @@ def _all_tokens(run: RunFiles) -> list[Any]:
 def _samples(run: RunFiles) -> list[Sample]:
     """Those that the page shows: the sample prompt, then the first of the others."""
     in_order = sorted(run.samples, key=lambda sample: sample.id != SAMPLE_PROMPT)
-    return in_order[:MOST_SAMPLES]
+    return in_order[:MAX_SAMPLES]
 
 
 def _column_names(evaluation: Evaluation | None) -> dict[str, str]:
@@ -151,8 +151,8 @@ def _slices(evaluation: Evaluation | None) -> list[dict[str, Any]]:
     return [
         {
             "title": title,
-            "groups": [(group.name or "(none)", group) for group in groups[:MOST_SLICES]],
-            "left_out": len(groups[MOST_SLICES:]),
+            "groups": [(group.name or "(none)", group) for group in groups[:MAX_SLICES]],
+            "left_out": len(groups[MAX_SLICES:]),
         }
         for title, groups in found.items()
         if len(groups) > 1
@@ -180,7 +180,7 @@ def _notable(evaluation: Evaluation | None, colouring: Colouring) -> list[dict[s
                         ("Rejected", colouring.answer(pair.rejected, pair.rejected_tokens), None),
                     ],
                 }
-                for pair in pairs[:MOST_PAIRS]
+                for pair in pairs[:MAX_PAIRS]
             ],
         }
         for title, pairs in lists.items()
@@ -225,7 +225,7 @@ def _machine(environment: Environment) -> dict[str, str]:
     return {name: str(known[name]) for name in MACHINE if known.get(name) is not None}
 
 
-def _several(runs: Sequence[RunFiles]) -> str:
+def _comparison_page(runs: Sequence[RunFiles]) -> str:
     labels = _labels(runs)
     rows = [_row(index, run, labels[index]) for index, run in enumerate(runs)]
     return render(
@@ -257,7 +257,7 @@ def _row(index: int, run: RunFiles, label: str) -> dict[str, Any]:
         "accuracy": run.evaluation and run.evaluation.accuracy.get("reward"),
         "why_not": _why_not(run),
         "loss": plots.loss_name(run.config),
-        "colour": NAMES[colour],
+        "colour": CSS_COLOURS[colour],
         "dash": {"-": "none", "--": "6 3", ":": "1.5 3", "-.": "6 3 1.5 3"}[style],
         "last": run.steps[-1],
     }
@@ -290,7 +290,7 @@ def _differences(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
     values = {
         str(key): [_in_words(run.config.get(key)) for run in runs]
         for key in keys
-        if key not in WHERE_IT_RAN
+        if key not in FOLDER_SETTINGS
     }
     return {key: row for key, row in values.items() if len(set(row)) > 1}
 

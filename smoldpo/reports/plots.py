@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = (
 
 
 RUN_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
-MOST_POINTS = 400
+MAX_POINTS = 400
 """Steps that a curve shows; of more, neighbours are drawn as their mean."""
 METRIC_WORDS = {name: words[0].upper() + words[1:] for name, words in METRICS.items()}
 
@@ -59,14 +60,14 @@ PANELS = (
     Panel("Learning rate", "learning rate", ("learning_rate",)),
     Panel("Gradient norm", "norm before clipping", ("grad_norm",)),
 )
-SMOOTH = {"learning_rate"}
-"""Columns that are no noise: drawn as they are."""
+NOT_SMOOTHED = {"learning_rate"}
+"""Columns without noise: drawn as they are."""
 
 
 def curves(run: RunFiles) -> list[Plot]:
     """The training curves of one run."""
     return [
-        Plot(panel.title, svg(lambda axes, p=panel: _draw_panel(axes, p, run), panel.title))
+        Plot(panel.title, svg(partial(_draw_panel, panel=panel, run=run), panel.title))
         for panel in _panels([run])
     ]
 
@@ -74,7 +75,7 @@ def curves(run: RunFiles) -> list[Plot]:
 def overlaid_curves(runs: Sequence[RunFiles]) -> list[Plot]:
     """The curves of several runs, each in its colour; the page says which is whose."""
     return [
-        Plot(panel.title, svg(lambda axes, p=panel: _draw_overlaid(axes, p, runs), panel.title))
+        Plot(panel.title, svg(partial(_draw_overlaid, panel=panel, runs=runs), panel.title))
         for panel in _panels(runs)
     ]
 
@@ -107,7 +108,7 @@ def _draw_panel(axes: Any, panel: Panel, run: RunFiles) -> None:
     for column, colour in zip(panel.columns, colours, strict=True):
         steps, values = _series(run.steps, column, panel.scale)
         label = column.rpartition("/")[2]
-        if column in SMOOTH:
+        if column in NOT_SMOOTHED:
             axes.plot(steps, values, color=colour, linewidth=1.8)
             continue
         axes.plot(*_thinned(steps, values), color=colour, linewidth=0.8, alpha=0.35)
@@ -125,7 +126,7 @@ def _draw_overlaid(axes: Any, panel: Panel, runs: Sequence[RunFiles]) -> None:
         colour, style = run_style(index)
         for column in panel.columns:
             steps, values = _series(run.steps, column, panel.scale)
-            smooth = values if column in SMOOTH else smoothed(values)
+            smooth = values if column in NOT_SMOOTHED else smoothed(values)
             width = 1.1 if column.endswith("rejected") else 1.9
             axes.plot(*_thinned(steps, smooth), style, color=colour, linewidth=width)
     _finish_panel(axes, panel)
@@ -162,11 +163,12 @@ def smoothed(values: Any) -> Any:
 
 
 def _thinned(steps: Any, values: Any) -> tuple[Any, Any]:
-    """At most MOST_POINTS points: of more, the means of neighbours."""
-    if len(values) <= MOST_POINTS:
+    """At most MAX_POINTS points: of more, the means of neighbours."""
+    if len(values) <= MAX_POINTS:
         return steps, values
-    groups = np.array_split(np.arange(len(values)), MOST_POINTS)
-    return tuple(np.array([column[group].mean() for group in groups]) for column in (steps, values))
+    groups = np.array_split(np.arange(len(values)), MAX_POINTS)
+    steps, values = (np.array([c[group].mean() for group in groups]) for c in (steps, values))
+    return steps, values
 
 
 def in_order(evaluation: Evaluation) -> dict[str, Accuracy]:
@@ -314,17 +316,13 @@ def _share_axis(axes: Any) -> None:
     axes.set_ylabel("accuracy, %")
 
 
-# Plots as SVG for pages: one style and one palette, small enough to read on a phone.
-#
-# No text that people wrote goes into a plot; names of runs and files belong in the page around it.
-
+# The style of all plots, small enough to read on a phone. No text that people wrote goes into a plot:
+# names of runs and files belong in the page around it.
 
 INK = "#010203"
 """Drawn in this colour, plots take on the page's own text colour."""
 GREY = "#8a8f98"
-
-
-NAMES = {
+CSS_COLOURS = {
     INK: "currentColor",
     GREY: "var(--grey)",
     BLUE: "var(--blue)",
@@ -335,7 +333,7 @@ NAMES = {
     SKY: "var(--sky)",
 }
 """What each colour becomes in the page, so that common.css can lighten it in the dark."""
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # texts stay texts: small, and readable aloud
     "svg.hashsalt": "smoldpo",
     "text.parse_math": False,
@@ -389,6 +387,6 @@ def _drawn(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
 def _for_a_page(text: str, about: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r' id="[a-z][\w.]*_\d+"', "", text)  # the same in every plot: no ids at all
-    for colour, name in NAMES.items():
+    for colour, name in CSS_COLOURS.items():
         text = text.replace(colour, name)
     return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(about)}" ', 1)

@@ -108,7 +108,10 @@ def read_run(folder: Path | str) -> RunFiles:
         )
     config = _config(folder, config_text)
     absent = _absent(folder, config)
-    there = {name: name not in absent for name in OPTIONAL}
+
+    def optional(name: str, kind: type[T], default: T) -> T:
+        return default if name in absent else _checked(folder, name, kind, _object(folder, name))
+
     return RunFiles(
         folder=folder,
         config=config,
@@ -116,18 +119,14 @@ def read_run(folder: Path | str) -> RunFiles:
         environment=_checked(
             folder, "environment.json", Environment, _object(folder, "environment.json")
         ),
-        data=_checked(folder, "data.json", DataAccount, _object(folder, "data.json"))
-        if there["data.json"]
-        else DataAccount(),
+        data=optional("data.json", DataAccount, DataAccount()),
         steps=steps,
         checks=[row for row in rows if "eval_loss" in row],
-        evaluation=_evaluation(folder, absent) if there["evaluation.json"] else None,
-        samples=_checked(folder, "samples.jsonl", list[Sample], _rows(folder, "samples.jsonl"))
-        if there["samples.jsonl"]
-        else [],
-        timings=_checked(folder, "timings.json", Phases, _object(folder, "timings.json"))
-        if there["timings.json"]
-        else {},
+        evaluation=None if "evaluation.json" in absent else _evaluation(folder, absent),
+        samples=[]
+        if "samples.jsonl" in absent
+        else _checked(folder, "samples.jsonl", list[Sample], _rows(folder, "samples.jsonl")),
+        timings=optional("timings.json", Phases, {}),
         absent=absent,
     )
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from smoldpo.evaluation.schema import SAMPLE_PROMPT, Sample, TokenRatio
+from smoldpo.types import Prompt
 
-MOST_CHARACTERS = 1500
-MOST_TOKENS = 350
-MOST_MESSAGES = 6
-SHARE_COLOURED = 0.15
-"""Of all tokens on the page, those that changed most are coloured: about this share."""
-LEAST = 0.1
+MAX_CHARACTERS = 1500
+MAX_TOKENS = 350
+MAX_MESSAGES = 6
+COLOURED_SHARE = 0.15
+"""About this share of all tokens on the page is coloured: those that changed most."""
+MIN_CHANGE = 0.1
 """Nats: a smaller change is never coloured, however little the others changed."""
 
 
@@ -38,18 +39,18 @@ class Dialogue:
     left_out: int
 
 
-def dialogue(prompt: str | list[dict]) -> Dialogue:
+def dialogue(prompt: Prompt) -> Dialogue:
     """A prompt, be it text or chat messages."""
     if isinstance(prompt, str):
         return Dialogue([_message("prompt", prompt)], 0)
-    shown = prompt[-MOST_MESSAGES:]
+    shown = prompt[-MAX_MESSAGES:]
     messages = [_message(str(item.get("role", "?")), item.get("content", "")) for item in shown]
     return Dialogue(messages, len(prompt) - len(shown))
 
 
 def _message(role: str, content: Any) -> Message:
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-    return Message(role, text[:MOST_CHARACTERS], max(0, len(text) - MOST_CHARACTERS))
+    return Message(role, text[:MAX_CHARACTERS], max(0, len(text) - MAX_CHARACTERS))
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Answer:
 class Colouring:
     """From which |log-ratio| on a token takes each of the four depths of colour."""
 
-    levels: tuple[float, float, float, float]
+    levels: tuple[float, ...]
 
     @classmethod
     def of(cls, answers: Iterable[Sequence[TokenRatio]]) -> Colouring:
@@ -85,9 +86,9 @@ class Colouring:
             for _, ratio in tokens
             if ratio is not None and math.isfinite(ratio)
         ]
-        parts = 1 - SHARE_COLOURED * np.array([1, 0.5, 0.2, 0.05])
+        parts = 1 - COLOURED_SHARE * np.array([1, 0.5, 0.2, 0.05])
         found = np.quantile(ratios, parts) if ratios else np.full(4, np.inf)
-        return cls(tuple(max(LEAST, float(level)) for level in found))
+        return cls(tuple(max(MIN_CHANGE, float(level)) for level in found))
 
     @property
     def factor(self) -> float | None:
@@ -97,19 +98,19 @@ class Colouring:
     def answer(self, text: str, tokens: Sequence[TokenRatio]) -> Answer:
         """The text with its words coloured; without tokens, as it is."""
         if not tokens:
-            more = len(text) - MOST_CHARACTERS
+            more = len(text) - MAX_CHARACTERS
             return Answer(
-                [Piece(text[:MOST_CHARACTERS])], f"{more:,} characters" if more > 0 else ""
+                [Piece(text[:MAX_CHARACTERS])], f"{more:,} characters" if more > 0 else ""
             )
         pieces: list[Piece] = []
-        for token, ratio in tokens[:MOST_TOKENS]:
-            piece = self._piece(token[:MOST_CHARACTERS], ratio)
+        for token, ratio in tokens[:MAX_TOKENS]:
+            piece = self._piece(token[:MAX_CHARACTERS], ratio)
             space = token[: len(token) - len(token.lstrip())] if piece.look else ""
             for part in (Piece(space), replace(piece, text=piece.text[len(space) :])):
                 if pieces and not part.look and not pieces[-1].look:
                     part = Piece(pieces.pop().text + part.text)
                 pieces.append(part)
-        more = len(tokens) - MOST_TOKENS
+        more = len(tokens) - MAX_TOKENS
         return Answer(pieces, f"{more:,} tokens" if more > 0 else "")
 
     def _piece(self, token: str, ratio: float | None) -> Piece:
@@ -135,12 +136,10 @@ class ShownSample:
 
 def shown_sample(sample: Sample, colouring: Colouring) -> ShownSample:
     """A sample as the page shows it."""
+    theirs = colouring.answer(sample.reference, sample.reference_tokens)
+    ours = colouring.answer(sample.policy, sample.policy_tokens)
     sides = [
-        (
-            "Reference",
-            colouring.answer(sample.reference, sample.reference_tokens),
-            sample.reference_ended,
-        ),
-        ("Policy", colouring.answer(sample.policy, sample.policy_tokens), sample.policy_ended),
+        ("Reference", theirs, sample.reference_ended),
+        ("Policy", ours, sample.policy_ended),
     ]
     return ShownSample(dialogue(sample.prompt), sample.id == SAMPLE_PROMPT, sides)

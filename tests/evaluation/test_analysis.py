@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from smoldpo.evaluation import analysis, slices
-from smoldpo.evaluation.analysis import describe, pair_rows
+from smoldpo.evaluation.analysis import pair_rows
 from smoldpo.evaluation.gates import failures, parse_gates
 from smoldpo.evaluation.headline import explanations, verdict
 from smoldpo.evaluation.metrics import PairFacts, PairScore, wins
 from smoldpo.evaluation.schema import Evaluation, Judgement, Names, WinRate
 from smoldpo.evaluation.side_by_side import most_moved
-from smoldpo.evaluation.slices import ALARM_DROP
+from smoldpo.evaluation.slices import ALARM_DROP, describe
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import UsageError
 

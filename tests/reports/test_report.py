@@ -16,7 +16,7 @@ from runfiles import change, write_lines, write_run
 from smoldpo.reports.html import html_report, write_report
 from smoldpo.reports.plots import smoothed, window
 from smoldpo.reports.run_files import read_run
-from smoldpo.reports.samples import MOST_CHARACTERS, MOST_TOKENS, Colouring
+from smoldpo.reports.samples import MAX_CHARACTERS, MAX_TOKENS, Colouring
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.text import duration, p_value, percent, points
 
@@ -127,8 +127,8 @@ def test_a_long_run_with_long_texts_stays_small(run):
     write_lines(run / "samples.jsonl", [sample] * 15)
     text, page = page_of(run)
     assert len(text.encode()) < 2_000_000
-    assert f"{len(long) - MOST_CHARACTERS:,} more characters" in page.text
-    assert f"{20_001 - MOST_TOKENS:,} tokens more" in page.text
+    assert f"{len(long) - MAX_CHARACTERS:,} more characters" in page.text
+    assert f"{20_001 - MAX_TOKENS:,} tokens more" in page.text
     assert "the first 12 of 15" in page.text
 
 
