@@ -3,12 +3,13 @@
 transformers' sandbox keeps them from reaching Python. What it lets through is work without end: loops in
 loops, products that are a gigabyte of text, powers with a billion digits. So products and powers are
 checked before they are computed, and the whole rendering has a few seconds, and so much memory more than
-the process had before.
+the process had before. That is a sandbox of our own: transformers keeps its own for everyone else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import resource
 import signal
 import sys
@@ -18,6 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2.sandbox
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
+
+from smoldpo.types import Message
+from smoldpo.utils.functions import with_globals
 
 SECONDS = 4.0
 BYTES = 256 << 20
@@ -26,6 +32,7 @@ LONGEST = 1 << 20
 """Elements of a product of a text or list with a number."""
 BITS = 1 << 12
 """Bits of a product or power of numbers."""
+_one_at_a_time = threading.RLock()  # the limits are the whole process's
 
 
 class TemplateLimitError(Exception):
@@ -58,30 +65,81 @@ def _product_size(left: Any, right: Any) -> int:
     return int(min(sizes[0] * sizes[1], 1 << 62)) if all(isinstance(n, int) for n in sizes) else 0
 
 
+@functools.cache
+def _environment() -> GuardedEnvironment:
+    """What transformers gives chat templates (filters, functions, the generation tag), guarded."""
+    theirs = chat_template_utils._compile_jinja_template("").environment
+    ours = GuardedEnvironment(
+        trim_blocks=theirs.trim_blocks,
+        lstrip_blocks=theirs.lstrip_blocks,
+        extensions=[type(extension) for extension in theirs.extensions.values()],
+    )
+    ours.filters |= theirs.filters
+    ours.globals |= theirs.globals
+    return ours
+
+
+@functools.lru_cache
+def _compiled(template: str) -> jinja2.Template:
+    return _environment().from_string(template)
+
+
+@functools.cache
+def _apply() -> Any:
+    """transformers' apply_chat_template, but for how a template is compiled."""
+    return with_globals(
+        PreTrainedTokenizerBase.apply_chat_template,
+        render_jinja_template=with_globals(
+            chat_template_utils.render_jinja_template, _compile_jinja_template=_compiled
+        ),
+    )
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool
+) -> str:
+    """The dialogue as the tokenizer's chat template writes it, sandboxed and within limits.
+
+    Raises:
+        TemplateLimitError: it takes more time or memory than `limits` allows.
+        Exception: whatever the template, a program, raises.
+    """
+    with limits():
+        return _apply()(
+            tokenizer, messages, add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+
+
 @contextlib.contextmanager
 def limits(seconds: float = SECONDS, more_bytes: int = BYTES) -> Iterator[None]:
-    """Within the block time and memory are limited, where the system can do that.
+    """Within the block time and memory are limited, where the system can do that; one thread at a time.
 
     Raises:
         TemplateLimitError: the limit of time is reached; that of memory raises MemoryError.
     """
-    in_main_thread = threading.current_thread() is threading.main_thread()
+    try:
+        with _one_at_a_time, _alarm(seconds), _more_memory(more_bytes):
+            yield
+    except MemoryError:
+        raise TemplateLimitError(f"it takes more than {more_bytes >> 20} MiB of memory") from None
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # no other thread gets signals
+        yield
+        return
 
     def too_long(*_: Any) -> None:
         raise TemplateLimitError(f"it takes longer than {seconds:g} seconds")
 
-    before = signal.signal(signal.SIGALRM, too_long) if in_main_thread else None
-    if in_main_thread:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        with _more_memory(more_bytes):
-            yield
-    except MemoryError:
-        raise TemplateLimitError(f"it takes more than {more_bytes >> 20} MiB of memory") from None
+        yield
     finally:
-        if in_main_thread:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager

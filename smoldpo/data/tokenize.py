@@ -23,9 +23,8 @@ from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import chat_template_utils
 
-from smoldpo.data.template_sandbox import GuardedEnvironment, TemplateLimitError, limits
+from smoldpo.data.template_sandbox import TemplateLimitError, render
 from smoldpo.types import (
     PLAIN,
     Advance,
@@ -37,8 +36,6 @@ from smoldpo.types import (
 )
 from smoldpo.utils.errors import DataError, ModelError, UsageError
 
-# transformers makes its environment from this name whenever it compiles a template.
-chat_template_utils.ImmutableSandboxedEnvironment = GuardedEnvironment
 PROBE = "smoldpo probe"
 TEMPLATE_ERRORS = (
     jinja2.TemplateError,
@@ -231,16 +228,6 @@ def require_room(pairs: Sequence[TokenizedPair], positions: int | None) -> None:
         raise UsageError(
             f"the longest pair has {longest:,} tokens, but the model only {positions:,} positions; "
             f"give --max-length {positions} (or less)"
-        )
-
-
-def render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool
-) -> str:
-    """The dialogue as the chat template writes it: sandboxed, within limits (template_sandbox.py)."""
-    with limits():
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=False
         )
 
 

@@ -7,7 +7,7 @@ sides, then the rejected ones), T tokens in the longest row, V words in the voca
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from smoldpo.engine.base import LossFunction, StepResult, ordered
 from smoldpo.engine.batch_budget import saved_for_backward
 from smoldpo.engine.gradient_accumulation import accumulate_step
 from smoldpo.engine.ref_sync import SyncedReference
-from smoldpo.models.adapters import adapters_off
+from smoldpo.models.adapters import without_adapters
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
 
@@ -105,7 +105,9 @@ class PlainEngine:
         self.synced_reference = moving
         self._compute_dtype = compute_dtype
         self._use_weighting = use_weighting
-        if reference is not None and reference is not policy:
+        if reference is policy:
+            self.reference = without_adapters(policy)
+        elif reference is not None:
             reference.eval().requires_grad_(False)
 
     def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
@@ -163,8 +165,7 @@ class PlainEngine:
     ) -> PairLogps:
         if self.synced_reference is not None and self.synced_reference.syncs:
             raise RuntimeError("the reference has moved: its start must be asked before training")
-        with self._as_reference() as reference:
-            return self._logps(reference, pairs, advance)
+        return self._logps(self._require_reference(), pairs, advance)
 
     @torch.no_grad()
     def _logps(
@@ -205,17 +206,12 @@ class PlainEngine:
 
     @torch.no_grad()
     def _reference_forward(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
-        with self._as_reference() as reference:
-            return self._forward(reference, pairs)
+        return self._forward(self._require_reference(), pairs)
 
-    @contextlib.contextmanager
-    def _as_reference(self) -> Iterator[PreTrainedModel]:
+    def _require_reference(self) -> PreTrainedModel:
         if self.reference is None:
             raise RuntimeError("this engine was made without a reference")
-        with (
-            adapters_off(self.policy) if self.reference is self.policy else contextlib.nullcontext()
-        ):
-            yield self.reference
+        return self.reference
 
 
 def halved(train: int, evaluated: int, pairs: int) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from smoldpo.models.weights import twin
+from smoldpo.models.weights import copy_sharing
 from smoldpo.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def synced_copy(
         masters: what trains, in the optimizer's precision.
     """
     sources, ours = dict(masters), dict(policy.named_parameters())
-    model = twin(policy, {name: ours[name].detach().clone() for name in sources})
+    model = copy_sharing(policy, {name: ours[name].detach().clone() for name in sources})
     parameters = dict(model.named_parameters())
     weights = []
     for name, source in sources.items():

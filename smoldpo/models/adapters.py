@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.models.freeze import decoder_layers, layer_of
 from smoldpo.models.hf_logging import quiet
+from smoldpo.models.weights import copy_sharing
 from smoldpo.utils.errors import ModelError, UsageError, nearest
 
 NAME = "default"
@@ -216,17 +217,12 @@ def magnitude_of(module: Any) -> Any | None:
     return dict(module.lora_magnitude_vector.items()).get(NAME)
 
 
-@contextlib.contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Within the block the model computes without its adapters: it is the reference."""
-    modules = adapted_modules(model)
-    for module in modules:
-        module.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.enable_adapters(True)
+def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy that shares all weights and computes without its adapters: the policy's reference."""
+    base = copy_sharing(model)
+    for module in adapted_modules(base):
+        module._disable_adapters = True  # peft's method would freeze the shared weights as well
+    return base
 
 
 # Adapters on disk, in peft's format: what a folder with one says, and the model that it makes.

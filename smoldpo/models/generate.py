@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,16 +130,19 @@ def _new_tokens(
     padded = [[0] * (longest - len(ids)) + list(ids) for ids in prompts]
     seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
     noise = [_Gumbel(temperature, [_generator(seed, ids) for ids in prompts])]
-    with _own_distribution(model):
-        output = model.generate(
-            input_ids=torch.tensor(padded, device=model.device),
-            attention_mask=torch.tensor(seen, device=model.device),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=ends or None,
-            pad_token_id=ends[0] if ends else 0,
-            do_sample=False,
-            logits_processor=LogitsProcessorList(noise if temperature > 0 else []),
-        )
+    # Settings passed to `generate` only lie on top of the model's own, so each that may change a
+    # distribution would have to be known by name. A shallow copy that has none is asked instead.
+    model = copy.copy(model)
+    model.generation_config = GenerationConfig()
+    output = model.generate(
+        input_ids=torch.tensor(padded, device=model.device),
+        attention_mask=torch.tensor(seen, device=model.device),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
+        do_sample=False,
+        logits_processor=LogitsProcessorList(noise if temperature > 0 else []),
+    )
     return [_answer(tokenizer, row, ends) for row in output[:, longest:].tolist()]
 
 
@@ -181,21 +184,6 @@ def _generator(seed: int, prompt: Sequence[int]) -> torch.Generator:
     """Random numbers for one prompt under one seed; on the CPU, so that every device has the same."""
     digest = hashlib.sha256(repr((seed, list(prompt))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-
-
-@contextlib.contextmanager
-def _own_distribution(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model has no generation settings.
-
-    Settings passed to `generate` only lie on top of the model's own, so each that may change a
-    distribution would have to be known by name; none is left instead.
-    """
-    before = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = before
 
 
 def _require_room(

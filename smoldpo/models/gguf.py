@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from smoldpo.models.builtin import GGUF_NAME, GGUF_SHA256
-from smoldpo.models.hf_logging import no_gguf_bar, quiet
+from smoldpo.models.hf_logging import quiet
 from smoldpo.types import Advance
 from smoldpo.utils import progress
 from smoldpo.utils.errors import ModelError
@@ -74,10 +74,9 @@ def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedToke
             path.parent, gguf_file=path.name, trust_remote_code=False
         )
         advance(1)
-        with no_gguf_bar():
-            model = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
-            )
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+        )
     except Exception as error:  # gguf and transformers raise without a common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path}: cannot be read as a GGUF model: {reason}") from None

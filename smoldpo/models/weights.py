@@ -1,9 +1,10 @@
-"""Two models that have weights in common."""
+"""Hashes of weights, and models that share them."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -44,8 +45,10 @@ def tensors_sha256(
     return digest.hexdigest()
 
 
-def twin(model: PreTrainedModel, own: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """A copy of the model that has `own` for its weights of these names, and all others in common with it."""
+def copy_sharing(
+    model: PreTrainedModel, own: Mapping[str, torch.Tensor] = types.MappingProxyType({})
+) -> PreTrainedModel:
+    """A copy of the model that shares all its weights, but for those that `own` gives, by name."""
     known = {
         id(weight): torch.nn.Parameter(own[name], requires_grad=False) if name in own else weight
         for name, weight in model.named_parameters()

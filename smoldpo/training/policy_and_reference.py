@@ -18,7 +18,7 @@ from smoldpo.models.adapters import Adapter
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.load import ModelSource, load_model
 from smoldpo.models.save import base_of, save_adapter, save_model
-from smoldpo.models.weights import twin, weights_sha256
+from smoldpo.models.weights import copy_sharing, weights_sha256
 from smoldpo.utils.errors import ModelError
 from smoldpo.utils.memory import file_page_releaser, trim_memory
 
@@ -110,7 +110,7 @@ class PolicyAndReference:
         start = self._start()
         if self.trainable.adapter is not None:
             return self.trainable.adapter.on(start, self.engine.trainable_parameters())
-        return twin(start, self._what_trained(start))
+        return copy_sharing(start, self._what_trained(start))
 
     def tuned(self, reference: PreTrainedModel) -> PreTrainedModel:
         """The policy as it is now, to answer beside the reference, which was loaded and brought to its dtype.
@@ -125,7 +125,7 @@ class PolicyAndReference:
             start = cast_frozen(
                 self._start().to(self.facts.device), self.facts.dtype, share_with=reference
             )
-        model = twin(start, self._what_trained(start))
+        model = copy_sharing(start, self._what_trained(start))
         if self.trainable.adapter is not None:
             copy_adapters(model, self.engine.policy)
         return model

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import CHAT_TEMPLATE
-from smoldpo.data import template_sandbox, tokenize
+from smoldpo.data import template_sandbox
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.utils.errors import ModelError
 
@@ -67,9 +67,8 @@ def opened(tiny_tokenizer):
 @pytest.fixture
 def lowered(monkeypatch):
     def lower(**limits):
-        monkeypatch.setattr(
-            tokenize, "limits", functools.partial(template_sandbox.limits, **limits)
-        )
+        lower_limits = functools.partial(template_sandbox.limits, **limits)
+        monkeypatch.setattr(template_sandbox, "limits", lower_limits)
 
     return lower
 
@@ -129,20 +128,56 @@ def test_nothing_but_the_low_limit_is_in_the_way(opened, template):
 
 
 @on_linux
-def test_every_rendering_has_these_limits():
-    class Witness:
-        """A tokenizer that says within which limits it renders."""
-
-        def apply_chat_template(self, *_, **__):
-            spare = resource.getrlimit(resource.RLIMIT_AS)[0] - address_space()
-            return signal.getitimer(signal.ITIMER_REAL)[0], spare
+def test_every_rendering_has_these_limits(tiny_tokenizer, monkeypatch):
+    def witness(*_, **__):
+        """Instead of a rendering: the limits within which it is done."""
+        spare = resource.getrlimit(resource.RLIMIT_AS)[0] - address_space()
+        return signal.getitimer(signal.ITIMER_REAL)[0], spare
 
     before = resource.getrlimit(resource.RLIMIT_AS)
-    seconds, spare = tokenize.render(Witness(), [], False)
+    monkeypatch.setattr(template_sandbox, "_apply", lambda: witness)
+    seconds, spare = template_sandbox.render(tiny_tokenizer, [], False)
     assert (template_sandbox.SECONDS, template_sandbox.BYTES) == (4.0, 256 << 20)
     assert 0 < seconds <= 4.0 and 0 < spare < 320 << 20
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
     assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+EVERYTHING = """{%- macro said(m) %}{% generation %}{{ m.content }}{% endgeneration %}{% endmacro -%}
+{{ bos_token }}{% set found = namespace(n=0) %}
+{% for m in messages %}
+  {% if m.role == 'system' %}{% continue %}{% endif %}
+  {% set found.n = found.n + 1 %}
+  <|im_start|>{{ m.role }} {{ m | tojson(indent=1) }} {{ {'a': '<&>'} | tojson }} {{ said(m) }}
+  {% if 'stop' in m.content %}{% break %}{% endif %}
+{% endfor %}
+{{ found.n * 2 }} {{ 'ab' * 3 }} {{ 2 ** 5 }} {{ dict(a=1) }} {{ strftime_now('%Y') }}
+{{ tools is none }} {{ documents is none }} {{ add_generation_prompt }}
+{{ messages[0].reasoning_content }} {{ messages[1].name is defined }}{{ range(3) | list }}<|im_end|>
+"""
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+def test_renders_as_transformers_does(tiny_tokenizer, prompt):
+    """Filters, functions, tags, variables; white space; what becomes of reasoning and of None."""
+    messages = [
+        {"role": "user", "content": "<a> & ümlaut", "thinking": "hm"},
+        {"role": "assistant", "content": "b", "name": None},
+        {"role": "system", "content": "c"},
+        {"role": "user", "content": "stop here"},
+        {"role": "user", "content": "never"},
+    ]
+    tokenizer = with_template(tiny_tokenizer, EVERYTHING)
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False)
+    assert template_sandbox.render(tokenizer, messages, prompt) == expected
+    assert all(part in expected for part in ("ababab", "32", "[0, 1, 2]")), expected
+    assert "never" not in expected
+
+
+def test_a_named_template_is_the_default_one(tiny_tokenizer):
+    templates = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools }}"}
+    tokenizer = with_template(tiny_tokenizer, templates)
+    assert template_sandbox.render(tokenizer, [{"role": "user", "content": "a"}], True) == "a"
 
 
 def address_space():

@@ -343,10 +343,10 @@ def small_disk(free: int) -> None:
 
 def template_limits(lowered: dict[str, float]) -> None:
     """Chat templates render within these limits (`seconds`, `more_bytes`); a dialogue needs far less."""
-    from smoldpo.data import tokenize
+    from smoldpo.data import template_sandbox
 
-    limits = tokenize.limits
-    tokenize.limits = lambda: limits(**lowered)
+    limits = template_sandbox.limits
+    template_sandbox.limits = lambda: limits(**lowered)
 
 
 def longest_line(limit: int) -> None:

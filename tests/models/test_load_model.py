@@ -2,16 +2,18 @@
 
 import json
 import shutil
+import threading
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from conftest import make_tiny
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.models import gguf
 from smoldpo.models.builtin import builtin_gguf
-from smoldpo.models.hf_logging import no_gguf_bar
+from smoldpo.models.hf_logging import quiet
 from smoldpo.models.load import find_model, load_model, load_tokenizer
 from smoldpo.models.weights import weights_sha256
 from smoldpo.utils.errors import ModelError, SmoldpoError, UsageError
@@ -60,13 +62,24 @@ def test_a_damaged_unpacked_model_is_made_anew(monkeypatch, tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing left over"
 
 
-def test_transformers_shows_no_bar_of_its_own(capsys):
-    from transformers import modeling_gguf_pytorch_utils as reader
+def test_quiet_in_two_threads_leaves_the_settings_as_they_were():
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    assert before[0] != logging.ERROR
+    entered, leave = threading.Event(), threading.Event()
 
-    bar = reader.tqdm
-    with no_gguf_bar():
-        assert list(reader.tqdm([1, 2], desc="Converting")) == [1, 2]
-    assert reader.tqdm is bar and capsys.readouterr().err == ""
+    def other():
+        with quiet():
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with quiet():
+        thread.start()
+        entered.wait(0.1)  # it must not, or it would take the silence for the settings
+        assert logging.get_verbosity() == logging.ERROR
+    leave.set()
+    thread.join()
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
 def test_a_damaged_gguf_is_refused(tmp_path):

@@ -24,7 +24,6 @@ Dimensions: T rows, D model width, F width inside the MLP.
 from __future__ import annotations
 
 import copy
-import types
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -41,6 +40,7 @@ from smoldpo.engine.kernels.elementwise import (
     rms_norm_grads,
     rotate,
 )
+from smoldpo.utils.functions import uses_global, with_globals
 
 ROWS = 512
 """Rows of a forward product on a CPU, and of what is done between products to stay in its cache."""
@@ -282,17 +282,12 @@ def mlp_projections(module: nn.Module) -> list[nn.Module]:
 def _with_rotary(kind: type[nn.Module]) -> type[nn.Module]:
     """A subclass of an attention class whose forward rotates by `rotary`; any other class as it is.
 
-    transformers' attention calls a function of its module by name. The subclass has the same code with names
-    of its own, so that transformers' module stays as it is.
+    transformers' attention calls a function of its module by that name.
     """
-    forward: Any = kind.forward
-    code = getattr(forward, "__code__", None)
-    if code is None or "apply_rotary_pos_emb" not in code.co_names:
+    if not uses_global(kind.forward, "apply_rotary_pos_emb"):
         return kind
-    names = forward.__globals__ | {"apply_rotary_pos_emb": rotary}
-    own = types.FunctionType(code, names, None, forward.__defaults__, forward.__closure__)
-    own.__kwdefaults__ = forward.__kwdefaults__
-    return type(kind.__name__, (kind,), {"forward": own})
+    forward = with_globals(kind.forward, apply_rotary_pos_emb=rotary)
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def own_modules(

@@ -1,0 +1,127 @@
+"""`import smoldpo` changes nothing in the program that imports it, and neither does a run."""
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import importlib, json, os, pathlib, pkgutil, signal, sys, types, warnings
+
+LIBRARIES = ("transformers", "tokenizers", "torch", "peft", "jinja2", "safetensors", "datasets",
+             "huggingface_hub", "accelerate", "tqdm", "numpy", "pydantic", "rich", "typer")
+MODULES = [
+    *LIBRARIES, "jinja2.sandbox", "jinja2.ext", "torch.nn.functional", "torch.utils.checkpoint",
+    "torch.nn.attention.flex_attention", "torch._dynamo", "torch.optim", "peft.tuners.lora.layer",
+    "peft.tuners.lora.dora", "transformers.utils.chat_template_utils", "transformers.utils.logging",
+    "transformers.modeling_utils", "transformers.modeling_gguf_pytorch_utils", "datasets.config",
+    "transformers.masking_utils", "transformers.modeling_rope_utils", "tqdm.auto", "warnings",
+    "transformers.tokenization_utils_base", "transformers.generation.utils", "logging", "builtins",
+    *(f"transformers.models.{name}.modeling_{name}"
+      for name in ("llama", "smollm3", "qwen2", "qwen3", "mistral")),
+]
+for name in MODULES:
+    importlib.import_module(name)
+
+def inside(value):
+    return value if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType
+                               | types.ModuleType | property | staticmethod | classmethod) else None
+
+def members():
+    # Functions and classes of every module, and of every class; objects are kept, so ids stay unique.
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in (*LIBRARIES, "warnings", "logging", "builtins") and module:
+            for key, value in list(vars(module).items()):
+                if inside(value) is not None:
+                    found[name, key] = value
+                if isinstance(value, type) and value.__module__ == name:
+                    for part, held in list(vars(value).items()):
+                        if inside(held) is not None:
+                            found[name, key, part] = held
+    return found
+
+def settings():
+    import logging, torch, transformers
+    from transformers.utils import logging as theirs
+    return {
+        "environment": dict(os.environ), "signals": [signal.getsignal(n) for n in (2, 14, 15)],
+        "hooks": (sys.excepthook, sys.stdout, sys.stderr, sys.getrecursionlimit()),
+        "torch": (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
+                  torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()),
+        "verbosity": (theirs.get_verbosity(), theirs.is_progress_bar_enabled()),
+        "logging": (logging.root.level, list(logging.root.handlers)), "cwd": os.getcwd(),
+        "attention": set(transformers.AttentionInterface._global_mapping),
+        "masks": set(transformers.AttentionMaskInterface._global_mapping),
+    }
+
+def compare(when):
+    for key, value in before.items():
+        module = sys.modules[key[0]]
+        owner = module if len(key) == 2 else vars(module)[key[1]]
+        if vars(owner).get(key[-1]) is not value:
+            changed.append(f"{when}: {'.'.join(key)}")
+    for key, value in settings().items():
+        allowed = {"smoldpo_shared_prefix"} if key in ("attention", "masks") else set()
+        same = value - allowed == known[key] if isinstance(value, set) else value == known[key]
+        if not same:
+            changed.append(f"{when}: {key}")
+
+before, known, changed = members(), settings(), []
+filters = list(warnings.filters)
+import smoldpo
+folder = pathlib.Path(smoldpo.__file__).parent
+for path in sorted(folder.rglob("*.py")):
+    if path.name != "__main__.py":
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        importlib.import_module(".".join(parts).removesuffix(".__init__"))
+compare("import")
+if warnings.filters != filters:
+    changed.append("import: warnings.filters")
+if PLANT:
+    exec(PLANT)
+result = smoldpo.train(
+    model=sys.argv[1], data=sys.argv[2], output_dir="run", max_steps=2, device="cpu",
+    dtype="float32", compile="off", freeze_layers=2, per_device_train_batch_size=4,
+    eval_fraction=0.2, generate_prompts=2, max_new_tokens=4, use_peft=False,
+)
+compare("run")
+print("CHANGED", json.dumps(changed), len(before))
+"""
+
+
+def run(folder, pairs, place, plant=""):
+    script = SCRIPT.replace("PLANT", repr(plant))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder), str(pairs)],
+        cwd=place,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.split("CHANGED ")[1]
+
+
+def test_modules_and_settings_are_what_they_were(tiny_folder, pairs_file, tmp_path):
+    changed, count = run(tiny_folder, pairs_file, tmp_path).rsplit(" ", 1)
+    assert changed == "[]"
+    assert int(count) > 10_000, "nothing was looked at"
+
+
+PATCHES = """
+import transformers
+transformers.models.llama.modeling_llama.apply_rotary_pos_emb = print
+transformers.utils.chat_template_utils.ImmutableSandboxedEnvironment = object
+transformers.PreTrainedModel.tie_weights = lambda *_, **__: None
+torch.set_num_threads(7)
+compare("plant")
+smoldpo.train = lambda **_: None
+"""
+
+
+def test_a_patch_would_be_seen(tiny_folder, pairs_file, tmp_path):
+    changed = run(tiny_folder, pairs_file, tmp_path, "import torch" + PATCHES)
+    for name in ("apply_rotary_pos_emb", "ImmutableSandboxedEnvironment", "tie_weights", "torch"):
+        assert any(
+            said.startswith("plant: ") and said.endswith(name)
+            for said in json.loads(changed.rsplit(" ", 1)[0])
+        ), name
