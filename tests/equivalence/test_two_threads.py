@@ -1,8 +1,6 @@
 """Two models at once, each in a thread of its own: the bits of each are those that it gives alone."""
 
-import contextlib
 import copy
-import ctypes
 import threading
 
 import pytest
@@ -39,17 +37,6 @@ FAMILIES = {
         },
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_arena():
-    """Threads take memory from where the main thread does.
-
-    glibc would give each a region of its own that stays, and from which later tests of memory limits get
-    memory although no address space is left.
-    """
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def build(family):
