@@ -67,10 +67,9 @@ def load_pairs(
             numbers = write_in_memory_pairs(data, path)
             columns = {number: number for number in numbers} | dict(columns or {})
         name = names[0] if names else str(path)
-        source = open_source(name, subset)
-        chosen = source.split(split) if split else source.train
+        chosen = open_source(name, subset).split(split)
         loaded = load_split(chosen, name, format=format, columns=columns, rules=rules)
-    account = loaded.account().model_dump()
+    account = loaded.account.model_dump()
     if names is None:  # the file is gone, and was nobody's
         account["source"] = "pairs in memory"
         return Pairs((replace(pair, file="") for pair in loaded.pairs), account)

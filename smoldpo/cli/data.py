@@ -144,26 +144,25 @@ def convert(
     these names.
     """
     from smoldpo.data.convert import convert as write_pairs
-    from smoldpo.data.load import Reading
+    from smoldpo.data.schemas import SplitReader
     from smoldpo.data.sources import open_source
     from smoldpo.utils.progress import say, spinner
 
-    source = open_source(data, subset)
-    part = source.split(split) if split else source.train
+    part = open_source(data, subset).split(split)
     mapped = parse_columns(columns)
-    reading = Reading(part, format, mapped)
+    reader = SplitReader(part, format, mapped)
     with spinner(f"converting {data}"):
-        converted = write_pairs(reading, out, to, own_numbers(mapped))
+        converted = write_pairs(reader, out, to, own_numbers(mapped))
     say(
-        f"{out}: {converted.rows:,} pairs as {to}, from {reading.rows_read:,} rows "
-        f"in the {reading.format} format"
+        f"{out}: {converted.rows:,} pairs as {to}, from {reader.rows_read:,} rows "
+        f"in the {reader.format} format"
     )
-    if converted.neutralised:
-        say(f"{converted.neutralised:,} cells that a spreadsheet would run got a ' before them")
-    for item in reading.touched[:10]:
+    if converted.escaped:
+        say(f"{converted.escaped:,} cells that a spreadsheet would run got a ' before them")
+    for item in reader.findings[:10]:
         say(f"left out: {item.file}, row {item.row}: {item.detail} ({item.rule})")
-    if len(reading.touched) > 10:
-        say(f"left out: {len(reading.touched) - 10:,} more; smoldpo data check {data} lists them")
+    if len(reader.findings) > 10:
+        say(f"left out: {len(reader.findings) - 10:,} more; smoldpo data check {data} lists them")
 
 
 def _counter(model: str) -> tuple[Any, tuple[str, ...]]:
@@ -203,7 +202,7 @@ def _print_json(report: CheckReport) -> None:
     head = report.as_dict()
     sys.stdout.write(json.dumps(head, indent=2).removesuffix("\n}"))
     sys.stdout.write(',\n  "touched": [')
-    for number, item in enumerate(report.touched):
+    for number, item in enumerate(report.findings):
         sys.stdout.write((",\n    " if number else "\n    ") + json.dumps(item.as_dict()))
     sys.stdout.write("\n  ]\n}\n")
 

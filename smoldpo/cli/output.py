@@ -125,7 +125,7 @@ def print_evaluation(result: EvaluationResult) -> None:
         print_comparison(result.record)
     else:
         _print_one(result.record)
-    for rule, count in result.data.account().dropped.items():
+    for rule, count in result.data.account.dropped.items():
         print(f"dropped: {count} {rule}")
 
 

@@ -1,26 +1,46 @@
-"""What became of every row that was read: the record that data.json holds. No torch here."""
+"""data.json: what was read, what cleaning did to it, how it was split and tokenised.
+
+`DataAccount` writes the file and reads it back. Fields that a run did not set are not written.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
+DROP, MEND, WARN = "drop", "mend", "warn"
 
-class TouchedRow(BaseModel):
-    """A row that a rule dropped, mended or warned about; texts are excerpts."""
 
-    file: str = ""
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a rule found in a row: its place, what was done, and the text before and after.
+
+    `after` is None unless the row was mended. Texts are excerpts, with hidden characters escaped.
+    """
+
+    file: str
     row: int
     rule: str
-    action: str = ""
-    detail: str = ""
+    action: str
+    detail: str
     before: str = ""
     after: str | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def in_reading_order(findings: list[Finding]) -> list[Finding]:
+    """Findings by file, in the order in which files come up, and row."""
+    files = {file: at for at, file in enumerate(dict.fromkeys(item.file for item in findings))}
+    return sorted(findings, key=lambda item: (files[item.file], item.row))
+
 
 class SourceAccount(BaseModel):
-    """The rows of one source: counts by rule, and the rows that a rule dropped or mended."""
+    """One source: numbers of rows, by action and rule, and the findings without the warnings."""
 
     source: str
     format: str
@@ -30,23 +50,41 @@ class SourceAccount(BaseModel):
     dropped: dict[str, int] = {}
     mended: dict[str, int] = {}
     warned: dict[str, int] = {}
-    touched: list[TouchedRow] = []
+    touched: list[Finding] = []
+
+    def by_action(self) -> dict[str, dict[str, int]]:
+        """Rows by rule, for dropped, mended, warned."""
+        return {"dropped": self.dropped, "mended": self.mended, "warned": self.warned}
+
+    @classmethod
+    def of(cls, findings: list[Finding], **about: Any) -> SourceAccount:
+        """The account of these findings; `about` are the fields that do not follow from them."""
+        counts = {action: Counter[str]() for action in (DROP, MEND, WARN)}
+        for item in findings:
+            counts[item.action][item.rule] += 1
+        return cls(
+            **about,
+            dropped=dict(counts[DROP]),
+            mended=dict(counts[MEND]),
+            warned=dict(counts[WARN]),
+            touched=[item for item in findings if item.action != WARN],
+        )
 
 
 class SplitAccount(BaseModel):
-    """How pairs were held out, and how many."""
+    """How pairs were divided into training and evaluation; `touched` tells of common prompts."""
 
     how: str
     train_pairs: int
     eval_pairs: int
+    train_pairs_left_by_weight: int = 0
     train_pairs_dropped_for_eval_prompt: int = 0
     train_pairs_near_eval_prompt: int = 0
-    train_pairs_left_by_weight: int = 0
-    touched: list[TouchedRow] = []
+    touched: list[Finding] = []
 
 
 class TokenAccount(BaseModel):
-    """Lengths of the pairs in tokens, and how many were cut or noted, by reason."""
+    """Lengths in tokens, and the number of pairs for each note of the tokenizer."""
 
     max_length: int
     longest: int
@@ -55,14 +93,20 @@ class TokenAccount(BaseModel):
 
 
 class DataAccount(BaseModel):
-    """data.json: one source to train on and one held out where read apart, or several under `sources`."""
+    """One source, or several under `sources`. `eval` is set where held-out pairs were read apart."""
 
+    sources: list[DataAccount] = []
     train: SourceAccount | None = None
     eval: SourceAccount | None = None
-    sources: list[DataAccount] = []
     split: SplitAccount | None = None
     tokens: TokenAccount | None = None
 
+    def read(self) -> list[tuple[str, SourceAccount]]:
+        """What was read, each with its use: train or eval."""
+        parts = [(p.train, p.eval) for p in self.sources or [self]]
+        named = [pair for train, held in parts for pair in (("train", train), ("eval", held))]
+        return [(use, source) for use, source in named if source is not None]
+
     def as_json(self) -> dict[str, Any]:
-        """For JSON; what does not apply is left out."""
+        """What data.json holds."""
         return self.model_dump(exclude_unset=True)

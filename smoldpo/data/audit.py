@@ -1,28 +1,28 @@
 """`smoldpo data check`: reads every row once, in bounded memory, and says what is wrong with which.
 
     evaluation's prompts  ─┐
-    rows → pairs → Cleaner ┴→ Measurements → CheckReport
+    rows → pairs → Cleaner ┴→ LengthStats → CheckReport
 
-Splits that a source holds out are checked first: their prompts must not stand in the others.
+Splits that a source holds out are checked first: their prompts must not be in the others.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import compress
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
 
-from smoldpo.data.cleaning.cleaner import Cleaner, RuleSet, Touched
-from smoldpo.data.cleaning.duplicates import EvaluationPrompts
-from smoldpo.data.length_stats import SAMPLE, Measurements, TokenCounter, WordCounter
-from smoldpo.data.load import Reading, fitting, in_order
-from smoldpo.data.rows import EVAL_NAMES, Source, Split
-from smoldpo.data.sources import open_source
-from smoldpo.types import PreferencePair
+from smoldpo.data.account import DROP, MEND, WARN, Finding, in_reading_order
+from smoldpo.data.cleaning.cleaner import Cleaner, RuleSet
+from smoldpo.data.cleaning.duplicates import PairIndex
+from smoldpo.data.length_stats import LengthStats, TokenCounter, WordCounter
+from smoldpo.data.load import columns_present
+from smoldpo.data.schemas.reader import SplitReader
+from smoldpo.data.sources import EVAL_NAMES, Split, open_source
+from smoldpo.types import Advance, PreferencePair, no_progress
 from smoldpo.utils.errors import DataError, UsageError
 
 
@@ -37,38 +37,28 @@ class CheckOptions:
     columns: Mapping[str, str] | None = None
     max_length: int = 1024
     rules: RuleSet = field(default_factory=RuleSet)
-    sample: int = SAMPLE
 
 
 @dataclass
-class Part:
+class CheckedSplit:
     """One split as it was checked."""
 
     split: Split
     format: str
     rows_read: int
     rows_kept: int
-    kept: np.ndarray
+    keep: np.ndarray
     """Of the pairs that passed the rules on single rows, those that also passed the others, [N]."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "split": self.split.name,
-            "format": self.format,
-            "rows_read": self.rows_read,
-            "rows_kept": self.rows_kept,
-            "pairs_kept": int(self.kept.sum()),
-        }
 
 
 @dataclass
 class CheckReport:
-    """What was found: each touched row, and the set in numbers."""
+    """The findings in each row, and the set in numbers."""
 
     data: str
     options: CheckOptions
-    parts: list[Part]
-    touched: list[Touched]
+    parts: list[CheckedSplit]
+    findings: list[Finding]
     statistics: dict[str, Any]
     lengths: np.ndarray
     """Lengths of prompt, chosen, rejected of an even sample of the kept pairs, [N, 3]."""
@@ -82,27 +72,35 @@ class CheckReport:
     def rows_kept(self) -> int:
         return sum(part.rows_kept for part in self.parts)
 
-    def by_rule(self) -> list[tuple[str, str, int, Touched]]:
+    def by_rule(self) -> list[tuple[str, str, int, Finding]]:
         """(rule, action, number of rows, an example), drops first, then by number."""
-        rows: Counter[tuple[str, str]] = Counter()
-        examples: dict[tuple[str, str], Touched] = {}
-        for (rule, action, _, _), item in {
-            (item.rule, item.action, item.file, item.row): item for item in reversed(self.touched)
-        }.items():
-            rows[rule, action] += 1
-            examples[rule, action] = item
-        order = ("drop", "mend", "warn")
-        ranked = sorted(rows, key=lambda key: (order.index(key[1]), -rows[key], key[0]))
-        return [(*key, rows[key], examples[key]) for key in ranked]
+        rows: dict[tuple[str, str], set[tuple[str, int]]] = {}
+        examples: dict[tuple[str, str], Finding] = {}
+        for item in self.findings:
+            key = (item.rule, item.action)
+            rows.setdefault(key, set()).add((item.file, item.row))
+            examples.setdefault(key, item)
+        order = (DROP, MEND, WARN)
+        ranked = sorted(rows, key=lambda key: (order.index(key[1]), -len(rows[key]), key[0]))
+        return [(*key, len(rows[key]), examples[key]) for key in ranked]
 
     def as_dict(self) -> dict[str, Any]:
-        """What --json prints, but for `touched`, which can be long: the caller adds it."""
+        """What --json prints, but for the findings, which can be many: the caller adds them."""
         return {
             "data": self.data,
             "format": ", ".join(dict.fromkeys(part.format for part in self.parts)),
             "rows_read": self.rows_read,
             "rows_kept": self.rows_kept,
-            "parts": [part.as_dict() for part in self.parts],
+            "parts": [
+                {
+                    "split": part.split.name,
+                    "format": part.format,
+                    "rows_read": part.rows_read,
+                    "rows_kept": part.rows_kept,
+                    "pairs_kept": int(part.keep.sum()),
+                }
+                for part in self.parts
+            ],
             "evaluation": self.evaluation,
             "rules": {
                 rule: {"action": action, "rows": rows} for rule, action, rows, _ in self.by_rule()
@@ -112,52 +110,45 @@ class CheckReport:
         }
 
 
-class _Check:
+class _Audit:
     """The state of one check: what to measure with, and the prompts known so far."""
 
     def __init__(self, options: CheckOptions, counter: TokenCounter | WordCounter):
         self.options = options
-        self.measured = Measurements(counter, options.max_length, options.sample)
-        self.touched: list[Touched] = []
+        self.stats = LengthStats(counter, options.max_length)
+        self.findings: list[Finding] = []
         self.prompts: list[np.ndarray] = []
-        self.judged: EvaluationPrompts | None = None
+        self.evaluation = PairIndex(answers=False)
 
-    def remember(self, source: str, pairs: Iterator[PreferencePair]) -> None:
-        """Take these prompts for evaluation's."""
-        self.judged = self.judged or EvaluationPrompts()
-        for pair in pairs:
-            self.judged.add(pair)
+    def check(self, split: Split, held_out: bool, advance: Advance) -> CheckedSplit:
+        """Check a split; the prompts of one that is held out join evaluation's."""
+        reader = SplitReader(split, self.options.format, self.options.columns)
+        cleaner = Cleaner(self.options.rules, None if held_out else self.evaluation)
 
-    def run(self, split: Split, held_out: bool, advance: Callable[[int], None]) -> Part:
-        options = self.options
-        reading = Reading(split, options.format, options.columns)
-        cleaner = Cleaner(options.rules, None if held_out else self.judged)
-        self.judged = self.judged or (EvaluationPrompts() if held_out else None)
+        def report(pair: PreferencePair, rule: str, problem: tuple[str, str]) -> None:
+            if rule in self.options.rules:
+                cleaner.record(pair, rule, *problem)
 
-        def report(pair: PreferencePair, rule: str, finding: tuple[str, str]) -> None:
-            if rule in options.rules:
-                cleaner.touch(pair, rule, *finding)
-
-        for pair in reading:
+        for pair in reader:
             cleaned = cleaner.clean(pair)
             if cleaned is not None:
-                self.measured.add(cleaned, report)
-                if held_out and self.judged is not None:
-                    self.judged.add(cleaned)
+                self.stats.add(cleaned, report)
+                if held_out:
+                    self.evaluation.add(cleaned)
             advance(1)
-        self.measured.flush(report)
-        kept = cleaner.finish()
-        self.touched += in_order(reading.touched + cleaner.touched)
-        self.prompts.append(cleaner.memory.prompt_keys(kept))
-        rows_kept = cleaner.memory.places.distinct_rows(kept)
-        return Part(split, reading.format, reading.rows_read, rows_kept, kept)
+        self.stats.flush(report)
+        keep = cleaner.finish()
+        self.findings += in_reading_order(reader.findings + cleaner.findings)
+        self.prompts.append(cleaner.index.prompt_numbers(keep))
+        rows_kept = cleaner.index.locations.distinct_rows(keep)
+        return CheckedSplit(split, reader.format, reader.rows_read, rows_kept, keep)
 
 
 def check_data(
     data: str,
     options: CheckOptions,
     counter: TokenCounter | WordCounter,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = no_progress,
 ) -> CheckReport:
     """Check one split of a source, or all of them.
 
@@ -166,47 +157,39 @@ def check_data(
         DataError: a source without rows, a schema that is not known, a row that cannot be read.
     """
     source = open_source(data, options.subset)
-    held_out = [split for split in source.splits if _is_held_out(split, source)]
+    several = len(source.splits) > 1
+    held_out = [split for split in source.splits if several and split.name in EVAL_NAMES]
     chosen = [source.split(options.split)] if options.split else list(source.splits)
-    check = _Check(options, counter)
-    evaluation = _read_evaluation(check, source, held_out, chosen)
-    chosen.sort(key=lambda split: split not in held_out)
-    judging = [split for split in chosen if split in held_out and len(chosen) > 1]
-    parts = [check.run(split, split in judging, advance) for split in chosen]
-    if not sum(part.rows_read for part in parts):
-        raise DataError(f"{data}: holds no rows")
-    kept = np.concatenate([part.kept for part in parts])
-    statistics = check.measured.statistics(kept)
-    statistics["distinct_prompts"] = len(np.unique(np.concatenate(check.prompts)))
-    lengths = check.measured.sampled(kept)
-    return CheckReport(data, options, parts, check.touched, statistics, lengths, evaluation)
-
-
-def _is_held_out(split: Split, source: Source) -> bool:
-    return len(source.splits) > 1 and split.name in EVAL_NAMES
-
-
-def _read_evaluation(
-    check: _Check, source: Source, held_out: list[Split], chosen: list[Split]
-) -> dict[str, Any] | None:
-    """Learn the prompts of --eval-data, and of the source's own held-out splits."""
-    options, names = check.options, []
+    only_held_out = len(chosen) == 1 and chosen[0] in held_out
+    audit, names = _Audit(options, counter), []
+    others: list[SplitReader] = []
     if options.eval_data is not None:
-        other = open_source(options.eval_data)
-        split = other.test or other.train
-        check.remember(
-            options.eval_data,
-            iter(Reading(split, None, fitting(options.columns, options.eval_data))),
-        )
+        columns = columns_present(options.columns, options.eval_data)
+        others.append(SplitReader(open_source(options.eval_data).evaluation, None, columns))
         names.append(options.eval_data)
     for split in held_out:
-        names.append(f"{source.name} ({split.name})")
-        if split not in chosen and not (options.split and chosen[0] in held_out):
-            reading = Reading(split, options.format, options.columns)
-            check.remember(source.name, iter(reading))
-    if not names or (chosen[0] in held_out and len(chosen) == 1 and options.eval_data is None):
-        return None
-    return {"sources": names}
+        names.append(source.label(split))
+        if split not in chosen and not only_held_out:
+            others.append(SplitReader(split, options.format, options.columns))
+    for pair in chain.from_iterable(others):
+        audit.evaluation.add(pair)
+    compared = names and not (only_held_out and options.eval_data is None)
+    chosen.sort(key=lambda split: split not in held_out)
+    parts = [audit.check(split, split in held_out and len(chosen) > 1, advance) for split in chosen]
+    if not sum(part.rows_read for part in parts):
+        raise DataError(f"{data}: holds no rows")
+    keep = np.concatenate([part.keep for part in parts])
+    statistics = audit.stats.statistics(keep)
+    statistics["distinct_prompts"] = len(np.unique(np.concatenate(audit.prompts)))
+    return CheckReport(
+        data=data,
+        options=options,
+        parts=parts,
+        findings=audit.findings,
+        statistics=statistics,
+        lengths=audit.stats.sampled(keep),
+        evaluation={"sources": names} if compared else None,
+    )
 
 
 def kept_pairs(report: CheckReport) -> Iterator[PreferencePair]:
@@ -221,7 +204,7 @@ def kept_pairs(report: CheckReport) -> Iterator[PreferencePair]:
             f"{report.data}: has several splits; choose which to write with --split: {names}"
         )
     part, options = report.parts[0], report.options
-    row_rules = Cleaner(options.rules)
-    reading = Reading(part.split, options.format, options.columns)
-    cleaned = (pair for pair in map(row_rules.clean_row, reading) if pair is not None)
-    return compress(cleaned, part.kept)
+    cleaner = Cleaner(options.rules)
+    reader = SplitReader(part.split, options.format, options.columns)
+    cleaned = (pair for pair in map(cleaner.clean_row, reader) if pair is not None)
+    return compress(cleaned, part.keep)

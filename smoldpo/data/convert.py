@@ -9,9 +9,9 @@
 
 `conversational` and `implicit` hold every pair without loss; a prompt that is text rather than
 messages is one user message there, and marked by `prompt_format`. Every row is read back before
-it is written, and a form that would change the pair is an error that names the row: nothing is lost
-in silence. The one exception is counted in what `convert` returns: cells of CSV and TSV that a
-spreadsheet would run as a formula get a ' before them, and keep it when they are read again.
+it is written, and a layout that would change the pair is an error that names the row. The one
+exception is counted in what `convert` returns: cells of CSV and TSV that a spreadsheet would run as
+a formula get a ' before them, and keep it when they are read again.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from smoldpo.data.files import csv_cell
-from smoldpo.data.rows import Row
 from smoldpo.data.schemas import PairReader, Unreadable
-from smoldpo.data.schemas.fields import NUMBERS, TURN, as_messages
+from smoldpo.data.schemas.fields import TURN, as_messages
 from smoldpo.data.schemas.paired import PROMPT_IS_TEXT
+from smoldpo.data.sources import Row
 from smoldpo.types import Message, PreferencePair
 from smoldpo.utils.errors import DataError, UsageError, nearest
 
 Values = dict[str, Any]
+Columns = Mapping[str, str]
+"""What each column holds: text, a number, messages (role, content), a turn (from, value), turns."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """With one of these a spreadsheet takes a cell for a formula."""
 PARQUET_ROWS = 1000
@@ -46,11 +49,11 @@ class Converted:
     """What was written: rows, and the CSV cells that got a ' before them."""
 
     rows: int
-    neutralised: int
+    escaped: int
 
 
-class _CannotHold(Exception):
-    """Why a form cannot hold a pair."""
+class _NotRepresentable(Exception):
+    """Why a layout cannot hold a pair."""
 
 
 def convert(
@@ -61,112 +64,112 @@ def convert(
 ) -> Converted:
     """Write `pairs` to `out_path` (.jsonl, .json, .csv, .tsv or .parquet), whole or not at all.
 
-    One pair is held at a time (.parquet: a thousand). Text goes out as it came in. `numbers` are those of a
-    pair's own (weight, margin, beta) that get a column, under their own names.
+    One pair is held at a time (.parquet: a thousand). Text goes out as it came in. `numbers` are
+    those of a pair's own (weight, margin, beta) that get a column, under their own names.
 
     Raises:
-        UsageError: an unknown form or kind of file.
-        DataError: a pair that the form or the file cannot hold, by its file and row; or there is
+        UsageError: an unknown layout or kind of file.
+        DataError: a pair that the layout or the file cannot hold, by its file and row; or there is
             no pair at all.
     """
-    if to not in FORMS:
-        raise UsageError(f"--to {to}: unknown{nearest(to, FORMS)}; known: {', '.join(FORMS)}")
-    writer = WRITERS.get(out_path.suffix.lower())
-    if writer is None:
+    if to not in LAYOUTS:
+        raise UsageError(f"--to {to}: unknown{nearest(to, LAYOUTS)}; known: {', '.join(LAYOUTS)}")
+    write = WRITERS.get(out_path.suffix.lower())
+    if write is None:
         raise UsageError(f"{out_path}: the name must end with {', '.join(WRITERS)}")
+    rows = _Rows(pairs, to, numbers)
+    staging = out_path.with_name(f".{out_path.name}.{os.getpid()}")
     try:
-        with _staged(out_path) as staging:
-            columns = [*FORMS[to].cells, "id", "source", "category", *numbers]
-            converted = writer(_rows(pairs, to, numbers), staging, to, columns)
-            if not converted.rows:
+        out_path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            escaped = write(rows, staging)
+            if not rows.count:
                 raise DataError("there is no pair to write", file=str(out_path))
+            staging.replace(out_path)
+        finally:
+            staging.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror or error}", str(out_path)) from None
-    return converted
+    return Converted(rows.count, escaped)
 
 
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A file to write, which becomes `target` by one rename when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield staging
-        staging.replace(target)
-    finally:
-        staging.unlink(missing_ok=True)
+class _Rows:
+    """Pairs, each with its row in a layout; counts them."""
 
+    def __init__(self, pairs: Iterable[PreferencePair], to: str, numbers: Sequence[str]):
+        self.pairs, self.to, self.numbers = pairs, to, numbers
+        self.count = 0
 
-def _rows(
-    pairs: Iterable[PreferencePair], to: str, numbers: Sequence[str]
-) -> Iterator[tuple[PreferencePair, Values]]:
-    form = FORMS[to]
-    for pair in pairs:
-        try:
-            values = form.write(pair)
-            _check(form, values, pair)
-        except _CannotHold as reason:
-            hint = "" if form.keeps_kind else "; --to conversational can"
-            raise _refused(pair, f"--to {to} cannot hold this pair: {reason}{hint}") from None
-        named = {key: getattr(pair, key) for key in ("id", "source", "category")}
-        own = {key: getattr(pair.numbers, key) for key in numbers}
-        yield pair, values | {key: value for key, value in named.items() if value} | own
+    @property
+    def columns(self) -> Columns:
+        named = dict.fromkeys(("id", "source", "category"), "text")
+        return {**LAYOUTS[self.to].columns, **named, **dict.fromkeys(self.numbers, "number")}
+
+    def __iter__(self) -> Iterator[tuple[PreferencePair, Values]]:
+        layout = LAYOUTS[self.to]
+        for pair in self.pairs:
+            try:
+                values = layout.write(pair)
+                _read_back(layout, values, pair)
+            except _NotRepresentable as reason:
+                hint = "" if layout.marks_text else "; --to conversational can"
+                problem = f"--to {self.to} cannot hold this pair: {reason}{hint}"
+                raise _refused(pair, problem) from None
+            named = {key: getattr(pair, key) for key in ("id", "source", "category")}
+            values |= {key: value for key, value in named.items() if value}
+            self.count += 1
+            yield pair, values | {key: getattr(pair.numbers, key) for key in self.numbers}
 
 
 def _refused(pair: PreferencePair, problem: str) -> DataError:
     return DataError(problem, pair.file or None, pair.row or None)
 
 
-def _check(form: Form, values: Values, pair: PreferencePair) -> None:
-    """Read a row back: what was written must say the same as the pair."""
+def _read_back(layout: Layout, values: Values, pair: PreferencePair) -> None:
+    """Refuse a row that would not be read as the pair that was written."""
     try:
-        (again,) = PairReader(form.format).read(Row(pair.file, pair.row, values))
+        (again,) = PairReader(layout.format).read(Row(pair.file, pair.row, values))
     except (DataError, Unreadable) as error:
-        raise _CannotHold(f"it would not be read again ({error})") from None
+        raise _NotRepresentable(f"it would not be read again ({error})") from None
     ours = (as_messages(pair.prompt), pair.chosen, pair.rejected)
     if (as_messages(again.prompt), again.chosen, again.rejected) != ours:
-        raise _CannotHold(
+        raise _NotRepresentable(
             "its text would read differently (white space at an edge, or a speaker's mark inside)"
         )
-    if form.keeps_kind and isinstance(again.prompt, str) != isinstance(pair.prompt, str):
-        raise _CannotHold("a text prompt and a prompt of messages would become alike")
+    if layout.marks_text and isinstance(again.prompt, str) != isinstance(pair.prompt, str):
+        raise _NotRepresentable("a text prompt and a prompt of messages would become alike")
+
+
+def _sides(pair: PreferencePair, write: Callable[[str], Any] = str) -> Values:
+    return {"chosen": write(pair.chosen), "rejected": write(pair.rejected)}
 
 
 def _answer(said: str) -> Message:
     return {"role": "assistant", "content": said}
 
 
-def _kind(pair: PreferencePair) -> Values:
+def _text_mark(pair: PreferencePair) -> Values:
     return {"prompt_format": PROMPT_IS_TEXT} if isinstance(pair.prompt, str) else {}
 
 
 def _conversational(pair: PreferencePair) -> Values:
-    return {
-        "prompt": list(as_messages(pair.prompt)),
-        "chosen": [_answer(pair.chosen)],
-        "rejected": [_answer(pair.rejected)],
-        **_kind(pair),
-    }
+    prompt = {"prompt": list(as_messages(pair.prompt))}
+    return prompt | _sides(pair, lambda said: [_answer(said)]) | _text_mark(pair)
 
 
 def _implicit(pair: PreferencePair) -> Values:
     prompt = as_messages(pair.prompt)
-    return {
-        "chosen": [*prompt, _answer(pair.chosen)],
-        "rejected": [*prompt, _answer(pair.rejected)],
-        **_kind(pair),
-    }
+    return _sides(pair, lambda said: [*prompt, _answer(said)]) | _text_mark(pair)
 
 
 def _text(pair: PreferencePair) -> Values:
     prompt = pair.prompt if isinstance(pair.prompt, str) else _question(_plain(pair))
-    return {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    return {"prompt": prompt} | _sides(pair)
 
 
 def _orca(pair: PreferencePair) -> Values:
-    system, dialogue = _without_system(_plain(pair))
-    asked = {"system": system, "question": _question(dialogue)}
-    return asked | {"chosen": pair.chosen, "rejected": pair.rejected}
+    system, turns = _without_system(_plain(pair))
+    return {"system": system, "question": _question(turns)} | _sides(pair)
 
 
 def _transcripts(pair: PreferencePair) -> Values:
@@ -174,25 +177,21 @@ def _transcripts(pair: PreferencePair) -> Values:
     prompt = ""
     for message in _plain(pair):
         if message["role"] not in names:
-            raise _CannotHold(f"a transcript has no {message['role']} turn")
+            raise _NotRepresentable(f"a transcript has no {message['role']} turn")
         if TURN.search("\n\n" + message["content"].lstrip()):
-            raise _CannotHold("a message holds a speaker's mark")
+            raise _NotRepresentable("a message holds a speaker's mark")
         prompt += f"\n\n{names[message['role']]}: {message['content']}"
-    sides = (("chosen", pair.chosen), ("rejected", pair.rejected))
-    return {side: f"{prompt}\n\nAssistant: {said}" for side, said in sides}
+    return _sides(pair, lambda said: f"{prompt}\n\nAssistant: {said}")
 
 
 def _conversations(pair: PreferencePair) -> Values:
-    system, dialogue = _without_system(_plain(pair))
-    unknown = next((m["role"] for m in dialogue if m["role"] not in FROM), None)
-    if unknown is not None:
-        raise _CannotHold(f"it has no place for a {unknown} message there")
-    turns = [{"from": FROM[m["role"]], "value": m["content"]} for m in dialogue]
-    return {
-        "conversations": turns,
-        "chosen": {"from": "gpt", "value": pair.chosen},
-        "rejected": {"from": "gpt", "value": pair.rejected},
-    } | ({"system": system} if system else {})
+    system, turns = _without_system(_plain(pair))
+    for message in turns:
+        if message["role"] not in FROM:
+            raise _NotRepresentable(f"it has no place for a {message['role']} message there")
+    values = {"conversations": [{"from": FROM[m["role"]], "value": m["content"]} for m in turns]}
+    values |= _sides(pair, lambda said: {"from": "gpt", "value": said})
+    return values | ({"system": system} if system else {})
 
 
 def _plain(pair: PreferencePair) -> tuple[Message, ...]:
@@ -202,7 +201,7 @@ def _plain(pair: PreferencePair) -> tuple[Message, ...]:
         extra = sorted(set(message) - {"role", "content"})
         if extra or "content" not in message:
             what = f"also holds {', '.join(extra)}" if extra else "has no content"
-            raise _CannotHold(f"message {at} {what}")
+            raise _NotRepresentable(f"message {at} {what}")
     return prompt
 
 
@@ -213,68 +212,49 @@ def _without_system(prompt: tuple[Message, ...]) -> tuple[str, tuple[Message, ..
     return "", prompt
 
 
-def _question(dialogue: tuple[Message, ...]) -> str:
+def _question(turns: tuple[Message, ...]) -> str:
     """What the user says, where that is all there is."""
-    if [message["role"] for message in dialogue] != ["user"]:
-        roles = ", ".join(message["role"] for message in dialogue) or "nothing"
-        raise _CannotHold(f"it has room for one question, and the prompt is: {roles}")
-    return dialogue[0]["content"]
+    roles = [message["role"] for message in turns]
+    if roles != ["user"]:
+        given = ", ".join(roles) or "nothing"
+        raise _NotRepresentable(f"it has room for one question, and the prompt is: {given}")
+    return turns[0]["content"]
 
 
 @dataclass(frozen=True)
-class Form:
+class Layout:
     """How a pair is written, and the schema by which it is read again.
 
-    `cells` says what each column holds: text, messages (role, content) or turns (from, value).
+    `marks_text`: whether text prompts are told from messages, so that every pair comes back whole.
     """
 
     format: str
     write: Callable[[PreferencePair], Values]
-    cells: dict[str, str]
-    keeps_kind: bool = False
+    columns: Columns
+    marks_text: bool = False
 
 
-_SIDES_TEXT = {"chosen": "text", "rejected": "text"}
-_SIDES_MESSAGES = {"chosen": "messages", "rejected": "messages"}
-FORMS: dict[str, Form] = {
-    "conversational": Form(
-        "explicit",
-        _conversational,
-        {"prompt": "messages", **_SIDES_MESSAGES, "prompt_format": "text"},
-        keeps_kind=True,
+_TEXTS = {"chosen": "text", "rejected": "text"}
+_MESSAGES = {"chosen": "messages", "rejected": "messages", "prompt_format": "text"}
+_TURNS = {"conversations": "turns", "chosen": "turn", "rejected": "turn", "system": "text"}
+LAYOUTS: dict[str, Layout] = {
+    "conversational": Layout(
+        "explicit", _conversational, {"prompt": "messages", **_MESSAGES}, marks_text=True
     ),
-    "text": Form("explicit", _text, {"prompt": "text", **_SIDES_TEXT}),
-    "implicit": Form(
-        "implicit", _implicit, {**_SIDES_MESSAGES, "prompt_format": "text"}, keeps_kind=True
-    ),
-    "transcripts": Form("transcripts", _transcripts, _SIDES_TEXT),
-    "conversations": Form(
-        "conversations",
-        _conversations,
-        {"conversations": "turns", "chosen": "turn", "rejected": "turn", "system": "text"},
-    ),
-    "orca": Form("orca", _orca, {"system": "text", "question": "text", **_SIDES_TEXT}),
+    "text": Layout("explicit", _text, {"prompt": "text", **_TEXTS}),
+    "implicit": Layout("implicit", _implicit, _MESSAGES, marks_text=True),
+    "transcripts": Layout("transcripts", _transcripts, _TEXTS),
+    "conversations": Layout("conversations", _conversations, _TURNS),
+    "orca": Layout("orca", _orca, {"system": "text", "question": "text", **_TEXTS}),
 }
 
-Rows = Iterator[tuple[PreferencePair, Values]]
 
-
-def _write_jsonl(rows: Rows, path: Path, to: str, columns: Sequence[str]) -> Converted:
-    count = 0
+def _write_json(rows: _Rows, path: Path, opening: bytes, between: bytes, end: bytes) -> int:
     with path.open("wb") as file:
         for _, values in rows:
-            file.write(_json_line(values) + b"\n")
-            count += 1
-    return Converted(count, 0)
-
-
-def _write_json(rows: Rows, path: Path, to: str, columns: Sequence[str]) -> Converted:
-    count = 0
-    with path.open("wb") as file:
-        for count, (_, values) in enumerate(rows, 1):
-            file.write((b"[\n" if count == 1 else b",\n") + _json_line(values))
-        file.write(b"\n]\n")
-    return Converted(count, 0)
+            file.write((between if rows.count > 1 else opening) + _json_line(values))
+        file.write(end)
+    return 0
 
 
 def _json_line(values: Values) -> bytes:
@@ -285,21 +265,19 @@ def _json_line(values: Values) -> bytes:
         return json.dumps(values, ensure_ascii=True).encode()
 
 
-def _write_csv(
-    rows: Rows, path: Path, to: str, columns: Sequence[str], delimiter: str = ","
-) -> Converted:
-    count = neutralised = 0
+def _write_csv(rows: _Rows, path: Path, delimiter: str = ",") -> int:
+    """Returns the number of cells that got a ' before them."""
+    escaped = 0
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(columns)
+        writer.writerow(rows.columns)
         for pair, values in rows:
-            count += 1
-            cells = [_csv_cell(pair, values.get(column, "")) for column in columns]
-            formulas = [cell.startswith(FORMULA) for cell in cells]
-            neutralised += sum(formulas)
+            cells = [_csv_cell(pair, values.get(column, "")) for column in rows.columns]
+            safe = [f"'{cell}" if cell.startswith(FORMULA) else cell for cell in cells]
+            escaped += sum(before != after for before, after in zip(cells, safe, strict=True))
             with _encodable(pair, "CSV"):
-                writer.writerow([f"'{c}" if f else c for c, f in zip(cells, formulas, strict=True)])
-    return Converted(count, neutralised)
+                writer.writerow(safe)
+    return escaped
 
 
 def _csv_cell(pair: PreferencePair, value: Any) -> str:
@@ -321,30 +299,33 @@ def _encodable(pair: PreferencePair, kind: str) -> Iterator[None]:
         raise _refused(pair, problem) from None
 
 
-def _write_parquet(rows: Rows, path: Path, to: str, columns: Sequence[str]) -> Converted:
+def _write_parquet(rows: _Rows, path: Path) -> int:
     import pyarrow
     import pyarrow.parquet
 
-    schema = pyarrow.schema([(name, _arrow_type(to, name)) for name in columns])
-    count = 0
-    held: list[Values] = []
+    text = pyarrow.string()
+    turn = pyarrow.struct([("from", text), ("value", text)])
+    message = pyarrow.struct([("role", text), ("content", text)])
+    kinds = {
+        "text": text,
+        "number": pyarrow.float64(),
+        "messages": pyarrow.list_(message),
+        "turn": turn,
+        "turns": pyarrow.list_(turn),
+    }
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in rows.columns.items()])
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        for pair, values in rows:
-            count += 1
-            with _encodable(pair, "Parquet"):
-                json.dumps(values, ensure_ascii=False).encode()
-            _only_role_and_content(pair, values)
-            held.append(values)
-            if len(held) == PARQUET_ROWS:
-                writer.write_table(pyarrow.Table.from_pylist(held, schema))
-                held = []
-        if held:
-            writer.write_table(pyarrow.Table.from_pylist(held, schema))
-    return Converted(count, 0)
+        values = map(_parquet_row, rows)
+        while batch := list(islice(values, PARQUET_ROWS)):
+            writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+    return 0
 
 
-def _only_role_and_content(pair: PreferencePair, values: Values) -> None:
-    """Parquet has one type a column, so messages there hold role and content and nothing else."""
+def _parquet_row(row: tuple[PreferencePair, Values]) -> Values:
+    """A row that Parquet can hold: each column has one type there, messages role and content."""
+    pair, values = row
+    with _encodable(pair, "Parquet"):
+        json.dumps(values, ensure_ascii=False).encode()
     for column in ("prompt", "chosen"):
         cell = values.get(column)
         for message in cell if isinstance(cell, list) else []:
@@ -352,24 +333,14 @@ def _only_role_and_content(pair: PreferencePair, values: Values) -> None:
             if extra:
                 problem = f"a message also holds {', '.join(extra)}; write .jsonl, which keeps it"
                 raise _refused(pair, f"Parquet columns have one type, and {problem}")
+    return values
 
 
-def _arrow_type(to: str, column: str) -> Any:
-    import pyarrow
-
-    if column in NUMBERS:
-        return pyarrow.float64()
-    text = pyarrow.string()
-    turn = pyarrow.struct([("from", text), ("value", text)])
-    message = pyarrow.struct([("role", text), ("content", text)])
-    kinds = {"messages": pyarrow.list_(message), "turns": pyarrow.list_(turn), "turn": turn}
-    return kinds.get(FORMS[to].cells.get(column, "text"), text)
-
-
-WRITERS: dict[str, Callable[[Rows, Path, str, Sequence[str]], Converted]] = {
-    ".jsonl": _write_jsonl,
-    ".json": _write_json,
+WRITERS: dict[str, Callable[[_Rows, Path], int]] = {
+    ".jsonl": partial(_write_json, opening=b"", between=b"\n", end=b"\n"),
+    ".json": partial(_write_json, opening=b"[\n", between=b",\n", end=b"\n]\n"),
     ".csv": _write_csv,
     ".tsv": partial(_write_csv, delimiter="\t"),
     ".parquet": _write_parquet,
 }
+"""By suffix; each returns the number of cells that it escaped."""

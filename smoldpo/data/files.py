@@ -1,11 +1,11 @@
-"""The rows of one file, one by one, whatever its kind. Nothing but `.json` is ever held whole.
+"""The rows of one file, one by one. Nothing but `.json` is ever held whole.
 
     .jsonl .ndjson .json .csv .tsv    text in UTF-8, each also as .gz
     .parquet .arrow                   columns; .arrow in the stream or the file form
 
-Every reader yields (row number from 1, values). A file that cannot be read, and a row in it that
-cannot, raise DataError with the file and the row. A line longer than MAX_LINE is refused after that
-many bytes, so neither a file without line ends nor a gzip bomb fills the memory.
+A file or row that cannot be read raises DataError with the file and the row. A line longer than
+MAX_LINE is refused after that many bytes, so neither a file without line ends nor a gzip bomb fills
+the memory.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from smoldpo.utils.errors import DataError
 
 Numbered = Iterator[tuple[int, Any]]
+"""(row number from 1, values) of every row."""
+Reader = Callable[[Path], Numbered]
 
 MAX_LINE = 64 * 2**20
 """Bytes of one line, which is one row of JSONL."""
@@ -73,13 +76,13 @@ def kinds() -> str:
     return f"{', '.join(KINDS)} (text also as .gz)"
 
 
-def _open(path: Path) -> Any:
-    """A file's bytes, unpacked where it is .gz."""
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
+    """A file's bytes, unpacked from .gz."""
     return gzip.GzipFile(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _lines(
-    stream: IO[bytes], path: Path, first: int = 1, are_rows: bool = True
+    stream: IO[bytes] | gzip.GzipFile, path: Path, first: int = 1, are_rows: bool = True
 ) -> Iterator[tuple[int, str]]:
     """(line number, text) of a stream's lines, each of at most MAX_LINE bytes."""
     number = first - 1
@@ -103,10 +106,10 @@ def _decode(data: bytes, path: Path, line: int | None, is_row: bool = True) -> s
 
 def _read_jsonl(path: Path) -> Numbered:
     with _open(path) as stream:
-        yield from _parse_lines(_lines(stream, path), path)
+        yield from _json_lines(_lines(stream, path), path)
 
 
-def _parse_lines(lines: Iterator[tuple[int, str]], path: Path) -> Numbered:
+def _json_lines(lines: Iterable[tuple[int, str]], path: Path) -> Numbered:
     for number, line in lines:
         if not line.isspace():
             yield number, _parse_json(line, path, number)
@@ -147,16 +150,13 @@ def _read_json(path: Path) -> Numbered:
         following = stream.readline(MAX_LINE + 1)
         if following.strip() and _is_object(opening):
             lines = [(1, _decode(opening, path, 1)), (2, _decode(following, path, 2))]
-            yield from _parse_lines(iter(lines), path)
-            yield from _parse_lines(_lines(stream, path, first=3), path)
+            yield from _json_lines(chain(lines, _lines(stream, path, first=3)), path)
             return
         data = opening + following
         data += stream.read(max(0, MAX_JSON + 1 - len(data)))
     if len(data) > MAX_JSON:
-        problem = (
-            f"is larger than {MAX_JSON >> 20} MiB and would be held whole; convert it to JSONL"
-        )
-        raise DataError(problem, file=str(path))
+        problem = f"is larger than {MAX_JSON >> 20} MiB and would be held whole"
+        raise DataError(f"{problem}; convert it to JSONL", file=str(path))
     text = _decode(data, path, None)
     if not text.strip():
         return
@@ -183,28 +183,20 @@ def _read_csv(path: Path) -> Numbered:
         lines = (line for _, line in _lines(stream, path, are_rows=False))
         reader = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
         try:
-            header = _header(next(reader, []), path)
-            rows = (cells for cells in reader if cells)
-            for number, cells in enumerate(rows, 1):
+            header = next(reader, [])
+            twice = next((name for name in header if header.count(name) > 1), None)
+            if twice is not None:
+                raise DataError(f"the header has the column {twice!r} twice", file=str(path))
+            for number, cells in enumerate(filter(None, reader), 1):
                 if len(cells) != len(header):
                     problem = (
                         f"has {len(cells)} cells, the header {len(header)}; "
                         "quote cells that contain the delimiter"
                     )
                     raise DataError(problem, str(path), number)
-                yield (
-                    number,
-                    {name: csv_cell(cell) for name, cell in zip(header, cells, strict=True)},
-                )
+                yield number, dict(zip(header, map(csv_cell, cells), strict=True))
         except csv.Error as error:
             raise DataError(f"broken CSV near line {reader.line_num}: {error}", str(path)) from None
-
-
-def _header(names: list[str], path: Path) -> list[str]:
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"the header has the column {twice!r} twice", file=str(path))
-    return names
 
 
 def csv_cell(cell: str) -> Any:
@@ -218,74 +210,71 @@ def csv_cell(cell: str) -> Any:
     return cell
 
 
-def _read_parquet(path: Path) -> Numbered:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _refuse_bomb(file.metadata, path)
-            for batch in file.iter_batches(batch_size=BATCH):
-                batch.validate(full=True)  # damaged offsets would crash the process further on
-                for values in batch.to_pylist():
-                    number += 1
-                    yield number, values
-    except COLUMN_ERRORS as error:
-        raise _unreadable("Parquet", path, number, error) from None
-
-
-def _refuse_bomb(metadata: Any, path: Path) -> None:
-    for group in range(metadata.num_row_groups):
-        for column in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(column)
-            size, packed = chunk.total_uncompressed_size, max(1, chunk.total_compressed_size)
-            if size > BOMB_SIZE and size > BOMB_RATIO * packed:
-                raise DataError(
-                    f"the column {chunk.path_in_schema!r} unpacks from {packed:,} to {size:,} "
-                    "bytes; files that grow so much are not read",
-                    file=str(path),
-                )
-
-
-def _read_arrow(path: Path) -> Numbered:
-    import pyarrow
-    import pyarrow.ipc
-
-    number = 0
-    try:
-        with pyarrow.memory_map(str(path)) as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            reader: Any = (
-                pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
-            )
-            count = reader.num_record_batches if is_file else 0
-            for batch in map(reader.get_batch, range(count)) if is_file else reader:
-                batch.validate(full=True)  # offsets of a hostile file may point anywhere
-                for start in range(0, batch.num_rows, BATCH):
-                    for values in batch.slice(start, BATCH).to_pylist():
-                        number += 1
-                        yield number, values
-    except COLUMN_ERRORS as error:
-        raise _unreadable("Arrow", path, number, error) from None
-
-
 COLUMN_ERRORS = (ValueError, TypeError, KeyError, OverflowError, MemoryError, OSError)
 """What pyarrow raises for damaged files: its own errors derive from these."""
 
 
-def _unreadable(kind: str, path: Path, number: int, error: Exception) -> DataError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    after = f" after row {number}" if number else ""
-    return DataError(f"is not a readable {kind} file{after}: {reason}", file=str(path))
+def _columns_reader(kind: str, batches: Callable[[Path], Iterator[Any]]) -> Reader:
+    """A reader of rows, given one of Arrow record batches."""
+
+    def read(path: Path) -> Numbered:
+        number = 0
+        try:
+            for batch in batches(path):
+                batch.validate(full=True)  # damaged offsets would crash the process further on
+                for start in range(0, batch.num_rows, BATCH):
+                    for values in batch.slice(start, BATCH).to_pylist():
+                        number += 1
+                        yield number, values
+        except COLUMN_ERRORS as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            after = f" after row {number}" if number else ""
+            problem = f"is not a readable {kind} file{after}: {reason}"
+            raise DataError(problem, file=str(path)) from None
+
+    return read
 
 
-TEXT_KINDS: dict[str, Callable[[Path], Numbered]] = {
+def _parquet_batches(path: Path) -> Iterator[Any]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        metadata = file.metadata
+        for group in range(metadata.num_row_groups):
+            for column in range(metadata.num_columns):
+                chunk = metadata.row_group(group).column(column)
+                size, packed = chunk.total_uncompressed_size, max(1, chunk.total_compressed_size)
+                if size > BOMB_SIZE and size > BOMB_RATIO * packed:
+                    raise DataError(
+                        f"the column {chunk.path_in_schema!r} unpacks from {packed:,} to {size:,} "
+                        "bytes; files that grow so much are not read",
+                        file=str(path),
+                    )
+        yield from file.iter_batches(batch_size=BATCH)
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.ipc
+
+    with pyarrow.memory_map(str(path)) as source:
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        if is_file:
+            file = pyarrow.ipc.open_file(source)
+            yield from map(file.get_batch, range(file.num_record_batches))
+        else:
+            yield from pyarrow.ipc.open_stream(source)
+
+
+TEXT_KINDS: dict[str, Reader] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": _read_csv,
 }
-KINDS = TEXT_KINDS | {".parquet": _read_parquet, ".arrow": _read_arrow}
+KINDS = TEXT_KINDS | {
+    ".parquet": _columns_reader("Parquet", _parquet_batches),
+    ".arrow": _columns_reader("Arrow", _arrow_batches),
+}

@@ -1,7 +1,7 @@
 """A preference set in numbers: lengths, truncation, the length baseline, vocabulary.
 
-Characters are counted of every pair. Tokens cost a hundred times as much, so of a large set they
-are counted on an even sample, and on every pair that is long enough to be cut at max_length.
+Characters are counted for every pair. Tokens cost a hundred times as much, so in a large set they
+are counted for an even sample, and for every pair that is long enough to be cut at max_length.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from smoldpo.data.cleaning.rules import Finding, prompt_text
+from smoldpo.data.cleaning.rules import Problem
+from smoldpo.data.cleaning.text import prompt_text
+from smoldpo.data.schemas.fields import as_messages
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import DataError
 
 SAMPLE = 10_000
 """Pairs whose tokens are counted at least; up to this many, all are."""
 BATCH = 64
-BYTES_A_TOKEN = 2
+BYTES_PER_TOKEN = 2
 """A pair with fewer UTF-8 bytes than this for each token of max_length is taken to fit. English has
 about four bytes a token, code about three."""
 SIDES = ("prompt", "chosen", "rejected")
@@ -29,6 +31,8 @@ WORD = re.compile(r"[^\W_]+")
 
 Lengths = tuple[int, int, int]
 """Of the prompt, the chosen and the rejected answer."""
+Report = Callable[[PreferencePair, str, Problem], None]
+"""Called with a pair, a rule, and what is wrong."""
 
 
 class WordCounter:
@@ -53,49 +57,37 @@ class TokenCounter:
 
         self.exact = PairTokenizer(tokenizer, max_length=10**9)
         tokens = control_tokens(tokenizer)
-        self._own = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+        self._control = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
 
     def count(self, pairs: Sequence[PreferencePair]) -> list[Lengths | str]:
-        """Lengths of each pair, or why it has none; many pairs at once are much the faster."""
-        counted: list[Lengths | str] = [""] * len(pairs)
-        texts: list[str] = []
-        batched: list[int] = []
-        for index, pair in enumerate(pairs):
-            written = self._written(pair)
-            if written is None:
-                counted[index] = self._slowly(pair)
-            else:
-                texts += written
-                batched.append(index)
-        if texts:
-            encoded = self.exact.tokenizer(texts, add_special_tokens=False, verbose=False)[
-                "input_ids"
-            ]
-            lengths = [len(ids) for ids in encoded]
-            for number, index in enumerate(batched):
-                prompt, chosen, rejected = lengths[3 * number : 3 * number + 3]
-                counted[index] = (prompt, chosen, rejected)
-        return counted
+        """Lengths of each pair, or why it has none. Tokenising many texts at once is faster."""
+        rendered = [self._render(pair) for pair in pairs]
+        texts = [text for each in rendered if each is not None for text in each]
+        encode = self.exact.tokenizer
+        ids = encode(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        lengths = map(len, ids)
+        return [
+            (next(lengths), next(lengths), next(lengths)) if each else self._count_exactly(pair)
+            for pair, each in zip(pairs, rendered, strict=True)
+        ]
 
-    def _written(self, pair: PreferencePair) -> tuple[str, str, str] | None:
+    def _render(self, pair: PreferencePair) -> tuple[str, str, str] | None:
         """Prompt and answers as they are tokenised; None where only the exact way will do."""
         from smoldpo.data.tokenize import render
 
         turn = self.exact.turn
-        if turn is None or self._own.search(
-            f"{prompt_text(pair.prompt)} {pair.chosen} {pair.rejected}"
-        ):
+        texts = f"{prompt_text(pair.prompt)} {pair.chosen} {pair.rejected}"
+        if turn is None or self._control.search(texts):
             return None
-        is_text = isinstance(pair.prompt, str)
-        messages = [{"role": "user", "content": pair.prompt}] if is_text else list(pair.prompt)
         try:
+            messages = list(as_messages(pair.prompt))
             prompt = render(self.exact.tokenizer, messages, add_generation_prompt=True)
         except Exception:  # a template can fail in any way; the exact path names the row
             return None
         sides = [side.strip() if turn.trims else side for side in (pair.chosen, pair.rejected)]
         return prompt, sides[0] + turn.end_of_turn, sides[1] + turn.end_of_turn
 
-    def _slowly(self, pair: PreferencePair) -> Lengths | str:
+    def _count_exactly(self, pair: PreferencePair) -> Lengths | str:
         try:
             done = self.exact.tokenize(pair)
         except DataError as error:
@@ -129,8 +121,8 @@ class Truncation:
     def _room(self, lengths: np.ndarray) -> np.ndarray:
         return np.maximum(1, self.max_length - lengths[..., 1:].max(axis=-1))
 
-    def findings(self, lengths: Lengths, unit: str) -> list[tuple[str, Finding]]:
-        """Rule and finding for what makes this pair too long: an answer alone, else the prompt."""
+    def problems(self, lengths: Lengths, unit: str) -> list[tuple[str, Problem]]:
+        """Rule and problem for what makes this pair too long: an answer alone, else the prompt."""
         limit, found = f"max_length {self.max_length:,}", []
         for side, length, cut in zip(SIDES[1:], lengths[1:], self.answers(lengths), strict=True):
             if cut:
@@ -143,13 +135,10 @@ class Truncation:
         return found
 
 
-Report = Callable[[PreferencePair, str, Finding], None]
+class LengthStats:
+    """Numbers about the pairs that are added, in bounded memory.
 
-
-class Measurements:
-    """Numbers about the pairs that are `add`ed, in bounded memory.
-
-    `report` is called for pairs that truncation would cut, or that cannot be tokenised.
+    Pairs that truncation would cut, or that cannot be tokenised, are reported.
     """
 
     def __init__(self, counter: WordCounter | TokenCounter, max_length: int, sample: int = SAMPLE):
@@ -159,7 +148,7 @@ class Measurements:
         self.lengths = array("I")
         self.vocabulary: tuple[set[str], set[str]] = (set(), set())
         self._stride, self._sampled = 1, 0
-        self._waiting: list[tuple[int, PreferencePair]] = []
+        self._pending: list[tuple[int, PreferencePair]] = []
 
     def add(self, pair: PreferencePair, report: Report) -> None:
         index = len(self.characters[0])
@@ -172,90 +161,79 @@ class Measurements:
                 self._stride *= 2
                 self._sampled = -(-(index + 1) // self._stride)
         if in_sample or self._may_be_cut(pair):
-            self._waiting.append((index, pair))
-            if len(self._waiting) >= BATCH:
+            self._pending.append((index, pair))
+            if len(self._pending) >= BATCH:
                 self.flush(report)
 
     def _may_be_cut(self, pair: PreferencePair) -> bool:
-        longer = max(pair.chosen, pair.rejected, key=len)
-        text = prompt_text(pair.prompt) + longer
-        enough = BYTES_A_TOKEN * self.truncation.max_length
+        text = prompt_text(pair.prompt) + max(pair.chosen, pair.rejected, key=len)
+        enough = BYTES_PER_TOKEN * self.truncation.max_length
         return 4 * len(text) > enough and len(text.encode("utf-8", "replace")) > enough
 
     def flush(self, report: Report) -> None:
-        """Count the tokens of the pairs that wait for it."""
-        waiting, self._waiting = self._waiting, []
-        for (index, pair), lengths in zip(
-            waiting, self.counter.count([pair for _, pair in waiting]), strict=True
-        ):
+        """Count the tokens of the pending pairs."""
+        pending, self._pending = self._pending, []
+        counted = self.counter.count([pair for _, pair in pending])
+        for (index, pair), lengths in zip(pending, counted, strict=True):
             if isinstance(lengths, str):
                 report(pair, "not_tokenizable", (lengths, ""))
                 continue
-            for rule, finding in self.truncation.findings(lengths, self.counter.unit):
-                report(pair, rule, finding)
+            for rule, problem in self.truncation.problems(lengths, self.counter.unit):
+                report(pair, rule, problem)
             self.counted_at.append(index)
             self.lengths.extend(lengths)
             for words, text in zip(self.vocabulary, (pair.chosen, pair.rejected), strict=True):
                 words.update(WORD.findall(text.lower()))
 
-    def statistics(self, kept: np.ndarray) -> dict[str, Any]:
-        """Everything in numbers, for the pairs that `kept` marks."""
-        counted, lengths = self.counted(kept)
-        sampled = lengths[counted % self._stride == 0]
+    def _counted(self, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths of the kept pairs that were counted, [N, 3], and which are in the sample, [N]."""
+        numbers = np.array(self.counted_at, np.int64)
+        lengths = np.array(self.lengths, np.int64).reshape(-1, 3)
+        kept = keep[numbers]
+        return lengths[kept], numbers[kept] % self._stride == 0
+
+    def sampled(self, keep: np.ndarray) -> np.ndarray:
+        """Lengths of an even sample of the kept pairs, [N, 3]."""
+        lengths, in_sample = self._counted(keep)
+        return lengths[in_sample]
+
+    def statistics(self, keep: np.ndarray) -> dict[str, Any]:
+        """Everything in numbers, for the pairs that `keep` marks."""
+        lengths, in_sample = self._counted(keep)
+        sampled, pairs = lengths[in_sample], int(keep.sum())
+        cut_prompts, cut = self.truncation.prompt(lengths), self.truncation.answers(lengths)
+        truncated = int((cut_prompts | cut.any(axis=1)).sum())
+        chosen, rejected = (np.array(side, np.int64)[keep] for side in self.characters)
+        longer, equal = int((chosen > rejected).sum()), int((chosen == rejected).sum())
+        ours, theirs = self.vocabulary
+        all_words = len(ours | theirs)
         return {
-            "pairs": int(kept.sum()),
+            "pairs": pairs,
             "unit": self.counter.unit,
             "pairs_counted": len(sampled),
             "lengths": {
                 side: _spread(sampled[:, n], lengths[:, n]) for n, side in enumerate(SIDES)
             },
-            "truncation": self._truncation(lengths, int(kept.sum())),
-            "length_baseline": self._length_baseline(kept),
-            "vocabulary": self._vocabulary(),
-        }
-
-    def counted(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of the kept pairs whose tokens were counted, [N], and their lengths, [N, 3]."""
-        numbers = np.array(self.counted_at, np.int64)
-        lengths = np.array(self.lengths, np.int64).reshape(-1, 3)
-        return numbers[kept[numbers]], lengths[kept[numbers]]
-
-    def sampled(self, kept: np.ndarray) -> np.ndarray:
-        """Lengths of an even sample of the kept pairs, [N, 3]."""
-        counted, lengths = self.counted(kept)
-        return lengths[counted % self._stride == 0]
-
-    def _truncation(self, lengths: np.ndarray, pairs: int) -> dict[str, Any]:
-        prompts, answers = self.truncation.prompt(lengths), self.truncation.answers(lengths)
-        touched = int((prompts | answers.any(axis=1)).sum())
-        return {
-            "max_length": self.truncation.max_length,
-            "pairs": touched,
-            "share": touched / pairs if pairs else 0.0,
-            "prompts": int(prompts.sum()),
-            "chosen": int(answers[:, 0].sum()),
-            "rejected": int(answers[:, 1].sum()),
-        }
-
-    def _length_baseline(self, kept: np.ndarray) -> dict[str, Any]:
-        chosen, rejected = (np.array(side, np.int64)[kept] for side in self.characters)
-        pairs = max(1, len(chosen))
-        longer, equal = int((chosen > rejected).sum()), int((chosen == rejected).sum())
-        return {
-            "unit": "characters",
-            "chosen_longer": longer / pairs,
-            "equally_long": equal / pairs,
-            "accuracy_of_picking_the_longer": (longer + equal / 2) / pairs,
-        }
-
-    def _vocabulary(self) -> dict[str, Any]:
-        chosen, rejected = self.vocabulary
-        both, all_words = len(chosen & rejected), len(chosen | rejected)
-        return {
-            "chosen_words": len(chosen),
-            "rejected_words": len(rejected),
-            "in_both": both,
-            "overlap": both / all_words if all_words else 0.0,
+            "truncation": {
+                "max_length": self.truncation.max_length,
+                "pairs": truncated,
+                "share": truncated / pairs if pairs else 0.0,
+                "prompts": int(cut_prompts.sum()),
+                "chosen": int(cut[:, 0].sum()),
+                "rejected": int(cut[:, 1].sum()),
+            },
+            "length_baseline": {
+                "unit": "characters",
+                "chosen_longer": longer / max(1, pairs),
+                "equally_long": equal / max(1, pairs),
+                "accuracy_of_picking_the_longer": (longer + equal / 2) / max(1, pairs),
+            },
+            "vocabulary": {
+                "chosen_words": len(ours),
+                "rejected_words": len(theirs),
+                "in_both": len(ours & theirs),
+                "overlap": len(ours & theirs) / all_words if all_words else 0.0,
+            },
         }
 
 

@@ -1,33 +1,115 @@
 """Where rows come from: the built-in set, a file, a folder of files, or a hub id.
 
-A source is a list of *splits*, each a name ("train", "test", ...) and the files or hub split that
-hold it. Rows come out one by one as plain dictionaries with their file and row number (from 1), so
-that every later complaint can say where to look.
+A source is a list of splits, each a name ("train", "test", ...) and the files or hub split that
+hold it. Rows are dictionaries with their file and row number (from 1), for error messages.
 
     a file                one split: the split name in the file's name, else "train"
     a folder of files     a split for each split name in the files' names
     folders in a folder   data/train-0.parquet, or train/0.parquet: read as the above
     datasets.save_to_disk its Arrow files, with the splits it was saved with
+    a hub id              its splits, through the `datasets` library
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from smoldpo.data.files import KINDS, kind_of, kinds, read_file
-from smoldpo.data.rows import BUILTIN, EVAL_NAMES, TRAIN_NAMES, Row, Source, Split
-from smoldpo.utils.errors import DataError, UsageError
+from smoldpo.data.files import BATCH, KINDS, kind_of, kinds, read_file
+from smoldpo.utils.errors import DataError, UsageError, nearest
 from smoldpo.utils.hub import cached_only, hub_is_unreachable
 
+T = TypeVar("T")
+
+BUILTIN = "builtin"
+TRAIN_NAMES = ("train", "training")
+EVAL_NAMES = ("test", "eval", "evaluation", "dev", "valid", "validation", "val")
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""What `datasets` and the hub put beside the rows."""
+"""Files that `datasets` and the hub put beside the rows."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it stands in the source."""
+
+    file: str
+    row: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A named part of a source; `rows` reads it from the start each time it is called."""
+
+    name: str
+    rows: Callable[[], Iterator[Row]]
+    published: str | None = None
+    """The hub's name, where it differs: train_prefs is read as train."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data source that exists, and its splits."""
+
+    name: str
+    splits: tuple[Split, ...]
+
+    def split(self, name: str | None) -> Split:
+        """The split of that name, or published under it; by default the training split.
+
+        Raises:
+            UsageError: there is none; the message lists those there are.
+        """
+        if not name:
+            return self.train
+        have = [split.name for split in self.splits]
+        for split in self.splits:
+            if name in (split.name, split.published):
+                return split
+        raise UsageError(
+            f"{self.name}: has no split {name!r}{nearest(name, have)}; it has: {', '.join(have)}"
+        )
+
+    @property
+    def train(self) -> Split:
+        """The training split: by its name, or the only one.
+
+        Raises:
+            UsageError: there are several, and none is called train.
+        """
+        named = self._first(TRAIN_NAMES)
+        if named is None and len(self.splits) > 1:
+            have = ", ".join(split.name for split in self.splits)
+            raise UsageError(
+                f"{self.name}: no split is called train; choose one with --data-split: {have}"
+            )
+        return named or self.splits[0]
+
+    @property
+    def test(self) -> Split | None:
+        """The split that the source itself holds out, or None."""
+        return self._first(EVAL_NAMES)
+
+    @property
+    def evaluation(self) -> Split:
+        """The split to evaluate on: the one held out, else the training split."""
+        return self.test or self.train
+
+    def label(self, split: Split) -> str:
+        """The source's name, with the split's where there are several."""
+        return f"{self.name} ({split.name})" if len(self.splits) > 1 else self.name
+
+    def _first(self, names: tuple[str, ...]) -> Split | None:
+        return next((s for name in names for s in self.splits if s.name == name), None)
 
 
 def open_source(name: str, subset: str | None = None) -> Source:
@@ -53,8 +135,6 @@ def open_source(name: str, subset: str | None = None) -> Source:
             raise UsageError(f"{name}: files of this kind cannot be read; give {kinds()}")
         return Source(name, (Split(_split_name(path) or "train", _file_rows(path)),))
     if HUB_ID.match(name) and not kind_of(path):
-        pass
-
         return hub_source(name, subset)
     raise UsageError(
         f"{name}: no such file or folder; give a file ({', '.join(KINDS)}), a folder of them, "
@@ -64,27 +144,27 @@ def open_source(name: str, subset: str | None = None) -> Source:
 
 def _folder_source(name: str, folder: Path) -> Source:
     try:
-        saved = _saved_parts(folder)
-        parts = saved or _named_parts(folder)
+        splits = _saved_splits(folder) or _named_splits(folder)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", file=name) from None
-    if not parts:
+    if not splits:
         raise UsageError(f"{name}: the folder holds no {kinds()} file")
-    return Source(name, tuple(Split(part, _file_rows(*paths)) for part, paths in parts.items()))
+    return Source(name, tuple(Split(split, _file_rows(*paths)) for split, paths in splits.items()))
 
 
-def _named_parts(folder: Path) -> dict[str, list[Path]]:
+def _named_splits(folder: Path) -> dict[str, list[Path]]:
     """Files by split name; all of them are "train" where no name is that of a split."""
     files = _row_files(folder)
     if not files:
         inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
         files = [path for each in inner for path in _row_files(each)]
-    parts: dict[str, list[Path]] = {}
-    for path in files:
-        parts.setdefault(_split_name(path, folder) or _stem(path), []).append(path)
-    if files and not any(_split_name(path, folder) for path in files):
+    names = [_split_name(path, folder) for path in files]
+    if files and not any(names):
         return {"train": files}
-    return parts
+    splits: dict[str, list[Path]] = {}
+    for path, name in zip(files, names, strict=True):
+        splits.setdefault(name or _stem(path), []).append(path)
+    return splits
 
 
 def _row_files(folder: Path) -> list[Path]:
@@ -95,7 +175,7 @@ def _row_files(folder: Path) -> list[Path]:
     )
 
 
-def _saved_parts(folder: Path) -> dict[str, list[Path]]:
+def _saved_splits(folder: Path) -> dict[str, list[Path]]:
     """The Arrow files of datasets.save_to_disk: of one set, or of a dictionary of splits."""
     splits = _json_file(folder / "dataset_dict.json").get("splits")
     if isinstance(splits, list):
@@ -148,14 +228,11 @@ def _file_rows(*paths: Path) -> Callable[[], Iterator[Row]]:
     return rows
 
 
-# Datasets of the Hugging Face hub, with subset and splits, through the `datasets` library.
-#
-# The library answers an unreachable network only after retrying for half a minute, so one short
-# request asks first; without a network what is cached still loads.
-
-
 def hub_source(name: str, subset: str | None) -> Source:
     """A hub dataset and its splits.
+
+    `datasets` answers an unreachable network only after retrying for half a minute, so one short
+    request asks first. Without a network, cached data still loads.
 
     Raises:
         DataError: the hub cannot be reached and nothing is cached, or it has no such dataset,
@@ -164,7 +241,7 @@ def hub_source(name: str, subset: str | None) -> Source:
     import datasets
 
     datasets.disable_progress_bars()
-    unreachable = _is_unreachable(name)
+    unreachable = hub_is_unreachable("dataset", name)
     try:
         with _cached_only(datasets) if unreachable else contextlib.nullcontext():
             loaded = datasets.load_dataset(name, subset)
@@ -174,21 +251,17 @@ def hub_source(name: str, subset: str | None) -> Source:
             f"{name}: is no local file or folder, and cannot be loaded from the hub: {why}. Check "
             f"the name, the subset and the network, or give a local file or {BUILTIN}"
         ) from None
-    names = list(loaded)
-    splits = tuple(
-        Split(_bare(split, names), _rows(name, split, loaded[split]), published=split)
-        for split in names
-    )
-    return Source(name, splits)
-
-
-def _is_unreachable(name: str) -> bool:
-    return hub_is_unreachable("dataset", name)
+    splits = []
+    for split in loaded:  # UltraFeedback calls its preference splits train_prefs and test_prefs
+        plain = split.removesuffix("_prefs")
+        read_as = split if plain in loaded else plain
+        splits.append(Split(read_as, _hub_rows(name, split, loaded[split]), published=split))
+    return Source(name, tuple(splits))
 
 
 @contextlib.contextmanager
 def _cached_only(datasets: Any) -> Iterator[None]:
-    """`datasets` too keeps the setting for itself."""
+    """`datasets` keeps a copy of the setting that `cached_only` changes."""
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = True
     try:
@@ -206,20 +279,48 @@ def _reason(error: Exception) -> str:
     return re.sub(r"//[^/@\s]+@", "//***@", re.sub(r"hf_\w{8,}", "***", line))
 
 
-def _rows(name: str, split: str, dataset: Any) -> Callable[[], Iterator[Row]]:
+def _hub_rows(name: str, split: str, dataset: Any) -> Callable[[], Iterator[Row]]:
     """Rows straight from the cached Arrow tables: nothing is decoded that no reader looks at."""
 
     def rows() -> Iterator[Row]:
-        number = 0
-        for table in dataset.with_format("arrow").iter(batch_size=64):
-            for values in table.to_pylist():
-                number += 1
-                yield Row(f"{name}:{split}", number, values)
+        tables = dataset.with_format("arrow").iter(batch_size=BATCH)
+        every = (values for table in tables for values in table.to_pylist())
+        for number, values in enumerate(every, 1):
+            yield Row(f"{name}:{split}", number, values)
 
     return rows
 
 
-def _bare(split: str, others: list[str]) -> str:
-    """UltraFeedback calls its preference splits train_prefs and test_prefs; read those as such."""
-    bare = split.removesuffix("_prefs")
-    return bare if split.endswith("_prefs") and bare not in others else split
+def mix(sources: Sequence[Iterable[T]], weights: Sequence[float], seed: int) -> Iterator[T]:
+    """Several sources interleaved by weight, each read at most once; for rows or for pairs.
+
+    Item k of a source of weight w comes at the time (k + u) / w, u drawn once a source from `seed`
+    between 0 and 1; the items come in the order of their times. So any beginning of the mix holds
+    every source's share to within one item, and the same seed gives the same order. The mix ends
+    when a source has nothing left for its turn: from there on the weights could not be kept.
+
+    Raises:
+        UsageError: not one positive, finite weight for each source.
+    """
+    if len(sources) != len(weights) or not sources:
+        raise UsageError(f"{len(sources)} sources need as many weights, not {len(weights)}")
+    wrong = next((weight for weight in weights if not (math.isfinite(weight) and weight > 0)), None)
+    if wrong is not None:
+        raise UsageError(f"a weight must be a positive number, not {wrong}")
+
+    def interleaved() -> Iterator[T]:
+        rng = random.Random(seed)
+        offsets = [rng.random() for _ in weights]
+        taken = [0] * len(weights)
+        iterators = [iter(source) for source in sources]
+        while True:
+            times = [(k + u) / w for k, u, w in zip(taken, offsets, weights, strict=True)]
+            turn = times.index(min(times))
+            try:
+                item = next(iterators[turn])
+            except StopIteration:
+                return
+            taken[turn] += 1
+            yield item
+
+    return interleaved()

@@ -1,7 +1,7 @@
 """`smoldpo data show`: one row as the model sees it, token by token.
 
-The row goes through the rules on single rows and then through the very tokenisation that training
-uses, twice: with max_length, and without. What the second has more is what truncation takes.
+The row goes through the rules on single rows and then through the tokenisation of training, twice:
+with max_length, and without. What the second has more is what truncation cuts.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from smoldpo.data.cleaning.cleaner import Cleaner, Touched, choose_rules
-from smoldpo.data.cleaning.text import visible
-from smoldpo.data.length_stats import control_tokens
-from smoldpo.data.load import Reading
+from smoldpo.data.account import Finding
+from smoldpo.data.cleaning.cleaner import Cleaner, choose_rules
+from smoldpo.data.cleaning.text import escape_hidden
+from smoldpo.data.length_stats import SIDES, control_tokens
+from smoldpo.data.schemas.reader import SplitReader
 from smoldpo.data.sources import open_source
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import DataError, UsageError
+
+STYLES = {"scored": ("black on green", "black on bright_green"), "prompt": ("", "dim")}
+CUT = "dim strike red"
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,21 @@ class Token:
     kept: bool
 
 
+Tokens = tuple[Token, ...]
+
+
 @dataclass(frozen=True)
 class ShownPair:
-    """A pair as the model sees it, and what cleaning had to say about it."""
+    """A pair as the model sees it, and the findings of cleaning."""
 
     pair: PreferencePair
     format: str
     max_length: int
-    prompt: tuple[Token, ...]
-    chosen: tuple[Token, ...]
-    rejected: tuple[Token, ...]
+    prompt: Tokens
+    chosen: Tokens
+    rejected: Tokens
     notes: tuple[str, ...]
-    touched: tuple[Touched, ...]
+    findings: tuple[Finding, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """What --json prints."""
@@ -55,12 +62,9 @@ class ShownPair:
             "format": self.format,
             "max_length": self.max_length,
             "notes": list(self.notes),
-            "touched": [item.as_dict() for item in self.touched],
+            "touched": [item.as_dict() for item in self.findings],
             "rendered_prompt": "".join(token.text for token in self.prompt),
-            "prompt": [asdict(token) for token in self.prompt],
-            "chosen": [asdict(token) for token in self.chosen],
-            "rejected": [asdict(token) for token in self.rejected],
-        }
+        } | {side: [asdict(token) for token in getattr(self, side)] for side in SIDES}
 
 
 def find_row(
@@ -78,22 +82,20 @@ def find_row(
         UsageError: the split has no such row.
         DataError: the row holds no pair; the message says why.
     """
-    source = open_source(data, subset)
-    part = source.split(split) if split else source.train
-    reading = Reading(part, format, columns)
+    reader = SplitReader(open_source(data, subset).split(split), format, columns)
     found: list[PreferencePair] = []
-    for pair in reading:
+    for pair in reader:
         if pair.row == row:
             found.append(pair)
         elif found:
             break
     if found:
-        return found, reading.format
-    for item in reading.touched:
+        return found, reader.format
+    for item in reader.findings:
         if item.row == row:
             raise DataError(f"holds no pair: {item.detail} ({item.rule})", item.file, row)
     raise UsageError(
-        f"{data}: has no row {row} that holds a pair; it has {reading.rows_read:,} rows"
+        f"{data}: has no row {row} that holds a pair; it has {reader.rows_read:,} rows"
     )
 
 
@@ -109,7 +111,7 @@ def show_pair(pair: PreferencePair, format: str, tokenizer: Any, max_length: int
     cut = PairTokenizer(tokenizer, max_length).tokenize(cleaned)
     lost = len(whole.prompt_ids) - len(cut.prompt_ids)
 
-    def tokens(ids: tuple[int, ...], kept: range, scored: bool) -> tuple[Token, ...]:
+    def tokens(ids: tuple[int, ...], kept: range, scored: bool) -> Tokens:
         return tuple(
             Token(id, tokenizer.decode([id]), scored and index in kept, index in kept)
             for index, id in enumerate(ids)
@@ -123,33 +125,26 @@ def show_pair(pair: PreferencePair, format: str, tokenizer: Any, max_length: int
         chosen=tokens(whole.chosen_ids, range(len(cut.chosen_ids)), scored=True),
         rejected=tokens(whole.rejected_ids, range(len(cut.rejected_ids)), scored=True),
         notes=tuple(sorted(cut.notes)),
-        touched=tuple(cleaner.touched),
+        findings=tuple(cleaner.findings),
     )
-
-
-STYLES = {"scored": ("black on green", "black on bright_green"), "prompt": ("", "dim")}
-CUT = "dim strike red"
 
 
 def print_shown(shown: ShownPair, console: Console) -> None:
     """Write a pair for people: colours alternate from token to token; without colour, marks do."""
     plain = console.no_color or not console.is_terminal
-    where = f"{shown.pair.file}, row {shown.pair.row}"
-    console.print(f"{where} ({shown.format})", markup=False, style="bold")
-    for item in shown.touched:
+    place = f"{shown.pair.file}, row {shown.pair.row} ({shown.format})"
+    console.print(place, markup=False, style="bold")
+    for item in shown.findings:
         console.print(f"  {item.action}: {item.rule}: {item.detail}", markup=False)
     console.print(_legend(shown, plain))
-    for name in ("prompt", "chosen", "rejected"):
-        tokens: tuple[Token, ...] = getattr(shown, name)
+    for side in SIDES:
+        tokens: Tokens = getattr(shown, side)
+        cut, scored = sum(not t.kept for t in tokens), sum(t.scored for t in tokens)
+        what = "not scored" if side == "prompt" else f"{scored:,} scored"
+        heading = f"{side}: {len(tokens):,} tokens, {what}" + (f", {cut:,} cut" if cut else "")
         console.print()
-        console.print(_heading(name, tokens), style="bold", markup=False)
-        console.print(_written(tokens, plain), soft_wrap=True)
-
-
-def _heading(name: str, tokens: tuple[Token, ...]) -> str:
-    cut = sum(not token.kept for token in tokens)
-    what = "not scored" if name == "prompt" else f"{sum(t.scored for t in tokens):,} scored"
-    return f"{name}: {len(tokens):,} tokens, {what}" + (f", {cut:,} cut" if cut else "")
+        console.print(heading, style="bold", markup=False)
+        console.print(_styled(tokens, plain), soft_wrap=True)
 
 
 def _legend(shown: ShownPair, plain: bool) -> Text:
@@ -164,20 +159,17 @@ def _legend(shown: ShownPair, plain: bool) -> Text:
     return text.append("cut by truncation", CUT)
 
 
-def _written(tokens: tuple[Token, ...], plain: bool) -> Text:
+def _styled(tokens: Tokens, plain: bool) -> Text:
     text = Text()
     for index, token in enumerate(tokens):
-        shown = _readable(token.text)
+        # A line feed is shown and then done; other hidden characters are escaped.
+        shown = "".join("⏎\n" if c == "\n" else escape_hidden(c) for c in token.text)
         if plain:
             left, right = "[]" if token.scored else ("{}" if not token.kept else ("", "|"))
-            shown, breaks = f"{left}{shown}{right}", shown.endswith("\n")
-            text.append(shown if not breaks else shown.replace("\n", "") + "\n")
+            breaks = "\n" if shown.endswith("\n") else ""
+            inner = shown.replace("\n", "") if breaks else shown
+            text.append(f"{left}{inner}{right}{breaks}")
         else:
-            pair = STYLES["scored" if token.scored else "prompt"]
-            text.append(shown, pair[index % 2] if token.kept else CUT)
+            styles = STYLES["scored" if token.scored else "prompt"]
+            text.append(shown, styles[index % 2] if token.kept else CUT)
     return text
-
-
-def _readable(text: str) -> str:
-    """A token's text: a line feed is shown and then done, other hidden characters are escaped."""
-    return "".join("⏎\n" if character == "\n" else visible(character) for character in text)

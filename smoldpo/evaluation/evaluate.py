@@ -58,7 +58,7 @@ class EvaluationResult:
 
     def summary(self) -> dict[str, Any]:
         """What --json prints."""
-        account = self.data.account()
+        account = self.data.account
         rows = {"rows_read": account.rows_read, "dropped": account.dropped}
         return self.record.as_json() | rows | {"notes": self.notes}
 

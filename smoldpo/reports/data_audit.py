@@ -13,8 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from smoldpo.data.account import Finding
 from smoldpo.data.audit import CheckReport
-from smoldpo.data.cleaning.cleaner import RULES, Touched
+from smoldpo.data.cleaning.cleaner import RULES
 from smoldpo.data.length_stats import SIDES
 from smoldpo.reports.plots import BLUE, GREY, INK, ORANGE, svg
 from smoldpo.reports.templating import render
@@ -35,7 +36,7 @@ def print_report(report: CheckReport, console: Console) -> None:
         sources = ", ".join(report.evaluation["sources"])
         console.print(f"evaluation prompts: {sources}", markup=False)
     console.print()
-    if report.touched:
+    if report.findings:
         console.print(_rule_table(report))
     else:
         console.print("no rule touched a row")
@@ -61,7 +62,7 @@ def _plain(text: str) -> Any:
     return Text(text)
 
 
-def _in_words(item: Touched) -> str:
+def _in_words(item: Finding) -> str:
     after = "" if item.after is None else f"  →  {item.after}"
     return f"row {item.row}: {item.detail}" + (f": {item.before}{after}" if item.before else "")
 
@@ -111,7 +112,7 @@ def html_report(report: CheckReport) -> str:
             "action": action,
             "rows": rows,
             "about": RULES[rule].about if rule in RULES else "the row holds no pair",
-            "worst": [item for item in report.touched if item.rule == rule][:MAX_EXAMPLES],
+            "worst": [item for item in report.findings if item.rule == rule][:MAX_EXAMPLES],
         }
         for rule, action, rows, _ in report.by_rule()
     ]
@@ -121,7 +122,7 @@ def html_report(report: CheckReport) -> str:
         numbers=report.statistics,
         rules=rules,
         facts=facts(report) if report.statistics["pairs"] else ["no pair is left"],
-        several_files=len({item.file for item in report.touched}) > 1,
+        several_files=len({item.file for item in report.findings}) > 1,
         sides=SIDES,
         plots=_plots(report) if len(report.lengths) else [],
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from smoldpo.data.account import DataAccount, SourceAccount, TouchedRow
+from smoldpo.data.account import DataAccount, Finding, SourceAccount
 from smoldpo.data.cleaning.cleaner import RULES
 from smoldpo.evaluation.schema import SAMPLE_PROMPT, Evaluation, Group, Sample
 from smoldpo.reports import plots
@@ -190,17 +190,15 @@ def _notable(evaluation: Evaluation | None, colouring: Colouring) -> list[dict[s
 
 def _sources(data: DataAccount) -> list[dict[str, Any]]:
     """What was read, source by source, each with what its rules did."""
+    words = {"train": "to train on", "eval": "held out"}
     return [
-        {"read": read, "use": use, "rules": _rules(read)}
-        for account in data.sources or [data]
-        for use, read in (("to train on", account.train), ("held out", account.eval))
-        if read is not None
+        {"read": source, "use": words[use], "rules": _rules(source)} for use, source in data.read()
     ]
 
 
-def _rules(read: SourceAccount) -> list[dict[str, Any]]:
-    examples: dict[str, TouchedRow] = {}
-    for item in read.touched:
+def _rules(source: SourceAccount) -> list[dict[str, Any]]:
+    examples: dict[str, Finding] = {}
+    for item in source.touched:
         examples.setdefault(item.rule, item)
     return [
         {
@@ -210,8 +208,8 @@ def _rules(read: SourceAccount) -> list[dict[str, Any]]:
             "rows": rows,
             "example": examples.get(name),
         }
-        for action in ("dropped", "mended", "warned")
-        for name, rows in getattr(read, action).items()
+        for action, counts in source.by_action().items()
+        for name, rows in counts.items()
     ]
 
 

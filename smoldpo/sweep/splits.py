@@ -18,14 +18,14 @@ from typing import Any
 
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.cleaning.text import prompt_key
-from smoldpo.data.convert import FORMS
-from smoldpo.data.load import TrainingData, opening
+from smoldpo.data.convert import LAYOUTS
+from smoldpo.data.load import TrainingData, first_user_turn
 from smoldpo.types import PairNumbers, PreferencePair
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.files import sha256_of, write_text
 
 SPLITS = ("train", "validation", "final")
-FORM = "conversational"
+LAYOUT = "conversational"
 """Holds every pair without loss (data/convert.py)."""
 
 
@@ -50,7 +50,7 @@ def split_held_out(data: TrainingData, final_fraction: float) -> SplitPairs:
     validation: list[PreferencePair] = []
     final: list[PreferencePair] = []
     for pair in data.eval:
-        key = "final " + prompt_key(opening(pair.prompt))
+        key = "final " + prompt_key(first_user_turn(pair.prompt))
         share = int(hashlib.sha256(key.encode()).hexdigest()[:15], 16) / 16**15
         (final if share < final_fraction else validation).append(pair)
     if not validation or not final:
@@ -111,7 +111,7 @@ def _number(pair: PreferencePair, name: str) -> float | None:
 
 def _row(pair: PreferencePair, numbers: Sequence[str]) -> dict[str, Any]:
     named = {key: getattr(pair, key) for key in ("id", "source", "category") if getattr(pair, key)}
-    return FORMS[FORM].write(pair) | named | {name: _number(pair, name) for name in numbers}
+    return LAYOUTS[LAYOUT].write(pair) | named | {name: _number(pair, name) for name in numbers}
 
 
 def split_file(folder: Path, split: str) -> Path:
@@ -140,6 +140,6 @@ def data_settings(folder: Path, account: dict[str, Any], held_out: str) -> dict[
     return {name: fields[name].get_default(call_default_factory=True) for name in plain} | {
         "data": [str(split_file(folder, "train"))],
         "eval_data": str(split_file(folder, held_out)),
-        "format": FORMS[FORM].format,
+        "format": LAYOUTS[LAYOUT].format,
         "columns": [f"{name}={name}" for name in account["numbers"]],
     }

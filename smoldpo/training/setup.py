@@ -87,23 +87,19 @@ def load_data(config: TrainConfig) -> TrainingData:
             columns=config.column_names,
             rules_off=config.rules_off,
         )
-    for account in data.account.sources or [data.account]:
-        _say_account(account)
+    for _, source in data.account.read():
+        progress.say(f"data: {source.source}, {source.format} format, {source.rows_read:,} rows")
+        for action, rows in source.by_action().items():
+            if rows:
+                rules = ", ".join(f"{count} {rule}" for rule, count in rows.items())
+                progress.say(f"  {action}: {rules}")
     split = data.account.split
     assert split is not None
     progress.say(
-        f"split: {split.train_pairs:,} pairs to train on, {split.eval_pairs:,} held out ({split.how})"
+        f"split: {split.train_pairs:,} pairs to train on, {split.eval_pairs:,} held out "
+        f"({split.how})"
     )
     return data
-
-
-def _say_account(account: DataAccount) -> None:
-    for read in filter(None, (account.train, account.eval)):
-        progress.say(f"data: {read.source}, {read.format} format, {read.rows_read:,} rows")
-        for action in ("dropped", "mended", "warned"):
-            if counts := getattr(read, action):
-                rules = ", ".join(f"{count} {rule}" for rule, count in counts.items())
-                progress.say(f"  {action}: {rules}")
 
 
 CHARACTERS_TO_A_TOKEN = 4.0

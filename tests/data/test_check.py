@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from conftest import SHARED
 from smoldpo.cli.data import app
 from smoldpo.data.audit import CheckOptions, check_data
-from smoldpo.data.length_stats import Measurements, TokenCounter, Truncation, WordCounter
+from smoldpo.data.length_stats import LengthStats, TokenCounter, Truncation, WordCounter
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.reports.data_audit import html_report, print_report
 from smoldpo.types import PreferencePair
@@ -97,7 +97,7 @@ def test_lengths_and_truncation_are_those_of_training(tiny_tokenizer):
 
 
 def test_a_large_set_is_sampled_evenly_but_every_long_pair_is_counted():
-    measured = Measurements(WordCounter(), max_length=50, sample=16)
+    measured = LengthStats(WordCounter(), max_length=50, sample=16)
     found = []
     for number in range(1000):
         size = 200 if number % 97 == 0 else 1 + number % 7
@@ -116,19 +116,19 @@ def test_a_large_set_is_sampled_evenly_but_every_long_pair_is_counted():
 
 def test_splits_of_a_source_are_checked_against_each_other(tmp_path, rows):
     folder = tmp_path / "set"
-    judged = [clean_row(number) for number in range(100, 105)]
-    rows[7]["prompt"] = judged[2]["prompt"]
+    held = [clean_row(number) for number in range(100, 105)]
+    rows[7]["prompt"] = held[2]["prompt"]
     write(folder / "train.jsonl", rows)
-    write(folder / "test.jsonl", judged)
+    write(folder / "test.jsonl", held)
     report = check_data(str(folder), CheckOptions(), WordCounter())
     assert report.rows_read == 35 and report.rows_kept == 34
-    (item,) = report.touched
+    (item,) = report.findings
     assert (item.row, item.rule, item.action) == (8, "eval_prompt", "drop")
     assert item.file.endswith("train.jsonl") and "test.jsonl, row 3" in item.detail
     alone = check_data(str(folder), CheckOptions(split="train"), WordCounter())
-    assert (alone.rows_read, [t.rule for t in alone.touched]) == (30, ["eval_prompt"])
+    assert (alone.rows_read, [t.rule for t in alone.findings]) == (30, ["eval_prompt"])
     held_out = check_data(str(folder), CheckOptions(split="test"), WordCounter())
-    assert held_out.rows_read == 5 and not held_out.touched
+    assert held_out.rows_read == 5 and not held_out.findings
     refused = run("check", folder, "--model", "none", "--write", tmp_path / "out.jsonl")
     assert refused.exit_code == 2 and "--split" in refused.stderr
     assert not (tmp_path / "out.jsonl").exists()

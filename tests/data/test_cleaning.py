@@ -12,9 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from planted import clean_row
 
+from smoldpo.data.account import DROP, WARN
 from smoldpo.data.audit import CheckOptions, check_data
-from smoldpo.data.cleaning.cleaner import DROP, RULES, WARN, Cleaner, choose_rules, evaluation_rules
-from smoldpo.data.cleaning.duplicates import shingles, similar, sketch
+from smoldpo.data.cleaning.cleaner import RULES, Cleaner, choose_rules, evaluation_rules
+from smoldpo.data.cleaning.duplicates import minhash, shingles, similar_pairs
 from smoldpo.data.length_stats import WordCounter
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import UsageError
@@ -90,7 +91,7 @@ def plant(copies=2, rows=300, seed=5):
             at = places.pop()
             spoil(data[at])
             expected[rule].add(at + 1)
-    judged = [clean_row(number) for number in range(10_000, 10_020)]
+    evaluation = [clean_row(number) for number in range(10_000, 10_020)]
     for copy in range(copies):
         at, source = places.pop(), places.pop()
         data[at] = json.loads(json.dumps(data[source]))
@@ -104,23 +105,23 @@ def plant(copies=2, rows=300, seed=5):
             "rejected": data[source]["chosen"],
         }
         expected["contradictory"] |= {at + 1, source + 1}
-        judged_prompt = judged[copy]["prompt"][0]["content"]
-        say(data[copy], judged_prompt.upper() + " ")
+        evaluation_prompt = evaluation[copy]["prompt"][0]["content"]
+        say(data[copy], evaluation_prompt.upper() + " ")
         expected["eval_prompt"].add(copy + 1)
-        say(data[copy + 10], judged_prompt.replace("should I", "shall we"))
+        say(data[copy + 10], evaluation_prompt.replace("should I", "shall we"))
         expected["eval_prompt_near"].add(copy + 11)
-    return data, expected, judged
+    return data, expected, evaluation
 
 
 def test_each_planted_fault_is_found_at_its_row_and_nothing_elsewhere(tmp_path, capsys):
-    data, expected, judged = plant()
+    data, expected, evaluation = plant()
     options = CheckOptions(
-        eval_data=write(tmp_path / "judged.jsonl", judged),
+        eval_data=write(tmp_path / "held.jsonl", evaluation),
         rules=choose_rules(on=["mixed_language"]),
     )
     report = check_data(write(tmp_path / "rows.jsonl", data), options, WordCounter())
     found = defaultdict(set)
-    for item in report.touched:
+    for item in report.findings:
         found[item.rule].add(item.row)
     print(f"{'rule':<24}{'found':>7}{'missed':>8}{'false':>7}")
     table = {}
@@ -132,7 +133,7 @@ def test_each_planted_fault_is_found_at_its_row_and_nothing_elsewhere(tmp_path, 
     assert {*RULES} - {*expected} == {"not_tokenizable"}, "plant this rule's fault too"
     dropped = {row for rule, rows in expected.items() for row in rows if _drops(rule)}
     assert report.rows_read == len(data) and report.rows_kept == len(data) - len(dropped)
-    assert {item.action for item in report.touched if _drops(item.rule)} == {DROP}
+    assert {item.action for item in report.findings if _drops(item.rule)} == {DROP}
 
 
 def _drops(rule):
@@ -143,13 +144,13 @@ def _drops(rule):
 def test_a_rule_that_is_off_finds_nothing(tmp_path, rule):
     if rule not in RULES:
         pytest.skip("a row without a pair cannot be kept")
-    data, _, judged = plant(copies=1, rows=80)
+    data, _, evaluation = plant(copies=1, rows=80)
     options = CheckOptions(
-        eval_data=write(tmp_path / "judged.jsonl", judged), rules=choose_rules(off=[rule])
+        eval_data=write(tmp_path / "held.jsonl", evaluation), rules=choose_rules(off=[rule])
     )
     report = check_data(write(tmp_path / "rows.jsonl", data), options, WordCounter())
-    assert rule not in {item.rule for item in report.touched}
-    assert len(report.touched) > 15
+    assert rule not in {item.rule for item in report.findings}
+    assert len(report.findings) > 15
 
 
 def pair(chosen="Yes, it does.", rejected="No.", prompt="Does it?"):
@@ -161,7 +162,7 @@ def rules_of(*pairs, rules=None):
     for number, one in enumerate(pairs, 1):
         cleaner.clean(PreferencePair(one.prompt, one.chosen, one.rejected, "f", number))
     cleaner.finish()
-    return [(item.row, item.rule) for item in cleaner.touched]
+    return [(item.row, item.rule) for item in cleaner.findings]
 
 
 ORDINARY = [
@@ -185,7 +186,7 @@ ORDINARY = [
 def test_ordinary_texts_are_left_alone(one):
     cleaner = Cleaner()
     assert cleaner.clean(one) == one
-    assert cleaner.touched == []
+    assert cleaner.findings == []
 
 
 def test_short_texts_that_resemble_each_other_are_no_duplicates():
@@ -241,7 +242,7 @@ def test_huge_and_hostile_texts_take_no_time_and_no_memory():
     spaces, letters = " \n" * 500_000, "ab " * 1_000_000
     cleaner = Cleaner()
     cleaner.clean(pair("x" + spaces + "y\n\nHuman", letters))
-    assert [item.rule for item in cleaner.touched] == ["transcript_residue"]
+    assert [item.rule for item in cleaner.findings] == ["transcript_residue"]
 
 
 def test_an_answer_that_is_nothing_but_residue_is_empty():
@@ -258,7 +259,7 @@ def test_a_touched_row_says_what_was_and_what_is():
     )
     assert kept is not None and kept.chosen == "A bell rings."
     assert kept.prompt == ({"role": "user", "content": "W\ufffdo?"},)
-    unicode, control = cleaner.touched
+    unicode, control = cleaner.findings
     assert (unicode.before, unicode.after) == ("W\\ud800o?", "W\ufffdo?")
     assert (control.before, control.after, control.action) == (
         "A bell\\x07 rings.",
@@ -306,26 +307,26 @@ def test_evaluation_scores_every_row_that_can_be_scored():
     hard = pair("\x07Cut off in the\n\nHuman", "I can't help with that", (USER, USER, ASSISTANT))
     cleaner = Cleaner(rules)
     assert cleaner.clean(hard) == hard and cleaner.clean(hard) == hard
-    assert cleaner.finish().all() and not cleaner.touched
+    assert cleaner.finish().all() and not cleaner.findings
     assert rules_of(pair("a", "a"), pair("", "b"), rules=rules) == [
         (1, "identical"),
         (2, "empty_chosen"),
     ]
 
 
-def test_sketches_estimate_likeness():
+def test_signatures_estimate_similarity():
     texts = [clean_row(7)["chosen"], edited(clean_row(7), 2), clean_row(8)["chosen"]]
     sets = [set(shingles(text).tolist()) for text in texts]
-    sketches = np.stack([sketch(shingles(text)) for text in texts])
+    signatures = np.stack([minhash(shingles(text)) for text in texts])
     for other in (1, 2):
         true = len(sets[0] & sets[other]) / len(sets[0] | sets[other])
-        assert abs((sketches[0] == sketches[other]).mean() - true) < 0.15
+        assert abs((signatures[0] == signatures[other]).mean() - true) < 0.15
     strangers = np.random.default_rng(0).integers(0, 2**32, (2, 40, 300)).astype(np.uint32)
     agree = [
-        (sketch(ours) == sketch(theirs)).mean() for ours, theirs in zip(*strangers, strict=True)
+        (minhash(ours) == minhash(theirs)).mean() for ours, theirs in zip(*strangers, strict=True)
     ]
     assert np.mean(agree) < 0.01
-    first, second, _ = similar(sketches, 0.7)
+    first, second, _ = similar_pairs(signatures, 0.7)
     assert list(zip(first, second, strict=True)) == [(0, 1)]
 
 
@@ -361,7 +362,7 @@ def test_cleaning_is_idempotent(pairs):
     once, _ = cleaned(pairs)
     twice, cleaner = cleaned(once)
     assert twice == once
-    assert {item.action for item in cleaner.touched} <= {WARN}
+    assert {item.action for item in cleaner.findings} <= {WARN}
     for one in once:
         one.content_hash()
         (one.chosen + one.rejected + json.dumps(one.prompt, ensure_ascii=False)).encode()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smoldpo.data.convert import FORMS, WRITERS, convert
+from smoldpo.data.convert import LAYOUTS, WRITERS, convert
 from smoldpo.data.schemas import PairReader, Unreadable
 from smoldpo.data.schemas.fields import as_messages
 from smoldpo.data.sources import open_source
@@ -53,13 +53,13 @@ LONG = [*SHORT, pair(talk("one", "two", "three"), "c 3", "r 3")]
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-@pytest.mark.parametrize("to", FORMS)
+@pytest.mark.parametrize("to", LAYOUTS)
 def test_every_form_in_every_kind_of_file_reads_back_the_same(tmp_path, to, suffix):
     pairs = SHORT if to in ("text", "orca") else LONG
     done = convert(iter(pairs), tmp_path / f"out{suffix}", to)
-    assert (done.rows, done.neutralised) == (len(pairs), 0)
+    assert (done.rows, done.escaped) == (len(pairs), 0)
     schema, again = read(tmp_path / f"out{suffix}")
-    assert schema == FORMS[to].format
+    assert schema == LAYOUTS[to].format
     expected = [pair(p.prompt[0]["content"], p.chosen, p.rejected) for p in pairs]
     if to == "text":
         got = [(p.prompt, p.chosen, p.rejected) for p in again]
@@ -71,7 +71,7 @@ def test_every_form_in_every_kind_of_file_reads_back_the_same(tmp_path, to, suff
 
 def test_the_rows_look_as_trl_and_the_others_expect(tmp_path):
     rows = {}
-    for to in FORMS:
+    for to in LAYOUTS:
         prompt = talk("ask") if to in ("text", "transcripts") else talk("ask", system="be brief")
         convert([pair(prompt, id="i")], tmp_path / "x.jsonl", to)
         rows[to] = json.loads((tmp_path / "x.jsonl").read_text())
@@ -146,10 +146,10 @@ def test_a_form_that_cannot_hold_a_pair_names_its_row(tmp_path, to, bad, why):
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 @pytest.mark.parametrize("first", "=+-@\t\r")
-def test_formulas_in_csv_are_neutralised_and_counted(tmp_path, suffix, first):
+def test_formulas_in_csv_are_escaped_and_counted(tmp_path, suffix, first):
     out = tmp_path / f"x{suffix}"
     done = convert([pair("P", f"{first}1+1", "safe = 1")], out, "text")
-    assert (done.rows, done.neutralised) == (1, 1)
+    assert (done.rows, done.escaped) == (1, 1)
     assert read(out)[1][0].chosen == f"'{first}1+1"
     with out.open(newline="", encoding="utf-8") as file:
         cells = [
@@ -238,7 +238,7 @@ def test_conversational_jsonl_loses_nothing(tmp_path_factory, pairs):
 
 
 @settings(max_examples=200, deadline=None)
-@given(pairs_of_any_kind, st.sampled_from(sorted(FORMS)), st.sampled_from(sorted(WRITERS)))
+@given(pairs_of_any_kind, st.sampled_from(sorted(LAYOUTS)), st.sampled_from(sorted(WRITERS)))
 def test_any_pair_is_written_whole_or_refused(tmp_path_factory, one, to, suffix):
     out = tmp_path_factory.mktemp("any") / f"x{suffix}"
     try:
@@ -251,10 +251,10 @@ def test_any_pair_is_written_whole_or_refused(tmp_path_factory, one, to, suffix)
         (again,) = read(out)[1]
     except ValueError:
         pytest.fail("what was written was not read again")
-    if not done.neutralised:
+    if not done.escaped:
         assert (again.chosen, again.rejected) == (one.chosen, one.rejected)
         assert as_messages(again.prompt) == as_messages(one.prompt)
-        assert isinstance(again.prompt, type(one.prompt)) or not FORMS[to].keeps_kind
+        assert isinstance(again.prompt, type(one.prompt)) or not LAYOUTS[to].marks_text
 
 
 # A pair's own numbers
@@ -270,7 +270,7 @@ OWN = [
 def test_numbers_that_are_asked_for_go_along(tmp_path, suffix, names):
     out = tmp_path / f"x{suffix}"
     done = convert(OWN, out, "text", names)
-    assert (done.rows, done.neutralised) == (2, 0)
+    assert (done.rows, done.escaped) == (2, 0)
     reader = PairReader(None, {name: name for name in names})
     again = [p for row in open_source(str(out)).train.rows() for p in reader.read(row)]
     for before, after in zip(OWN, again, strict=True):

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smoldpo.data.rows import Row
 from smoldpo.data.schemas import SCHEMAS, PairReader, Unreadable
 from smoldpo.data.schemas.scored import AnswerGroups
-from smoldpo.data.sources import open_source
+from smoldpo.data.sources import Row, open_source
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import DataError, UsageError
 

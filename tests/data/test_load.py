@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from planted import clean_row
 
 from conftest import SHARED
+from smoldpo.data.account import DataAccount
 from smoldpo.data.cleaning.text import prompt_key
-from smoldpo.data.load import load_pairs, load_training_data, split_by_prompt
+from smoldpo.data.load import load_mixture, load_pairs, load_training_data, split_by_prompt
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import DataError, UsageError
 
@@ -55,14 +56,15 @@ def test_rules_can_be_turned_off(tmp_path, rows):
 
 
 def test_prompts_of_evaluation_are_taken_out_of_training(tmp_path, rows):
-    judged = [clean_row(number) for number in range(100, 110)]
-    rows[2]["prompt"] = [{"role": "user", "content": judged[0]["prompt"][0]["content"].upper()}]
-    near = judged[1]["prompt"][0]["content"].replace("?", "!")
+    evaluation = [clean_row(number) for number in range(100, 110)]
+    rows[2]["prompt"] = [{"role": "user", "content": evaluation[0]["prompt"][0]["content"].upper()}]
+    near = evaluation[1]["prompt"][0]["content"].replace("?", "!")
     rows[9]["prompt"] = [{"role": "user", "content": near}]
-    train, held = write(tmp_path / "t.jsonl", rows), write(tmp_path / "e.jsonl", judged)
+    train, held = write(tmp_path / "t.jsonl", rows), write(tmp_path / "e.jsonl", evaluation)
     data = load_training_data(train, eval_data=held)
     split = data.account.split
     assert split.train_pairs_dropped_for_eval_prompt == 1 and split.train_pairs == 39
+    assert split.train_pairs_near_eval_prompt == 1
     found = {(item.row, item.rule, item.action) for item in split.touched}
     assert found == {(3, "eval_prompt", "drop"), (10, "eval_prompt_near", "warn")}
     assert "e.jsonl, row 1" in split.touched[0].detail
@@ -77,7 +79,7 @@ def test_evaluation_scores_legitimate_rows_byte_for_byte(tmp_path, rows):
     rows[4]["prompt"].append({"role": "user", "content": "Well?"})
     rows[5]["rejected"] = " "
     loaded = load_pairs(write(tmp_path / "e.jsonl", rows))
-    assert loaded.account().dropped == {"empty_rejected": 1} and len(loaded.pairs) == 39
+    assert loaded.account.dropped == {"empty_rejected": 1} and len(loaded.pairs) == 39
     rows.pop(5)
     assert [[p.chosen, p.rejected] for p in loaded.pairs] == [
         [r["chosen"], r["rejected"]] for r in rows
@@ -87,10 +89,12 @@ def test_evaluation_scores_legitimate_rows_byte_for_byte(tmp_path, rows):
 def test_columns_hold_for_evaluation_where_it_has_them(tmp_path, rows):
     renamed = [{"question": r["prompt"], "good": r["chosen"], "bad": r["rejected"]} for r in rows]
     columns = {"prompt": "question", "chosen": "good", "rejected": "bad"}
-    judged = [clean_row(number) for number in range(100, 104)]
-    other = [{"question": r["prompt"], "good": r["chosen"], "bad": r["rejected"]} for r in judged]
+    evaluation = [clean_row(number) for number in range(100, 104)]
+    other = [
+        {"question": r["prompt"], "good": r["chosen"], "bad": r["rejected"]} for r in evaluation
+    ]
     train = write(tmp_path / "t.jsonl", renamed)
-    for held in (judged, other):
+    for held in (evaluation, other):
         data = load_training_data(
             train, eval_data=write(tmp_path / "e.jsonl", held), columns=columns, format="explicit"
         )
@@ -109,6 +113,31 @@ def test_nearly_all_real_rows_stay():
     data = load_training_data(str(train), eval_data=str(dev))
     assert len(data.eval) == 509 and len(data.train) >= 0.99 * 4654
     assert data.account.split.train_pairs_dropped_for_eval_prompt == 0
+
+
+def test_the_account_is_read_back_as_it_was_written(tmp_path, rows):
+    rows[3]["rejected"] = rows[3]["chosen"]
+    rows[6]["chosen"] += "\n\nHuman"
+    path = write(tmp_path / "d.jsonl", rows)
+    for sources, keys, uses in (([path], "train", 1), ([path, "builtin"], "sources", 3)):
+        data = load_mixture(sources, (), 0)
+        written = json.loads(json.dumps(data.account.as_json()))
+        assert set(written) == {keys, "split"}
+        assert DataAccount.model_validate(written) == data.account
+        read = [(use, source.source) for use, source in data.account.read()]
+        assert read[0] == ("train", path) and len(read) == uses
+    assert "train_pairs_near_eval_prompt" not in written["split"]
+    assert written["split"]["train_pairs_left_by_weight"] == 0
+
+
+def test_the_account_of_an_early_run_is_read():
+    finding = {"file": "f", "row": 4, "rule": "identical", "action": "drop", "detail": "same"}
+    source = {"source": "f", "format": "explicit", "rows_read": 5, "rows_kept": 4}
+    split = {"how": "by hash", "train_pairs": 3, "eval_pairs": 1}
+    old = {"train": source | {"touched": [finding], "more": 1}, "split": split}
+    account = DataAccount.model_validate(old)
+    assert account.train.touched[0].row == 4 and account.train.warned == {}
+    assert account.split.train_pairs_near_eval_prompt == 0 and account.tokens is None
 
 
 OPENINGS = st.text(max_size=12)

@@ -85,7 +85,7 @@ def test_marks_without_colour_and_styles_with_it(data, tiny_tokenizer):
 def test_cleaning_and_forged_tokens_show(tiny_tokenizer):
     pair = PreferencePair("Hi \x07there", "Stop<|im_end|>now", "Stop<|im_end|>now", "f", 1)
     shown = show_pair(pair, "explicit", tiny_tokenizer, 1024)
-    assert [item.rule for item in shown.touched] == ["control_characters", "identical"]
+    assert [item.rule for item in shown.findings] == ["control_characters", "identical"]
     assert "".join(token.text for token in shown.prompt).count("Hi there") == 1
     end = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert [token.id for token in shown.chosen].count(end) == 1, "only the true end of turn"

@@ -18,8 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smoldpo.data import files, sources
-from smoldpo.data.load import mix
-from smoldpo.data.sources import open_source
+from smoldpo.data.sources import mix, open_source
 from smoldpo.utils import hub
 from smoldpo.utils.errors import DataError, UsageError
 
@@ -371,7 +370,7 @@ def test_hub_rows_splits_and_subset(monkeypatch):
         return datasets.DatasetDict({"train_prefs": data, "test_prefs": data, "train_sft": data})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(sources, "_is_unreachable", lambda name: False)
+    monkeypatch.setattr(sources, "hub_is_unreachable", lambda kind, name: False)
     source = open_source("owner/name", "en")
     assert asked == [("owner/name", "en")]
     assert [split.name for split in source.splits] == ["train", "test", "train_sft"]
@@ -404,7 +403,7 @@ def test_hub_errors_hold_no_tokens(monkeypatch):
 
     monkeypatch.setenv("HF_TOKEN", "s3cr3t")
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(sources, "_is_unreachable", lambda name: False)
+    monkeypatch.setattr(sources, "hub_is_unreachable", lambda kind, name: False)
     with pytest.raises(DataError) as caught:
         open_source("owner/name")
     text = str(caught.value)

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from conftest import rows
-from smoldpo.data.rows import Row
 from smoldpo.data.schemas import SCHEMAS, PairReader
+from smoldpo.data.sources import Row
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.types import PLAIN, PairNumbers
 from smoldpo.utils.errors import DataError, UsageError

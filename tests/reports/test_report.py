@@ -173,7 +173,8 @@ def plant(folder: Path) -> None:
     write_lines(folder / "samples.jsonl", [sample])
     data = runfiles.data()
     data["train"] |= {"source": HOSTILE, "format": HOSTILE, "dropped": {HOSTILE: 3}}
-    data["train"]["touched"] = [{"row": 1, "rule": HOSTILE, "detail": HOSTILE, "before": HOSTILE}]
+    item = dict.fromkeys(("file", "rule", "action", "detail", "before", "after"), HOSTILE)
+    data["train"]["touched"] = [item | {"row": 1}]
     data["tokens"]["notes"] = {HOSTILE: 1}
     change(folder, "data.json", **data)
     change(folder, "environment.json", command=["smoldpo", HOSTILE], sha256={HOSTILE: HOSTILE})

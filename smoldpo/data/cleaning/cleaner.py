@@ -1,6 +1,6 @@
 """Cleaning: rules that mend a pair, drop it, or warn about it, so that every row is accounted for.
 
-    pair -> mends -> drops -> warnings -> remembered -> (at the end) rules that compare rows
+    pair -> mends -> drops -> warnings -> index -> (at the end) rules that compare rows
 
 A `Cleaner` takes pairs one by one and keeps hashes of them, not texts. Its `finish` decides what
 can only be decided with all rows seen, and says which of the pairs it gave back are to be kept.
@@ -8,38 +8,19 @@ can only be decided with all rows seen, and says which of the pairs it gave back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from smoldpo.data.account import DROP, MEND, WARN, Finding
 from smoldpo.data.cleaning import rules as checks
-from smoldpo.data.cleaning.duplicates import EvaluationPrompts, Memory
+from smoldpo.data.cleaning.duplicates import PairIndex
 from smoldpo.data.cleaning.text import excerpt, first_difference, tail
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import UsageError, nearest
-
-DROP, MEND, WARN = "drop", "mend", "warn"
-
-
-@dataclass(frozen=True, slots=True)
-class Touched:
-    """A row that a rule touched: where it stood, what was done, and the text before and after.
-
-    `after` is None unless the row was mended. Texts are excerpts, with hidden characters escaped.
-    """
-
-    file: str
-    row: int
-    rule: str
-    action: str
-    detail: str
-    before: str = ""
-    after: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -79,18 +60,25 @@ RULES: dict[str, Rule] = {
 """Every rule that can be turned off, in the order in which they are applied. A schema's reader sets
 rows aside under names of its own (prompts_differ, unparsable, ...): they hold no pair to keep."""
 
+ACROSS_ROWS = (
+    "eval_prompt",
+    "contradictory",
+    "exact_duplicate",
+    "near_duplicate",
+    "eval_prompt_near",
+)
+"""Rules that compare rows, each a method of PairIndex, in the order in which they are applied."""
 OFF_BY_DEFAULT = frozenset({"mixed_language"})
-NEEDS_TOKENS = frozenset({"long_prompt", "long_answer", "not_tokenizable"})
 EVALUATION = frozenset(
     {"invalid_unicode", "empty_prompt", "empty_chosen", "empty_rejected", "identical"}
 )
-"""What is applied to pairs that judge a model: only what keeps a pair from being scored. All other
-rows are scored as they stand, byte for byte."""
+"""Rules for evaluation pairs: only what keeps a pair from being scored. All other rows are scored
+as they stand, byte for byte."""
 
 
 @dataclass(frozen=True)
 class RuleSet:
-    """The rules that are on, and what they are told."""
+    """The rules that are on, and their parameters."""
 
     on: frozenset[str] = frozenset(RULES) - OFF_BY_DEFAULT
     near_identical: float = 0.95
@@ -128,141 +116,113 @@ def choose_rules(
 
 
 def evaluation_rules(off: Iterable[str] = ()) -> RuleSet:
-    """The rules for pairs that judge a model (see EVALUATION), without `off`."""
+    """The rules for evaluation pairs (see EVALUATION), without `off`."""
     chosen = choose_rules(off)
     return replace(chosen, on=chosen.on & EVALUATION)
-
-
-Says = Callable[[PreferencePair], checks.Finding | None]
 
 
 class Cleaner:
     """Applies rules to a stream of pairs and accounts for every one they touch.
 
     Attributes:
-        touched: what was done so far, in the order of reading; rules across rows come at the end.
+        findings: so far, in the order of reading; those of rules across rows come at the end.
+        index: hashes of the pairs that `clean` gave back.
     """
 
-    def __init__(self, rules: RuleSet | None = None, judged: EvaluationPrompts | None = None):
+    def __init__(self, rules: RuleSet | None = None, evaluation: PairIndex | None = None):
         self.rules = rules or RuleSet()
-        self.touched: list[Touched] = []
-        judged = judged if self.rules.on & {"eval_prompt", "eval_prompt_near"} else None
-        self.memory = Memory("near_duplicate" in self.rules, judged)
+        self.findings: list[Finding] = []
+        if not evaluation or not self.rules.on & {"eval_prompt", "eval_prompt_near"}:
+            evaluation = None
+        answers = "near_duplicate" in self.rules
+        self.index = PairIndex(answers or evaluation is not None, answers, evaluation)
         tokens = checks.control_token_pattern(self.rules.control_tokens)
-        drops: dict[str, Says] = {
-            "empty_prompt": checks.empty_prompt,
-            "empty_chosen": checks.empty_chosen,
-            "empty_rejected": checks.empty_rejected,
-            "identical": checks.identical,
-            "near_identical": lambda p: checks.near_identical(p, self.rules.near_identical),
-            "not_alternating": checks.not_alternating,
-            "not_user_last": checks.not_user_last,
+        known: dict[str, checks.Check] = checks.CHECKS | {
+            "near_identical": partial(checks.near_identical, threshold=self.rules.near_identical),
+            "forged_control_token": partial(checks.forged_control_token, pattern=tokens),
         }
-        warnings: dict[str, Says] = {
-            "role_label": checks.role_label,
-            "forged_control_token": lambda pair: checks.forged_control_token(pair, tokens),
-            "cut_off": checks.cut_off,
-            "refusal": checks.refusal,
-            "mixed_language": checks.mixed_language,
-        }
-        self._drops = {name: says for name, says in drops.items() if name in self.rules}
-        self._warnings = {name: says for name, says in warnings.items() if name in self.rules}
-        self._mends = {name: do for name, do in checks.EVERYWHERE.items() if name in self.rules}
-        self._answer_mends = {name: do for name, do in checks.ANSWERS.items() if name in self.rules}
+        names = [name for name in RULES if name in self.rules]
+        self._checks = {name: known[name] for name in names if name in known}
+        self._mends = {n: checks.TEXT_MENDS[n] for n in names if n in checks.TEXT_MENDS}
 
     def clean(self, pair: PreferencePair) -> PreferencePair | None:
         """The pair, mended where need be; None where it is dropped."""
-        kept = self.clean_row(pair)
-        if kept is not None:
-            self.memory.add(kept)
-        return kept
+        cleaned = self.clean_row(pair)
+        if cleaned is not None:
+            self.index.add(cleaned)
+        return cleaned
 
     def clean_row(self, pair: PreferencePair) -> PreferencePair | None:
-        """As `clean`, but the pair is not remembered: for who does not compare rows."""
+        """As `clean`, but the pair is not compared with others."""
         pair = self.mend(pair)
-        for name, says in self._drops.items():
-            if (found := says(pair)) is not None:
-                self.touch(pair, name, *found)
-                return None
-        for name, says in self._warnings.items():
-            if (found := says(pair)) is not None:
-                self.touch(pair, name, *found)
+        for name, check in self._checks.items():
+            if (problem := check(pair)) is not None:
+                self.record(pair, name, *problem)
+                if RULES[name].action == DROP:
+                    return None
         return pair
 
     def finish(self) -> np.ndarray:
         """Compare the rows with each other: which of the pairs that `clean` gave are kept, [N]."""
-        kept = np.ones(len(self.memory.places), bool)
-        for name in ("eval_prompt", "contradictory", "exact_duplicate"):
-            if name in self.rules:
-                self._decide(getattr(self.memory, name)(kept.copy()), kept)
-        for name in ("near_duplicate", "eval_prompt_near"):
-            if name in self.rules:
-                self._decide(getattr(self.memory, name)(kept.copy()), kept)
-        return kept
+        keep = np.ones(len(self.index), bool)
+        for name in ACROSS_ROWS:
+            if name not in self.rules:
+                continue
+            action = RULES[name].action
+            for index, detail in getattr(self.index, name)(keep.copy()):
+                file, row = self.index.locations[index]
+                before = self.index.excerpts[index]
+                self.findings.append(Finding(file, row, name, action, detail, before))
+                keep[index] &= action != DROP
+        return keep
 
-    def _decide(self, decisions: Iterable[tuple[int, str, str]], kept: np.ndarray) -> None:
-        for index, rule, detail in decisions:
-            file, row = self.memory.places[index]
-            action = RULES[rule].action
-            before = self.memory.excerpts[index]
-            self.touched.append(Touched(file, row, rule, action, detail, before))
-            kept[index] &= action != DROP
-
-    def touch(self, pair: PreferencePair, rule: str, detail: str, before: str = "") -> None:
-        """Put a rule's finding about `pair` on record."""
+    def record(
+        self,
+        pair: PreferencePair,
+        rule: str,
+        detail: str,
+        before: str = "",
+        after: str | None = None,
+    ) -> None:
+        """Add a rule's finding about `pair`."""
         action = RULES[rule].action
-        self.touched.append(Touched(pair.file, pair.row, rule, action, detail, before))
+        self.findings.append(Finding(pair.file, pair.row, rule, action, detail, before, after))
 
     def mend(self, pair: PreferencePair) -> PreferencePair:
         """The pair with what can be mended mended; what is dropped or warned about stays."""
-        if not (self._mends or self._answer_mends):
-            return pair
-        prompt = self._mend_prompt(pair)
+        prompt = self._mend_value(pair, "the prompt", pair.prompt)
         chosen = self._mend_answer(pair, "chosen", pair.chosen)
         rejected = self._mend_answer(pair, "rejected", pair.rejected)
         if (prompt, chosen, rejected) == (pair.prompt, pair.chosen, pair.rejected):
             return pair
         return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
 
-    def _mend_prompt(self, pair: PreferencePair) -> Any:
-        if isinstance(pair.prompt, str):
-            return self._mend_text(pair, "the prompt", pair.prompt)
-        return tuple(self._mend_value(pair, message) for message in pair.prompt)
-
-    def _mend_value(self, pair: PreferencePair, value: Any) -> Any:
-        """A message, and whatever lies in it (tool calls are nested), with every text mended."""
+    def _mend_value(self, pair: PreferencePair, where: str, value: Any) -> Any:
+        """A text, or messages and whatever lies in them (tool calls are nested), mended."""
         if isinstance(value, str):
-            return self._mend_text(pair, "the prompt", value)
+            return self._mend_text(pair, where, value)
         if isinstance(value, dict):
-            return {key: self._mend_value(pair, item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._mend_value(pair, item) for item in value]
+            return {key: self._mend_value(pair, where, item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._mend_value(pair, where, item) for item in value)
         return value
 
-    def _mend_answer(self, pair: PreferencePair, where: str, text: str) -> str:
-        text = self._mend_text(pair, where, text)
-        for name, mend in self._answer_mends.items():
-            mended = mend(text)
-            if mended != text:
-                self._mended(
-                    pair, name, f"{where} ends in another's turn", tail(text), tail(mended)
-                )
-                text = mended
-        return text
-
     def _mend_text(self, pair: PreferencePair, where: str, text: str) -> str:
-        if not checks.ANYTHING.search(text):
+        if not checks.MENDABLE.search(text):
             return text
         for name, mend in self._mends.items():
             mended = mend(text)
             if mended != text:
                 at = first_difference(text, mended)
-                before, after = excerpt(text, at), excerpt(mended, at)
-                self._mended(pair, name, f"in {where}", before, after)
+                self.record(pair, name, f"in {where}", excerpt(text, at), excerpt(mended, at))
                 text = mended
         return text
 
-    def _mended(
-        self, pair: PreferencePair, rule: str, detail: str, before: str, after: str
-    ) -> None:
-        self.touched.append(Touched(pair.file, pair.row, rule, MEND, detail, before, after))
+    def _mend_answer(self, pair: PreferencePair, side: str, text: str) -> str:
+        text = self._mend_text(pair, side, text)  # may bring a residue to light
+        name = "transcript_residue"
+        mended = checks.mend_residue(text) if name in self.rules else text
+        if mended != text:
+            what = f"{side} ends in another's turn"
+            self.record(pair, name, what, tail(text), tail(mended))
+        return mended

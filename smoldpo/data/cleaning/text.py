@@ -1,4 +1,4 @@
-"""Short pieces of text for people to look at: what a rule saw, safe to print anywhere."""
+"""Texts as rules compare them (normalised, hashed), and as people see them (excerpts)."""
 
 from __future__ import annotations
 
@@ -11,43 +11,38 @@ from smoldpo.types import Prompt
 
 WIDTH = 80
 HIDDEN = re.compile("[\ud800-\udfff\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+NOT_WORDS = re.compile(r"[\W_]+")
 
 
-def visible(text: str) -> str:
+def escape_hidden(text: str) -> str:
     """`text` with characters that do not print, or that reorder others, written as escapes."""
-    return HIDDEN.sub(lambda match: _escape(match.group()), text)
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    return short.get(character) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+    return HIDDEN.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def excerpt(text: str, at: int = 0, width: int = WIDTH) -> str:
-    """About `width` characters of `text` around position `at`, on one line."""
+    """About `width` characters of `text` around position `at`, on one line, safe to print."""
     start = max(0, min(at - width // 3, len(text) - width))
-    piece = visible(text[start : start + width])
+    piece = escape_hidden(text[start : start + width])
     return ("…" if start > 0 else "") + piece + ("…" if start + width < len(text) else "")
 
 
-def tail(text: str, width: int = WIDTH) -> str:
+def tail(text: str) -> str:
     """The end of `text`, on one line."""
-    return excerpt(text, len(text), width)
+    return excerpt(text, len(text))
 
 
 def first_difference(ours: str, theirs: str) -> int:
     """Where two texts stop being the same."""
-    for index, (one, other) in enumerate(zip(ours, theirs, strict=False)):
-        if one != other:
-            return index
-    return min(len(ours), len(theirs))
+    both = enumerate(zip(ours, theirs, strict=False))
+    return next((at for at, (a, b) in both if a != b), min(len(ours), len(theirs)))
 
 
-# What makes two prompts the same, and what makes them nearly the same.
-
-
-NOT_WORDS = re.compile(r"[\W_]+")
+def prompt_text(prompt: Prompt) -> str:
+    """What is said in a prompt, one message after another; system prompts are left out."""
+    if isinstance(prompt, str):
+        return prompt
+    said = (message.get("content") for message in prompt if message.get("role") != "system")
+    return "\n".join(text for text in said if isinstance(text, str))
 
 
 def prompt_key(prompt: Prompt) -> str:
@@ -55,23 +50,23 @@ def prompt_key(prompt: Prompt) -> str:
     return hashlib.sha256(json.dumps(_turns(prompt)).encode()).hexdigest()
 
 
-def bare_words(prompt: Prompt) -> str:
-    """A prompt's letters and digits alone; prompts that differ in punctuation have the same."""
+def letters_and_digits(prompt: Prompt) -> str:
+    """Prompts that differ in punctuation have the same."""
     return NOT_WORDS.sub("", " ".join(said for _, said in _turns(prompt)))
 
 
 def _turns(prompt: Prompt) -> list[list[str]]:
     if isinstance(prompt, str):
-        return [["user", plain(prompt)]]
-    return [[m["role"], plain(m.get("content") or "")] for m in prompt if m["role"] != "system"]
+        return [["user", normalize(prompt)]]
+    return [[m["role"], normalize(m.get("content") or "")] for m in prompt if m["role"] != "system"]
 
 
-def plain(text: str) -> str:
-    """`text` without case, and with single spaces."""
+def normalize(text: str) -> str:
+    """`text` in NFKC, without case, and with single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def number_of(*parts: str) -> int:
+def hash64(*parts: str) -> int:
     """A 64-bit hash of texts, the same in every process."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:

@@ -1,8 +1,7 @@
-"""What the cells of a row may hold (text, messages, numbers), and the errors that say they do not.
+"""The cells of a row (text, messages, numbers), and the pair that is made of them.
 
-Two kinds of trouble, kept apart everywhere: `Unreadable` is a row of the right schema that holds no
-pair (it is counted and passed over); `DataError` is a value of the wrong kind (it ends the reading,
-and names file, row and key).
+`Unreadable` is a row of the right schema that holds no pair: it is counted and passed over.
+`DataError` is a value of the wrong kind: it ends the reading, and names file, row and key.
 """
 
 from __future__ import annotations
@@ -14,33 +13,26 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from smoldpo.data.rows import Row
+from smoldpo.data.sources import Row
 from smoldpo.types import Message, PairNumbers, PreferencePair, Prompt
 from smoldpo.utils.errors import DataError
 
-ROLES = {
+_SPEAKERS = {
     "system": "system",
     "developer": "developer",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "observation": "tool",
-    "ipython": "tool",
+    "user": "user human prompter",
+    "assistant": "assistant gpt bot chatbot model function_call",
+    "tool": "tool function function_response observation ipython",
 }
+ROLES = {name: role for role, names in _SPEAKERS.items() for name in names.split()}
 """Names of speakers found in published sets, and the role that chat templates know them by."""
 
 SYSTEM_KEYS = ("system", "system_prompt")
 SPEAKER_KEYS = ("role", "from")
-WORDS_KEYS = ("content", "value")
+TEXT_KEYS = ("content", "value")
+NUMBERS = tuple(field.name for field in fields(PairNumbers))
+"""Columns of a pair's own weight, margin and β. They are read only where they are asked for: data
+may have a `margin` that means another thing."""
 MAX_DEPTH = 32
 """How deeply the extra values of a message (tool calls, ...) may be nested."""
 
@@ -85,12 +77,6 @@ def text(row: Row, key: str) -> str:
     return value
 
 
-def optional_text(row: Row, *keys: str) -> str:
-    """The first of `keys` that is not null, as text; "" where there is none."""
-    key = present(row, *keys)
-    return "" if key is None else text(row, key)
-
-
 def number(value: Any) -> float | None:
     """A score as a float; None where there is none ("N/A", null, NaN, anything else)."""
     if isinstance(value, bool) or value is None:
@@ -108,16 +94,22 @@ def kind(value: Any) -> str:
 
 
 def text_or_messages(row: Row, key: str) -> str | list[Message]:
-    """A column that holds text, one message, or a list of messages. Raises as `require`."""
+    """A column that holds text, one message, or a list of messages. Raises as `messages`."""
     value = require(row, key)
     return value if isinstance(value, str) else messages(row, key, value)
+
+
+def dialogue(row: Row, key: str) -> tuple[Message, ...]:
+    """A column that holds text (what the user says) or messages, as messages."""
+    value = text_or_messages(row, key)
+    return as_messages(value if isinstance(value, str) else tuple(value))
 
 
 def messages(row: Row, key: str, value: Any) -> list[Message]:
     """`value` as messages with "role" and "content"; other keys stay as they are.
 
     Raises:
-        DataError: it is no list of messages.
+        DataError: not a list of messages.
         Unreadable: a message holds something that is not text (`not_text`).
     """
     items = [value] if isinstance(value, dict) else value
@@ -129,31 +121,29 @@ def messages(row: Row, key: str, value: Any) -> list[Message]:
 def _message(row: Row, where: str, item: Any) -> Message:
     if not isinstance(item, dict):
         raise wrong(row, f"{where} is {kind(item)}, not an object with role and content")
-    speaker = next((key for key in SPEAKER_KEYS if item.get(key) is not None), "role")
-    words = next((key for key in WORDS_KEYS if item.get(key) is not None), "content")
-    name = item.get(speaker)
+    given = {key: value for key, value in item.items() if value is not None}
+    name = next((given[key] for key in SPEAKER_KEYS if key in given), None)
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         known = ", ".join(ROLES)
         raise wrong(row, f"{where} has the role {reprlib.repr(name)}; known: {known}")
     message: Message = {"role": role}
-    content = _content(row, where, item.get(words))
+    content = next((given[key] for key in TEXT_KEYS if key in given), None)
     if content is not None:
-        message["content"] = content
+        message["content"] = _content(row, where, content)
     elif not item.get("tool_calls"):
         raise wrong(row, f"{where} has no content")
-    taken = {*SPEAKER_KEYS, *WORDS_KEYS}
-    extra = {key: value for key, value in item.items() if key not in taken and value is not None}
+    known_keys = (*SPEAKER_KEYS, *TEXT_KEYS)
+    extra = {key: value for key, value in given.items() if key not in known_keys}
     if not _is_json(extra, MAX_DEPTH):
-        raise wrong(
-            row, f"{where} holds a value that is no JSON, or is nested over {MAX_DEPTH} deep"
-        )
+        problem = f"{where} holds a value that is no JSON, or is nested over {MAX_DEPTH} deep"
+        raise wrong(row, problem)
     return message | extra
 
 
-def _content(row: Row, where: str, content: Any) -> str | None:
+def _content(row: Row, where: str, content: Any) -> str:
     """A message's text; lists of text parts ({"type": "text", "text": ...}) are joined."""
-    if content is None or isinstance(content, str):
+    if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple):
         raise wrong(row, f"{where} has a content that is {kind(content)}, not text")
@@ -181,20 +171,20 @@ def as_messages(prompt: Prompt) -> tuple[Message, ...]:
     return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
 
 
-def split_last(dialogue: list[Message]) -> tuple[tuple[Message, ...], str]:
+def split_last(turns: list[Message]) -> tuple[tuple[Message, ...], str]:
     """The messages before the last, and what the assistant says in it.
 
     Raises:
-        Unreadable: the dialogue does not end with what the assistant says (`unparsable`).
+        Unreadable: the last message is not what the assistant says (`unparsable`).
     """
-    if not dialogue:
+    if not turns:
         raise Unreadable("unparsable", "a side holds no message")
-    last = dialogue[-1]
+    last = turns[-1]
     if last["role"] != "assistant":
         raise Unreadable("unparsable", f"a side ends with the {last['role']}, not the assistant")
     if "content" not in last or last.get("tool_calls"):
         raise Unreadable("unparsable", "the answer is a tool call, not text")
-    return tuple(dialogue[:-1]), last["content"]
+    return tuple(turns[:-1]), last["content"]
 
 
 def join(
@@ -234,23 +224,23 @@ def _side(prompt: Prompt, side: str | list[Message]) -> tuple[Prompt, str]:
 
 
 def _with_system(row: Row, prompt: Prompt) -> Prompt:
-    system = optional_text(row, *SYSTEM_KEYS)
+    key = present(row, *SYSTEM_KEYS)
+    system = text(row, key) if key else ""
     if not system.strip():
         return prompt
-    dialogue = as_messages(prompt)
-    if dialogue and dialogue[0]["role"] == "system":
-        if dialogue[0].get("content") == system:
-            return dialogue
+    turns = as_messages(prompt)
+    if turns and turns[0]["role"] == "system":
+        if turns[0].get("content") == system:
+            return turns
         raise Unreadable(
             "two_system_prompts", "the system column and the dialogue's own one differ"
         )
-    return ({"role": "system", "content": system}, *dialogue)
+    return ({"role": "system", "content": system}, *turns)
 
 
 def make_pair(row: Row, prompt: Prompt, chosen: str, rejected: str) -> PreferencePair:
     """A pair with where it was read, and its id, source and category where the row has them."""
-    named = {key: row.values.get(key) for key in ("id", "source", "category")}
-    id = named["id"]
+    id, source, category = (row.values.get(key) for key in ("id", "source", "category"))
     return PreferencePair(
         prompt=prompt,
         chosen=chosen,
@@ -258,8 +248,8 @@ def make_pair(row: Row, prompt: Prompt, chosen: str, rejected: str) -> Preferenc
         file=row.file,
         row=row.row,
         id=str(id) if isinstance(id, str | int) else "",
-        source=named["source"] if isinstance(named["source"], str) else "",
-        category=named["category"] if isinstance(named["category"], str) else "",
+        source=source if isinstance(source, str) else "",
+        category=category if isinstance(category, str) else "",
     )
 
 
@@ -267,9 +257,12 @@ TURN = re.compile(r"\n\n(Human|Assistant):")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
-def is_transcript(value: Any) -> bool:
-    """Whether a value is text that begins with a speaker's mark and has the assistant's."""
-    if not isinstance(value, str):
+def is_transcript(value: Any, open_turn: bool = False) -> bool:
+    """Whether a value is text that begins with a speaker's mark and has the assistant's.
+
+    `open_turn`: and ends where the assistant is to speak.
+    """
+    if not isinstance(value, str) or (open_turn and not value.rstrip().endswith("Assistant:")):
         return False
     marks = TURN.findall("\n\n" + value.lstrip())
     return value.lstrip().startswith(("Human:", "Assistant:")) and "Assistant" in marks
@@ -284,20 +277,13 @@ def parse_transcript(transcript: str) -> list[Message]:
     parts = TURN.split("\n\n" + transcript.lstrip())
     if parts[0].strip():
         raise Unreadable("unparsable", "the transcript does not begin with 'Human:'")
-    dialogue = [
+    turns: list[Message] = [
         {"role": SPEAKERS[who], "content": said.strip()}
         for who, said in zip(parts[1::2], parts[2::2], strict=True)
     ]
-    if len(dialogue) < 2:
+    if len(turns) < 2:
         raise Unreadable("unparsable", "the transcript has no turn before the answer")
-    return dialogue
-
-
-# A pair's own weight, margin and β, from columns of its row.
-
-
-NUMBERS = tuple(field.name for field in fields(PairNumbers))
-"""Columns that are read only where they are asked for: data may have a `margin` that means another thing."""
+    return turns
 
 
 def with_numbers(pair: PreferencePair, row: Row, names: Sequence[str]) -> PreferencePair:
@@ -306,18 +292,14 @@ def with_numbers(pair: PreferencePair, row: Row, names: Sequence[str]) -> Prefer
     Raises:
         DataError: a row without such a number, or with one that is out of range.
     """
-    if not names:
-        return pair
-    found = {name: _checked(name, row) for name in names}
-    return replace(pair, numbers=PairNumbers(**found))
-
-
-def _checked(name: str, row: Row) -> float:
-    given = row.values.get(name)
-    value = number(given)
-    if value is None:
-        raise DataError(f"{name} must be a number, and is {kind(given)}", row.file, row.row)
-    if value < 0 or (name == "beta" and value == 0):
-        least = "above 0" if name == "beta" else "0 or more"
-        raise DataError(f"{name} must be {least}, and is {value:g}", row.file, row.row)
-    return value
+    found = {}
+    for name in names:
+        given = row.values.get(name)
+        value = number(given)
+        if value is None:
+            raise wrong(row, f"{name} must be a number, and is {kind(given)}")
+        if value < 0 or (name == "beta" and value == 0):
+            least = "above 0" if name == "beta" else "0 or more"
+            raise wrong(row, f"{name} must be {least}, and is {value:g}")
+        found[name] = value
+    return replace(pair, numbers=PairNumbers(**found)) if found else pair

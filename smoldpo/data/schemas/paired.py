@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from smoldpo.data.rows import Row
+from smoldpo.data.cleaning.text import first_difference
 from smoldpo.data.schemas.fields import (
     Unreadable,
-    is_transcript,
+    as_messages,
+    dialogue,
     join,
     kind,
     make_pair,
-    messages,
     number,
     parse_transcript,
     present,
-    require,
     split_last,
     text,
     text_or_messages,
     wrong,
 )
+from smoldpo.data.sources import Row
 from smoldpo.types import Message, PreferencePair, Prompt
 
 PROMPT_IS_TEXT = "text"
@@ -32,7 +32,11 @@ SCORE_COLUMNS = (
     ("chosen_avg_rating", "rejected_avg_rating"),
 )
 CHATML_PROMPTS = ("prompt", "input", "question", "instruction")
-CHATML_SIDES = (("chosen", "chosen_response"), ("rejected", "rejected_response"))
+
+
+def _with_sides(row: Row, prompt: Prompt) -> PreferencePair:
+    """The pair of a prompt and the columns chosen and rejected, each text or messages."""
+    return join(row, prompt, text_or_messages(row, "chosen"), text_or_messages(row, "rejected"))
 
 
 def read_explicit(row: Row) -> PreferencePair:
@@ -41,16 +45,15 @@ def read_explicit(row: Row) -> PreferencePair:
     Where a side is a whole dialogue, its last message is the answer and those before it the prompt.
     """
     value = text_or_messages(row, "prompt")
-    prompt: Prompt = value if isinstance(value, str) else tuple(value)
-    if row.values.get("prompt_format") == PROMPT_IS_TEXT:
-        prompt = _as_text(prompt)
-    return join(row, prompt, text_or_messages(row, "chosen"), text_or_messages(row, "rejected"))
+    return _with_sides(row, _restore_text(row, value if isinstance(value, str) else tuple(value)))
 
 
-def _as_text(prompt: Prompt) -> Prompt:
+def _restore_text(row: Row, prompt: Prompt) -> Prompt:
     """Undo what `convert` does to a prompt that is text: one user message with nothing else."""
-    if isinstance(prompt, tuple) and len(prompt) == 1 and set(prompt[0]) == {"role", "content"}:
-        return prompt[0]["content"] if prompt[0]["role"] == "user" else prompt
+    if row.values.get("prompt_format") != PROMPT_IS_TEXT or isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and set(prompt[0]) == {"role", "content"} and prompt[0]["role"] == "user":
+        return prompt[0]["content"]
     return prompt
 
 
@@ -68,9 +71,8 @@ def read_implicit(row: Row) -> PreferencePair:
         if not split_last(side)[0]:
             raise Unreadable("unparsable", "there is no message before the answer")
     pair = join(row, (), chosen, rejected)
-    if row.values.get("prompt_format") == PROMPT_IS_TEXT:
-        return make_pair(row, _as_text(pair.prompt), pair.chosen, pair.rejected)
-    return pair
+    prompt = _restore_text(row, pair.prompt)
+    return pair if prompt is pair.prompt else make_pair(row, prompt, pair.chosen, pair.rejected)
 
 
 def _common_prompt(chosen: str, rejected: str) -> int:
@@ -78,21 +80,13 @@ def _common_prompt(chosen: str, rejected: str) -> int:
 
     The white space at the edge goes to the completions: tokenizers join it to the following word.
     """
-    same, beyond = 0, min(len(chosen), len(rejected)) + 1
-    while beyond - same > 1:
-        middle = (same + beyond) // 2
-        if chosen[same:middle] == rejected[same:middle]:
-            same = middle
-        else:
-            beyond = middle
+    same = first_difference(chosen, rejected)
     while same > 0 and not chosen[same - 1].isspace():
         ahead = {chosen[same : same + 1], rejected[same : same + 1]}
         if ahead != {""} and all(each == "" or each.isspace() for each in ahead):
             break
         same -= 1
-    while same > 0 and chosen[same - 1].isspace():
-        same -= 1
-    return same
+    return len(chosen[:same].rstrip())
 
 
 def read_transcripts(row: Row) -> PreferencePair:
@@ -120,11 +114,11 @@ def read_scored(row: Row) -> PreferencePair:
     A row whose scores are equal says nothing and is dropped (`tie`); one whose scores say the
     opposite is dropped too (`scores_disagree`).
     """
-    check_scores(row)
+    _check_scores(row)
     return (read_implicit if row.values.get("prompt") is None else read_explicit)(row)
 
 
-def check_scores(row: Row) -> None:
+def _check_scores(row: Row) -> None:
     """Raise Unreadable where a row's own scores, or its status, do not support its choice."""
     for better, worse in SCORE_COLUMNS:
         high, low = number(row.values.get(better)), number(row.values.get(worse))
@@ -139,72 +133,56 @@ def check_scores(row: Row) -> None:
 
 
 def read_alpaca(row: Row) -> PreferencePair:
-    """LLaMA-Factory's alpaca style: history, then instruction and input as one user message."""
+    """LLaMA-Factory's alpaca style: history, then instruction and input as one user message.
+
+    history: [[what the user said, what the assistant said], ...]
+    """
     asked = text(row, "instruction")
     extra = "" if row.values.get("input") is None else text(row, "input")
-    request = f"{asked}\n{extra}" if extra else asked
-    prompt = (*_history(row), {"role": "user", "content": request})
-    return join(row, prompt, text_or_messages(row, "chosen"), text_or_messages(row, "rejected"))
-
-
-def _history(row: Row) -> list[Message]:
-    """history: [[what the user said, what the assistant said], ...]"""
-    turns = row.values.get("history") or []
-    dialogue = []
-    for at, turn in enumerate(turns if isinstance(turns, list) else [turns], 1):
-        if not (
-            isinstance(turn, list)
-            and len(turn) == 2
-            and all(isinstance(said, str) for said in turn)
-        ):
+    history = row.values.get("history") or []
+    prompt: list[Message] = []
+    for at, turn in enumerate(history if isinstance(history, list) else [history], 1):
+        texts = isinstance(turn, list) and all(isinstance(said, str) for said in turn)
+        if not texts or len(turn) != 2:
             raise wrong(row, f"'history', turn {at} is {kind(turn)}, not two texts")
-        dialogue += [
-            {"role": "user", "content": turn[0]},
-            {"role": "assistant", "content": turn[1]},
-        ]
-    return dialogue
+        for role, said in zip(("user", "assistant"), turn, strict=True):
+            prompt.append({"role": role, "content": said})
+    prompt.append({"role": "user", "content": f"{asked}\n{extra}" if extra else asked})
+    return _with_sides(row, tuple(prompt))
 
 
 def read_conversations(row: Row) -> PreferencePair:
     """A dialogue in `conversations` (LLaMA-Factory) or `messages` (axolotl), and two answers."""
     key = present(row, "conversations", "messages") or "conversations"
-    value = require(row, key)
-    prompt = as_dialogue(row, key, value)
-    return join(row, prompt, text_or_messages(row, "chosen"), text_or_messages(row, "rejected"))
-
-
-def as_dialogue(row: Row, key: str, value: object) -> tuple[Message, ...]:
-    """A value that is text (what the user says) or messages, as messages."""
-    if isinstance(value, str):
-        return ({"role": "user", "content": value},)
-    return tuple(messages(row, key, value))
+    return _with_sides(row, dialogue(row, key))
 
 
 def read_orca(row: Row) -> PreferencePair:
     """Intel's Orca pairs: a system text that may be empty, a question and two answers."""
-    prompt = ({"role": "user", "content": text(row, "question")},)
-    return join(row, prompt, text_or_messages(row, "chosen"), text_or_messages(row, "rejected"))
+    return _with_sides(row, as_messages(text(row, "question")))
 
 
 def read_chatml(row: Row) -> PreferencePair:
     """The columns that axolotl's chatml and llama3 strategies read, under any of their names."""
-    check_scores(row)
-    key = present(row, *CHATML_PROMPTS)
+    _check_scores(row)
+    key = prompt_column(row, CHATML_PROMPTS)
     if key is None:
-        names = ", ".join(CHATML_PROMPTS)
-        if any(name in row.values for name in CHATML_PROMPTS):
-            raise Unreadable("empty_prompt", f"each of {names} is null")
-        raise wrong(row, f"has none of the prompt's keys: {names}")
-    prompt = as_dialogue(row, key, row.values[key])
+        raise Unreadable("empty_prompt", f"each of {', '.join(CHATML_PROMPTS)} is null")
+    prompt = dialogue(row, key)
     chosen, rejected = (
-        text_or_messages(row, present(row, *keys) or keys[0]) for keys in CHATML_SIDES
+        text_or_messages(row, present(row, side, f"{side}_response") or side)
+        for side in ("chosen", "rejected")
     )
     return join(row, prompt, chosen, rejected)
 
 
-def looks_like_transcript_prompt(values: dict[str, object]) -> bool:
-    """Whether `prompt` is a transcript that ends where the assistant is to speak."""
-    prompt = values.get("prompt")
-    return (
-        isinstance(prompt, str) and is_transcript(prompt) and prompt.rstrip().endswith("Assistant:")
-    )
+def prompt_column(row: Row, names: tuple[str, ...]) -> str | None:
+    """The first of a prompt's `names` that is not null; None where all are.
+
+    Raises:
+        DataError: there is none of them.
+    """
+    key = present(row, *names)
+    if key is None and not any(name in row.values for name in names):
+        raise wrong(row, f"has none of the prompt's keys: {', '.join(names)}")
+    return key

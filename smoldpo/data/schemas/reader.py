@@ -1,13 +1,15 @@
-"""`PairReader`: rows of one source in, preference pairs out."""
+"""Rows of one source in, preference pairs out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from smoldpo.data.rows import Row
-from smoldpo.data.schemas.fields import NUMBERS, with_numbers
+from smoldpo.data.account import DROP, Finding
+from smoldpo.data.cleaning.text import excerpt
+from smoldpo.data.schemas.fields import NUMBERS, Unreadable, with_numbers
 from smoldpo.data.schemas.scored import AnswerGroups
 from smoldpo.data.schemas.table import SCHEMAS, Schema, contradiction, detect
+from smoldpo.data.sources import Row, Split
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import DataError, UsageError, nearest
 
@@ -104,3 +106,37 @@ class PairReader:
                     f"--columns {target}={name}: {target!r} is no column of {whose}"
                     f"{nearest(target, known)}; known: {', '.join(known)}"
                 )
+
+
+class SplitReader(PairReader):
+    """One pass over a split: iterate for its pairs.
+
+    Attributes:
+        rows_read: rows seen so far.
+        findings: the rows that hold no pair, and why.
+    """
+
+    def __init__(
+        self, split: Split, format: str | None = None, columns: Mapping[str, str] | None = None
+    ):
+        super().__init__(format, columns)
+        self.split = split
+        self.rows_read = 0
+        self.findings: list[Finding] = []
+
+    def __iter__(self) -> Iterator[PreferencePair]:
+        for row in self.split.rows():
+            self.rows_read += 1
+            try:
+                yield from self.read(row)
+            except Unreadable as reason:
+                self.skipped.append((row, reason.rule, str(reason)))
+            self._record_skipped()
+        yield from self.finish()
+        self._record_skipped()
+
+    def _record_skipped(self) -> None:
+        for row, rule, detail in self.skipped:
+            shown = excerpt(str(row.values))
+            self.findings.append(Finding(row.file, row.row, rule, DROP, detail, shown))
+        self.skipped.clear()

@@ -1,7 +1,7 @@
-"""Readers of rows that hold answers and a verdict: scores, votes, labels. They make the pairs.
+"""Readers of rows that hold answers and a verdict: scores, votes, labels.
 
-The rule is one everywhere: the best answer against the worst. Where the verdict prefers neither,
-the row is dropped under `tie`; where there is no verdict, under `unrated`.
+Each pairs the best answer with the worst. A row whose verdict prefers neither is dropped under
+`tie`, a row without a verdict under `unrated`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from smoldpo.data.rows import Row
 from smoldpo.data.schemas.fields import (
     Unreadable,
+    as_messages,
+    dialogue,
     join,
     kind,
     messages,
@@ -22,17 +23,19 @@ from smoldpo.data.schemas.fields import (
     present,
     require,
     text,
+    text_or_messages,
     wrong,
 )
-from smoldpo.data.schemas.paired import as_dialogue
+from smoldpo.data.schemas.paired import prompt_column
+from smoldpo.data.sources import Row
 from smoldpo.types import Message, PreferencePair
 
 PROMPT_KEYS = ("prompt", "instruction", "input", "question")
 ANSWER_LISTS = ("completions", "generations", "responses", "answers")
 ANSWER_TEXTS = ("response", "text", "content", "completion", "answer", "output")
 SCORE_LISTS = ("ratings", "scores", "rating", "score")
-ANSWER_SCORES = ("score", "rating", "overall_score")
-"""After the mean of UltraFeedback's ratings: its overall_score is wrong for some of its answers."""
+ANSWER_SCORES = ("fine-grained_score", "annotations", "score", "rating", "overall_score")
+"""In order of trust: UltraFeedback's overall_score is wrong for some of its answers."""
 ROW_SCORES = ("helpfulness", "overall_score", "score", "rating")
 
 HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
@@ -41,7 +44,10 @@ TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad")
 
 def read_ratings(row: Row) -> PreferencePair:
     """Several scored answers in one row: the first of the best against the first of the worst."""
-    prompt = as_dialogue(row, "prompt", _prompt(row))
+    prompt_key = prompt_column(row, PROMPT_KEYS)
+    if prompt_key is None:
+        raise Unreadable("empty_prompt", "the prompt is null")
+    prompt = dialogue(row, prompt_key)
     key = present(row, *ANSWER_LISTS) or ANSWER_LISTS[0]
     answers = require(row, key)
     if not isinstance(answers, list):
@@ -53,30 +59,23 @@ def read_ratings(row: Row) -> PreferencePair:
     rated = [(score, said) for score, said in zip(scores, texts, strict=True) if score is not None]
     if len(rated) < 2:
         raise Unreadable("unrated", f"{len(rated)} of {len(answers)} answers have a score")
-    best, worst = max(rated, key=lambda item: item[0]), min(rated, key=lambda item: item[0])
-    if best[0] == worst[0]:
-        raise Unreadable("tie", f"all answers have the score {best[0]:g}")
-    return join(row, prompt, best[1], worst[1])
+    (high, best), (low, worst) = max(rated, key=_score), min(rated, key=_score)
+    if high == low:
+        raise Unreadable("tie", f"all answers have the score {high:g}")
+    return join(row, prompt, best, worst)
 
 
-def _prompt(row: Row) -> Any:
-    key = present(row, *PROMPT_KEYS)
-    if key is None and not any(name in row.values for name in PROMPT_KEYS):
-        raise wrong(row, f"has none of the prompt's keys: {', '.join(PROMPT_KEYS)}")
-    if key is None:
-        raise Unreadable("empty_prompt", "the prompt is null")
-    return row.values[key]
+def _score(item: tuple[float, Any]) -> float:
+    return item[0]
 
 
 def _answer_text(row: Row, where: str, answer: Any) -> str:
     said = answer
     if isinstance(answer, dict):
         said = next((answer[key] for key in ANSWER_TEXTS if answer.get(key) is not None), None)
-    if said is None:
-        return ""
-    if not isinstance(said, str):
+    if said is not None and not isinstance(said, str):
         raise wrong(row, f"{where} is {kind(said)}, not text")
-    return said
+    return said or ""
 
 
 def _scores(row: Row, answers: list[Any]) -> Sequence[float | None]:
@@ -90,14 +89,12 @@ def _scores(row: Row, answers: list[Any]) -> Sequence[float | None]:
             )
         return [number(value) for value in values]
     inside = [answer if isinstance(answer, dict) else {} for answer in answers]
-    ways: list[Callable[[dict[str, Any]], float | None]] = [
-        lambda answer: number(answer.get("fine-grained_score")),
-        lambda answer: _mean_rating(answer.get("annotations")),
-        *(lambda answer, key=key: number(answer.get(key)) for key in ANSWER_SCORES),
-    ]
-    found = ([way(answer) for answer in inside] for way in ways)
-    enough = (scores for scores in found if sum(score is not None for score in scores) >= 2)
-    return next(enough, [None] * len(answers))
+    for key in ANSWER_SCORES:
+        read = _mean_rating if key == "annotations" else number
+        scores = [read(answer.get(key)) for answer in inside]
+        if sum(score is not None for score in scores) >= 2:
+            return scores
+    return [None] * len(answers)
 
 
 def _mean_rating(annotations: Any) -> float | None:
@@ -113,7 +110,7 @@ def read_shp(row: Row) -> PreferencePair:
 
     score_ratio is the preferred comment's votes over the other's; where it is 1 the row is a tie.
     """
-    prompt = ({"role": "user", "content": text(row, "history")},)
+    prompt = as_messages(text(row, "history"))
     a, b = text(row, "human_ref_A"), text(row, "human_ref_B")
     label = number(require(row, "labels"))
     if label not in (0, 1):
@@ -126,7 +123,7 @@ def read_shp(row: Row) -> PreferencePair:
 
 def read_helpsteer3(row: Row) -> PreferencePair:
     """HelpSteer3: overall_preference goes from -3 (response1 much better) to 3 (response2)."""
-    prompt = as_dialogue(row, "context", require(row, "context"))
+    prompt = dialogue(row, "context")
     first, second = text(row, "response1"), text(row, "response2")
     preference = number(require(row, "overall_preference"))
     if preference is None:
@@ -153,10 +150,9 @@ def read_arena(row: Row) -> PreferencePair:
 def _winner(row: Row) -> str | None:
     """ "a", "b", or None for a tie."""
     if "winner" not in row.values:
-        votes = {
-            side: number(_as_int(row.values.get(f"winner_model_{side}"))) == 1 for side in "ab"
-        }
-        return next((side for side, won in votes.items() if won), None)
+        votes = {side: row.values.get(f"winner_model_{side}") for side in "ab"}
+        won = (side for side, vote in votes.items() if _is_yes(vote))
+        return next(won, None)
     value = require(row, "winner")
     if value in ("model_a", "model_b"):
         return value[-1]
@@ -165,9 +161,9 @@ def _winner(row: Row) -> str | None:
     raise wrong(row, f"'winner' is {kind(value)}; known: model_a, model_b, {', '.join(TIES)}")
 
 
-def _as_int(vote: Any) -> Any:
-    """True and "True" as 1: CSV files write both."""
-    return int(vote) if isinstance(vote, bool) else 1 if vote in ("True", "true") else vote
+def _is_yes(vote: Any) -> bool:
+    """1 and True, and the texts "1", "True" and "true": CSV files write all of them."""
+    return vote is True or vote in ("True", "true") or number(vote) == 1
 
 
 def _arena_dialogue(row: Row, side: str) -> list[Message]:
@@ -177,11 +173,11 @@ def _arena_dialogue(row: Row, side: str) -> list[Message]:
     asked, said = _turns(row, "prompt"), _turns(row, f"response_{side}")
     if len(asked) != len(said):
         raise Unreadable("unparsable", f"{len(asked)} prompts and {len(said)} answers")
-    dialogue: list[Message] = []
-    for question, answer in zip(asked, said, strict=True):
-        dialogue.append({"role": "user", "content": question})
-        dialogue.append({"role": "assistant", "content": answer})
-    return dialogue
+    return [
+        {"role": role, "content": content}
+        for turn in zip(asked, said, strict=True)
+        for role, content in zip(("user", "assistant"), turn, strict=True)
+    ]
 
 
 def _turns(row: Row, key: str) -> list[str]:
@@ -230,19 +226,17 @@ class AnswerGroups:
         rated, self._rows = self._rows, []
         if not rated:
             return []
-        (high, best), (low, worst) = max(rated, key=_first), min(rated, key=_first)
-        if len(rated) == 1:
-            self._skipped.append((best, "unpaired", "the only answer for its prompt"))
-            return []
-        if high == low:
-            self._skipped += [
-                (row, "tie", f"all {len(rated)} answers have {high:g}") for _, row in rated
-            ]
-            return []
+        (high, best), (low, worst) = max(rated, key=_score), min(rated, key=_score)
         for _, row in rated:
-            if row is not best and row is not worst:
+            if len(rated) == 1:
+                self._skipped.append((row, "unpaired", "the only answer for its prompt"))
+            elif high == low:
+                self._skipped.append((row, "tie", f"all {len(rated)} answers have {high:g}"))
+            elif row is not best and row is not worst:
                 detail = "neither the best nor the worst answer for its prompt"
                 self._skipped.append((row, "unpaired", detail))
+        if high == low:
+            return []
         answers = (text(best, "response"), text(worst, "response"))
         try:
             return [join(best, self._prompt, *answers)]
@@ -251,17 +245,12 @@ class AnswerGroups:
             return []
 
 
-def _first(item: tuple[float, Row]) -> float:
-    return item[0]
-
-
 def _helpsteer_prompt(row: Row) -> tuple[Message, ...]:
     """Earlier turns stand in HelpSteer2's prompt as "<extra_id_1>Assistant\\n" and "...User\\n"."""
-    prompt = as_dialogue(row, "prompt", require(row, "prompt"))
-    if not isinstance(row.values["prompt"], str):
-        return prompt
-    opening, *turns = HELPSTEER_TURN.split(row.values["prompt"])
-    dialogue = [{"role": "user", "content": opening}]
-    for who, said in zip(turns[::2], turns[1::2], strict=True):
-        dialogue.append({"role": who.lower(), "content": said})
-    return tuple(dialogue)
+    prompt = text_or_messages(row, "prompt")
+    if not isinstance(prompt, str):
+        return tuple(prompt)
+    opening, *turns = HELPSTEER_TURN.split(prompt)
+    roles = ["user", *(who.lower() for who in turns[::2])]
+    said = [opening, *turns[1::2]]
+    return tuple({"role": r, "content": s} for r, s in zip(roles, said, strict=True))

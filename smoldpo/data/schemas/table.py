@@ -1,6 +1,6 @@
 """The table of schemas: how each is recognised, what it reads, and its reader.
 
-A new schema is a reader (in `pairs` where the row says which answer is better, in `judged` where a
+A new schema is a reader (in `paired` where the row says which answer is better, in `scored` where a
 score or vote does), an entry here, and a five-line fixture in tests/data/fixtures.
 """
 
@@ -11,15 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from smoldpo.data.rows import Row
 from smoldpo.data.schemas import paired, scored
 from smoldpo.data.schemas.fields import SYSTEM_KEYS, Unreadable, is_transcript
+from smoldpo.data.sources import Row
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import DataError
 
 Values = Mapping[str, Any]
+Test = Callable[[Values], bool]
 SIDES = ("chosen", "rejected")
-COMMON = ("id", "source", "category")
+COMMON = (*SYSTEM_KEYS, "id", "source", "category")
 SCORES = tuple(name for both in paired.SCORE_COLUMNS for name in both)
 
 
@@ -28,14 +29,14 @@ class Schema:
     """One way in which preference rows are published.
 
     `columns` are those without which it is not this schema, `optional` those it reads where they
-    are there. `read` is None where a pair is made of several rows (`judged.AnswerGroups`).
+    are there, besides COMMON. `matches` tells from a row's values whether it is in this schema.
+    `read` is None where a pair is made of several rows (`scored.AnswerGroups`).
     """
 
     name: str
-    says: str
     columns: tuple[str, ...]
     optional: tuple[str, ...]
-    recognises: Callable[[Values], bool]
+    matches: Test
     read: Callable[[Row], PreferencePair] | None
 
     @property
@@ -44,174 +45,100 @@ class Schema:
         return self.columns + self.optional + COMMON
 
 
-def _has(*keys: str) -> Callable[[Values], bool]:
-    return lambda values: all(key in values for key in keys)
+def _has(*groups: tuple[str, ...]) -> Test:
+    """Whether one of these groups of columns is there whole."""
+    return lambda values: any(all(name in values for name in group) for group in groups)
 
 
-def _sides_without_prompt(*keys: str) -> Callable[[Values], bool]:
-    """Whether both sides and all of `keys` are there, and no prompt that would come first."""
-    return lambda values: _has(*SIDES, *keys)(values) and values.get("prompt") is None
+def _all(*tests: Test) -> Test:
+    return lambda values: all(test(values) for test in tests)
 
 
-def _is_arena(values: Values) -> bool:
-    votes = "winner" in values or _has("winner_model_a", "winner_model_b")(values)
-    talks = _has("conversation_a", "conversation_b")(values)
-    return votes and (talks or _has("prompt", "response_a", "response_b")(values))
+def _any_of(names: tuple[str, ...]) -> Test:
+    return lambda values: any(name in values for name in names)
 
 
-def _is_conversations(values: Values) -> bool:
-    named = "conversations" in values or "messages" in values
-    return named and _sides_without_prompt()(values)
+def _no_prompt(values: Values) -> bool:
+    return values.get("prompt") is None
+
+
+def _sides_and(*columns: str) -> Test:
+    """Whether both sides and these columns are there, and no prompt that would come first."""
+    return _all(_has((*SIDES, *columns)), _no_prompt)
 
 
 def _is_chatml(values: Values) -> bool:
-    if _has("chosen_response", "rejected_response")(values) and not _has(*SIDES)(values):
-        return any(key in values for key in paired.CHATML_PROMPTS)
-    return _sides_without_prompt("input")(values)
+    if _has(_CHATML_SIDES)(values) and not _has(SIDES)(values):
+        return _any_of(paired.CHATML_PROMPTS)(values)
+    return _sides_and("input")(values)
 
 
 def _is_transcript_prompt(values: Values) -> bool:
     texts = all(isinstance(values.get(key), str) for key in SIDES)
-    return texts and paired.looks_like_transcript_prompt(dict(values))
-
-
-def _is_scored(values: Values) -> bool:
-    has_scores = any(_has(*names)(values) for names in paired.SCORE_COLUMNS)
-    return has_scores and _has(*SIDES)(values)
+    return texts and is_transcript(values.get("prompt"), open_turn=True)
 
 
 def _is_ratings(values: Values) -> bool:
-    asks = any(key in values for key in scored.PROMPT_KEYS)
     lists = any(isinstance(values.get(key), list) for key in scored.ANSWER_LISTS)
-    return asks and lists and "chosen" not in values
+    return lists and _any_of(scored.PROMPT_KEYS)(values) and "chosen" not in values
 
 
-def _is_helpsteer(values: Values) -> bool:
-    return _has("prompt", "response")(values) and any(key in values for key in scored.ROW_SCORES)
-
+_TALKS = ("conversation_a", "conversation_b")
+_TURNS = ("prompt", "response_a", "response_b")
+_VOTES = ("winner_model_a", "winner_model_b")
+_IS_ARENA = _all(_has(("winner",), _VOTES), _has(_TALKS, _TURNS))
+_SHP = ("history", "human_ref_A", "human_ref_B", "labels")
+_HELPSTEER3 = ("context", "response1", "response2", "overall_preference")
+_IS_CONVERSATIONS = _all(_any_of(("conversations", "messages")), _sides_and())
+_CHATML_SIDES = ("chosen_response", "rejected_response")
+_CHATML = ("prompt", "question", "instruction", *_CHATML_SIDES, "status", *SCORES)
+_ULTRAFEEDBACK = (*SIDES, "score_chosen", "score_rejected")
+_IS_ULTRAFEEDBACK = _all(_has(*paired.SCORE_COLUMNS), _has(SIDES))
+_IS_EXPLICIT = _all(_has(SIDES), lambda values: not _no_prompt(values))
+_IS_TRANSCRIPTS = _all(_sides_and(), lambda values: is_transcript(values["chosen"]))
+_RATINGS = (*scored.PROMPT_KEYS[1:], *scored.ANSWER_LISTS[1:], *scored.SCORE_LISTS)
+_HELPSTEER = ("prompt", "response", "helpfulness")
+_IS_HELPSTEER = _all(_has(("prompt", "response")), _any_of(scored.ROW_SCORES))
 
 _ENTRIES = (
-    Schema(
-        "arena",
-        "two answers and a vote (LMSYS, LMArena)",
-        ("conversation_a", "conversation_b", "winner"),
-        ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", *SYSTEM_KEYS),
-        _is_arena,
-        scored.read_arena,
-    ),
-    Schema(
-        "shp",
-        "two comments and a label (Stanford SHP)",
-        ("history", "human_ref_A", "human_ref_B", "labels"),
-        ("score_ratio", *SYSTEM_KEYS),
-        _has("history", "human_ref_A", "human_ref_B", "labels"),
-        scored.read_shp,
-    ),
-    Schema(
-        "helpsteer3",
-        "two answers and a preference from -3 to 3 (HelpSteer3)",
-        ("context", "response1", "response2", "overall_preference"),
-        SYSTEM_KEYS,
-        _has("context", "response1", "response2", "overall_preference"),
-        scored.read_helpsteer3,
-    ),
+    Schema("arena", (*_TALKS, "winner"), (*_TURNS, *_VOTES), _IS_ARENA, scored.read_arena),
+    Schema("shp", _SHP, ("score_ratio",), _has(_SHP), scored.read_shp),
+    Schema("helpsteer3", _HELPSTEER3, (), _has(_HELPSTEER3), scored.read_helpsteer3),
     Schema(
         "conversations",
-        "a dialogue and its two answers (LLaMA-Factory, axolotl's chat_template)",
         ("conversations", *SIDES),
-        ("messages", *SYSTEM_KEYS),
-        _is_conversations,
+        ("messages",),
+        _IS_CONVERSATIONS,
         paired.read_conversations,
     ),
     Schema(
         "alpaca",
-        "instruction, input and two answers (LLaMA-Factory)",
         ("instruction", *SIDES),
-        ("input", "history", *SYSTEM_KEYS),
-        _sides_without_prompt("instruction"),
+        ("input", "history"),
+        _sides_and("instruction"),
         paired.read_alpaca,
     ),
-    Schema(
-        "orca",
-        "system, question and two answers (Intel's Orca pairs)",
-        ("question", *SIDES),
-        SYSTEM_KEYS,
-        _sides_without_prompt("question"),
-        paired.read_orca,
-    ),
-    Schema(
-        "chatml",
-        "axolotl's chatml and llama3 columns",
-        ("input", *SIDES),
-        (
-            "prompt",
-            "question",
-            "instruction",
-            "chosen_response",
-            "rejected_response",
-            "status",
-            *SCORES,
-            *SYSTEM_KEYS,
-        ),
-        _is_chatml,
-        paired.read_chatml,
-    ),
+    Schema("orca", ("question", *SIDES), (), _sides_and("question"), paired.read_orca),
+    Schema("chatml", ("input", *SIDES), _CHATML, _is_chatml, paired.read_chatml),
     Schema(
         "transcript_prompt",
-        "a prompt that is a transcript, and two ways to go on (HH with prompts)",
         ("prompt", *SIDES),
-        SYSTEM_KEYS,
+        (),
         _is_transcript_prompt,
         paired.read_transcript_prompt,
     ),
     Schema(
         "ultrafeedback",
-        "explicit or implicit, with a score a side (UltraFeedback-binarized, Argilla)",
-        (*SIDES, "score_chosen", "score_rejected"),
-        ("prompt", "prompt_format", "status", *SCORES, *SYSTEM_KEYS),
-        _is_scored,
+        _ULTRAFEEDBACK,
+        ("prompt", "prompt_format", "status", *SCORES),
+        _IS_ULTRAFEEDBACK,
         paired.read_scored,
     ),
-    Schema(
-        "explicit",
-        "prompt, chosen and rejected, each text or messages (TRL)",
-        ("prompt", *SIDES),
-        ("prompt_format", *SYSTEM_KEYS),
-        lambda values: _has(*SIDES)(values) and values.get("prompt") is not None,
-        paired.read_explicit,
-    ),
-    Schema(
-        "transcripts",
-        "two transcripts that differ in the last answer (Anthropic HH)",
-        SIDES,
-        SYSTEM_KEYS,
-        lambda values: _sides_without_prompt()(values) and is_transcript(values["chosen"]),
-        paired.read_transcripts,
-    ),
-    Schema(
-        "implicit",
-        "chosen and rejected, which begin with the same prompt (TRL)",
-        SIDES,
-        ("prompt_format", *SYSTEM_KEYS),
-        _sides_without_prompt(),
-        paired.read_implicit,
-    ),
-    Schema(
-        "ratings",
-        "several answers with scores in one row (UltraFeedback, Argilla)",
-        ("prompt", "completions"),
-        (*scored.PROMPT_KEYS[1:], *scored.ANSWER_LISTS[1:], *scored.SCORE_LISTS, *SYSTEM_KEYS),
-        _is_ratings,
-        scored.read_ratings,
-    ),
-    Schema(
-        "helpsteer",
-        "one answer with its scores a row (HelpSteer)",
-        ("prompt", "response", "helpfulness"),
-        (*scored.ROW_SCORES[1:], *SYSTEM_KEYS),
-        _is_helpsteer,
-        None,
-    ),
+    Schema("explicit", ("prompt", *SIDES), ("prompt_format",), _IS_EXPLICIT, paired.read_explicit),
+    Schema("transcripts", SIDES, (), _IS_TRANSCRIPTS, paired.read_transcripts),
+    Schema("implicit", SIDES, ("prompt_format",), _sides_and(), paired.read_implicit),
+    Schema("ratings", ("prompt", "completions"), _RATINGS, _is_ratings, scored.read_ratings),
+    Schema("helpsteer", _HELPSTEER, scored.ROW_SCORES[1:], _IS_HELPSTEER, None),
 )
 
 SCHEMAS: dict[str, Schema] = {schema.name: schema for schema in _ENTRIES}
@@ -233,7 +160,7 @@ def detect(first: Row) -> str:
         DataError: it is in none; the message shows its keys, the nearest schema and a mapping.
     """
     values = first.values
-    name = next((schema.name for schema in _ENTRIES if schema.recognises(values)), None)
+    name = next((schema.name for schema in _ENTRIES if schema.matches(values)), None)
     if name is None:
         raise DataError(_no_schema(values), first.file, first.row)
     if name in ("implicit", "transcripts"):
@@ -256,7 +183,8 @@ def contradiction(name: str, values: Values) -> str | None:
 
 def _no_schema(values: Values) -> str:
     keys = ", ".join(map(repr, values)) or "none"
-    best, mapping = SCHEMAS["explicit"], {}
+    best = SCHEMAS["explicit"]
+    mapping: dict[str, str] = {}
     for schema in (SCHEMAS["explicit"], *_ENTRIES):
         guess = _guess_columns(schema, values)
         if len(guess) / len(schema.columns) > len(mapping) / len(best.columns):
