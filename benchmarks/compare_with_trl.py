@@ -23,7 +23,8 @@ from smoldpo.config.optimizers import lowest_rate
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import load_pairs
 from smoldpo.data.tokenize import PairTokenizer
-from smoldpo.engine.build import EngineSettings, build_plain
+from smoldpo.engine.base import EngineSettings
+from smoldpo.engine.build import build_engine
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.models.load import ModelSource, find_model, load_model, load_tokenizer
 from smoldpo.training.loop import train
@@ -51,7 +52,9 @@ def logps_difference(source: ModelSource, pairs: list[TokenizedPair]) -> float:
     """Largest relative difference of summed log-probabilities from unpadded single sequences."""
     model = load_model(source, torch.float32)
     engine = PlainEngine(
-        model, None, compute_dtype=torch.float32, train_batch_size=8, eval_batch_size=8
+        model,
+        None,
+        EngineSettings(compute_dtype=torch.float32, train_batch_size=8, eval_batch_size=8),
     )
     found = engine.policy_logps(pairs)
     worst = 0.0
@@ -94,13 +97,11 @@ def our_metrics(
         train_batch_size=micro_batch or config.per_device_train_batch_size,
         eval_batch_size=8,
         max_tokens=config.max_tokens,
-        cache="off",
-        cache_bytes=0.0,
-        compiled=False,
+        engine="plain",
         use_weighting=config.use_weighting,
         sync_ref_model=config.sync_ref_model,
     )
-    engine = build_plain(load_model(source, torch.float32), None, about)
+    engine = build_engine(load_model(source, torch.float32), None, about).engine
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metrics.jsonl"
         train(

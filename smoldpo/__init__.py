@@ -24,13 +24,7 @@ if TYPE_CHECKING:
     from smoldpo.config.schema import TrainConfig
     from smoldpo.training.run import RunResult
     from smoldpo.types import PairLogps, PreferencePair, TokenizedPair
-    from smoldpo.utils.errors import (
-        ConfigError,
-        DataError,
-        ModelError,
-        SmoldpoError,
-        UsageError,
-    )
+    from smoldpo.utils.errors import ConfigError, DataError, ModelError, SmoldpoError, UsageError
     from smoldpo.utils.signals import InterruptedRunError
 
 _HOMES = {

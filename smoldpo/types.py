@@ -113,9 +113,7 @@ class PairLogps:
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PairLogps:
         """`change` done to each tensor that is there."""
-        return PairLogps(
-            **{name: None if t is None else change(t) for name, t in vars(self).items()}
-        )
+        return PairLogps(**{name: change(t) for name, t in vars(self).items() if t is not None})
 
     @property
     def sums(self) -> dict[str, torch.Tensor]:

@@ -257,8 +257,8 @@ def shared() -> Path:
 def same_kernels():
     """Which kernel is faster is measured: beside other work now one, now the other, rounding otherwise."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("smoldpo.engine.autotune._first_is_faster", lambda way, before: True)
-        patch.setattr("smoldpo.engine.autotune.keep", lambda name, choice: None)
+        patch.setattr("smoldpo.engine.autotune._fused_is_faster", lambda way, before: True)
+        patch.setattr("smoldpo.engine.autotune.store_choice", lambda name, choice: None)
         patch.setattr("smoldpo.engine.autotune.store_rate", lambda name, rate: None)
         yield
 

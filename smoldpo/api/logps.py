@@ -16,7 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.autotune import KernelChoice, choose_kernels
-from smoldpo.engine.logprobs import FILL, MAX_TOKENS, LogprobModel, in_order
+from smoldpo.engine.base import batched_logps
+from smoldpo.engine.batching import MAX_TOKENS, STREAM_MULTIPLE, TokenBatching
+from smoldpo.engine.logprobs import LogprobModel
 from smoldpo.engine.packing import pack
 from smoldpo.models.families import unsupported
 from smoldpo.models.load import positions
@@ -75,12 +77,11 @@ def sequence_logps(
         )
     require_room(tokens, positions(inner))
     # One boundary for every model, so that a policy with frozen layers gives what its reference gives.
-    scorer = LogprobModel(inner, 0, _kernels(inner.dtype, inner.device.type))
-    return in_order(
+    own = LogprobModel(inner, 0, _kernels(inner.dtype, inner.device.type))
+    return batched_logps(
         tokens,
-        max_tokens,
-        lambda some: pack(some, inner.device, FILL),
-        lambda _, batch: scorer.logps(batch, None),
+        TokenBatching(max_tokens),
+        lambda batch: own.logps(pack(batch, inner.device, STREAM_MULTIPLE), None),
         no_progress,
     )
 

@@ -54,10 +54,10 @@ def train(
     built = build_config(asked | {name: PLACEHOLDERS[name] for name in given})
     with inside_host(verbose):
         if not given:
-            return train_settled(built, Interruption(guest=True))
+            return train_settled(built, Interruption(embedded=True))
         folder = choose_folder(built)
         with in_memory_pairs(folder, given) as files:
-            return train_settled(_reading(built, folder, files), Interruption(guest=True))
+            return train_settled(_reading(built, folder, files), Interruption(embedded=True))
 
 
 def train_settled(

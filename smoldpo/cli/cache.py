@@ -44,6 +44,7 @@ def clear(
 ) -> None:
     """Remove what is kept; runs compute and measure it anew. Unpacked models stay."""
     from smoldpo.engine.cache import folder as cache
+    from smoldpo.engine.cache.choices import forget_choices
     from smoldpo.utils.errors import UsageError
 
     kept = cache.entries()
@@ -61,5 +62,5 @@ def clear(
     ]
     freed = cache.clear(chosen)
     if not keys:
-        cache.forget_choices()
+        forget_choices()
     print(f"removed {len(chosen)} of {len(kept)}, {freed:,} bytes")

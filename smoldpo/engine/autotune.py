@@ -1,25 +1,20 @@
-"""Which of two equal ways to compute is faster on this machine, found by measuring and not by a name."""
+"""Kernels and precision, chosen by measuring this machine and not by a name."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from smoldpo.engine.cache.folder import choices_file, rates_file
+from smoldpo.engine.cache.choices import store_choice, store_rate, stored_choice, stored_rates
 from smoldpo.engine.kernels.attention import pair_attention
 from smoldpo.engine.kernels.lm_head import completion_logps
-from smoldpo.engine.packing import Layout, Segment
-from smoldpo.utils.files import processor_name, write_json
+from smoldpo.engine.layout import Layout, Segment
 
 CLOSE = 1.25
-"""So near, the first is taken: results kept from earlier runs are found only if the choice stays the same."""
+"""So near, the first is taken: stored results are found only if the choice stays the same."""
 SWITCH_KERNELS = 2.0
 """A choice of an earlier run stands until the other way is this many times faster."""
 
@@ -28,7 +23,7 @@ SWITCH_KERNELS = 2.0
 class KernelChoice:
     """Ways to compute; whichever is taken, results differ by rounding alone.
 
-    On other devices than a CPU both are False, and attention is what engine/kernels/attention.py says.
+    On other devices than a CPU both are False, and attention is what kernels/attention.py says.
     """
 
     fused_attention: bool = True
@@ -42,7 +37,7 @@ class KernelChoice:
 
 
 def choose_kernels(dtype: torch.dtype, device: str) -> KernelChoice:
-    """The faster ways for a model of SmolLM2-135M's shape, or an earlier run's if near: about 0.15 s."""
+    """The faster kernels for SmolLM2-135M's shape, or an earlier run's if near: about 0.15 s."""
     if device != "cpu":
         return KernelChoice(fused_attention=False, fused_head=False)
     generator = torch.Generator().manual_seed(0)
@@ -61,15 +56,15 @@ def choose_kernels(dtype: torch.dtype, device: str) -> KernelChoice:
         "fused_head": lambda fused: completion_logps(states, head, targets, fused),
     }
     before = {name: stored_choice(f"{name}, {dtype}") for name in ways}
-    choice = {name: _first_is_faster(way, before[name]) for name, way in ways.items()}
-    for name, is_first in choice.items():
-        keep(f"{name}, {dtype}", is_first)
+    choice = {name: _fused_is_faster(way, before[name]) for name, way in ways.items()}
+    for name, fused in choice.items():
+        store_choice(f"{name}, {dtype}", fused)
     return KernelChoice(**choice)
 
 
 @torch.no_grad()
-def _first_is_faster(way: Callable[[bool], object], before: Any = None) -> bool:
-    """Whether way(True) is to be taken, and not way(False); `before` is what an earlier run found."""
+def _fused_is_faster(way: Callable[[bool], object], before: object = None) -> bool:
+    """Whether way(True) is to be taken, and not way(False); `before` is an earlier run's choice."""
     best = {True: float("inf"), False: float("inf")}
     for _ in range(4):
         for fused in best:
@@ -81,31 +76,30 @@ def _first_is_faster(way: Callable[[bool], object], before: Any = None) -> bool:
 
 
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-WORTH_IT = 1.3
-"""bfloat16 must be this many times faster than float32 to be chosen for its lower precision."""
-SWITCH_PRECISION = {"bfloat16": 1.0, "float32": 2.0}
-"""The same where an earlier run has chosen: its choice stands until the other is clearly better."""
+SPEEDUP = {"bfloat16": 1.0, "float32": 2.0, "None": 1.3}
+"""How many times faster than float32 bfloat16 must be to be chosen, by an earlier run's choice."""
 
 SHAPE, SECONDS = (512, 576, 1536), 0.15
-"""Rows, inner width and columns of the product that is measured, a small model's MLP; and for how long."""
+"""Rows, inner width and columns of the product that is measured, a small model's MLP; how long."""
 
 
 def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
-    """The dtype for `name` (auto measures; an earlier choice stands if near), and how that was decided."""
+    """The dtype for `name`, and how it was chosen; auto measures, and keeps an earlier choice if near."""
     if name != "auto":
         return NAMES[name], f"{name}, as asked"
     slow, fast = (matmul_rate(NAMES[n], device) for n in ("float32", "bfloat16"))
-    for dtype, rate in (("float32", slow), ("bfloat16", fast)):
-        store_rate(f"{dtype}, {device}", round(rate, 1))
-    measured = f"measured {slow:,.0f} GFLOP/s in float32, {fast:,.0f} in bfloat16"
-    worth = SWITCH_PRECISION.get(str(stored_choice(f"precision, {device}")), WORTH_IT)
-    choice = "bfloat16" if fast > worth * slow else "float32"
-    keep(f"precision, {device}", choice)
-    return NAMES[choice], f"{choice}: {measured}"
+    store_rate(f"float32, {device}", round(slow, 1))
+    store_rate(f"bfloat16, {device}", round(fast, 1))
+    before = str(stored_choice(f"precision, {device}"))
+    choice = "bfloat16" if fast > SPEEDUP.get(before, SPEEDUP["None"]) * slow else "float32"
+    store_choice(f"precision, {device}", choice)
+    return NAMES[choice], (
+        f"{choice}: measured {slow:,.0f} GFLOP/s in float32, {fast:,.0f} in bfloat16"
+    )
 
 
 def earlier_rates(dtype: torch.dtype, device: str) -> list[float]:
-    """GFLOP/s that the last commands measured at their start, the latest last; those with dtype auto do."""
+    """GFLOP/s measured by the last commands with dtype auto, at their start; the latest last."""
     return stored_rates(f"{str(dtype).removeprefix('torch.')}, {device}")
 
 
@@ -124,62 +118,3 @@ def matmul_rate(dtype: torch.dtype, device: str) -> float:
             getattr(torch, device).synchronize()
         best = min(best, (time.perf_counter() - start) / 4)
     return 2 * rows * inner * columns / best / 1e9
-
-
-# What was measured of this machine, and chosen by it, kept in the cache folder: machine.json and rates.json.
-#
-# A choice of kernels or precision changes the last bits of results and the keys of what is kept between runs.
-# Beside other work the same measurement may come out otherwise, so what was chosen before stands until
-# something else is clearly better. `smoldpo cache clear` forgets it.
-
-
-STORED_RATES = 16
-"""Rates of so many commands are kept."""
-
-
-def stored_choice(name: str) -> Any:
-    """What was kept under this name; None without, or with another processor, torch or number of threads."""
-    return _read(choices_file()).get(name)
-
-
-def keep(name: str, choice: Any) -> None:
-    """Keep a choice (JSON); where nothing can be written, the next run measures afresh."""
-    _write(choices_file(), name, choice)
-
-
-def stored_rates(name: str) -> list[float]:
-    """What the last commands kept under this name, the latest last."""
-    found = _read(rates_file()).get(name)
-    return [float(rate) for rate in found if _is_number(rate)] if isinstance(found, list) else []
-
-
-def store_rate(name: str, rate: float) -> None:
-    """Add to them. Each command does, so they have a file of their own: two at once lose no choice."""
-    _write(rates_file(), name, [*stored_rates(name), rate][-STORED_RATES:])
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and value > 0
-
-
-def _write(file: Path, name: str, value: Any) -> None:
-    there = _read(file)
-    if there.get(name) != value:
-        with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, {"machine": _machine(), "choices": there | {name: value}})
-
-
-def _machine() -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    return {"processor": processor_name(), "torch": torch.__version__, "threads": threads}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """Everything that was kept of this machine; what cannot be read counts as nothing."""
-    try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        choices = kept["choices"] if kept["machine"] == _machine() else {}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
-    return choices if isinstance(choices, dict) else {}

@@ -5,14 +5,20 @@ The trainer sees an engine, not which one; an engine sees a loss function, not w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
+from smoldpo.engine.batching import MAX_TOKENS, Batching, saved_for_backward
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from smoldpo.engine.autotune import KernelChoice
     from smoldpo.engine.ref_sync import SyncedReference
 
 
@@ -21,12 +27,12 @@ class LossFunction(Protocol):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether it compares with a reference; where not, none is run."""
+        """Whether the loss compares with a reference; where not, none is run."""
         ...
 
     @property
     def whole_step(self) -> bool:
-        """Whether it is no sum over pairs, and must see all pairs of a step at once."""
+        """Whether the loss is no sum over pairs, and must see all pairs of a step at once."""
         ...
 
     def __call__(
@@ -51,113 +57,160 @@ class StepResult(NamedTuple):
     losses: torch.Tensor
     policy: PairLogps
     reference: PairLogps | None
+    """None for a loss that compares with no reference."""
 
 
-class Engine(Protocol):
+@dataclass(frozen=True)
+class EngineSettings:
+    """Everything an engine is told besides its models; see the settings in config/schema.py."""
+
+    compute_dtype: torch.dtype = torch.float32
+    train_batch_size: int = 8
+    eval_batch_size: int = 8
+    max_tokens: int = MAX_TOKENS
+    cache: str = "memory"
+    """auto, disk, memory or off."""
+    cache_bytes: float = 0.0
+    """Limit of the cache on disk."""
+    compiled: bool = False
+    kernels: KernelChoice | None = None
+    """None: those that are faster here, by measuring."""
+    needs_reference: bool = True
+    """False for losses that compare with no reference: none is made or run."""
+    use_weighting: bool = False
+    """Whether the policy's squares (types.PairLogps) are wanted."""
+    sync_ref_model: bool = False
+    """Whether the reference moves during training (ref_sync.py)."""
+    engine: str = "fast"
+    """fast or plain."""
+
+
+class Engine(ABC):
     """Computes log π(y|x) of policy and reference, and the gradients of a loss of them."""
 
-    budget: int
-    """How much goes through the model at once, in `budget_unit`; no result depends on it but by rounding."""
-    budget_unit: str
+    policy: PreTrainedModel
+    """As it computes."""
+    reference: PreTrainedModel | None
+    """As it computes; None where there is none, or only as the policy's start."""
+    batching: Batching
+    """The batches that pairs are computed in; results depend on them by rounding alone."""
     synced_reference: SyncedReference | None
-    """The reference, where it moves during training (sync_ref_model). Once it has moved, steps compute its
-    log-probabilities anew, and those kept from its start serve evaluation alone."""
+    """The reference, where it moves during training (sync_ref_model). After its first move, steps
+    compute its log-probabilities anew; those of its start serve evaluation alone."""
 
     @property
-    def policy(self) -> torch.nn.Module:
-        """As it computes."""
-        ...
+    def device(self) -> torch.device:
+        return self.policy.device
 
+    @property
+    def budget(self) -> int:
+        """How much goes through the model at once, in `batching.unit`."""
+        return self.batching.budget
+
+    @budget.setter
+    def budget(self, budget: int) -> None:
+        self.batching = replace(self.batching, budget=budget)
+
+    @abstractmethod
     def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
-        """Do once what is the same in every epoch; called with every pair before the first update."""
-        ...
+        """Compute once what is the same in every epoch. To be called before the first update."""
 
+    @abstractmethod
     def release_frozen(self, rest: bool = False) -> int:
-        """After `prepare` of every pair: let go of weights that neither steps nor evaluation will read.
+        """After `prepare` of every pair: drop weights from memory that neither steps nor evaluation read.
 
-        Their values stay, in the file that they come from, and are back when something reads them. Returns
-        the bytes of memory that were let go.
+        Their values come back from their file when they are read. Returns the bytes released.
 
         Args:
-            rest: of all that do not train, for a while in which the engine does nothing.
+            rest: all frozen weights, before a time in which the engine does nothing.
         """
-        ...
 
+    @abstractmethod
     def policy_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
         """The policy's log-probabilities, float32 or wider on the CPU, without gradients."""
-        ...
 
+    @abstractmethod
     def reference_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
         """The reference's log-probabilities, as it was at the start; computed as the policy's are.
 
         Raises:
-            RuntimeError: the engine was made without a reference, or keeps none of a start that is gone.
+            RuntimeError: the engine has no reference, or the reference's start is gone and these
+                pairs were not prepared.
         """
-        ...
 
+    @abstractmethod
     def accumulate_gradients(
         self, pairs: Sequence[TokenizedPair], loss: LossFunction, advance: Advance = no_progress
     ) -> StepResult:
-        """Add the gradient of the mean loss over `pairs` (one optimizer step) to the parameters.
+        """Add the gradient of the mean loss over `pairs` (one optimizer step) to the parameters."""
 
-        Returns each pair's loss [pairs], and the log-probabilities under policy and reference, the latter
-        None for a loss that compares with none.
-        """
-        ...
-
+    @abstractmethod
     def trainable_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
         """Names, as in the model, and parameters for the optimizer (float32 or wider)."""
-        ...
 
+    @abstractmethod
     def updated(self) -> None:
-        """Called after each optimizer step."""
-        ...
+        """To be called after each optimizer step."""
 
+    @abstractmethod
     def drop_gradients(self) -> None:
-        """Forget the parameters' gradients, a failed attempt's too, and give back their memory."""
-        ...
+        """Free the parameters' gradients, a failed attempt's too."""
+
+    @abstractmethod
+    def _forward_policy(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
+        """The policy's log-probabilities of one batch, with gradients where these are on."""
 
     def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
-        """After memory ran out over these pairs; False where one pair at once is what did not fit.
-
-        Gradients are dropped.
-        """
-        ...
+        """Drop gradients and halve the budget; False where each batch of `pairs` held one pair already."""
+        self.drop_gradients()
+        smaller = self.batching.halved(pairs)
+        self.batching = smaller or self.batching
+        return smaller is not None
 
     def backward_bytes(
         self, pairs: Sequence[TokenizedPair], pairs_per_step: int
     ) -> tuple[int, int]:
-        """Bytes kept for a backward pass over the longest pair alone, and over as many at once as the budget
-        allows; measured by a forward pass. Called after `prepare`.
+        """Bytes kept for a backward pass over the longest pair alone, and over the largest micro-batch.
+
+        Measured by a forward pass. To be called after `prepare`.
         """
-        ...
+        longest = self.batching.longest(pairs)
+        one = saved_for_backward(lambda: self._forward_policy([longest]), self.policy.parameters())
+        return one, self.batching.backward_bytes(one, longest, pairs_per_step)
 
     def disk_bytes(self, pairs: Sequence[TokenizedPair]) -> int:
-        """Bytes that `prepare` over these pairs will write to disk."""
-        ...
+        """Bytes that `prepare` of these pairs will write to disk."""
+        return 0
 
     def reference_sha256(self, pairs: Sequence[TokenizedPair]) -> str | None:
-        """SHA-256 (hex) of the reference's log-probabilities, where they are kept."""
-        ...
+        """SHA-256 (hex) of the reference's log-probabilities, where they are stored."""
+        return None
 
 
 def join(parts: Sequence[PairLogps]) -> PairLogps:
     """Log-probabilities of consecutive batches as one."""
     columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
-    return PairLogps(
-        **{
-            name: None if any(each is None for each in column) else torch.cat(column)
-            for name, column in columns.items()
-        }
-    )
+    known = {name: c for name, c in columns.items() if all(each is not None for each in c)}
+    return PairLogps(**{name: torch.cat(column) for name, column in known.items()})
 
 
-def ordered(parts: Sequence[PairLogps], order: Sequence[int]) -> PairLogps:
-    """As one, in the pairs' own order: row n of the parts together belongs to pair order[n]."""
+def batched_logps(
+    pairs: Sequence[TokenizedPair],
+    batching: Batching,
+    logps_of: Callable[[Sequence[TokenizedPair]], PairLogps],
+    advance: Advance,
+) -> PairLogps:
+    """Log-probabilities of `pairs`, batch by batch; the results are in the pairs' own order."""
+    parts: list[PairLogps] = []
+    order: list[int] = []
+    for indices in batching.indices(pairs):
+        parts.append(logps_of([pairs[index] for index in indices]))
+        order += indices
+        advance(len(indices))
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
     return join(parts).map(lambda each: each[back])

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from smoldpo.engine.autotune import KernelChoice, choose_kernels
-from smoldpo.engine.base import Engine
+from smoldpo.engine.base import Engine, EngineSettings
 from smoldpo.engine.cache import folder as cache
 from smoldpo.engine.cache import reference_logps, trunk_states
 from smoldpo.engine.cache.keys import results_key
 from smoldpo.engine.cache.reference_logps import ReferenceStore
-from smoldpo.engine.cache.trunk_states import DiskStore, MemoryStore, NoStore, TrunkStore
-from smoldpo.engine.fast import KEEP_SHARE, FastEngine
+from smoldpo.engine.cache.trunk_states import MEMORY_SHARE, DiskStore, MemoryStore, TrunkStore
+from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.plain import PlainEngine
-from smoldpo.engine.precision import MasterWeights, cast_frozen
+from smoldpo.engine.precision import MasterWeights, cast, cast_frozen, master_dtype
 from smoldpo.engine.ref_sync import synced_copy, synced_model
 from smoldpo.engine.trunk import boundary, names_kept_as_stored
 from smoldpo.models.adapters import adapted_modules
@@ -33,7 +34,7 @@ from smoldpo.utils.files import free_bytes
 from smoldpo.utils.memory import free_memory, trim_memory
 
 DISK_SHARE = 0.5
-"""Kept states may take this share of what is free on the cache folder's disk."""
+"""Stored states may take this share of what is free on the cache folder's disk."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,12 @@ class EngineChoice:
 
 
 @dataclass(frozen=True)
-class EngineSettings:
-    """What an engine can be told besides its models; see the settings in config/schema.py."""
+class BuiltEngine:
+    """An engine, the folders of the cache that it uses, and its kernels (None: the plain engine)."""
 
-    compute_dtype: torch.dtype
-    train_batch_size: int
-    eval_batch_size: int
-    max_tokens: int
-    cache: str
-    cache_bytes: float
-    compiled: bool
+    engine: Engine
+    folders: set[Path] = field(default_factory=set)
     kernels: KernelChoice | None = None
-    """As an interrupted run had them; by default whichever are faster here."""
-    needs_reference: bool = True
-    """False where the loss compares with no reference: then no reference is made or run."""
-    use_weighting: bool = False
-    """Whether the loss weighs pairs by the policy's token probabilities: these must be looked at then."""
-    sync_ref_model: bool = False
-    """Whether the reference moves during training (ref_sync.py)."""
 
 
 def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
@@ -79,186 +68,183 @@ def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
     return EngineChoice("fast")
 
 
-def build_plain(
-    policy: PreTrainedModel, reference: PreTrainedModel | None, settings: EngineSettings
-) -> Engine:
-    """The reference implementation; without a reference, the policy as it is now is one.
-
-    Where adapters train, that is the policy with its adapters off, and no second model.
-    """
-    own = reference is not None
-    if reference is None and settings.needs_reference:
-        reference = policy if adapted_modules(policy) else copy.deepcopy(policy)
-    moving = None
-    if settings.sync_ref_model and reference is not None:
-        trains = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
-        wide = dict(reference.named_parameters())
-        moving = synced_model(policy, trains, reference, wide, own=own)
-    return PlainEngine(
-        policy,
-        reference,
-        compute_dtype=settings.compute_dtype,
-        train_batch_size=settings.train_batch_size,
-        eval_batch_size=settings.eval_batch_size,
-        use_weighting=settings.use_weighting,
-        moving=moving,
-    )
-
-
-def build_fast(
+def build_engine(
     policy: PreTrainedModel,
     reference: PreTrainedModel | None,
     settings: EngineSettings,
-    reference_sha256: str,
-    about: dict[str, Any],
-) -> tuple[FastEngine, set[Path]]:
-    """The fast engine, with what was kept from earlier runs over the same weights, and where it is kept.
+    reference_sha256: str = "",
+    about: Mapping[str, str] | None = None,
+) -> BuiltEngine:
+    """The engine that `settings` names; the models become its own, and are cast as it needs them.
 
     Args:
         reference: None where the reference is the policy as it is now.
-        reference_sha256: of the reference's weights as loaded; for a policy that is its own reference, its.
+        reference_sha256: of the reference's weights as loaded (the policy's, where it is its own
+            reference): the key of its stored log-probabilities.
         about: names of model and reference, for those who look into the cache.
 
     Raises:
-        UsageError: the cache is asked to be on disk, and nothing can be written there.
+        UsageError: the cache is asked to be on disk, and nothing can be written there; a reference
+            that is to move, and has another architecture.
     """
+    if settings.engine == "plain":
+        return BuiltEngine(_build_plain(policy, reference, settings))
+    if settings.kernels is None:
+        kernels = choose_kernels(settings.compute_dtype, policy.device.type)
+        settings = replace(settings, kernels=kernels)
     dtype = settings.compute_dtype
     masters = MasterWeights(policy, dtype, names_kept_as_stored(policy, dtype))
-    moving = None
+    synced = None
     if reference is not None and settings.sync_ref_model:
-        wide = MasterWeights(reference.requires_grad_(True), dtype)
-        moving = synced_model(policy, masters.named(), reference, dict(wide.named()), own=True)
+        theirs = MasterWeights(reference.requires_grad_(True), dtype)
+        synced = synced_model(policy, masters.named(), reference, dict(theirs.named()), own=True)
     elif reference is not None:
         cast_frozen(reference, dtype)
     elif settings.sync_ref_model:
-        moving = synced_copy(policy, masters.named())
-    if settings.cache in ("auto", "disk") and (reason := cache.unusable()) is not None:
-        if settings.cache == "disk":
-            raise UsageError(f"cache disk: {reason}; say --cache memory, or set XDG_CACHE_HOME")
-        progress.say(f"cache: {reason}, so states are kept in memory, for this run alone")
-        settings = replace(settings, cache="memory")
-    kernels = settings.kernels or choose_kernels(dtype, policy.device.type)
-    if settings.use_weighting:  # the policy's head goes by products then; so must the reference's
-        kernels = replace(kernels, fused_head=False)
-    about = about | {"dtype": str(dtype).removeprefix("torch."), "kernels": str(kernels)}
-    states = _trunk_store(policy, settings, kernels, about)
-    at = boundary(policy) if reference is None else 0
-    logps = ReferenceStore()
-    if settings.needs_reference:
-        logps = _reference_store(
-            reference or policy, at, reference_sha256, settings, kernels, about
-        )
-    engine = FastEngine(
-        policy,
-        masters,
-        reference,
-        settings.max_tokens,
-        kernels,
-        states,
-        logps,
-        settings.needs_reference,
-        settings.use_weighting,
-        moving,
-    )
+        synced = synced_copy(policy, masters.named())
+    stores = EngineStores(policy, reference, settings, reference_sha256, about)
+    states, logps = stores.trunk(boundary(policy)), stores.reference(boundary(policy))
+    engine = FastEngine(policy, masters, reference, stores.settings, states, logps, synced)
     if len(states) or len(logps):
         progress.say(
             f"cache: trunk states of {len(states):,} pairs and reference log-probabilities of "
             f"{len(logps):,} are there from earlier runs"
         )
-    folders = {store.folder for store in (states, logps) if isinstance(store.folder, Path)}
-    return engine, folders
+    folders = {store.folder for store in (states, logps) if store.folder is not None}
+    return BuiltEngine(engine, folders, engine.kernels)
 
 
-def _trunk_store(
-    policy: PreTrainedModel, settings: EngineSettings, kernels: KernelChoice, about: dict[str, Any]
-) -> TrunkStore:
-    at = boundary(policy)
-    if settings.cache == "off" or at == 0:
-        return NoStore()
-    if settings.cache == "memory":
-        return cache.store(
-            "trunk",
-            lambda: trunk_key(policy, at, settings, kernels),
-            lambda: _memory_store(policy.device),
-            alone=True,
+def _build_plain(
+    policy: PreTrainedModel, reference: PreTrainedModel | None, settings: EngineSettings
+) -> Engine:
+    """Without a reference, the policy as it is now is one: with its adapters off, or as a copy."""
+    own = reference is not None
+    for model in filter(None, (policy, reference)):
+        cast(model, master_dtype(settings.compute_dtype))
+    if reference is None and settings.needs_reference:
+        reference = policy if adapted_modules(policy) else copy.deepcopy(policy)
+    synced = None
+    if settings.sync_ref_model and reference is not None:
+        trains = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+        masters = dict(reference.named_parameters())
+        synced = synced_model(policy, trains, reference, masters, own=own)
+    return PlainEngine(policy, reference, settings, synced)
+
+
+class EngineStores:
+    """The stores of a fast engine: of trunk states, and of the reference's log-probabilities.
+
+    Args:
+        settings: with `kernels` chosen. `settings` of this object says where the cache really is.
+        read_only: to see what is stored, at any boundary: no folder is touched, nothing is said.
+        free: bytes of memory of which states in memory may take a share; by default what is free.
+
+    Raises:
+        UsageError: the cache is asked to be on disk, and nothing can be written there.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel | None,
+        settings: EngineSettings,
+        reference_sha256: str,
+        about: Mapping[str, str] | None = None,
+        *,
+        read_only: bool = False,
+        free: float | None = None,
+    ):
+        assert settings.kernels is not None
+        if settings.use_weighting:  # the policy's head goes by products; so must the reference's
+            settings = replace(settings, kernels=replace(settings.kernels, fused_head=False))
+        if settings.cache in ("auto", "disk"):
+            reason = cache.unusable(read_only)
+            if reason is not None and settings.cache == "disk" and not read_only:
+                raise UsageError(f"cache disk: {reason}; say --cache memory, or set XDG_CACHE_HOME")
+            if reason is not None and not read_only:
+                progress.say(f"cache: {reason}, so states are kept in memory, for this run alone")
+            settings = replace(settings, cache="disk" if reason is None else "memory")
+        dtype = str(settings.compute_dtype).removeprefix("torch.")
+        self._about = dict(about or {}) | {"dtype": dtype, "kernels": str(settings.kernels)}
+        self.settings = settings
+        self._policy, self._reference, self._sha256 = policy, reference, reference_sha256
+        self._read_only, self._free = read_only, free
+        self._say: Callable[[str], None] = _say_nothing if read_only else progress.say
+        self._kinds = {entry.about.get("what") for entry in cache.entries()} if read_only else set()
+
+    def trunk(self, below: int) -> TrunkStore:
+        """States of pairs behind the first `below` layers."""
+        settings = self.settings
+        if settings.cache == "off" or below == 0:
+            return TrunkStore()
+        if settings.cache == "memory":
+            if self._read_only:
+                return self._memory_store()
+            key = functools.partial(self._trunk_key, below)
+            return cache.store("trunk", key, self._memory_store, exclusive=True)
+        what = f"states behind layer {below - 1}"
+        # A key is a hash over weights: none is made where no entry can have it.
+        known = not self._read_only or what in self._kinds
+        folder = cache.entry_folder("trunk", self._trunk_key(below) if known else "none")
+        room = min(settings.cache_bytes - cache.size_of(folder), DISK_SHARE * free_bytes(folder))
+        width: int = self._policy.config.hidden_size
+        about = self._about | {"what": what}
+        return DiskStore(
+            folder, width, settings.compute_dtype, room, about, self._say, self._read_only
         )
-    folder = cache.entry_folder("trunk", trunk_key(policy, at, settings, kernels))
-    about = about | {"what": states_behind(at)}
-    return DiskStore(
-        folder,
-        policy.config.hidden_size,
-        settings.compute_dtype,
-        disk_room(folder, settings),
-        about,
-        progress.say,
-    )
+
+    def _memory_store(self) -> MemoryStore:
+        if self._free is not None:
+            return MemoryStore(MEMORY_SHARE * self._free)
+        trim_memory()  # of a store that was let go for this one
+        return MemoryStore(MEMORY_SHARE * free_memory(self._policy.device))
+
+    def reference(self, below: int) -> ReferenceStore:
+        """Log-probabilities of the reference; as the policy's start, with a trunk of `below` layers."""
+        if not self.settings.needs_reference:
+            return ReferenceStore()
+        if self.settings.cache in ("off", "memory"):
+            if self._read_only:
+                return ReferenceStore()
+            key = functools.partial(self._reference_key, below)
+            return cache.store("reference", key, ReferenceStore)
+        folder = cache.entry_folder("reference", self._reference_key(below))
+        about = self._about | {"what": "log-probabilities"}
+        return ReferenceStore(folder, about, self._say, self._read_only)
+
+    def _trunk_key(self, below: int) -> str:
+        base = self._policy.model
+        named = [(name, p) for name, p in base.layers[:below].named_parameters()]
+        named.append(("embeddings", base.embed_tokens.weight))
+        settings = self.settings
+        assert settings.kernels is not None
+        return results_key(
+            tensors_sha256(named, settings.compute_dtype),  # some may lie in a narrower one
+            settings.compute_dtype,
+            self._policy.device,
+            config=_shape(self._policy),
+            attention=settings.kernels.fused_attention,
+            compiled=settings.compiled,
+            format=trunk_states.FORMAT,
+        )
+
+    def _reference_key(self, below: int) -> str:
+        model, settings = self._reference or self._policy, self.settings
+        assert settings.kernels is not None
+        return results_key(
+            self._sha256,
+            settings.compute_dtype,
+            model.device,
+            config=_shape(model),
+            format=reference_logps.FORMAT,
+            boundary=0 if self._reference is not None else below,  # products have other rows
+            kernels=asdict(settings.kernels),
+            compiled=settings.compiled,
+        )
 
 
-def _memory_store(device: torch.device) -> MemoryStore:
-    trim_memory()  # of a store that was let go for this one
-    return MemoryStore(KEEP_SHARE * free_memory(device))
-
-
-def states_behind(at: int) -> str:
-    """What a trunk store's about.json says of the boundary."""
-    return f"states behind layer {at - 1}"
-
-
-def disk_room(folder: Path, settings: EngineSettings) -> float:
-    """Bytes that states may still take in a store's folder."""
-    limit = settings.cache_bytes - cache.size_of(folder)
-    return min(limit, DISK_SHARE * free_bytes(folder))
-
-
-def trunk_key(
-    policy: PreTrainedModel, at: int, settings: EngineSettings, kernels: KernelChoice
-) -> str:
-    """Under which states behind the first `at` layers are kept."""
-    base = policy.model
-    named = [(name, p) for name, p in base.layers[:at].named_parameters()]
-    named.append(("embeddings", base.embed_tokens.weight))
-    return results_key(
-        tensors_sha256(named, settings.compute_dtype),  # some may lie in a narrower one
-        settings.compute_dtype,
-        policy.device,
-        config=_shape(policy),
-        attention=kernels.fused_attention,
-        compiled=settings.compiled,
-        format=trunk_states.FORMAT,
-    )
-
-
-def _reference_store(
-    model: PreTrainedModel,
-    at: int,
-    sha256: str,
-    settings: EngineSettings,
-    kernels: KernelChoice,
-    about: dict[str, Any],
-) -> ReferenceStore:
-    def key() -> str:
-        return reference_key(model, at, sha256, settings, kernels)
-
-    if settings.cache in ("off", "memory"):
-        return cache.store("reference", key, ReferenceStore)
-    about = about | {"what": "log-probabilities"}
-    return ReferenceStore(cache.entry_folder("reference", key()), about, progress.say)
-
-
-def reference_key(
-    model: PreTrainedModel, at: int, sha256: str, settings: EngineSettings, kernels: KernelChoice
-) -> str:
-    """Under which the log-probabilities of a reference with these weights are kept."""
-    return results_key(
-        sha256,
-        settings.compute_dtype,
-        model.device,
-        config=_shape(model),
-        format=reference_logps.FORMAT,
-        boundary=at,  # products below it have other numbers of rows
-        kernels=asdict(kernels),
-        compiled=settings.compiled,
-    )
+def _say_nothing(_: str) -> None:
+    pass
 
 
 def configuration_sha256(*models: PreTrainedModel) -> str:

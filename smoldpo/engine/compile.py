@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from smoldpo.engine.autotune import matmul_rate
 from smoldpo.engine.kernels import elementwise
-from smoldpo.engine.trunk import boundary
+from smoldpo.engine.trunk import boundary, head_weight
 
 COMPILE_SECONDS = 20.0
 SAVED_SHARE = 0.07
@@ -126,7 +126,7 @@ class Parameters:
         layers = [[p for p in layer.parameters() if p.ndim >= 2] for layer in model.model.layers]
         sizes = [sum(p.numel() for p in layer) for layer in layers]
         trains = sum(p.numel() for layer in layers for p in layer if p.requires_grad)
-        head = model.get_output_embeddings().weight
+        head = head_weight(model)
         return cls(sum(sizes[:at]), sum(sizes[at:]), trains, head.numel(), head.requires_grad)
 
     def once(self, prompt_tokens: float, completion_tokens: float) -> float:

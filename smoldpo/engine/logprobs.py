@@ -6,7 +6,7 @@ states -> top (the other layers) -> rows that are read -> final norm -> head -> 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,20 +14,20 @@ import torch
 from transformers import PreTrainedModel
 
 from smoldpo.engine.autotune import KernelChoice
-from smoldpo.engine.base import ordered
-from smoldpo.engine.kernels.layers import ROWS, TRUNK_ROWS, own_modules
+from smoldpo.engine.base import batched_logps
+from smoldpo.engine.batching import STREAM_MULTIPLE, TokenBatching
+from smoldpo.engine.kernels.layers import own_modules
 from smoldpo.engine.kernels.lm_head import completion_scores
 from smoldpo.engine.kernels.lora import kind_of
-from smoldpo.engine.packing import PackedBatch, by_length, common_prefix, pack
-from smoldpo.engine.trunk import cut
+from smoldpo.engine.layout import ROWS, TRUNK_ROWS
+from smoldpo.engine.packing import PackedBatch, common_prefix, pack
+from smoldpo.engine.trunk import head_weight, split_base
 from smoldpo.models.families import unsupported
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 from smoldpo.utils.memory import keep_freed_memory
 
-MAX_TOKENS = 3840
-"""Tokens of a stream: enough to keep matrix products busy, little enough for a laptop's memory."""
-FILL = 128
-"""Streams are filled up to a multiple of this, for few shapes of products (kernels/attention.py says why)."""
+Sides = tuple[list[float], list[float]]
+"""log π of each token of chosen and of rejected, in nats."""
 
 
 class LogprobModel:
@@ -44,13 +44,13 @@ class LogprobModel:
     ):
         keep_freed_memory()
         self.model, self.kernels, self.squares = model, kernels, squares
-        self.head = model.get_output_embeddings().weight
+        self.head = head_weight(model)
         kind = partial(kind_of, dtype=self.head.dtype)
         known: dict[int, Any] = {}
         for layer in model.model.layers[:at]:
             own_modules(layer, TRUNK_ROWS, kind, known)
         self._base = own_modules(model.model, ROWS, kind, known)
-        self.trunk, self.top = cut(self._base, at)
+        self.trunk, self.top = split_base(self._base, at)
 
     @torch.no_grad()
     def trunk_states(self, batch: PackedBatch) -> torch.Tensor:
@@ -85,7 +85,8 @@ class LogprobModel:
 
     def _embedded(self, batch: PackedBatch) -> torch.Tensor:
         """[T, D] in the dtype of the head; embeddings that nothing trains may lie in a narrower one."""
-        return self._base.embed_tokens(batch.input_ids)[0].to(self.head.dtype)
+        embedded: torch.Tensor = self._base.embed_tokens(batch.input_ids)[0]
+        return embedded.to(self.head.dtype)
 
     def _run(self, part: PreTrainedModel, batch: PackedBatch, states: torch.Tensor) -> torch.Tensor:
         """What some layers make of [T, D]; from layer to layer in float32 at least, products in theirs."""
@@ -99,7 +100,8 @@ class LogprobModel:
             fused=self.kernels.fused_attention,
             use_cache=False,
         )
-        return found.last_hidden_state[0]
+        result: torch.Tensor = found.last_hidden_state[0]
+        return result
 
 
 @torch.no_grad()
@@ -110,40 +112,13 @@ def score(
     advance: Advance = no_progress,
 ) -> PairLogps:
     """Log-probabilities of pairs under one model that does not train, on the CPU, in their order."""
-    scorer = LogprobModel(model, 0, kernels)
-    shared = common_prefix(pairs)
-    return in_order(
-        pairs,
-        MAX_TOKENS,
-        lambda some: pack(some, model.device, FILL, shared),
-        lambda _, batch: scorer.logps(batch, None).map(torch.Tensor.cpu),
-        advance,
-    )
+    frozen, batching = LogprobModel(model, 0, kernels), TokenBatching(prefix=common_prefix(pairs))
 
+    def logps_of(batch: Sequence[TokenizedPair]) -> PairLogps:
+        packed = pack(batch, model.device, STREAM_MULTIPLE, batching.prefix)
+        return frozen.logps(packed, None).map(torch.Tensor.cpu)
 
-def in_order(
-    pairs: Sequence[TokenizedPair],
-    max_tokens: int,
-    packed: Callable[[Sequence[TokenizedPair]], PackedBatch],
-    logps_of: Callable[[Sequence[TokenizedPair], PackedBatch], PairLogps],
-    advance: Advance,
-) -> PairLogps:
-    """Go through pairs in batches of like length; the results are in the pairs' own order."""
-    parts: list[PairLogps] = []
-    order: list[int] = []
-    for indices in by_length(pairs, max_tokens):
-        some = [pairs[index] for index in indices]
-        parts.append(logps_of(some, packed(some)))
-        order += indices
-        advance(len(some))
-    return ordered(parts, order)
-
-
-# Log-probabilities token by token, for those who want to see where two models differ.
-
-
-Sides = tuple[list[float], list[float]]
-"""log π of each token of chosen and of rejected, in nats."""
+    return batched_logps(pairs, batching, logps_of, advance)
 
 
 @torch.no_grad()
@@ -156,27 +131,30 @@ def token_logps(
     """log π of every completion token under a model that does not train, in the pairs' order."""
     if unsupported(model) is not None:
         return [_one_by_one(model, pair, advance) for pair in pairs]
-    scorer = LogprobModel(model, 0, kernels)
+    frozen = LogprobModel(model, 0, kernels)
     found: list[Sides] = [([], [])] * len(pairs)
-    for indices in by_length(pairs, MAX_TOKENS):
-        some = [pairs[index] for index in indices]
-        left = scorer.token_logps(pack(some, model.device, FILL), None).tolist()
-        for index, pair in zip(indices, some, strict=True):
-            chosen, rejected = len(pair.chosen_ids), len(pair.rejected_ids)
+    for indices in TokenBatching().indices(pairs):
+        packed = pack([pairs[index] for index in indices], model.device, STREAM_MULTIPLE)
+        left = frozen.token_logps(packed, None).tolist()
+        for index in indices:
+            chosen, rejected = len(pairs[index].chosen_ids), len(pairs[index].rejected_ids)
             found[index] = (left[:chosen], left[chosen : chosen + rejected])
             left = left[chosen + rejected :]
-        advance(len(some))
+        advance(len(indices))
     return found
 
 
 def _one_by_one(model: PreTrainedModel, pair: TokenizedPair, advance: Advance) -> Sides:
-    """The textbook's way, for models that the fast engine does not take."""
-    sides = []
-    for completion in (pair.chosen_ids, pair.rejected_ids):
+    """The same, plainly, for models that the fast engine does not take."""
+
+    def of(completion: tuple[int, ...]) -> list[float]:
         ids = torch.tensor([pair.prompt_ids + completion], device=model.device)
         logits = model(ids).logits[0, len(pair.prompt_ids) - 1 : -1]
         wide = torch.promote_types(logits.dtype, torch.float32)
         logps = torch.log_softmax(logits, -1, dtype=wide)
-        sides.append(logps.gather(1, ids[0, len(pair.prompt_ids) :, None])[:, 0].tolist())
+        sums: list[float] = logps.gather(1, ids[0, len(pair.prompt_ids) :, None])[:, 0].tolist()
+        return sums
+
+    sides = of(pair.chosen_ids), of(pair.rejected_ids)
     advance(1)
-    return sides[0], sides[1]
+    return sides

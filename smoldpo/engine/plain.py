@@ -1,12 +1,11 @@
 """The reference implementation: two models, padded batches, full logits. The textbook, line by line.
 
-Everything faster is held against this file. Shapes: B pairs in a micro-batch, R = 2B rows (the chosen
-sides, then the rejected ones), T tokens in the longest row, V words in the vocabulary.
+Everything faster is held against this file. Shapes: B pairs in a micro-batch, R = 2B rows (the
+chosen sides, then the rejected ones), T tokens in the longest row, V words in the vocabulary.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from smoldpo.engine.base import LossFunction, StepResult, ordered
-from smoldpo.engine.batch_budget import saved_for_backward
+from smoldpo.engine.base import Engine, EngineSettings, LossFunction, StepResult, batched_logps
+from smoldpo.engine.batching import PairBatching
 from smoldpo.engine.gradient_accumulation import accumulate_step
 from smoldpo.engine.ref_sync import SyncedReference
 from smoldpo.models.adapters import without_adapters
@@ -71,50 +70,38 @@ def _summed(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.where(mask[:, 1:], values, 0.0).sum(-1)
 
 
-class PlainEngine:
+class PlainEngine(Engine):
     """Policy and reference side by side, each run on every padded micro-batch.
 
     Args:
-        policy: the model that trains, its parameters in float32 (or float64).
-        reference: a frozen model of its own; or the policy itself, which is the reference with its adapters
-            switched off; None for losses that compare with none.
-        moving: the same model, where its weights move during training.
-        compute_dtype: precision of the matrix products; parameters stay as they are (autocast).
-        train_batch_size, eval_batch_size: pairs that go through the models at once.
-        use_weighting: give the policy's squares (types.PairLogps) too.
+        policy: the model that trains, its parameters in float32 (or float64). Matrix products are
+            in `settings.compute_dtype` (autocast).
+        reference: a frozen model of its own; or the policy itself, which is the reference with its
+            adapters switched off; None for losses that compare with none.
+        synced_reference: the same model, where its weights move during training.
     """
-
-    budget_unit = "pairs"
 
     def __init__(
         self,
         policy: PreTrainedModel,
         reference: PreTrainedModel | None,
-        *,
-        compute_dtype: torch.dtype,
-        train_batch_size: int,
-        eval_batch_size: int,
-        use_weighting: bool = False,
-        moving: SyncedReference | None = None,
+        settings: EngineSettings,
+        synced_reference: SyncedReference | None = None,
     ):
-        self.policy = policy
-        self.reference = reference
-        self.train_batch_size = train_batch_size
-        self.eval_batch_size = eval_batch_size
-        self.device = policy.device
-        self.synced_reference = moving
-        self._compute_dtype = compute_dtype
-        self._use_weighting = use_weighting
+        self.policy, self.reference = policy, reference
+        self.batching = PairBatching(settings.train_batch_size, settings.eval_batch_size)
+        self.synced_reference = synced_reference
+        self._settings = settings
         if reference is policy:
             self.reference = without_adapters(policy)
         elif reference is not None:
-            reference.eval().requires_grad_(False)
+            reference.train(False).requires_grad_(False)
 
     def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
-        advance(len(pairs))  # the textbook keeps nothing
+        advance(len(pairs))  # nothing is kept
 
     def release_frozen(self, rest: bool = False) -> int:
-        return 0  # and reads every layer each time
+        return 0  # every layer is read each time
 
     def trainable_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
         return [(n, p) for n, p in self.policy.named_parameters() if p.requires_grad]
@@ -122,104 +109,60 @@ class PlainEngine:
     def updated(self) -> None:
         pass
 
-    @property
-    def budget(self) -> int:
-        return self.train_batch_size
-
-    @budget.setter
-    def budget(self, pairs: int) -> None:
-        self.train_batch_size = pairs
-
     def drop_gradients(self) -> None:
         self.policy.zero_grad(set_to_none=True)
 
-    def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
-        self.drop_gradients()
-        fewer = halved(self.train_batch_size, self.eval_batch_size, len(pairs))
-        if fewer is not None:
-            self.train_batch_size, self.eval_batch_size = fewer
-        return fewer is not None
-
-    def backward_bytes(
-        self, pairs: Sequence[TokenizedPair], pairs_per_step: int
-    ) -> tuple[int, int]:
-        longest = max(pairs, key=lambda pair: pair.longest)
-        one = saved_for_backward(
-            lambda: self._forward(self.policy, [longest]), self.policy.parameters()
-        )
-        return one, one * min(self.train_batch_size, pairs_per_step)
-
-    def disk_bytes(self, pairs: Sequence[TokenizedPair]) -> int:
-        return 0
-
-    def reference_sha256(self, pairs: Sequence[TokenizedPair]) -> str | None:
-        return None  # computed each time; the reference's weights are what is fixed
-
+    @torch.no_grad()
     def policy_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
-        return self._logps(self.policy, pairs, advance)
+        return batched_logps(
+            pairs,
+            self.batching,
+            lambda batch: self._forward_policy(batch).map(torch.Tensor.cpu),
+            advance,
+        )
 
     def reference_logps(
         self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress
     ) -> PairLogps:
         if self.synced_reference is not None and self.synced_reference.syncs:
             raise RuntimeError("the reference has moved: its start must be asked before training")
-        return self._logps(self._require_reference(), pairs, advance)
-
-    @torch.no_grad()
-    def _logps(
-        self, model: PreTrainedModel, pairs: Sequence[TokenizedPair], advance: Advance
-    ) -> PairLogps:
-        """Pairs of like length go together, which saves padding; the results keep the given order."""
-        order = sorted(range(len(pairs)), key=lambda index: pairs[index].longest)
-        parts = []
-        for batch in _cut([pairs[index] for index in order], self.eval_batch_size):
-            parts.append(self._forward(model, batch).map(torch.Tensor.cpu))
-            advance(len(batch))
-        return ordered(parts, order)
-
-    def _forward(self, model: PreTrainedModel, pairs: Sequence[TokenizedPair]) -> PairLogps:
-        batch = pad_batch(pairs, self.device)
-        with self._autocast():
-            weighting = self._use_weighting and model is self.policy
-            logps, squares = token_logps(model, batch, weighting)
-        sums = [_summed(logps, batch.scored), _summed(logps, batch.tail)]
-        sums += [] if squares is None else [_summed(squares, batch.scored)]
-        return PairLogps(*(side for both in sums for side in both.chunk(2)))
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self._compute_dtype == self.policy.dtype:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self._compute_dtype)
+        return batched_logps(
+            pairs,
+            self.batching,
+            lambda batch: self._forward_reference(batch).map(torch.Tensor.cpu),
+            advance,
+        )
 
     def accumulate_gradients(
         self, pairs: Sequence[TokenizedPair], loss: LossFunction, advance: Advance = no_progress
     ) -> StepResult:
         return accumulate_step(
-            _cut(pairs, self.train_batch_size),
-            lambda batch: self._forward(self.policy, batch),
-            self._reference_forward,
+            self.batching.step_batches(pairs),
+            self._forward_policy,
+            self._forward_reference,
             loss,
             advance,
         )
 
-    @torch.no_grad()
-    def _reference_forward(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
-        return self._forward(self._require_reference(), pairs)
+    def _forward_policy(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
+        return self._forward(self.policy, pairs, self._settings.use_weighting)
 
-    def _require_reference(self) -> PreTrainedModel:
+    @torch.no_grad()
+    def _forward_reference(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
         if self.reference is None:
             raise RuntimeError("this engine was made without a reference")
-        return self.reference
+        return self._forward(self.reference, pairs)
 
-
-def halved(train: int, evaluated: int, pairs: int) -> tuple[int, int] | None:
-    """Half of what goes through at once, of so many pairs; None where that was one pair already."""
-    if max(train, evaluated) == 1:
-        return None
-    return max(1, min(train, pairs) // 2), max(1, evaluated // 2)
-
-
-def _cut(pairs: Sequence[TokenizedPair], size: int) -> list[Sequence[TokenizedPair]]:
-    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    def _forward(
+        self, model: PreTrainedModel, pairs: Sequence[TokenizedPair], squares: bool = False
+    ) -> PairLogps:
+        batch = pad_batch(pairs, self.device)
+        dtype = self._settings.compute_dtype
+        autocast = torch.autocast(self.device.type, dtype, enabled=dtype != self.policy.dtype)
+        with autocast:
+            logps, squared = token_logps(model, batch, squares)
+        sums = [_summed(logps, batch.scored), _summed(logps, batch.tail)]
+        sums += [] if squared is None else [_summed(squared, batch.scored)]
+        return PairLogps(*(side for both in sums for side in both.chunk(2)))

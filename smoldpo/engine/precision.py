@@ -99,16 +99,11 @@ class MasterWeights:
         """Inside the block gradients are added into buffers; after it the buffers are the masters' `grad`."""
         for each in self._masters:
             each.begin()
-        hooks = [
-            each.compute.register_post_accumulate_grad_hook(each.add) for each in self._masters
-        ]
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
             for each in self._masters:
-                each.master.grad = each.grad_buffer if each.has_gradient else None
+                each.end()
 
 
 class _Master:
@@ -131,6 +126,13 @@ class _Master:
         elif self.grad_buffer is None:
             self.grad_buffer = torch.empty_like(self.master)
         self.master.grad = None
+        register = self.compute.register_post_accumulate_grad_hook
+        self._hook = register(self.add)  # type: ignore[no-untyped-call]
+
+    def end(self) -> None:
+        """Give the buffer to the master."""
+        self._hook.remove()
+        self.master.grad = self.grad_buffer if self.has_gradient else None
 
     def add(self, parameter: torch.Tensor) -> None:
         """Move the parameter's new gradient into the buffer."""

@@ -1,17 +1,17 @@
-"""Cutting a model where training begins: the frozen trunk below, the top above.
+"""Splitting a model where training begins: the frozen trunk below, the top above.
 
-Policy and reference are identical below the boundary and nothing there trains, so what the trunk gives
-for a pair is computed once and kept: it serves the reference, the policy, and every epoch.
+Policy and reference are identical below the boundary and nothing there trains, so what the trunk
+gives for a pair is computed once and kept: for the reference, the policy, and every epoch.
 
-Trunk and top are shallow copies of the base model whose `layers` are slices of its own; the weights are
-the same objects. Neither has the final norm, which is for the rows that are read alone; the top begins at
-`inputs_embeds`.
+Trunk and top are shallow copies of the base model whose `layers` are slices of its own; the weights
+are the same objects. Neither has the final norm, which is for the rows that are read alone; the top
+begins at `inputs_embeds`.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +19,29 @@ from transformers import PreTrainedModel
 
 from smoldpo.models.freeze import decoder_layers, layer_of
 
-FILL = 128
-"""The rows that are read are filled up to a multiple of this, for few shapes (kernels/attention.py)."""
+ROWS_MULTIPLE = 128
+"""The rows that are read are padded to a multiple of this, for few shapes (kernels/attention.py)."""
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def boundary(model: PreTrainedModel) -> int:
     """How many layers from below, with the embeddings, take no part in training: 0 is no trunk."""
-    embeddings = model.get_input_embeddings().weight
-    if embeddings.requires_grad:
+    if model.get_input_embeddings().weight.requires_grad:
         return 0
-    layers = [
-        layer_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad
-    ]
-    inside = [layer for layer in layers if layer >= 0]
-    return min(inside, default=decoder_layers(model))
+    trains = (layer_of(name) for name, p in model.named_parameters() if p.requires_grad)
+    return min((layer for layer in trains if layer >= 0), default=decoder_layers(model))
+
+
+def head_weight(model: PreTrainedModel) -> torch.nn.Parameter:
+    """The LM head's weights [V, D]."""
+    weight: torch.nn.Parameter = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+    return weight
 
 
 def frozen_matrices(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     """The matrices of layers, and of embeddings to which no head is tied, that do not train."""
-    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    embeddings, head = model.get_input_embeddings().weight, head_weight(model)
     return {
         name: weight
         for name, weight in model.named_parameters()
@@ -53,9 +57,10 @@ def below_boundary(name: str, at: int) -> bool:
 
 
 def holds_exactly(compute: torch.dtype, stored: torch.dtype) -> bool:
-    """Whether every number of the one dtype is one of the other, so that weights may stay as they are stored.
+    """Whether each number of `stored` is one of `compute`, so that weights may stay as they are stored.
 
-    A product converts what it needs (engine/kernels/layers.py); in memory they are a part of their file.
+    A product converts what it needs (engine/kernels/layers.py); in memory they are a part of their
+    file.
     """
     return torch.promote_types(stored, compute) == compute
 
@@ -75,7 +80,9 @@ class LastLayer(torch.nn.Module):
 
     def forward(self, states: torch.Tensor, *, rows: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """[1, T, D] to [1, T, D]; `rows` [N] are those that are read."""
-        return _with(self.layer, mlp=_SelectedRowsMLP(self.layer.mlp, rows))(states, **kwargs)
+        mlp = _SelectedRowsMLP(self.layer.get_submodule("mlp"), rows)
+        result: torch.Tensor = _with(self.layer, mlp=mlp)(states, **kwargs)
+        return result
 
 
 class _SelectedRowsMLP(torch.nn.Module):
@@ -84,23 +91,25 @@ class _SelectedRowsMLP(torch.nn.Module):
         self.mlp, self.rows = mlp, rows
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        filling = -len(self.rows) % FILL
-        found = self.mlp(F.pad(states[0, self.rows], (0, 0, 0, filling)))[: len(self.rows)]
+        padding = -len(self.rows) % ROWS_MULTIPLE
+        found = self.mlp(F.pad(states[0, self.rows], (0, 0, 0, padding)))[: len(self.rows)]
         return torch.zeros_like(states[0]).index_put((self.rows,), found)[None]
 
 
-def cut(base: torch.nn.Module, at: int) -> tuple[PreTrainedModel | None, PreTrainedModel]:
+def split_base(base: Module, at: int) -> tuple[Module | None, Module]:
     """The trunk (layers below `at`; None if there are none) and the top (the others), without the norm.
 
     A forward pass of the top is given the `rows` that are read, for its `LastLayer`.
     """
-    top = list(base.layers[at:])
+    layers = base.get_submodule("layers")
+    assert isinstance(layers, torch.nn.ModuleList)
+    top = list(layers[at:])
     top[-1:] = map(LastLayer, top[-1:])
-    trunk = None if at == 0 else _with(base, layers=base.layers[:at], norm=torch.nn.Identity())
+    trunk = None if at == 0 else _with(base, layers=layers[:at], norm=torch.nn.Identity())
     return trunk, _with(base, layers=torch.nn.ModuleList(top), norm=torch.nn.Identity())
 
 
-def _with(module: torch.nn.Module, **children: torch.nn.Module) -> torch.nn.Module:
+def _with(module: Module, **children: torch.nn.Module) -> Module:
     """A shallow copy with other children; everything else is the same objects."""
     part = copy.copy(module)
     part._modules = {**module._modules, **children}

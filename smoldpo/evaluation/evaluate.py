@@ -12,6 +12,7 @@ from smoldpo.config.evaluate_options import EvaluateOptions
 from smoldpo.data.load import LoadedPairs, load_pairs
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.autotune import choose_kernels, compute_dtype
+from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.build import choose_engine
 from smoldpo.engine.logprobs import score
 from smoldpo.engine.plain import PlainEngine
@@ -214,8 +215,10 @@ class _ModelScorer:
             engine = PlainEngine(
                 model,
                 None,
-                compute_dtype=self._dtype,
-                train_batch_size=self._options.batch_size,
-                eval_batch_size=self._options.batch_size,
+                EngineSettings(
+                    compute_dtype=self._dtype,
+                    train_batch_size=self._options.batch_size,
+                    eval_batch_size=self._options.batch_size,
+                ),
             )
             return engine.policy_logps(self._pairs, advance)

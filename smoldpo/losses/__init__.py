@@ -5,7 +5,7 @@ divergences.py  f-divergences in place of the reverse KL
 pairwise.py     the losses: of the difference, of each side, of a whole step, without a reference
 objective.py    LOSSES, and the weighted sum that a run minimises
 
-A new loss is a function, a line in LOSSES, a line in config/losses.py, and a row in docs/losses.md.
+A new loss is a function in pairwise.py, a line in config/losses.py, and a row in docs/losses.md.
 
 Vocabulary (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290):
 

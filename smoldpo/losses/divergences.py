@@ -1,8 +1,8 @@
 """f-divergences in place of DPO's reverse KL: Wang et al. 2023, https://arxiv.org/abs/2309.16240, table 1.
 
-A policy held to the reference by an f-divergence has the implicit reward β f'(π/π_ref) + β log Z(x) (theorem
-1), so DPO's log-ratio becomes f'(π/π_ref) and the rest of a loss stays. Each function here takes
-log(π/π_ref) of any shape and returns f'(π/π_ref). f'(1) is one number for all pairs, so it cancels.
+A policy held to the reference by an f-divergence has the implicit reward β f'(π/π_ref) + β log Z(x)
+(theorem 1), so DPO's log-ratio becomes f'(π/π_ref) and the rest of a loss stays. Each function here
+takes log(π/π_ref) of any shape and returns f'(π/π_ref). Constants in f' cancel, and are left out.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ LARGEST_EXPONENT = 80.0
 
 
 def reverse_kl(ratio: torch.Tensor) -> torch.Tensor:
-    """f(u) = u log u, f'(u) = log u + 1, its constant left out: DPO itself."""
+    """f(u) = u log u, f'(u) = log u + 1: DPO itself."""
     return ratio
 
 
 def forward_kl(ratio: torch.Tensor) -> torch.Tensor:
-    """f(u) = -log u, f'(u) = -1/u; TRL's 1 - 1/u differs by a constant, which cancels."""
+    """f(u) = -log u, f'(u) = -1/u; TRL's 1 - 1/u differs by a constant."""
     return 1 - torch.exp((-ratio).clamp(max=LARGEST_EXPONENT))
 
 
@@ -46,13 +46,8 @@ def alpha_divergence(ratio: torch.Tensor, alpha: float) -> torch.Tensor:
     return torch.expm1(power) / (alpha - 1)
 
 
-DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-
-
 def divergence(name: str, alpha: float = 0.5) -> Divergence:
     """The f' of a name; α is alpha_divergence's alone."""
     if name == "alpha_divergence":
         return functools.partial(alpha_divergence, alpha=alpha)
-    return {"reverse_kl": reverse_kl, "forward_kl": forward_kl, "js_divergence": js_divergence}[
-        name
-    ]
+    return {f.__name__: f for f in (reverse_kl, forward_kl, js_divergence)}[name]

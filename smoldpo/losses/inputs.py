@@ -1,4 +1,4 @@
-"""What a loss may read: log-probabilities of some pairs, and what is known of the pairs themselves."""
+"""What a loss may read: log-probabilities of some pairs, and facts of the pairs themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smoldpo.types import PairLogps, TokenizedPair
 
 
 def betas(beta: float, pairs: Sequence[TokenizedPair], like: PairLogps) -> float | torch.Tensor:
-    """β of each pair, [pairs], where some have their own; else the one number."""
+    """β of each pair, [pairs], where some pairs have their own; else `beta`."""
     own = [pair.numbers.beta for pair in pairs]
     if all(each is None for each in own):
         return beta
@@ -73,50 +73,45 @@ class LossInput:
         return self.policy.chosen if self.whole_chosen is None else self.whole_chosen
 
     @property
-    def chosen_ratio(self) -> torch.Tensor:
-        """log π(c|x) - log π_ref(c|x)."""
-        return self.policy.chosen - self._reference.chosen
-
-    @property
-    def rejected_ratio(self) -> torch.Tensor:
-        """log π(r|x) - log π_ref(r|x)."""
-        return self.policy.rejected - self._reference.rejected
-
-    @property
-    def chosen_score(self) -> torch.Tensor:
-        """f'(π/π_ref) of chosen: the log-ratio itself for the usual reverse KL."""
-        return self.divergence(self.chosen_ratio)
-
-    @property
-    def rejected_score(self) -> torch.Tensor:
-        """f'(π/π_ref) of rejected."""
-        return self.divergence(self.rejected_ratio)
-
-    @property
-    def difference(self) -> torch.Tensor:
-        """By how much chosen's score leads: DPO's logits."""
-        return self.chosen_score - self.rejected_score
-
-    @property
-    def difference_per_token(self) -> torch.Tensor:
-        """The same with each score divided by the answer's tokens."""
-        return self.chosen_score / self.chosen_tokens - self.rejected_score / self.rejected_tokens
-
-    @property
-    def _reference(self) -> PairLogps:
+    def known_reference(self) -> PairLogps:
+        """`reference`, by losses that compare with one."""
         if self.reference is None:
             raise ValueError("this loss compares with a reference, and none was given")
         return self.reference
 
+    @property
+    def chosen_ratio(self) -> torch.Tensor:
+        """log π(c|x) - log π_ref(c|x)."""
+        return self.policy.chosen - self.known_reference.chosen
 
-# What is made of more than the sums of token log-probabilities: LD-DPO's lengths, WPO's weights.
+    @property
+    def rejected_ratio(self) -> torch.Tensor:
+        """log π(r|x) - log π_ref(r|x)."""
+        return self.policy.rejected - self.known_reference.rejected
+
+    @property
+    def scores(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """f'(π/π_ref) of chosen and rejected: the log-ratios themselves for the usual reverse KL."""
+        return self.divergence(self.chosen_ratio), self.divergence(self.rejected_ratio)
+
+    @property
+    def difference(self) -> torch.Tensor:
+        """By how much chosen's score leads: DPO's logits."""
+        chosen, rejected = self.scores
+        return chosen - rejected
+
+    @property
+    def difference_per_token(self) -> torch.Tensor:
+        """`difference`, with each score divided by its answer's tokens."""
+        chosen, rejected = self.scores
+        return chosen / self.chosen_tokens - rejected / self.rejected_tokens
 
 
 def desensitised(logps: PairLogps, ld_alpha: float) -> PairLogps:
-    """LD-DPO, Liu et al. 2024 (https://arxiv.org/abs/2409.06411): what is longer counts for less.
+    """LD-DPO, Liu et al. 2024 (https://arxiv.org/abs/2409.06411): the longer answer's tail counts less.
 
-    With n the tokens of the pair's shorter answer, log π(y|x) becomes Σ_{t ≤ n} log π(y_t) + α Σ_{t > n} log
-    π(y_t), α = `ld_alpha` in [0, 1]: the whole sum less 1 - α of its tail. α 1 changes nothing.
+    With n the tokens of the pair's shorter answer, log π(y|x) becomes Σ_{t ≤ n} log π(y_t) +
+    α Σ_{t > n} log π(y_t), α = `ld_alpha` in [0, 1]: the whole sum less 1 - α of its tail.
 
     Raises:
         ValueError: log-probabilities without their tails.
@@ -136,9 +131,9 @@ def pair_weights(
 ) -> torch.Tensor:
     """WPO, Zhou et al. 2024 (https://arxiv.org/abs/2406.11827): w(c) w(r) of each pair, [pairs], detached.
 
-    w(y) = exp of the mean over y's tokens of log π(y_t) - log Σ_v π(v)². Σ_v π(v)² is the probability that π
-    gives to a token of its own on the average, so w is near 1 for answers that π itself might give and small
-    for others. Not cut off above 1, as in TRL 1.16 and the paper's equation 2.
+    w(y) = exp of the mean over y's tokens of log π(y_t) - log Σ_v π(v)². Σ_v π(v)² is the
+    probability that π gives on average to a token of its own, so w is near 1 for answers that π
+    might give, and small for others. Not cut off above 1, as in TRL 1.16 and the paper's equation 2.
 
     Raises:
         ValueError: log-probabilities without their squares.

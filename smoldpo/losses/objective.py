@@ -10,58 +10,15 @@ from typing import Any
 import torch
 
 from smoldpo.config.losses import FACTS, needs_reference
+from smoldpo.losses import pairwise
 from smoldpo.losses.divergences import Divergence, divergence, reverse_kl
 from smoldpo.losses.inputs import LossInput, desensitised, pair_weights
-from smoldpo.losses.pairwise import (
-    aot_loss,
-    aot_unpaired_loss,
-    apo_down_loss,
-    apo_zero_loss,
-    bco_pair_loss,
-    cpo_loss,
-    discopop_loss,
-    dpop_loss,
-    exo_pair_loss,
-    hinge_loss,
-    ipo_loss,
-    ipo_sum_loss,
-    nca_pair_loss,
-    nll_per_answer,
-    orpo_loss,
-    robust_loss,
-    sft_loss,
-    sigmoid_loss,
-    sigmoid_norm_loss,
-    simpo_loss,
-    sppo_hard_loss,
-)
 from smoldpo.types import PairLogps, TokenizedPair
 
 Loss = Callable[..., torch.Tensor]
 
-LOSSES: dict[str, Loss] = {
-    "sigmoid": sigmoid_loss,
-    "sigmoid_norm": sigmoid_norm_loss,
-    "robust": robust_loss,
-    "hinge": hinge_loss,
-    "ipo": ipo_loss,
-    "ipo_sum": ipo_sum_loss,
-    "exo_pair": exo_pair_loss,
-    "discopop": discopop_loss,
-    "dpop": dpop_loss,
-    "nca_pair": nca_pair_loss,
-    "bco_pair": bco_pair_loss,
-    "sppo_hard": sppo_hard_loss,
-    "apo_zero": apo_zero_loss,
-    "apo_down": apo_down_loss,
-    "aot": aot_loss,
-    "aot_unpaired": aot_unpaired_loss,
-    "sft": sft_loss,
-    "simpo": simpo_loss,
-    "cpo": cpo_loss,
-    "orpo": orpo_loss,
-}
-"""Functions of a LossInput and of the options that loss_facts.FACTS lists under the same name."""
+LOSSES: dict[str, Loss] = {name: getattr(pairwise, f"{name}_loss") for name in FACTS}
+"""Functions of a LossInput, and of the options that FACTS lists under the same name."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +52,18 @@ class Objective:
 
         Args:
             weights: one a name; by default 1 each, as in TRL.
-            options: values of loss_facts.OPTIONS; each loss takes its own, the others are left.
+            options: values of config.losses.OPTIONS; each loss takes its own, the others are left.
             rpo_alpha: weight of RPO's likelihood term, if there is one.
             ld_alpha: weight of the tokens by which the longer answer is longer (LD-DPO), in [0, 1].
             use_weighting: weigh each pair by how likely the policy itself finds its answers (WPO).
         """
-        given = options or {}
+        known = options or {}
         terms: list[tuple[Loss, float]] = []
         for name, weight in zip(names, weights or [1.0] * len(names), strict=True):
-            own = {key: given[key] for key in FACTS[name].options if key in given}
+            own = {key: known[key] for key in FACTS[name].options if key in known}
             terms.append((partial(LOSSES[name], **own), weight))
         if rpo_alpha:
-            terms.append((nll_per_answer, rpo_alpha))
+            terms.append((pairwise.nll_per_answer, rpo_alpha))
         return cls(
             tuple(terms),
             beta,
@@ -131,8 +88,8 @@ class Objective:
         pairs: Sequence[TokenizedPair],
         step: Sequence[TokenizedPair],
     ) -> torch.Tensor:
-        """Losses of `pairs`, [pairs], whose log-probabilities are given; see engine/base.py."""
-        given = LossInput.of(
+        """One loss a pair, [pairs]; the arguments are those of engine/base.py."""
+        inputs = LossInput.of(
             self.compared(policy),
             None if reference is None else self.compared(reference),
             pairs,
@@ -141,12 +98,12 @@ class Objective:
             self.divergence,
             whole_chosen=policy.chosen,
         )
-        losses = self.of_input(given)
+        losses = self.of_input(inputs)
         if self.use_weighting:
-            losses = losses * pair_weights(policy, given.chosen_tokens, given.rejected_tokens)
+            losses = losses * pair_weights(policy, inputs.chosen_tokens, inputs.rejected_tokens)
         weights = [pair.numbers.weight for pair in pairs]
         return losses if all(w == 1 for w in weights) else losses * losses.new_tensor(weights)
 
-    def of_input(self, given: LossInput) -> torch.Tensor:
+    def of_input(self, inputs: LossInput) -> torch.Tensor:
         """The weighted sum for what is given, [pairs]; pairs' own weights are not in it."""
-        return torch.stack([weight * loss(given) for loss, weight in self.terms]).sum(0)
+        return torch.stack([weight * loss(inputs) for loss, weight in self.terms]).sum(0)

@@ -11,10 +11,11 @@ import numpy as np
 from scipy.optimize import nnls
 
 from smoldpo.config.schema import TrainConfig
+from smoldpo.engine.batching import OpCounts
 from smoldpo.plan.depths import FreezeDepth
-from smoldpo.plan.workload import OpCounts, Workload
+from smoldpo.plan.workload import Workload
 from smoldpo.training.phases import RunPhases, checkpoint_due
-from smoldpo.utils.text import words
+from smoldpo.utils.text import format_seconds
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ class MachineSpeed:
                 "while planning: a run may meet another mean, and take as much more or less time"
             )
         if self.usual and max(self.usual / self.now, self.now / self.usual) >= UNUSUAL:
-            total = words(times.at_speed(self.usual / self.now).total)
+            total = format_seconds(times.at_speed(self.usual / self.now).total)
             said.append(
                 f"products ran at {self.now:,.0f} GFLOP/s while planning, and at {self.usual:,.0f} "
                 f"in this machine's last {len(self.earlier)} commands: at that speed the run takes "

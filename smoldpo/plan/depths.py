@@ -9,7 +9,13 @@ import torch
 
 from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.precision import master_dtype
-from smoldpo.engine.trunk import below_boundary, boundary, frozen_matrices, holds_exactly
+from smoldpo.engine.trunk import (
+    below_boundary,
+    boundary,
+    frozen_matrices,
+    head_weight,
+    holds_exactly,
+)
 from smoldpo.models.freeze import decoder_layers, freeze
 from smoldpo.training.optim import optimizer_bytes
 from smoldpo.training.policy_and_reference import PolicyAndReference
@@ -98,7 +104,7 @@ def _describe(config: TrainConfig, models: PolicyAndReference, frozen: int) -> F
         below,
         decoder_layers(policy),
         _numbers(masters),
-        policy.get_output_embeddings().weight.requires_grad,
+        head_weight(policy).requires_grad,
         optimizer_bytes=optimizer_bytes(masters, config),
         checkpoint_bytes=saved_bytes(masters, config)
         + sum(state.nbytes for state in rng.capture()[0].values()),

@@ -11,19 +11,13 @@ from typing import Any
 from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.batch_budget import fit_budget
-from smoldpo.engine.kernels.layers import ROWS, TRUNK_ROWS
-from smoldpo.engine.packing import common_prefix, pair_length
+from smoldpo.engine.batching import Batching
+from smoldpo.engine.layout import ROWS, TRUNK_ROWS, round_up
+from smoldpo.engine.packing import pair_length
 from smoldpo.plan.cost_model import TimedPass, TimedStep
 from smoldpo.plan.depths import TrialDepth
 from smoldpo.plan.measure import PeakMemory, page_in, resident
 from smoldpo.plan.memory import ObservedMemory
-from smoldpo.plan.workload import (
-    Batching,
-    FastBatching,
-    PlainBatching,
-    count_batches,
-    round_up,
-)
 from smoldpo.training.loop import train
 from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.sampler import Schedule
@@ -70,17 +64,13 @@ class DryRun:
         short, long = trial_batches(pairs, size.pairs)
         self._batches = [short] if tried.one_step else [short, long]
         self._fast = models.computing.engine == "fast"
-        self._shared = common_prefix(long)  # as the engine finds it in the first pairs
         self._longest = self._batching.longest(pairs)
         self._found = Measurements()
 
     @property
     def _batching(self) -> Batching:
         """The engine's, at the budget that it has now."""
-        engine: Any = self._engine
-        if self._fast:
-            return FastBatching(engine.budget, self._shared)
-        return PlainBatching(engine.budget, engine.eval_batch_size)
+        return self._engine.batching
 
     def run(self, first: bool, between: Callable[[], object]) -> Measurements:
         """All passes and steps.
@@ -93,7 +83,7 @@ class DryRun:
         Raises:
             SmoldpoError: a step at this depth does not fit into memory.
         """
-        engine: Any = self._engine
+        engine = self._engine
         page_in(engine.policy, engine.reference)
         before = resident()
         with PeakMemory() as peak:
@@ -134,7 +124,7 @@ class DryRun:
         seconds = _seconds_of(lambda: self._engine.prepare(pairs))
         depth, batching = self._depth, self._batching
         top = depth.top if self._config.reference is None else depth.layers
-        counts = count_batches(batching, batching.forward_batches(pairs))
+        counts = batching.count_all(batching.forward_batches(pairs))
         if not needs_reference(self._config.loss_type):
             top, counts = 0, replace(counts, head_rows=0)
         if self._fast and depth.below + top:
@@ -143,7 +133,7 @@ class DryRun:
     def _time_pass(self, batch: list[TokenizedPair]) -> None:
         """The policy's log-probabilities, from trunk states that are cached."""
         batching = self._batching
-        counts = count_batches(batching, batching.forward_batches(batch))
+        counts = batching.count_all(batching.forward_batches(batch))
         if self._size.repeat:
             self._engine.policy_logps(batch)
         seconds = _seconds_of(lambda: self._engine.policy_logps(batch))
@@ -181,7 +171,7 @@ class DryRun:
         begun, ended = steps_ended[-2:]
         gradients = gradients_ended[-1] - begun
         update = None if self._tried.one_step else ended - gradients_ended[-1]
-        counts = count_batches(self._batching, self._batching.step_batches(batch))
+        counts = self._batching.count_all(self._batching.step_batches(batch))
         self._found.steps.append(TimedStep(counts, self._depth, gradients, update))
 
     def _observed(self, before: int, peak: int, one: int, first_pass: int) -> ObservedMemory:

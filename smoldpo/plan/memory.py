@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from smoldpo.engine.batch_budget import RESERVE, halve_until_it_fits
 from smoldpo.plan.depths import FreezeDepth
-from smoldpo.plan.workload import Batching
-from smoldpo.types import TokenizedPair
 
 
 @dataclass(frozen=True)
@@ -134,48 +131,3 @@ def interpolate(
     after = next((i for i, (at, _) in enumerate(points) if at >= x), len(points) - 1)
     (x0, y0), (x1, y1) = points[max(0, after - 1)], points[max(1, after)]
     return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-
-
-class EngineStandIn:
-    """An engine that is not built: its batching alone (engine/batch_budget.py).
-
-    Args:
-        batching: as the engine would begin; `halve_budget` halves it.
-        longest: the pair that needs the most memory.
-        row: bytes kept of a row for the backward pass.
-    """
-
-    def __init__(self, batching: Batching, longest: TokenizedPair, row: float):
-        self.batching, self._longest = batching, longest
-        self._one = round(batching.saved_rows([longest]) * row)
-
-    def backward_bytes(
-        self, pairs: Sequence[TokenizedPair], pairs_per_step: int
-    ) -> tuple[int, int]:
-        return self._one, self.batching.backward_bytes(self._one, self._longest, pairs_per_step)
-
-    def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
-        fewer = self.batching.halved(self._longest, len(pairs))
-        self.batching = fewer or self.batching
-        return fewer is not None
-
-
-def batching_that_fits(
-    batching: Batching,
-    pairs: Sequence[TokenizedPair],
-    pairs_per_step: int,
-    row: float,
-    taken: float,
-    free: float,
-) -> Batching | None:
-    """The batching with which a step fits, by the run's own rule; None: not even one pair fits.
-
-    Args:
-        batching: of a run that has enough memory.
-        row: bytes kept of a row for the backward pass.
-        taken: bytes of gradients, the optimizer's state and its temporaries.
-        free: bytes free when training begins.
-    """
-    engine = EngineStandIn(batching, batching.longest(pairs), row)
-    fits, _ = halve_until_it_fits(engine, pairs, pairs_per_step, free - taken - RESERVE)
-    return engine.batching if fits else None

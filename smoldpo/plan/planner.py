@@ -9,18 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from smoldpo.config.schema import TrainConfig
+from smoldpo.engine.batch_budget import RESERVE, fitting_batching
+from smoldpo.engine.batching import OpCounts
 from smoldpo.plan.cost_model import FixedCosts, MachineSpeed, Rates, Times, forecast
 from smoldpo.plan.depths import FreezeDepth
-from smoldpo.plan.memory import MemoryForecast, batching_that_fits, forecast_memory, row_bytes
+from smoldpo.plan.memory import MemoryForecast, forecast_memory, row_bytes
 from smoldpo.plan.trial import Trial
-from smoldpo.plan.workload import OpCounts, count_answers
+from smoldpo.plan.workload import count_answers
 from smoldpo.training.sampler import Schedule
 from smoldpo.training.setup import preflight
 from smoldpo.utils import progress
 from smoldpo.utils.devices import pick_device
 from smoldpo.utils.errors import UsageError
 from smoldpo.utils.memory import trim_memory
-from smoldpo.utils.text import parse_duration, words
+from smoldpo.utils.text import format_seconds, parse_duration
 
 CLOSING_SECONDS = 2.0
 """Of statistics and the report, about; they are not measured here."""
@@ -105,13 +107,14 @@ def _forecast(trial: Trial, depth: FreezeDepth, answers: OpCounts) -> DepthForec
     weights = sizes.weights - depth.unconverted_bytes - released
     fitting = None
     if not trial.refused(depth):  # laid out as the run will, by the memory that it will find
-        fitting = batching_that_fits(
-            trial.batching,
-            trial.data.train,
-            Schedule.of(config, len(trial.data.train)).pairs_per_step,
-            row_bytes(trial.observed, depth),
-            depth.step_bytes,
-            trial.free - weights - sizes.states - masters,
+        train, batching = trial.data.train, trial.batching
+        longest = batching.saved_rows([batching.longest(train)])
+        fitting = fitting_batching(
+            batching,
+            round(longest * row_bytes(trial.observed, depth)),
+            train,
+            Schedule.of(config, len(train)).pairs_per_step,
+            trial.free - weights - sizes.states - masters - depth.step_bytes - RESERVE,
         )
     batching = fitting or trial.batching
     load = trial.counter.workload(depth, batching, misses, answers)
@@ -233,17 +236,17 @@ def choose_depth(depths: Sequence[DepthForecast], budget: str, spent: float = 0.
     in_time = [each for each in fitting if each.times.total <= seconds]
     if not in_time:
         best = min(fitting, key=lambda each: each.times.total)
-        planned = f" after {words(spent)} of planning" if spent else ""
+        planned = f" after {format_seconds(spent)} of planning" if spent else ""
         raise UsageError(
             f"freeze_layers auto: no depth fits the budget of {budget}: the shortest forecast is "
-            f"{words(best.times.total)} with {best.depth.frozen} layers frozen{planned}; give a "
+            f"{format_seconds(best.times.total)} with {best.depth.frozen} layers frozen{planned}; give a "
             "larger budget, fewer pairs (max_train_samples) or epochs, or a smaller max_length"
         )
     chosen = min(in_time, key=lambda each: each.depth.frozen)
-    planned = f" and {words(spent)} went into planning" if spent else ""
+    planned = f" and {format_seconds(spent)} went into planning" if spent else ""
     progress.say(
         f"freeze_layers auto: {chosen.depth.frozen} of {chosen.depth.layers} layers frozen, the "
-        f"fewest that fit {budget}: the run is forecast to take {words(chosen.times.total)}"
+        f"fewest that fit {budget}: the run is forecast to take {format_seconds(chosen.times.total)}"
         f"{planned}, with {chosen.depth.trainable:,} parameters that train and "
         f"{chosen.memory.peak / 1e9:.1f} GB at its peak"
     )

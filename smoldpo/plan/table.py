@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from smoldpo.utils.text import words
+from smoldpo.utils.text import format_seconds
 
 if TYPE_CHECKING:
     from smoldpo.plan.planner import DepthForecast, Plan
@@ -66,7 +66,7 @@ def print_plan(plan: Plan, chosen: DepthForecast | None = None) -> None:
         console.print(table)
     for note in [*plan.notes, *plan.speed.remarks(run.times)]:
         console.print(f"- {note}", markup=False)
-    console.print(f"Planned in {words(plan.seconds)}.")
+    console.print(f"Planned in {format_seconds(plan.seconds)}.")
 
 
 def _two_columns(title: str, name: str, value: str) -> Table:
@@ -82,12 +82,12 @@ def _times(run: DepthForecast) -> Table:
     middle = epochs[1:-1] if len(epochs) > 4 else []  # these share a line
     for phase in run.times.phases:
         if phase not in middle:
-            table.add_row(phase.name, words(phase.seconds))
+            table.add_row(phase.name, format_seconds(phase.seconds))
         elif phase is middle[0]:
             mean = sum(each.seconds for each in middle) / len(middle)
-            table.add_row(f"epochs 2 to {len(epochs) - 1}, each", words(mean))
+            table.add_row(f"epochs 2 to {len(epochs) - 1}, each", format_seconds(mean))
     table.add_section()
-    table.add_row("total", words(run.times.total))
+    table.add_row("total", format_seconds(run.times.total))
     return table
 
 
@@ -125,9 +125,9 @@ def _depths(plan: Plan, run: DepthForecast) -> Table:
         table.add_row(
             f"{each.depth.frozen}{'*' if each.measured else ''}",
             f"{each.depth.trainable / 1e6:,.1f} M",
-            words(once),
-            words(seconds["epoch 1"]),
-            words(each.times.total),
+            format_seconds(once),
+            format_seconds(seconds["epoch 1"]),
+            format_seconds(each.times.total),
             _mb(each.memory.peak),
             "this run" if each.fits and each.depth == run.depth else remark,
         )

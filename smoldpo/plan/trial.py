@@ -6,17 +6,18 @@ import gc
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.autotune import NAMES, earlier_rates, matmul_rate
-from smoldpo.engine.batch_budget import is_out_of_memory
+from smoldpo.engine.batch_budget import with_memory_errors
+from smoldpo.engine.batching import TokenBatching
 from smoldpo.engine.compile import REACHED
 from smoldpo.engine.packing import common_prefix
 from smoldpo.engine.precision import master_dtype
+from smoldpo.engine.trunk import head_weight
 from smoldpo.models.freeze import layer_of
 from smoldpo.models.save import SHARD_BYTES
 from smoldpo.plan.cache_lookup import NOTHING_CACHED, CacheLookup, CacheMisses
@@ -33,11 +34,11 @@ from smoldpo.plan.measure import (
     resident,
 )
 from smoldpo.plan.memory import ModelSizes, ObservedMemory, forecast_memory
-from smoldpo.plan.workload import Batching, FastBatching, PlainBatching, RunCounter
+from smoldpo.plan.workload import RunCounter
 from smoldpo.training.sampler import Schedule
 from smoldpo.training.setup import load_data, load_models, tokenize
 from smoldpo.utils import progress
-from smoldpo.utils.errors import SmoldpoError
+from smoldpo.utils.errors import OutOfMemoryError
 from smoldpo.utils.memory import file_page_bytes, free_memory, trim_memory
 
 
@@ -79,12 +80,10 @@ class Trial:
         pairs = self.data.train + self.data.eval
         self.misses: dict[int, CacheMisses] = {d.frozen: NOTHING_CACHED for d in self.depths}
         self.cached_in = "off"
-        budget = self.models.engine.budget
-        self.batching: Batching = PlainBatching(budget, config.per_device_eval_batch_size)
-        if fast:
-            shared = common_prefix(pairs)
-            self.batching = FastBatching(budget, shared)
-            lookup = CacheLookup(config, self.models, self.free, pairs, shared)
+        self.batching = self.models.engine.batching
+        if isinstance(self.batching, TokenBatching):
+            self.batching = replace(self.batching, prefix=common_prefix(pairs))
+            lookup = CacheLookup(config, self.models, self.free, pairs, self.batching)
             self.cached_in = lookup.location
             self.misses = {d.frozen: lookup.misses(d.below) for d in self.depths}
         self.counter = RunCounter(config, self.data.train, self.data.eval)
@@ -92,7 +91,7 @@ class Trial:
     def _sizes(self, fast: bool, libraries: float) -> ModelSizes:
         """Of the models as loaded; whatever else loading left counts with the libraries."""
         models, config = self.models, self.config
-        engine: Any = models.engine
+        engine = models.engine
         dtype, full_bytes = models.facts.dtype, models.trainable.policy_bytes
         master, compute = master_dtype(dtype).itemsize, dtype.itemsize
         parameters = full_bytes / master
@@ -174,13 +173,13 @@ class Trial:
 
     def _choose_size(self, tried: list[TrialDepth]) -> TrialSize:
         """The size of the dry runs on a machine of this speed."""
-        policy: Any = self.models.engine.policy
+        policy = self.models.engine.policy
         inside = sum(p.numel() for name, p in policy.named_parameters() if layer_of(name) >= 0)
         return choose_trial_size(
             self.data.train,
             Schedule.of(self.config, len(self.data.train)).pairs_per_step,
             inside,
-            policy.get_output_embeddings().weight.numel(),
+            head_weight(policy).numel(),
             tried,
             1e9 * REACHED * self._read_speed(),
         )
@@ -203,11 +202,9 @@ class Trial:
             models = load_models(config, self._raw, kernels or None)
         try:
             run = DryRun(self.config, models, tried, self.data.train, size)
-            found = run.run(first=not self._measured, between=self._read_speed)
-        except Exception as error:
-            refused = isinstance(error, SmoldpoError) and "memory" in str(error)
-            if not (refused or is_out_of_memory(error)):
-                raise
+            first = not self._measured
+            found = with_memory_errors(lambda: run.run(first, self._read_speed))
+        except OutOfMemoryError as error:
             # Without its traceback, which holds every tensor of the attempt.
             self._refused.append((tried.depth, error.with_traceback(None)))
             return

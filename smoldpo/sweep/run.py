@@ -57,7 +57,7 @@ from smoldpo.utils import progress
 from smoldpo.utils.errors import ConfigError, SmoldpoError, UsageError
 from smoldpo.utils.files import write_json, write_text
 from smoldpo.utils.signals import InterruptedRunError, Interruption
-from smoldpo.utils.text import percent, words
+from smoldpo.utils.text import format_seconds, percent
 
 FILE, YAML, FORMAT = "sweep.json", "sweep.yaml", 1
 CONTENTS = (
@@ -312,7 +312,7 @@ class _Sweep:
         if not took:
             return ""
         left = statistics.median(took) * (self.total - len(self.records))
-        return f" (about {words(left)} left)"
+        return f" (about {format_seconds(left)} left)"
 
     def _final(self, interruption: Interruption) -> FinalResult | None:
         best, known = self._best(), self._known_final()

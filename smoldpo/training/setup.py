@@ -16,17 +16,11 @@ from smoldpo.config.schema import TrainConfig
 from smoldpo.data.account import DataAccount, TokenAccount
 from smoldpo.data.load import TrainingData, load_mixture
 from smoldpo.data.tokenize import PairTokenizer, require_room
+from smoldpo.engine import build
 from smoldpo.engine.autotune import KernelChoice, compute_dtype
-from smoldpo.engine.base import Engine
-from smoldpo.engine.build import (
-    EngineSettings,
-    build_fast,
-    build_plain,
-    choose_engine,
-    configuration_sha256,
-)
+from smoldpo.engine.base import Engine, EngineSettings
 from smoldpo.engine.compile import CompileChoice, Parameters, set_up_compiling
-from smoldpo.engine.precision import cast, master_dtype
+from smoldpo.engine.precision import master_dtype
 from smoldpo.evaluation.gates import parse_gates
 from smoldpo.evaluation.judges.base import Judge
 from smoldpo.evaluation.judges.registry import parse_judge
@@ -179,7 +173,7 @@ def load_policy_and_reference(config: TrainConfig) -> LoadedModels:
         mapped=mapped,
         positions=positions(policy),
         hashes={"policy_start": start, "reference": other},
-        configuration_sha256=configuration_sha256(policy, reference or policy),
+        configuration_sha256=build.configuration_sha256(policy, reference or policy),
     )
     return LoadedModels(policy, reference, tokenizer, facts)
 
@@ -241,7 +235,7 @@ def build_engine(
         UsageError: an engine that cannot run these models, or a cache that cannot be written.
     """
     policy, reference, facts = loaded.policy, loaded.reference, loaded.facts
-    choice = choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
+    choice = build.choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
     progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))
     compiling = CompileChoice(False, "the plain engine compiles nothing")
     if choice.name == "fast":
@@ -251,19 +245,14 @@ def build_engine(
     if compiling.compiled or config.compile == "on":
         progress.say(f"compile: {'on' if compiling.compiled else 'off'}, {compiling.why}")
     settings = engine_settings(config, facts.dtype, compiling.compiled)
-    if choice.name == "fast":
-        if kernels:
-            settings = replace(settings, kernels=KernelChoice(**kernels))
-        about = {"model": config.model, "reference": config.reference or "the policy's start"}
-        sha256 = facts.hashes["reference"]
-        engine, folders = build_fast(policy, reference, settings, sha256, about)
-        used = asdict(engine.kernels)
-        record = EngineRecord(engine="fast", kernels=used, compiled=compiling.compiled)
-        return BuiltEngine(engine, record, folders)
-    for model in filter(None, (policy, reference)):
-        cast(model, master_dtype(facts.dtype))
-    record = EngineRecord(engine="plain", kernels={}, compiled=False)
-    return BuiltEngine(build_plain(policy, reference, settings), record, set())
+    settings = replace(
+        settings, engine=choice.name, kernels=KernelChoice(**kernels) if kernels else None
+    )
+    about = {"model": config.model, "reference": config.reference or "the policy's start"}
+    built = build.build_engine(policy, reference, settings, facts.hashes["reference"], about)
+    used = asdict(built.kernels) if built.kernels else {}
+    record = EngineRecord(engine=choice.name, kernels=used, compiled=compiling.compiled)
+    return BuiltEngine(built.engine, record, built.folders)
 
 
 def engine_settings(config: TrainConfig, dtype: torch.dtype, compiled: bool) -> EngineSettings:

@@ -14,14 +14,12 @@ def pick_device(name: str) -> str:
         UsageError: the device asked for is not there.
     """
     there = {
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-        "cpu": lambda: True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
     }
-    if name != "auto":
-        if not there[name]():
-            raise UsageError(f"device {name}: this machine, or this build of torch, has none")
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "auto":
+        return next(device for device, is_there in there.items() if is_there)
+    if not there[name]:
+        raise UsageError(f"device {name}: this machine, or this build of torch, has none")
+    return name

@@ -44,6 +44,10 @@ class ModelError(SmoldpoError):
     """A model or tokenizer that cannot be loaded, frozen or saved as asked."""
 
 
+class OutOfMemoryError(SmoldpoError):
+    """The machine's memory, or the GPU's, does not suffice."""
+
+
 class DiskError(SmoldpoError):
     """No room on the disk: whatever comes next would fail as well."""
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Literal
 
-PATIENCE = 5.0
+TIMEOUT = 5.0
 """Seconds to wait for the hub's first answer."""
 
 
@@ -18,7 +18,7 @@ def hub_is_unreachable(kind: Literal["model", "dataset"], name: str) -> bool:
     hub = huggingface_hub.HfApi()
     ask = hub.model_info if kind == "model" else hub.dataset_info
     try:
-        ask(name, timeout=PATIENCE)
+        ask(name, timeout=TIMEOUT)
     except HfHubHTTPError:
         return False
     except Exception:  # refused, unresolved, timed out, offline mode: each client has its own kinds

@@ -1,8 +1,8 @@
-"""How much memory is free, and what becomes of memory that is not needed now.
+"""How much memory is free, and giving back what is not needed now.
 
-While batches come and go, freed memory is kept for the next tensor of its size; between phases it is given
-back; and pages of a weights file that were read once are let go. Only on Linux: elsewhere the functions
-that give back do nothing, and say so by returning False, or 0 bytes.
+While batches come and go, freed memory is kept for the next tensor of its size; between phases it
+is returned to the system; and pages of a weights file that were read once are released. Only on
+Linux: elsewhere the functions that release do nothing, and return False, or 0 bytes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from typing import Any
 import psutil
 import torch
 
-try:
+if sys.platform != "win32":
     import resource
-except ImportError:  # Windows has none
-    resource = None
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names and numbers for mallopt(3)."""
@@ -55,7 +53,7 @@ def _left_in_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
 
 def _left_of_limit() -> float:
     """Bytes that RLIMIT_AS leaves."""
-    if resource is None:
+    if sys.platform == "win32":
         return math.inf
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
@@ -78,36 +76,37 @@ def keep_freed_memory() -> bool:
 
 
 def trim_memory() -> bool:
-    """Return to the system what was freed and kept; called between phases of a run."""
+    """Return to the system what was freed and kept, between phases of a run."""
     malloc_trim = _from_libc("malloc_trim")
     return malloc_trim is not None and bool(malloc_trim(ctypes.c_size_t(0)))
 
 
 def release_file_pages(tensors: Iterable[torch.Tensor]) -> int:
-    """Let go of the pages of those tensors that are mapped from a file; their values stay what they are.
+    """Release the pages of those tensors that are mapped from a file; their values stay what they are.
 
-    A weights file is mapped into memory, so hashing or converting it makes all of it resident. Returns the
-    bytes that Linux was told of; it keeps those that another process has mapped, or whose file is not ours.
+    A weights file is mapped into memory, so hashing or converting it makes all of it resident.
+    Returns the bytes that Linux was told of; it keeps those that another process has mapped, or
+    whose file is not ours.
     """
     return sum(map(file_page_releaser(), tensors))
 
 
 def file_page_releaser() -> Callable[[torch.Tensor], int]:
-    """release_file_pages for one tensor after another; which files are mapped is looked up once, now."""
+    """`release_file_pages` for one tensor after another; mapped files are looked up once, now."""
     madvise, mapped = _from_libc("madvise"), _mapped_files()
 
-    def let_go(tensor: torch.Tensor) -> int:
+    def release(tensor: torch.Tensor) -> int:
         first, length = _whole_pages(tensor, mapped)
         if madvise is None or length <= 0:
             return 0
         refused = madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), MADV_PAGEOUT)
         return 0 if refused else length
 
-    return let_go
+    return release
 
 
 def file_page_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """What release_file_pages would let go."""
+    """Bytes that `release_file_pages` would release."""
     mapped = _mapped_files() if _from_libc("madvise") else []
     return sum(_whole_pages(tensor, mapped)[1] for tensor in tensors)
 

@@ -24,7 +24,7 @@ def capture() -> tuple[Tensors, dict[str, Any]]:
     name, keys, position, has_gauss, cached = numpy.random.get_state()
     tensors = {
         "python": torch.tensor(words, dtype=torch.int64),
-        "numpy": torch.from_numpy(keys.astype("int64")),
+        "numpy": torch.from_numpy(numpy.asarray(keys, dtype="int64")),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

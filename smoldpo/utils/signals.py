@@ -37,12 +37,12 @@ class Interruption:
     """A context in which SIGINT and SIGTERM raise InterruptedRunError: at once, or where it is asked for.
 
     Args:
-        guest: inside somebody else's program: handlers that it set itself stay in force, and a second SIGINT
-            raises KeyboardInterrupt where it would end the process.
+        embedded: in another program: handlers that it set stay in force, and a second SIGINT raises
+            KeyboardInterrupt instead of ending the process.
     """
 
-    def __init__(self, guest: bool = False) -> None:
-        self._guest = guest
+    def __init__(self, embedded: bool = False) -> None:
+        self._embedded = embedded
         self._received: int | None = None
         self._deferring = False
         self._before: dict[int, Any] = {}
@@ -50,7 +50,7 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
             for number in SIGNALS:
-                if not self._guest or signal.getsignal(number) in DEFAULT_HANDLERS:
+                if not self._embedded or signal.getsignal(number) in DEFAULT_HANDLERS:
                     self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -87,7 +87,7 @@ class Interruption:
 
     def _receive(self, number: int, _frame: Any) -> None:
         if self._received is not None and number == signal.SIGINT:
-            if self._guest:
+            if self._embedded:
                 raise KeyboardInterrupt
             _write_now("stopped at once; smoldpo resume goes on from the last checkpoint\n")
             os._exit(128 + number)

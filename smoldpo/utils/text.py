@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TypeGuard
 
 PARTS = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 SECONDS = (3600.0, 60.0, 1.0)
@@ -23,7 +24,7 @@ def parse_duration(text: str) -> float:
     return total
 
 
-def words(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """As short as is useful: 0.4 s, 52 s, 3 min 20 s, 2 h 05 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
@@ -36,60 +37,58 @@ def words(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-NONE = "–"
+MISSING = "–"
 """Stands where there is no number."""
 
 
-def _missing(value: float | None) -> bool:
-    return value is None or not -1e300 < value < 1e300  # nan and infinity are not
+def _known(value: float | None) -> TypeGuard[float]:
+    return value is not None and -1e300 < value < 1e300  # nan and infinity are not
 
 
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
+def _written(value: float | None, form: str) -> str:
+    """The number in a format of Python's, with a true minus."""
+    return format(value, form).replace("-", "−") if _known(value) else MISSING
 
 
 def percent(value: float | None, digits: int = 1) -> str:
     """0.612 as 61.2%."""
-    return NONE if _missing(value) else f"{value:.{digits}%}"
+    return f"{value:.{digits}%}" if _known(value) else MISSING
 
 
 def points(value: float | None) -> str:
     """A difference of two shares, 0.112, as +11.2."""
-    return NONE if _missing(value) else _minus(f"{100 * value:+.1f}")
+    return _written(100 * value, "+.1f") if _known(value) else MISSING
 
 
 def signed(value: float | None, digits: int = 2) -> str:
     """With its sign, and a true minus."""
-    return NONE if _missing(value) else _minus(f"{value:+,.{digits}f}")
+    return _written(value, f"+,.{digits}f")
 
 
 def number(value: float | None, digits: int = 2) -> str:
     """With a true minus, and commas between thousands."""
-    return NONE if _missing(value) else _minus(f"{value:,.{digits}f}")
+    return _written(value, f",.{digits}f")
 
 
 def count(value: float | None) -> str:
     """A whole number, with commas between thousands."""
-    return NONE if _missing(value) else f"{value:,.0f}"
+    return _written(value, ",.0f")
 
 
 def p_value(value: float | None) -> str:
     """As people print it: two digits that count, and no bare zero."""
-    if _missing(value):
-        return NONE
+    if not _known(value):
+        return MISSING
     if value < 0.0001:
         return "< 0.0001"
     return f"{value:.2g}" if value < 0.095 else f"{value:.2f}"
 
 
 def duration(seconds: float | None) -> str:
-    """As durations.words; but pages show what was measured, so below a minute the tenths as well."""
-    if _missing(seconds):
-        return NONE
-    return f"{seconds:.1f} s" if seconds < 60 else words(seconds)
-
-
-# Tokens and passwords are kept out of everything that is said or written.
+    """As `format_seconds`, with tenths below a minute: pages show what was measured."""
+    if not _known(seconds):
+        return MISSING
+    return f"{seconds:.1f} s" if seconds < 60 else format_seconds(seconds)
 
 
 HIDDEN = "[secret]"

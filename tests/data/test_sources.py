@@ -385,7 +385,7 @@ def test_hub_rows_splits_and_subset(monkeypatch):
 def test_a_hub_that_does_not_answer_fails_within_seconds(monkeypatch):
     import huggingface_hub.constants
 
-    monkeypatch.setattr(hub, "PATIENCE", 0.5)
+    monkeypatch.setattr(hub, "TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)

@@ -7,11 +7,11 @@ import torch
 
 from smoldpo.engine import autotune
 from smoldpo.engine.autotune import CLOSE, SWITCH_KERNELS, KernelChoice, choose_kernels
-from smoldpo.engine.cache.folder import choices_file, forget_choices, rates_file
+from smoldpo.engine.cache.choices import choices_file, forget_choices, rates_file
 
 FIRST_IS_FASTER, KEEP, KEEP_RATE = (
-    autotune._first_is_faster,
-    autotune.keep,
+    autotune._fused_is_faster,
+    autotune.store_choice,
     autotune.store_rate,
 )  # as they are, before conftest fixes them
 
@@ -51,7 +51,7 @@ def test_each_ways_best_time_counts(monkeypatch):
 def kept(monkeypatch, tmp_path):
     """A cache folder of its own, in which choices are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(autotune, "keep", KEEP)
+    monkeypatch.setattr(autotune, "store_choice", KEEP)
     monkeypatch.setattr(autotune, "store_rate", KEEP_RATE)
 
 
@@ -64,7 +64,7 @@ def told(kept, monkeypatch):
         found.append(before)
         return False
 
-    monkeypatch.setattr(autotune, "_first_is_faster", second)
+    monkeypatch.setattr(autotune, "_fused_is_faster", second)
     return found
 
 
@@ -124,7 +124,7 @@ def test_the_rates_of_the_last_commands_are_kept(kept, monkeypatch):
 
 
 def test_clearing_the_cache_forgets_it(kept, cli):
-    autotune.keep("x", 1)
+    autotune.store_choice("x", 1)
     assert json.loads(choices_file().read_text())["choices"] == {"x": 1}
     assert cli("cache", "clear", "nothing").code == 2 and autotune.stored_choice("x") == 1
     assert cli("cache", "clear").code == 0 and autotune.stored_choice("x") is None

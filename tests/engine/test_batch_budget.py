@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from faults.test_micro_batches import PAIRS, engine_of
-from smoldpo.engine.batch_budget import MARGIN, RESERVE, fit_budget, saved_for_backward
+from smoldpo.engine.batch_budget import MARGIN, RESERVE, fit_budget
+from smoldpo.engine.batching import saved_for_backward
 from smoldpo.utils import memory
-from smoldpo.utils.errors import SmoldpoError
+from smoldpo.utils.errors import OutOfMemoryError
 
 
 def living_tensors():
@@ -47,11 +48,7 @@ def test_one_pair_tells_of_many(tiny_model, kind, size):
     pairs = [longest] * 8
     engine.prepare(pairs)
     _, most = engine.backward_bytes(pairs, 8)
-    forward = (
-        engine._policy_forward if kind == "fast" else lambda p: engine._forward(engine.policy, p)
-    )
-    model = engine._policy.model if kind == "fast" else engine.policy
-    kept = saved_for_backward(lambda: forward(pairs), model.parameters())
+    kept = saved_for_backward(lambda: engine._forward_policy(pairs), engine.policy.parameters())
     assert 0.7 * most < kept < MARGIN * most
 
 
@@ -66,7 +63,7 @@ def test_the_budget_is_halved_until_a_step_fits(tiny_model, kind, size, capsys):
     assert engine.budget < size and "memory" in capsys.readouterr().err
     fit_budget(engine, PAIRS, 8, 0, RESERVE + one)  # just about: one pair at once
     assert engine.backward_bytes(PAIRS, 8)[1] < 2 * one
-    with pytest.raises(SmoldpoError, match=r"not enough memory .* 1,000 bytes"):
+    with pytest.raises(OutOfMemoryError, match=r"not enough memory .* 1,000 bytes"):
         fit_budget(engine, PAIRS, 8, 1000, RESERVE + 1000 + one - 1)
 
 

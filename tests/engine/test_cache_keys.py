@@ -7,7 +7,8 @@ import transformers
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine import build
 from smoldpo.engine.autotune import KernelChoice
-from smoldpo.engine.build import EngineSettings, build_fast
+from smoldpo.engine.base import EngineSettings
+from smoldpo.engine.build import build_engine
 from smoldpo.engine.cache import keys
 from smoldpo.engine.cache.keys import pair_key, results_key
 from smoldpo.models.freeze import freeze
@@ -49,8 +50,8 @@ class Run:
             compiled=self.compiled,
         )
         sha256 = weights_sha256(self.policy)
-        _, folders = build_fast(self.policy, None, settings, sha256, self.about)
-        keys = {folder.parent.name: folder.name for folder in folders}
+        built = build_engine(self.policy, None, settings, sha256, self.about)
+        keys = {folder.parent.name: folder.name for folder in built.folders}
         return keys["trunk"], keys["reference"]
 
 

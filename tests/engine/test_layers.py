@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from smoldpo.engine.batch_budget import saved_for_backward
+from smoldpo.engine.batching import saved_for_backward
 from smoldpo.engine.kernels import attention, layers
 from smoldpo.engine.kernels.layers import rows_product
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.plain import PlainEngine, pad_batch, sequence_logps
 from smoldpo.losses import Objective
 from smoldpo.types import TokenizedPair
@@ -29,9 +30,7 @@ def make(policy, reference=None, size=2):
     return PlainEngine(
         policy,
         reference or copy.deepcopy(policy),
-        compute_dtype=torch.float64,
-        train_batch_size=size,
-        eval_batch_size=size,
+        EngineSettings(compute_dtype=torch.float64, train_batch_size=size, eval_batch_size=size),
     )
 
 

@@ -89,7 +89,7 @@ def test_opening_counts_as_use(opened, written, folder):
 
 def test_looking_is_not_using(written, folder, said):
     os.utime(folder, (1, 1))
-    assert "one" in ReferenceStore(folder, {}, said.append, looking=True)
+    assert "one" in ReferenceStore(folder, {}, said.append, read_only=True)
     assert damage(folder) == []
     assert folder.stat().st_mtime == 1
     written.write_text("no")

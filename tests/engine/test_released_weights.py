@@ -9,7 +9,8 @@ import torch
 import smoldpo
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.load import build_config
-from smoldpo.engine.build import EngineSettings, build_fast
+from smoldpo.engine.base import EngineSettings
+from smoldpo.engine.build import build_engine
 from smoldpo.engine.fast import FastEngine
 from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
@@ -39,7 +40,7 @@ def engine_of(folder: Path, cache: str = "memory", reference: bool = False, **mo
     freeze(policy, LayerSelection(FROZEN))
     own = load_model(source, torch.float32) if reference else None
     settings = EngineSettings(torch.float32, 8, 8, 3840, cache, 0, compiled=False, **more)
-    return build_fast(policy, own, settings, "start", {})[0]
+    return build_engine(policy, own, settings, "start").engine
 
 
 def resident(folder: Path) -> int:

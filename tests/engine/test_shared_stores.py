@@ -9,7 +9,8 @@ import torch
 
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine import build
-from smoldpo.engine.build import EngineSettings, build_fast
+from smoldpo.engine.base import EngineSettings
+from smoldpo.engine.build import build_engine
 from smoldpo.engine.cache import folder as cache
 from smoldpo.models.freeze import freeze
 
@@ -27,7 +28,7 @@ SETTINGS = EngineSettings(
 def engine(model, depth):
     policy = copy.deepcopy(model)
     freeze(policy, LayerSelection(depth))
-    return build_fast(policy, None, SETTINGS, "weights", {})[0]
+    return build_engine(policy, None, SETTINGS, "weights").engine
 
 
 def test_one_depth_shares_and_another_takes_the_place(tiny_model):
@@ -57,7 +58,7 @@ def test_the_room_is_counted_after_the_other_is_gone(tiny_model, monkeypatch):
     counted = []
 
     def count(_):
-        counted.append([kind for kind, _ in cache._kept])
+        counted.append([kind for kind, _ in cache._shared])
         return 1e9
 
     monkeypatch.setattr(build, "free_memory", count)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from smoldpo.engine.cache import trunk_states
-from smoldpo.engine.cache.trunk_states import DiskStore, MemoryStore, NoStore
+from smoldpo.engine.cache.trunk_states import DiskStore, MemoryStore, TrunkStore
 
 WIDTH = 8
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -299,7 +299,7 @@ def test_memory_keeps_a_copy():
 
 
 def test_no_store_keeps_nothing():
-    store = NoStore()
+    store = TrunkStore()
     store.put("first", states_of("first"))
     store.commit()
     assert "first" not in store and store.get("first") is None

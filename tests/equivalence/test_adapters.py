@@ -24,8 +24,9 @@ from test_fast_engine import (
 
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine.autotune import KernelChoice
-from smoldpo.engine.batch_budget import saved_for_backward
-from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
+from smoldpo.engine.base import EngineSettings
+from smoldpo.engine.batching import saved_for_backward
+from smoldpo.engine.cache.trunk_states import MemoryStore, TrunkStore
 from smoldpo.engine.compile import set_up_compiling
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.kernels.elementwise import set_compiled
@@ -64,18 +65,32 @@ def adapted(model, **settings):
     return model
 
 
-def engines(model, reference=None, max_tokens=40, pairs=PAIRS, **settings):
+def engines(
+    model,
+    reference=None,
+    max_tokens=40,
+    pairs=PAIRS,
+    trunk_store=None,
+    reference_store=None,
+    **settings,
+):
     """Both engines on copies of one adapted model, moved well away from B = 0."""
     policy = copy.deepcopy(model)
+    told = EngineSettings(torch.float64, 2, 2, max_tokens, **settings)
     plain = PlainEngine(
         policy,
         policy if reference is None else copy.deepcopy(reference),
-        compute_dtype=torch.float64,
-        train_batch_size=2,
-        eval_batch_size=2,
+        told,
     )
     other = copy.deepcopy(model)
-    fast = FastEngine(other, MasterWeights(other, torch.float64), reference, max_tokens, **settings)
+    fast = FastEngine(
+        other,
+        MasterWeights(other, torch.float64),
+        reference,
+        told,
+        trunk_store,
+        reference_store,
+    )
     fast.prepare(pairs)
     move(plain, fast)
     return plain, fast
@@ -146,12 +161,12 @@ def test_any_cut_into_streams(max_tokens, kind):
 def test_every_cache_mode(mode, kind, frozen, tmp_path):
     model = adapted(build("llama"), freeze_layers=frozen, **KINDS[kind])
     store = {
-        "off": NoStore,
+        "off": TrunkStore,
         "memory": lambda: MemoryStore(1e9),
         "disk": lambda: disk_store(tmp_path),
     }[mode]()
     plain, fast = engines(model, trunk_store=store)
-    assert (fast._key(PAIRS[0]) in store) == (mode != "off" and frozen > 0)
+    assert (fast.batching.key(PAIRS[0]) in store) == (mode != "off" and frozen > 0)
     assert_equal(plain, fast)
 
 
@@ -168,7 +183,7 @@ def test_every_kernel(attention, head, kind):
 def test_a_beginning_in_common_is_computed_once(kind, max_tokens):
     model = adapted(build("smollm3"), freeze_layers=2, **KINDS[kind])
     plain, fast = engines(model, max_tokens=max_tokens, pairs=SHARING)
-    assert fast._shared == SYSTEM
+    assert fast.batching.prefix == SYSTEM
     assert_equal(plain, fast, SHARING)
 
 
@@ -209,7 +224,9 @@ def test_before_the_first_update_it_is_the_base_to_the_last_bit(kind, dtype, fro
     adapted(model, freeze_layers=frozen, **KINDS[kind])
     sides = []
     for policy in (base, model):
-        engine = FastEngine(policy, MasterWeights(policy, dtype), max_tokens=10_000)
+        engine = FastEngine(
+            policy, MasterWeights(policy, dtype), settings=EngineSettings(max_tokens=10_000)
+        )
         logps = engine.policy_logps(PAIRS)
         sides.append(torch.cat([logps.chosen, logps.rejected]))
     assert torch.equal(*sides)
@@ -237,13 +254,15 @@ def half_engine(max_tokens=10_000, **settings):
     for module in model.modules():
         module.__dict__.pop("forward", None)
     adapted(model, freeze_layers=2, **settings)
-    return model, FastEngine(model, MasterWeights(model, torch.bfloat16), max_tokens=max_tokens)
+    return model, FastEngine(
+        model, MasterWeights(model, torch.bfloat16), settings=EngineSettings(max_tokens=max_tokens)
+    )
 
 
 def test_bfloat16_first_loss_is_ln2_whatever_the_batching():
     _, fast = half_engine(use_dora=True)
     fast.prepare(PAIRS)
-    fast.max_tokens = 30
+    fast.budget = 30
     losses, policy, reference = fast.accumulate_gradients(PAIRS, LOSS)
     assert torch.equal(policy.chosen, reference.chosen)
     assert losses.tolist() == pytest.approx([0.69314718] * len(PAIRS), abs=1e-7)
@@ -272,8 +291,12 @@ def test_gradients_in_bfloat16_are_near_those_in_float64():
     for module in narrow.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.__dict__.pop("forward", None)
-    exact = FastEngine(wide, MasterWeights(wide, torch.float64), max_tokens=10_000)
-    rough = FastEngine(narrow, MasterWeights(narrow, torch.bfloat16), max_tokens=10_000)
+    exact = FastEngine(
+        wide, MasterWeights(wide, torch.float64), settings=EngineSettings(max_tokens=10_000)
+    )
+    rough = FastEngine(
+        narrow, MasterWeights(narrow, torch.bfloat16), settings=EngineSettings(max_tokens=10_000)
+    )
     for engine in (exact, rough):
         engine.prepare(PAIRS)
         with torch.no_grad():

@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine.autotune import KernelChoice
+from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.build import choose_engine
-from smoldpo.engine.cache.trunk_states import DiskStore, MemoryStore, NoStore
+from smoldpo.engine.cache.trunk_states import DiskStore, MemoryStore, TrunkStore
 from smoldpo.engine.compile import set_up_compiling
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.kernels.attention import pair_attention
 from smoldpo.engine.kernels.elementwise import set_compiled
 from smoldpo.engine.kernels.flex_attention import stream_attention
 from smoldpo.engine.logprobs import score
-from smoldpo.engine.packing import common_prefix, pack, shares
+from smoldpo.engine.packing import common_prefix, has_prefix, pack
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.trunk import boundary
@@ -88,18 +89,32 @@ def exact_norm(self, states):
     return self.weight * states * scale
 
 
-def engines(model, reference=None, max_tokens=40, pairs=PAIRS, **settings):
+def engines(
+    model,
+    reference=None,
+    max_tokens=40,
+    pairs=PAIRS,
+    trunk_store=None,
+    reference_store=None,
+    **settings,
+):
     """Both engines on copies of one model, moved a little so that policy and reference differ."""
+    told = EngineSettings(torch.float64, 2, 2, max_tokens, **settings)
     plain = PlainEngine(
         copy.deepcopy(model),
         copy.deepcopy(model if reference is None else reference),
-        compute_dtype=torch.float64,
-        train_batch_size=2,
-        eval_batch_size=2,
+        told,
     )
     policy = copy.deepcopy(model)
     masters = MasterWeights(policy, torch.float64)
-    fast = FastEngine(policy, masters, reference, max_tokens, **settings)
+    fast = FastEngine(
+        policy,
+        masters,
+        reference,
+        told,
+        trunk_store,
+        reference_store,
+    )
     fast.prepare(pairs)
     with torch.no_grad():
         for engine in (plain, fast):
@@ -204,12 +219,12 @@ def test_every_cache_mode(mode, frozen, tmp_path):
     model = build("llama")
     freeze(model, LayerSelection(frozen))
     store = {
-        "off": NoStore,
+        "off": TrunkStore,
         "memory": lambda: MemoryStore(1e9),
         "disk": lambda: disk_store(tmp_path),
     }[mode]()
     plain, fast = engines(model, trunk_store=store)
-    assert (fast._key(PAIRS[0]) in store) == (mode != "off")
+    assert (fast.batching.key(PAIRS[0]) in store) == (mode != "off")
     assert_equal(plain, fast)
 
 
@@ -228,13 +243,13 @@ def test_every_kernel(attention, head, family, frozen):
 def test_flex_attention_sees_what_the_slots_see(pairs, window):
     """FlexAttention has no backward on a CPU; its forward holds the rule that CUDA uses."""
     some = globals()[pairs]
-    batch = pack(some, multiple_of=128, shared=common_prefix(some))
+    batch = pack(some, multiple_of=128, prefix=common_prefix(some))
     tokens = batch.input_ids.shape[1]
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, h, tokens, 16).double() for h in (4, 2, 2))
     expected = pair_attention(query, key, value, 0.3, batch.layout, window, False, True)
     found = stream_attention(query, key, value, 0.3, batch.layout.stream, window)
-    real = batch.layout.gather
+    real = batch.layout.row_of_token
     assert len(real) < tokens
     torch.testing.assert_close(
         found[0, : len(real)], expected[0, : len(real)], rtol=1e-10, atol=1e-12
@@ -275,7 +290,7 @@ def test_without_room_to_keep_states():
     freeze(model, LayerSelection(2))
     plain, fast = engines(model, trunk_store=MemoryStore(room=0))
     assert_equal(plain, fast)
-    assert fast._key(PAIRS[0]) not in fast._states
+    assert fast.batching.key(PAIRS[0]) not in fast._states
 
 
 def test_scoring_and_evaluation_agree():
@@ -301,7 +316,7 @@ SHARING = [
 
 def test_what_most_prompts_begin_with():
     assert common_prefix(SHARING) == SYSTEM
-    assert [shares(pair, SYSTEM) for pair in SHARING] == [True, True, True, False, False, True]
+    assert [has_prefix(pair, SYSTEM) for pair in SHARING] == [True, True, True, False, False, True]
     assert common_prefix(PAIRS) == ()
     assert common_prefix(SHARING[:1]) == ()
     assert common_prefix([]) == ()
@@ -313,7 +328,7 @@ def test_a_beginning_in_common_is_computed_once(family, frozen, max_tokens):
     model = build(family)
     freeze(model, LayerSelection(frozen))
     plain, fast = engines(model, max_tokens=max_tokens, pairs=SHARING)
-    assert fast._shared == SYSTEM
+    assert fast.batching.prefix == SYSTEM
     assert fast._pack(SHARING).input_ids[0, : len(SYSTEM)].tolist() == list(SYSTEM)
     assert_equal(plain, fast, SHARING)
     expected, found = plain.policy_logps(SHARING), fast.policy_logps(SHARING)
@@ -333,7 +348,9 @@ def test_pairs_of_any_shape(pairs, frozen, max_tokens):
     freeze(model, LayerSelection(frozen))
     plain, fast = engines(model, max_tokens=max_tokens)
     # Pairs that come up only now: the reference must still be the policy's start.
-    fresh = FastEngine(fast._policy.model, fast._masters, plain.reference, max_tokens)
+    fresh = FastEngine(
+        fast.policy, fast._masters, plain.reference, EngineSettings(max_tokens=max_tokens)
+    )
     assert_equal(plain, fresh, pairs)
 
 

@@ -7,6 +7,7 @@ import torch
 from test_fast_engine import LOSS, PAIRS, build
 
 from smoldpo.config.layer_spec import LayerSelection
+from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.models.freeze import freeze
@@ -18,9 +19,11 @@ def test_bfloat16_first_loss_is_ln2_whatever_the_batching():
     for module in model.modules():
         module.__dict__.pop("forward", None)
     freeze(model, LayerSelection(2))
-    fast = FastEngine(model, MasterWeights(model, torch.bfloat16), max_tokens=10_000)
+    fast = FastEngine(
+        model, MasterWeights(model, torch.bfloat16), settings=EngineSettings(max_tokens=10_000)
+    )
     fast.prepare(PAIRS)
-    fast.max_tokens = 30
+    fast.budget = 30
     losses, policy, reference = fast.accumulate_gradients(PAIRS, LOSS)
     assert torch.equal(policy.chosen, reference.chosen)
     assert losses.tolist() == pytest.approx([0.69314718] * len(PAIRS), abs=1e-7)
@@ -31,7 +34,9 @@ def bfloat16_engine(max_tokens):
     for module in model.modules():
         module.__dict__.pop("forward", None)
     freeze(model, LayerSelection(2))
-    return FastEngine(model, MasterWeights(model, torch.bfloat16), max_tokens=max_tokens)
+    return FastEngine(
+        model, MasterWeights(model, torch.bfloat16), settings=EngineSettings(max_tokens=max_tokens)
+    )
 
 
 def test_gradients_of_several_streams_add_up_in_the_masters():
@@ -89,7 +94,7 @@ def test_gradients_stay_in_one_place_until_they_are_dropped(dtype):
     """Made anew in each step they would lie among what a backward pass keeps, and leave holes."""
     model = build("llama").to(torch.promote_types(dtype, torch.float32))
     freeze(model, LayerSelection(2))
-    fast = FastEngine(model, MasterWeights(model, dtype), max_tokens=30)
+    fast = FastEngine(model, MasterWeights(model, dtype), settings=EngineSettings(max_tokens=30))
     optimizer = torch.optim.SGD([p for _, p in fast.trainable_parameters()], lr=0.0)
 
     def one_step():

@@ -8,7 +8,8 @@ from test_fast_engine import LOSS, PAIRS, SHARING, assert_equal, build
 
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.load import build_config
-from smoldpo.engine.build import EngineSettings, build_fast, build_plain
+from smoldpo.engine.base import EngineSettings
+from smoldpo.engine.build import build_engine
 from smoldpo.engine.plain import pad_batch, sequence_logps
 from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
@@ -25,10 +26,16 @@ def about(**settings):
     return EngineSettings(**base | {"sync_ref_model": True} | settings)
 
 
+def built(model, reference=None, **settings):
+    return build_engine(model, reference, about(**settings)).engine
+
+
 def engines(model, reference=None, pairs=PAIRS, **settings):
     """Both engines as a run builds them, on copies of the same models."""
-    plain = build_plain(copy.deepcopy(model), copy.deepcopy(reference), about(**settings))
-    fast, _ = build_fast(copy.deepcopy(model), copy.deepcopy(reference), about(**settings), "", {})
+    plain, fast = (
+        built(copy.deepcopy(model), copy.deepcopy(reference), engine=engine, **settings)
+        for engine in ("plain", "fast")
+    )
     fast.prepare(pairs)
     return plain, fast
 
@@ -172,9 +179,8 @@ def test_a_reference_of_another_shape_is_refused(kind):
     model = build("llama")
     freeze(model, LayerSelection(2))
     other = build("llama", tied=False)
-    build_it = build_plain if kind == "plain" else lambda *args: build_fast(*args, "", {})
     with pytest.raises(UsageError, match=r"other names or shapes: lm_head.weight"):
-        build_it(model, other, about())
+        built(model, other, engine=kind)
 
 
 def test_alpha_1_copies_the_policy():
@@ -196,9 +202,9 @@ def test_bfloat16_moves_add_up_in_float32():
     for module in model.modules():
         module.__dict__.pop("forward", None)
     freeze(model, LayerSelection(2))
-    fast, _ = build_fast(model, None, about(compute_dtype=torch.bfloat16), "", {})
+    fast = built(model, compute_dtype=torch.bfloat16)
     fast.prepare(PAIRS)
-    start = {w.name: w.wide.clone() for w in fast.synced_reference._weights}
+    start = {w.name: w.master.clone() for w in fast.synced_reference._weights}
     with torch.no_grad():
         for _, parameter in fast.trainable_parameters():
             parameter.add_(1.0)
@@ -206,10 +212,10 @@ def test_bfloat16_moves_add_up_in_float32():
     for _ in range(8):
         fast.synced_reference.sync(1e-4)
     for weight in fast.synced_reference._weights:
-        assert weight.wide.dtype == torch.float32 and weight.narrow.dtype == torch.bfloat16
-        gone = (weight.wide - start[weight.name]).mean().item()
+        assert weight.master.dtype == torch.float32 and weight.compute.dtype == torch.bfloat16
+        gone = (weight.master - start[weight.name]).mean().item()
         assert gone == pytest.approx(1 - (1 - 1e-4) ** 8, rel=1e-2)
-        assert torch.equal(weight.narrow, weight.wide.bfloat16())
+        assert torch.equal(weight.compute, weight.master.bfloat16())
     fast.synced_reference.sync(1.0)
     _, policy, reference = fast.accumulate_gradients(PAIRS, LOSS)
     assert torch.equal(policy.chosen, reference.chosen)
@@ -219,9 +225,9 @@ def test_only_what_trains_is_kept_twice():
     model = build("llama").float()
     freeze(model, LayerSelection(3))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    fast, _ = build_fast(model, None, about(compute_dtype=torch.bfloat16), "", {})
+    fast = built(model, compute_dtype=torch.bfloat16)
     assert fast.synced_reference.bytes == 4 * trained
-    ours = {p.data_ptr() for p in fast._policy.model.parameters()}
+    ours = {p.data_ptr() for p in fast.policy.parameters()}
     copied = [p for p in fast.synced_reference.model.parameters() if p.data_ptr() not in ours]
     assert sum(p.numel() for p in copied) == trained
     assert not any(p.requires_grad for p in fast.synced_reference.model.parameters())
@@ -241,7 +247,7 @@ def test_captured_and_restored(own, compute):
             for one in (model, other):
                 for module in one.modules() if one is not None else ():
                     module.__dict__.pop("forward", None)
-        engine, _ = build_fast(model, other, about(compute_dtype=compute), "", {})
+        engine = built(model, other, compute_dtype=compute)
         engine.prepare(PAIRS)
         return engine
 
@@ -264,8 +270,8 @@ def test_pairs_of_before_serve_until_it_moves(monkeypatch):
     freeze(model, LayerSelection(2))
     _, fast = engines(model, max_tokens=10_000)
     runs = []
-    logps = fast._moving.logps
-    monkeypatch.setattr(fast._moving, "logps", lambda *args: runs.append(1) or logps(*args))
+    logps = fast._synced.logps
+    monkeypatch.setattr(fast._synced, "logps", lambda *args: runs.append(1) or logps(*args))
     fast.accumulate_gradients(PAIRS, LOSS)
     assert runs == []
     fast.synced_reference.sync(ALPHA)
@@ -300,7 +306,7 @@ def test_the_checkpoint_and_its_count_hold_the_reference(own):
         module.__dict__.pop("forward", None)
     freeze(model, LayerSelection(3))
     other = copy.deepcopy(model) if own else None
-    engine, _ = build_fast(model, other, about(compute_dtype=torch.bfloat16), "", {})
+    engine = built(model, other, compute_dtype=torch.bfloat16)
     engine.prepare(PAIRS)
     config = build_config({"sync_ref_model": True, "ref_model_sync_steps": 1, "ema_decay": 0.9})
     state = TrainingState(engine, config)

@@ -2,15 +2,28 @@
 
 from test_fast_engine import PAIRS
 
-from smoldpo.engine.packing import by_length, pack, pair_length
+from smoldpo.engine.packing import batch_by_length, pack, pair_length
 from smoldpo.types import TokenizedPair
 
 
+def drawn(batch):
+    """The attention mask: a row a query, a column a key, # where it looks."""
+    lines = []
+    for slot in batch.layout.slots:
+        visible = slot.segment.mask()
+        before, own = slot.segment.tokens
+        columns = [*before, *own]
+        for query in range(len(before), len(columns)):
+            row = [" "] * (columns[-1] + 1)
+            for key, column in enumerate(columns):
+                row[column] = "#" if visible[query, key] else "."
+            lines.append("".join(row))
+    return lines
+
+
 def test_the_mask_drawn():
-    drawn = str(
-        pack([TokenizedPair("a", (1, 2), (3,), (4, 5)), TokenizedPair("b", (6,), (7,), (8,))])
-    )
-    assert drawn.splitlines() == [
+    pairs = [TokenizedPair("a", (1, 2), (3,), (4, 5)), TokenizedPair("b", (6,), (7,), (8,))]
+    assert drawn(pack(pairs)) == [
         "#....",
         "##...",
         "###..",
@@ -24,7 +37,7 @@ def test_the_mask_drawn():
 
 def test_the_mask_drawn_where_pairs_share_a_beginning():
     pairs = [TokenizedPair("a", (1, 2, 3), (4,), (5,)), TokenizedPair("b", (1, 2, 6), (7,), (8, 9))]
-    assert str(pack(pairs, shared=(1, 2))).splitlines() == [
+    assert drawn(pack(pairs, prefix=(1, 2))) == [
         "#.",
         "##",
         "###..",
@@ -39,12 +52,12 @@ def test_the_mask_drawn_where_pairs_share_a_beginning():
 
 def test_packing_with_a_beginning_in_common_written_out():
     pairs = [TokenizedPair("a", (1, 2, 3), (4,), (5,)), TokenizedPair("b", (6,), (7,), (8, 9))]
-    batch = pack(pairs, multiple_of=10, shared=(1, 2))
+    batch = pack(pairs, multiple_of=10, prefix=(1, 2))
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 3, 0, 1, 1, 2, 0]]
     assert batch.rows.tolist() == [2, 3, 4, 5, 6, 7, 8]
     assert batch.rows[batch.predictors].tolist() == [2, 2, 5, 5, 7]
-    assert batch.layout.spread[batch.layout.gather].tolist() == list(range(9))
+    assert batch.layout.token_of_row[batch.layout.row_of_token].tolist() == list(range(9))
 
 
 def test_packing_written_out():
@@ -58,7 +71,7 @@ def test_packing_written_out():
 
 
 def test_batches_hold_every_pair_once_within_the_budget():
-    batches = by_length(PAIRS, 24)
+    batches = batch_by_length(PAIRS, 24)
     assert sorted(index for batch in batches for index in batch) == list(range(len(PAIRS)))
     for batch in batches:
         assert len(batch) == 1 or sum(pair_length(PAIRS[index]) for index in batch) <= 24

@@ -11,9 +11,10 @@ from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.data.load import load_pairs
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.engine.autotune import KernelChoice, compute_dtype
-from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
+from smoldpo.engine.batching import STREAM_MULTIPLE
+from smoldpo.engine.cache.trunk_states import MemoryStore, TrunkStore
 from smoldpo.engine.fast import FastEngine
-from smoldpo.engine.logprobs import FILL, LogprobModel
+from smoldpo.engine.logprobs import LogprobModel
 from smoldpo.engine.packing import pack
 from smoldpo.engine.plain import pad_batch, token_logps
 from smoldpo.engine.precision import MasterWeights, cast
@@ -41,10 +42,10 @@ def plain_logps(model, pairs):
     return torch.cat(found)
 
 
-def fast_engine(source, frozen, dtype, **settings):
+def fast_engine(source, frozen, dtype, trunk_store):
     model = load_model(source, torch.float32)
     freeze(model, LayerSelection(frozen))
-    return FastEngine(model, MasterWeights(model, dtype), **settings)
+    return FastEngine(model, MasterWeights(model, dtype), trunk_store=trunk_store)
 
 
 @torch.no_grad()
@@ -56,7 +57,10 @@ def test_bfloat16_is_as_near_to_float64_as_the_plain_engines(real, pairs):
     with torch.autocast("cpu", torch.bfloat16):
         plain = plain_logps(model, pairs)
     cast(model.requires_grad_(False), torch.bfloat16)
-    scorer, batch = LogprobModel(model, 25, KernelChoice()), pack(pairs, model.device, FILL)
+    scorer, batch = (
+        LogprobModel(model, 25, KernelChoice()),
+        pack(pairs, model.device, STREAM_MULTIPLE),
+    )
     fast = scorer.token_logps(batch, scorer.trunk_states(batch))
     errors = [(found - exact).square().mean().sqrt().item() for found in (plain, fast)]
     print(f"root mean square error in nats: plain {errors[0]:.4f}, fast {errors[1]:.4f}")
@@ -66,7 +70,7 @@ def test_bfloat16_is_as_near_to_float64_as_the_plain_engines(real, pairs):
 def test_a_stored_trunk_changes_no_bit_and_the_first_loss_is_ln2(real, pairs):
     dtype, _ = compute_dtype("auto", "cpu")
     gradients = []
-    for store in (MemoryStore(1e9), NoStore()):
+    for store in (MemoryStore(1e9), TrunkStore()):
         engine = fast_engine(real, 27, dtype, trunk_store=store)
         engine.prepare(pairs[:6])
         engine.budget = 250  # other streams than those that the reference was computed in

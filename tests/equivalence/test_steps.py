@@ -11,9 +11,9 @@ from test_fast_engine import engines as engines_of
 
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.losses import FACTS
-from smoldpo.engine.base import join
-from smoldpo.engine.build import EngineSettings, build_plain
-from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
+from smoldpo.engine.base import EngineSettings, join
+from smoldpo.engine.build import build_engine
+from smoldpo.engine.cache.trunk_states import MemoryStore, TrunkStore
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.logprobs import LogprobModel
 from smoldpo.engine.plain import PlainEngine
@@ -65,7 +65,7 @@ def assert_same(one, other):
 
 def whole_graph(engine, loss):
     """The definition: all pairs through one graph, one backward pass from the mean."""
-    policy = join([engine._forward(engine.policy, [pair]) for pair in PAIRS])
+    policy = join([engine._forward_policy([pair]) for pair in PAIRS])
     reference = None
     if loss.needs_reference:
         reference = engine.reference_logps(PAIRS)
@@ -94,12 +94,12 @@ def test_any_cut_into_micro_batches(name, pairs_at_once, max_tokens):
     freeze(model, LayerSelection(2))
     plain, fast = engines(model, max_tokens=max_tokens)
     expected = step(plain, OBJECTIVES[name])
-    plain.train_batch_size = pairs_at_once
+    plain.budget = pairs_at_once
     for engine in (plain, fast):
         assert_same(step(engine, OBJECTIVES[name]), expected)
 
 
-@pytest.mark.parametrize("store", [NoStore, lambda: MemoryStore(1e9)])
+@pytest.mark.parametrize("store", [TrunkStore, lambda: MemoryStore(1e9)])
 def test_two_passes_with_and_without_kept_states(store):
     model = build("llama")
     freeze(model, LayerSelection(2))
@@ -120,9 +120,9 @@ def count_forwards(monkeypatch):
     runs = []
     forward, logps = PlainEngine._forward, LogprobModel.logps
 
-    def plain(self, model, pairs):
+    def plain(self, model, pairs, *squares):
         runs.append(model)
-        return forward(self, model, pairs)
+        return forward(self, model, pairs, *squares)
 
     def fast(self, batch, states):
         runs.append(self.model)
@@ -141,12 +141,12 @@ def test_without_a_reference_none_is_run(name, monkeypatch):
     plain = PlainEngine(
         copy.deepcopy(model),
         None,
-        compute_dtype=torch.float64,
-        train_batch_size=2,
-        eval_batch_size=2,
+        EngineSettings(compute_dtype=torch.float64, train_batch_size=2, eval_batch_size=2),
     )
     fast = FastEngine(
-        model, MasterWeights(model, torch.float64), max_tokens=10_000, needs_reference=False
+        model,
+        MasterWeights(model, torch.float64),
+        settings=EngineSettings(max_tokens=10_000, needs_reference=False),
     )
     for engine in (plain, fast):
         engine.prepare(PAIRS)
@@ -170,9 +170,13 @@ def test_an_engine_that_has_a_reference_does_not_run_it_for_a_loss_without(monke
 def test_a_loss_that_needs_a_reference_is_refused_by_an_engine_without():
     model = build("llama")
     plain = PlainEngine(
-        model, None, compute_dtype=torch.float64, train_batch_size=2, eval_batch_size=2
+        model,
+        None,
+        EngineSettings(compute_dtype=torch.float64, train_batch_size=2, eval_batch_size=2),
     )
-    fast = FastEngine(model, MasterWeights(model, torch.float64), needs_reference=False)
+    fast = FastEngine(
+        model, MasterWeights(model, torch.float64), settings=EngineSettings(needs_reference=False)
+    )
     for engine in (plain, fast):
         with pytest.raises(RuntimeError, match="without a reference"):
             engine.accumulate_gradients(PAIRS, OBJECTIVES["sigmoid"])
@@ -198,7 +202,8 @@ def test_every_kind_of_loss_is_here():
 
 
 def test_the_plain_engine_is_built_without_a_copy_where_no_reference_is_needed():
-    about = EngineSettings(torch.float64, 2, 2, 100, "off", 0.0, False)
+    about = EngineSettings(torch.float64, 2, 2, 100, "off", engine="plain")
     model = build("llama")
-    assert build_plain(model, None, about).reference is not None
-    assert build_plain(model, None, replace(about, needs_reference=False)).reference is None
+    assert build_engine(model, None, about).engine.reference is not None
+    about = replace(about, needs_reference=False)
+    assert build_engine(model, None, about).engine.reference is None

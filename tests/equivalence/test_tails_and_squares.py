@@ -17,10 +17,11 @@ from smoldpo.api.logps import sequence_logps
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine import plain as plain_engine
 from smoldpo.engine.autotune import KernelChoice
-from smoldpo.engine.build import EngineSettings, build_fast
+from smoldpo.engine.base import EngineSettings
+from smoldpo.engine.build import build_engine
 from smoldpo.engine.cache import reference_logps, trunk_states
 from smoldpo.engine.cache.reference_logps import ReferenceStore
-from smoldpo.engine.cache.trunk_states import MemoryStore, NoStore
+from smoldpo.engine.cache.trunk_states import MemoryStore, TrunkStore
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.kernels.lm_head import completion_logps, completion_scores
 from smoldpo.engine.logprobs import LogprobModel, score
@@ -65,10 +66,8 @@ FIELDS = (
 )
 
 
-def engines(model, pairs=PAIRS, use_weighting=False, **settings):
-    plain, fast = engines_of(model, pairs=pairs, use_weighting=use_weighting, **settings)
-    plain._use_weighting = use_weighting
-    return plain, fast
+def engines(model, pairs=PAIRS, **settings):
+    return engines_of(model, pairs=pairs, **settings)
 
 
 def frozen_model(frozen=2, **settings):
@@ -138,12 +137,12 @@ def test_any_cut_into_micro_batches(name, pairs_at_once, max_tokens):
     loss = OBJECTIVES[name]
     plain, fast = engines(frozen_model(), max_tokens=max_tokens, use_weighting=loss.use_weighting)
     expected = step(plain, loss)
-    plain.train_batch_size = pairs_at_once
+    plain.budget = pairs_at_once
     for engine in (plain, fast):
         assert_same(step(engine, loss), expected)
 
 
-@pytest.mark.parametrize("store", [NoStore, lambda: MemoryStore(1e9)], ids=["off", "memory"])
+@pytest.mark.parametrize("store", [TrunkStore, lambda: MemoryStore(1e9)], ids=["off", "memory"])
 @pytest.mark.parametrize("frozen, tied", [(0, True), (2, False), (4, True)])
 def test_any_cache_any_depth_and_a_head_that_trains(frozen, tied, store):
     for name in ("sigmoid", "both"):
@@ -193,7 +192,6 @@ def test_adapters(name, kind):
     loss = OBJECTIVES[name]
     model = adapted(build("llama"), freeze_layers=2, **KINDS[kind])
     plain, fast = adapted_engines(model, pairs=PAIRS, use_weighting=loss.use_weighting)
-    plain._use_weighting = loss.use_weighting
     assert_same(step(fast, loss), step(plain, loss))
 
 
@@ -280,10 +278,12 @@ def test_first_sums_are_the_references_to_the_bit(use_weighting):
     """With weights the head goes by products, and so it must for the reference."""
     model = bfloat16_model()
     fast = FastEngine(
-        model, MasterWeights(model, torch.bfloat16), use_weighting=use_weighting, max_tokens=10_000
+        model,
+        MasterWeights(model, torch.bfloat16),
+        settings=EngineSettings(use_weighting=use_weighting, max_tokens=10_000),
     )
     fast.prepare(PAIRS)
-    fast.max_tokens = 30
+    fast.budget = 30
     loss = OBJECTIVES["both" if use_weighting else "sigmoid"]
     _, policy, reference = fast.accumulate_gradients(PAIRS, loss)
     for name, each in reference.sums.items():
@@ -312,9 +312,8 @@ def test_one_store_serves_every_ld_alpha(tmp_path, monkeypatch):
     found = []
     runs = count_head(monkeypatch)
     for kernels in (KernelChoice(), KernelChoice()):
-        engine, folders = build_fast(
-            copy.deepcopy(start), None, settings_of(kernels=kernels), "hash", {}
-        )
+        built = build_engine(copy.deepcopy(start), None, settings_of(kernels=kernels), "hash")
+        engine, folders = built.engine, built.folders
         engine.prepare(PAIRS)
         found.append((engine.reference_logps(PAIRS), folders, sum(runs)))
     (first, folders, computed), (again, same, still) = found
@@ -330,9 +329,9 @@ def test_a_weighted_run_keeps_its_reference_by_products(tmp_path, monkeypatch):
     start, folders = frozen_model(), []
     for use_weighting in (False, True):
         settings = settings_of(kernels=KernelChoice(True, True), use_weighting=use_weighting)
-        engine, kept = build_fast(copy.deepcopy(start), None, settings, "hash", {})
-        assert engine.kernels == KernelChoice(True, not use_weighting)
-        folders.append({folder for folder in kept if folder.parent.name == "reference"})
+        built = build_engine(copy.deepcopy(start), None, settings, "hash")
+        assert built.kernels == built.engine.kernels == KernelChoice(True, not use_weighting)
+        folders.append({folder for folder in built.folders if folder.parent.name == "reference"})
     assert folders[0] != folders[1]
 
 
@@ -342,9 +341,8 @@ def test_the_format_of_a_store_is_part_of_its_key(tmp_path, monkeypatch, store, 
     start, folders = frozen_model(), []
     for number in (1, 2):
         monkeypatch.setattr(store, "FORMAT", number)
-        kept = build_fast(
-            copy.deepcopy(start), None, settings_of(kernels=KernelChoice()), "hash", {}
-        )[1]
+        settings = settings_of(kernels=KernelChoice())
+        kept = build_engine(copy.deepcopy(start), None, settings, "hash").folders
         folders.append({folder.parent.name: folder for folder in kept})
     assert {name for name in folders[0] if folders[0][name] != folders[1][name]} == {kind}
 
@@ -354,7 +352,7 @@ def test_stored_tails_are_of_the_right_side():
     plain, fast = engines(frozen_model(), reference_store=store)
     del plain
     for pair in PAIRS:
-        chosen, rejected, chosen_tail, rejected_tail = store[fast._key(pair)]
+        chosen, rejected, chosen_tail, rejected_tail = store[fast.batching.key(pair)]
         longer = len(pair.chosen_ids) - len(pair.rejected_ids)
         assert (chosen_tail < 0) == (longer > 0) and (rejected_tail < 0) == (longer < 0)
         assert chosen_tail > chosen and rejected_tail > rejected
@@ -363,7 +361,9 @@ def test_stored_tails_are_of_the_right_side():
 def test_sequence_logps_gives_tails_with_gradients(tiny_model):
     """To the float32 in which transformers' own norms compute."""
     plain = PlainEngine(
-        tiny_model, None, compute_dtype=torch.float64, train_batch_size=4, eval_batch_size=4
+        tiny_model,
+        None,
+        EngineSettings(compute_dtype=torch.float64, train_batch_size=4, eval_batch_size=4),
     )
     expected = plain._forward(tiny_model, PAIRS)
     found = sequence_logps(copy.deepcopy(tiny_model), PAIRS, max_tokens=40)
@@ -405,10 +405,9 @@ def test_the_plain_engine_weighs_by_the_policy_alone(monkeypatch):
     engine = PlainEngine(
         model,
         copy.deepcopy(model),
-        compute_dtype=torch.float64,
-        train_batch_size=4,
-        eval_batch_size=4,
-        use_weighting=True,
+        EngineSettings(
+            compute_dtype=torch.float64, train_batch_size=4, eval_batch_size=4, use_weighting=True
+        ),
     )
     step(engine, WEIGHTED["weighted"])
     assert {(who is model, squares) for who, squares in asked} == {(True, True), (False, False)}

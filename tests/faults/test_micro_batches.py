@@ -10,13 +10,14 @@ import copy
 import pytest
 import torch
 
-from smoldpo.engine.batch_budget import is_out_of_memory, retry_with_smaller_budget
+from smoldpo.engine.base import EngineSettings
+from smoldpo.engine.batch_budget import retry_with_smaller_budget, with_memory_errors
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.losses import Objective
 from smoldpo.types import TokenizedPair
-from smoldpo.utils.errors import SmoldpoError
+from smoldpo.utils.errors import OutOfMemoryError
 
 PAIRS = [
     TokenizedPair(f"p{n}", (5, n + 10), tuple(range(20, 22 + n)), (n + 40, 41, 2)) for n in range(8)
@@ -30,11 +31,11 @@ def engine_of(model, kind, size):
         return PlainEngine(
             policy,
             copy.deepcopy(model),
-            compute_dtype=torch.float64,
-            train_batch_size=size,
-            eval_batch_size=8,
+            EngineSettings(compute_dtype=torch.float64, train_batch_size=size, eval_batch_size=8),
         )
-    engine = FastEngine(policy, MasterWeights(policy, torch.float64), max_tokens=size)
+    engine = FastEngine(
+        policy, MasterWeights(policy, torch.float64), settings=EngineSettings(max_tokens=size)
+    )
     engine.prepare(PAIRS)
     return engine
 
@@ -86,7 +87,7 @@ def test_it_gives_up_below_one_pair(tiny_model, kind, size):
     def never(units):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
 
-    with pytest.raises(SmoldpoError, match=r"with one pair at once .*1 GiB.*--max-length"):
+    with pytest.raises(OutOfMemoryError, match=r"with one pair at once .*1 GiB.*--max-length"):
         retry_with_smaller_budget(
             lambda: engine.accumulate_gradients(PAIRS, LOSS, never), engine, PAIRS, "step 1"
         )
@@ -108,11 +109,13 @@ def test_it_gives_up_below_one_pair(tiny_model, kind, size):
     ],
 )
 def test_what_is_taken_for_it(error, is_it):
-    assert is_out_of_memory(error) == is_it
-    if not is_it:
+    def failing():
+        raise error
+
+    with pytest.raises(OutOfMemoryError if is_it else type(error)) as found:
+        with_memory_errors(failing)
+    if is_it:
+        assert found.value.__context__ is None, "it would hold what the attempt held"
+    else:
         with pytest.raises(type(error)):
-
-            def failing():
-                raise error
-
             retry_with_smaller_budget(failing, None, [], "a test")

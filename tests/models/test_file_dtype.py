@@ -17,7 +17,8 @@ from transformers import LlamaForCausalLM
 import smoldpo
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.load import build_config
-from smoldpo.engine.build import EngineSettings, build_fast, trunk_key
+from smoldpo.engine.base import EngineSettings
+from smoldpo.engine.build import EngineStores, build_engine
 from smoldpo.engine.precision import master_dtype
 from smoldpo.engine.trunk import boundary
 from smoldpo.evaluation import evaluate
@@ -75,7 +76,7 @@ def engine_of(folder: Path, compute: torch.dtype, frozen: int = 3, adapters=None
         settings = dataclasses.replace(ADAPTERS, layers=LayerSelection(frozen), **adapters)
         add_adapters(policy, settings, master_dtype(compute))
     settings = EngineSettings(compute, 8, 8, 3840, "memory", 0, compiled=False)
-    return build_fast(policy, None, settings, "start", {})[0], settings
+    return build_engine(policy, None, settings, "start").engine, settings
 
 
 @torch.no_grad()
@@ -115,7 +116,10 @@ def test_results_are_those_of_full_files(folders, compute, frozen, more):
     for folder in folders:
         engine, settings = engine_of(folder, compute, frozen, **more)
         at = boundary(engine.policy)
-        keys.append(trunk_key(engine.policy, at, settings, engine.kernels) if at else "")
+        settings = dataclasses.replace(settings, kernels=engine.kernels)
+        keys.append(
+            EngineStores(engine.policy, None, settings, "start")._trunk_key(at) if at else ""
+        )
         move_adapters(engine)
         result = engine.accumulate_gradients(PAIRS, Objective.of(beta=0.3))
         masters = [parameter for _, parameter in engine.trainable_parameters()]
@@ -171,7 +175,7 @@ def test_a_reference_of_its_own_stays_as_it_is_stored(folders):
     policy, reference = (load_model(source, torch.float32, as_stored=FAMILIES) for _ in "ab")
     freeze(policy, LayerSelection(3))
     settings = EngineSettings(torch.float32, 8, 8, 3840, "memory", 0, compiled=False)
-    build_fast(policy, reference, settings, "start", {})
+    build_engine(policy, reference, settings, "start")
     matrices = [w for w in reference.model.layers.parameters() if w.dim() == 2]
     assert {weight.dtype for weight in matrices} == {torch.bfloat16}
 

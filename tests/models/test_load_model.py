@@ -136,6 +136,7 @@ def test_real_logps_do_not_depend_on_the_batch_to_the_last_bit(real, shared):
     from smoldpo.data.load import load_pairs
     from smoldpo.data.tokenize import PairTokenizer
     from smoldpo.engine.autotune import compute_dtype
+    from smoldpo.engine.base import EngineSettings
     from smoldpo.engine.fast import FastEngine
     from smoldpo.engine.precision import MasterWeights
     from smoldpo.models.freeze import freeze
@@ -145,9 +146,11 @@ def test_real_logps_do_not_depend_on_the_batch_to_the_last_bit(real, shared):
     tokenizer = PairTokenizer(load_tokenizer(real), 256)
     pairs = tokenizer.tokenize_all(load_pairs(str(shared / "hh_helpful_dev.jsonl")).pairs[:8])
     dtype, _ = compute_dtype("auto", "cpu")  # bfloat16 where the machine has it
-    engine = FastEngine(policy, MasterWeights(policy, dtype), max_tokens=4096)
+    engine = FastEngine(
+        policy, MasterWeights(policy, dtype), settings=EngineSettings(max_tokens=4096)
+    )
     reference = engine.reference_logps(pairs)
-    engine.max_tokens = 300
+    engine.budget = 300
     found = engine.policy_logps(pairs)
     assert torch.equal(found.chosen, reference.chosen)
     assert torch.equal(found.rejected, reference.rejected)

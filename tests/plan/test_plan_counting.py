@@ -1,6 +1,7 @@
 """What the forecast counts is what a run of the real engine then does, stream by stream."""
 
 import math
+import sys
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,23 +11,22 @@ from conftest import rows
 from faults.test_micro_batches import PAIRS as TRAINED
 from faults.test_micro_batches import engine_of
 from smoldpo.config.load import build_config
-from smoldpo.engine.batch_budget import RESERVE, fit_budget
-from smoldpo.engine.kernels.layers import ROWS, TRUNK_ROWS
-from smoldpo.engine.logprobs import FILL, LogprobModel
+from smoldpo.engine.batch_budget import RESERVE, fit_budget, fitting_batching
+from smoldpo.engine.batching import STREAM_MULTIPLE, OpCounts, PairBatching, TokenBatching, total
+from smoldpo.engine.layout import ROWS, TRUNK_ROWS
+from smoldpo.engine.logprobs import LogprobModel
 from smoldpo.engine.packing import pack, pair_length
 from smoldpo.engine.plain import pad_batch
 from smoldpo.plan import cache_lookup, workload
 from smoldpo.plan.depths import FreezeDepth, TrialDepth, all_depths, depths_to_try
 from smoldpo.plan.dry_run import TrialSize, choose_trial_size, trial_batches
-from smoldpo.plan.memory import batching_that_fits
 from smoldpo.plan.planner import make_plan
 from smoldpo.plan.trial import Trial
-from smoldpo.plan.workload import FastBatching, OpCounts, PlainBatching, total
 from smoldpo.training.loop import loss_function
 from smoldpo.training.run import run_training
 from smoldpo.training.state import TrainingState
 from smoldpo.types import TokenizedPair
-from smoldpo.utils.errors import SmoldpoError
+from smoldpo.utils.errors import OutOfMemoryError
 
 QUICK = {
     "dtype": "float32", "max_new_tokens": 4, "generate_prompts": 0, "sample_prompt": None,
@@ -41,9 +41,9 @@ SHARED = (7, 8, 9, 1, 2, 3, 4, 5)
 
 @pytest.mark.parametrize("shared", [(), SHARED])
 def test_a_stream_is_counted_as_it_is_packed(shared):
-    batching = FastBatching(700, shared)
+    batching = TokenBatching(700, shared)
     for stream in batching.forward_batches(PAIRS) + batching.step_batches(PAIRS):
-        batch, work = pack(stream, "cpu", FILL, shared), batching.count(stream)
+        batch, work = pack(stream, "cpu", STREAM_MULTIPLE, shared), batching.count(stream)
         filled = batch.input_ids.shape[1]
         assert work.rows == math.ceil(filled / ROWS) * ROWS
         assert work.trunk_rows == math.ceil(filled / TRUNK_ROWS) * TRUNK_ROWS
@@ -54,7 +54,7 @@ def test_a_stream_is_counted_as_it_is_packed(shared):
 
 
 def test_padded_rows_are_counted_as_they_are_padded():
-    batching = PlainBatching(4, 8)
+    batching = PairBatching(4, 8)
     for stream in batching.step_batches(PAIRS):
         padded, work = pad_batch(stream).input_ids, batching.count(stream)
         assert work.rows == work.head_rows == padded.numel()
@@ -256,10 +256,14 @@ def test_pairs_are_looked_up_and_counted_once_for_all_depths(
     here, tiny_folder, write_rows, monkeypatch
 ):
     keyed, grouped = [], []
-    pair_key, once = cache_lookup.pair_key, workload._count_first_pass
-    monkeypatch.setattr(
-        cache_lookup, "pair_key", lambda *given: keyed.append(1) or pair_key(*given)
-    )
+    key, once = TokenBatching.key, workload._count_first_pass
+
+    def counted_key(self, pair):
+        if sys._getframe(1).f_globals["__name__"] == cache_lookup.__name__:
+            keyed.append(pair)
+        return key(self, pair)
+
+    monkeypatch.setattr(TokenBatching, "key", counted_key)
     monkeypatch.setattr(
         workload, "_count_first_pass", lambda *given: grouped.append(1) or once(*given)
     )
@@ -274,26 +278,24 @@ def test_pairs_are_looked_up_and_counted_once_for_all_depths(
 def test_the_budget_is_the_runs_at_any_memory(tiny_model, kind, size, per_step):
     engine = engine_of(tiny_model, kind, size)
     engine.prepare(TRAINED)
-    batching = FastBatching(size) if kind == "fast" else PlainBatching(size, engine.eval_batch_size)
-    evaluated = getattr(engine, "eval_batch_size", None)
+    batching = engine.batching
+    assert batching.budget == size
     one, most = engine.backward_bytes(TRAINED, per_step)
     longest = batching.longest(TRAINED)
     row = one / batching.saved_rows([longest])
     seen = set()
     for free in range(int(0.8 * one), int(1.7 * most), max(1, int(most / 40))):
         free += RESERVE + 1000
-        engine.budget = size
-        if evaluated:
-            engine.eval_batch_size = evaluated
+        engine.batching = batching
         try:
             fit_budget(engine, TRAINED, per_step, 1000, free)
             budget = engine.budget
-        except SmoldpoError:
+        except OutOfMemoryError:
             budget = None
-        found = batching_that_fits(batching, TRAINED, per_step, row, 1000, free)
+        kept = round(row * batching.saved_rows([longest]))
+        found = fitting_batching(batching, kept, TRAINED, per_step, free - 1000 - RESERVE)
         assert (found and found.budget) == budget, free - RESERVE
-        if kind == "plain" and found:
-            assert found.eval_budget == engine.eval_batch_size
+        assert found is None or found == engine.batching
         seen.add(budget)
     assert None in seen and size in seen and len(seen) > 2
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from smoldpo.config.schema import TrainConfig
+from smoldpo.engine.batching import OpCounts, total
 from smoldpo.plan.cost_model import (
     FixedCosts,
     MachineSpeed,
@@ -26,7 +27,7 @@ from smoldpo.plan.memory import (
     interpolate,
 )
 from smoldpo.plan.planner import DepthForecast, choose_depth, kept_checkpoints
-from smoldpo.plan.workload import OpCounts, Workload, total
+from smoldpo.plan.workload import Workload
 from smoldpo.training.phases import RunPhases
 from smoldpo.utils.errors import UsageError
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from conftest import rows
 from smoldpo.config.load import build_config
 from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.models.load import find_model, load_model, load_tokenizer
 from smoldpo.models.weights import weights_sha256
@@ -60,7 +61,9 @@ def logps(model, folder):
     reader = PairTokenizer(load_tokenizer(find_model(str(folder))), 256)
     pairs = [PreferencePair(id=str(number), **row) for number, row in enumerate(rows(6))]
     engine = PlainEngine(
-        model.double(), None, compute_dtype=torch.float64, train_batch_size=2, eval_batch_size=2
+        model.double(),
+        None,
+        EngineSettings(compute_dtype=torch.float64, train_batch_size=2, eval_batch_size=2),
     )
     found = engine.policy_logps(reader.tokenize_all(pairs))
     return torch.cat([found.chosen, found.rejected])

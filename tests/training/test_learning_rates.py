@@ -8,6 +8,7 @@ import torch
 
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.load import build_config
+from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.models.freeze import freeze
 from smoldpo.training.loop import train
@@ -81,9 +82,7 @@ def test_rates_follow_the_schedule_and_the_metrics_keep_the_base(tiny_model, tmp
     engine = PlainEngine(
         tiny_model,
         copy.deepcopy(tiny_model),
-        compute_dtype=torch.float64,
-        train_batch_size=4,
-        eval_batch_size=4,
+        EngineSettings(compute_dtype=torch.float64, train_batch_size=4, eval_batch_size=4),
     )
     rates = rates_of(tiny_model, config.learning_rates)
     state = TrainingState(engine, config, rates)

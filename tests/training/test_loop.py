@@ -10,6 +10,7 @@ import transformers
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.config.load import build_config
 from smoldpo.config.losses import FACTS
+from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.training.loop import beta_at, train
 from smoldpo.training.metrics_file import MetricsFile
@@ -30,9 +31,11 @@ def run(model, tmp_path, settings, pairs=PAIRS, after_step=no_progress, referenc
     engine = PlainEngine(
         model,
         reference or copy.deepcopy(model),
-        compute_dtype=torch.float64,
-        train_batch_size=settings.per_device_train_batch_size,
-        eval_batch_size=4,
+        EngineSettings(
+            compute_dtype=torch.float64,
+            train_batch_size=settings.per_device_train_batch_size,
+            eval_batch_size=4,
+        ),
     )
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     train(
@@ -185,7 +188,9 @@ def test_beta_goes_to_its_end_in_equal_steps(tiny_model, tmp_path):
 @pytest.mark.parametrize("name", ["simpo", "cpo", "orpo", "sft"])
 def test_without_a_reference_there_is_no_implicit_reward(name, tiny_model, tmp_path):
     engine = PlainEngine(
-        tiny_model, None, compute_dtype=torch.float64, train_batch_size=2, eval_batch_size=4
+        tiny_model,
+        None,
+        EngineSettings(compute_dtype=torch.float64, train_batch_size=2, eval_batch_size=4),
     )
     notes = []
     train(

@@ -12,6 +12,7 @@ from transformers.optimization import Adafactor
 
 from smoldpo.config.load import build_config
 from smoldpo.config.optimizers import OPTIMIZERS
+from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.training.optim import (
     capture_optimizer,
@@ -155,9 +156,7 @@ def test_a_checkpoint_is_as_large_as_is_counted(tiny_model, settings, more):
     engine = PlainEngine(
         tiny_model.float(),
         copy.deepcopy(tiny_model),
-        compute_dtype=torch.float32,
-        train_batch_size=2,
-        eval_batch_size=2,
+        EngineSettings(compute_dtype=torch.float32, train_batch_size=2, eval_batch_size=2),
     )
     about = config(**settings, **more)
     state = TrainingState(engine, about)

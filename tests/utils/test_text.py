@@ -2,7 +2,7 @@
 
 import pytest
 
-from smoldpo.utils.text import parse_duration, words
+from smoldpo.utils.text import format_seconds, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -29,4 +29,4 @@ def test_refused(text):
     ],
 )  # fmt: skip
 def test_written(seconds, text):
-    assert words(seconds) == text
+    assert format_seconds(seconds) == text

@@ -2,7 +2,7 @@
 
     <cache>/trunk/<key>/...        smoldpo/engine/cache/trunk_states.py
     <cache>/reference/<key>/...    smoldpo/engine/cache/reference_logps.py
-    <cache>/machine.json           smoldpo/engine/autotune.py
+    <cache>/machine.json, ...      smoldpo/engine/cache/choices.py
 
 Each <key> is one entry. When all entries together exceed the limit, the ones used longest ago go.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -45,19 +46,13 @@ def entry_folder(kind: str, key: str) -> Path:
     return cache_folder() / kind / key
 
 
-def choices_file() -> Path:
-    """Where the choices lie that were made by measuring this machine (engine/autotune.py)."""
-    return cache_folder() / "machine.json"
-
-
-def rates_file() -> Path:
-    """Where the rates lie that this machine's last commands measured (engine/autotune.py)."""
-    return cache_folder() / "rates.json"
-
-
-def unusable() -> str | None:
-    """Why nothing can be kept on disk, or None."""
+def unusable(read_only: bool = False) -> str | None:
+    """Why nothing can be stored on disk, or None; with `read_only` without making a folder or file."""
     folder = cache_folder()
+    if read_only:
+        while not folder.exists():
+            folder = folder.parent
+        return None if os.access(folder, os.W_OK) else f"{folder} cannot be written"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -104,12 +99,6 @@ def clear(kept: list[Entry]) -> int:
     return freed
 
 
-def forget_choices() -> None:
-    """Remove what was measured of this machine, and chosen by it."""
-    choices_file().unlink(missing_ok=True)
-    rates_file().unlink(missing_ok=True)
-
-
 def trim(limit: float, keep: set[Path]) -> list[Entry]:
     """Remove entries, longest unused first, until all take at most `limit` bytes; never those in `keep`."""
     everything = entries()
@@ -124,39 +113,39 @@ def trim(limit: float, keep: set[Path]) -> list[Entry]:
     return removed
 
 
-# Stores in memory that outlive one engine, while several trainings share a process (a sweep's trials).
-
-
 Store = TypeVar("Store")
-_kept: dict[tuple[str, str], Any] | None = None
+_shared: dict[tuple[str, str], Any] | None = None
+"""Stores in memory, by kind and key, while several trainings share a process (a sweep's trials)."""
 
 
 @contextlib.contextmanager
 def sharing() -> Iterator[None]:
     """Within the block, engines over the same contents get the same stores."""
-    global _kept
-    before, _kept = _kept, {}
+    global _shared
+    before, _shared = _shared, {}
     try:
         yield
     finally:
-        _kept = before
+        _shared = before
 
 
 def store(
-    kind: str, key: Callable[[], str], make: Callable[[], Store], *, alone: bool = False
+    kind: str, key: Callable[[], str], make: Callable[[], Store], *, exclusive: bool = False
 ) -> Store:
-    """The store of that kind and key; made, where there is none or nothing is shared.
+    """The store of that kind and key; made where there is none, or outside of `sharing`.
 
     Args:
-        key: fixes everything that the store's contents depend on (engine/cache/keys.py); not asked for where
-            nothing is shared, since it may take a hash over weights.
-        alone: the others of its kind are let go before one is made, since each takes a share of the memory.
+        key: fixes everything that the store's contents depend on (engine/cache/keys.py); not called
+            outside of `sharing`, since it may take a hash over weights.
+        exclusive: the others of its kind are dropped before one is made, since each takes a share
+            of the memory.
     """
-    if _kept is None:
+    if _shared is None:
         return make()
     name = kind, key()
-    if name not in _kept:
-        for other in [each for each in _kept if alone and each[0] == kind]:
-            del _kept[other]
-        _kept[name] = make()
-    return _kept[name]
+    if name not in _shared:
+        for other in [each for each in _shared if exclusive and each[0] == kind]:
+            del _shared[other]
+        _shared[name] = make()
+    found: Store = _shared[name]
+    return found

@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ Sides = tuple[float, float, float, float]
 def damage(folder: Path) -> list[str]:
     """What is wrong with an entry's file, in words."""
     found: list[str] = []
-    ReferenceStore(folder, warn=found.append, looking=True)
+    ReferenceStore(folder, warn=found.append, read_only=True)
     return [problem.partition(";")[0] for problem in found]
 
 
@@ -40,8 +40,8 @@ class ReferenceStore:
     Args:
         folder: reference/<key>; made when something is written.
         about: for people, written to about.json.
-        warn: called with a sentence when something kept turns out to be unreadable.
-        looking: for those who only look what is there: the folder's time of last use stays what it was.
+        warn: called with a sentence about what is unreadable.
+        read_only: the folder's time of last use stays what it was.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class ReferenceStore:
         folder: Path | None = None,
         about: dict[str, Any] | None = None,
         warn: Callable[[str], None] = print,
-        looking: bool = False,
+        read_only: bool = False,
     ):
         self.folder, self._about, self._warn = folder, about or {}, warn
-        self._looking = looking
+        self._read_only = read_only
         self._logps: dict[str, Sides] = self._read()
         self._changed = False
 
@@ -65,8 +65,8 @@ class ReferenceStore:
     def __getitem__(self, key: str) -> Sides:
         return self._logps[key]
 
-    def keys(self) -> Iterable[str]:
-        """Of the pairs whose log-probabilities are kept."""
+    def keys(self) -> Collection[str]:
+        """Keys of the pairs whose log-probabilities are stored."""
         return self._logps.keys()
 
     def put(
@@ -105,7 +105,7 @@ class ReferenceStore:
             body = json.dumps(kept["logps"])
             if hashlib.sha256(body.encode()).hexdigest() != kept["sha256"]:
                 raise ValueError("its checksum does not fit")
-            if not self._looking:
+            if not self._read_only:
                 with contextlib.suppress(OSError):  # a cache that may only be read
                     os.utime(self.folder)
             return {key: _sides(*numbers) for key, numbers in kept["logps"].items()}

@@ -1,16 +1,16 @@
-"""What the frozen trunk gives for each pair, kept for every epoch and for later runs.
+"""The frozen trunk's output for each pair, stored for every epoch and for later runs.
 
-Three stores with one face: nothing kept, kept in memory, kept on disk under the cache folder.
+Three stores with one interface: none, in memory, on disk under the cache folder.
 
     trunk/<key>/about.json            what this is, for people
     trunk/<key>/<name>.states         the states of some pairs, one after another
     trunk/<key>/<name>.json           which pairs: {"pairs": {pair key: [offset, tokens, checksum]}}
 
-<key> is a SHA-256 over everything that a state depends on besides its pair's tokens (cache/keys.py), so a
-stale store is never even looked at. A .json is written by rename after its .states is whole, so what a
-crash leaves has none and is swept. The first read of a pair in a process is checked against its checksum;
-what fails is computed anew. Nothing is mapped into memory: a read fills a fresh tensor, so memory does not
-grow with pairs.
+<key> is a SHA-256 over everything that a state depends on besides its pair's tokens
+(cache/keys.py), so a stale store is never looked at. A .json is written by rename after its .states
+is whole, so what a crash leaves has none and is removed. The first read of a pair in a process is
+checked against its checksum; what fails is computed anew. Nothing is mapped into memory: a read
+fills a fresh tensor, so memory does not grow with pairs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -33,106 +33,79 @@ from smoldpo.utils.files import write_json
 
 FORMAT = 1
 """How states lie in a file; part of <key> (engine/build.py), so files of another format are never met."""
+MEMORY_SHARE = 0.5
+"""States in memory may take this share of what is free at the start; others are recomputed."""
 SHARD_BYTES = 256 << 20
 """A shard is closed, and safe from a crash, at this size."""
 LEFTOVER_SECONDS = 24 * 3600
 """A shard without its .json that nobody has touched for this long was left by a crash."""
 
 
-class TrunkStore(Protocol):
-    """States of pairs at the freeze boundary, [n, D] each, by pair_key (engine/cache/keys.py)."""
+class TrunkStore:
+    """States of pairs at the freeze boundary, [n, D] each, by pair_key (engine/cache/keys.py).
 
-    folder: Path | None
-    """Where they lie on disk, if they do."""
+    This class keeps nothing, so that the trunk runs each time; the others keep some.
+    """
 
-    def __contains__(self, key: str) -> bool: ...
+    folder: Path | None = None
+    """Where the states are on disk."""
+    room: float = 0
+    """Bytes that further states may take."""
 
-    def __len__(self) -> int:
-        """How many pairs' states are kept."""
-        ...
-
-    def get(self, key: str) -> torch.Tensor | None:
-        """The pair's states, or None where they are not kept (or no longer readable)."""
-        ...
-
-    def put(self, key: str, states: torch.Tensor) -> None:
-        """Keep the pair's states, where there is room."""
-        ...
-
-    def commit(self) -> None:
-        """Make what was put so far last."""
-        ...
-
-    def disk_bytes(self, tokens: int) -> int:
-        """Bytes on disk that so many more tokens' states will take."""
-        ...
-
-
-class NoStore:
-    """Keeps nothing: the trunk runs each time."""
-
-    folder = None
+    def keys(self) -> Collection[str]:
+        """Keys of the pairs whose states are stored."""
+        return ()
 
     def __contains__(self, key: str) -> bool:
-        return False
+        return key in self.keys()
 
     def __len__(self) -> int:
-        return 0
+        return len(self.keys())
 
     def get(self, key: str) -> torch.Tensor | None:
+        """The pair's states, or None where they are not stored (or no longer readable)."""
         return None
 
     def put(self, key: str, states: torch.Tensor) -> None:
-        pass
+        """Store the pair's states, where there is room."""
 
     def commit(self) -> None:
-        pass
+        """Make what was put so far last."""
 
     def disk_bytes(self, tokens: int) -> int:
+        """Bytes on disk that so many more tokens' states will take."""
         return 0
 
 
-class MemoryStore:
-    """Keeps states in memory until `room` bytes are taken; what does not fit is computed each time."""
-
-    folder = None
+class MemoryStore(TrunkStore):
+    """Stores states in memory until `room` bytes are taken; others are computed each time."""
 
     def __init__(self, room: float):
-        self._room = room
+        self.room = room
         self._states: dict[str, torch.Tensor] = {}
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._states
-
-    def __len__(self) -> int:
-        return len(self._states)
+    def keys(self) -> Collection[str]:
+        return self._states.keys()
 
     def get(self, key: str) -> torch.Tensor | None:
         return self._states.get(key)
 
     def put(self, key: str, states: torch.Tensor) -> None:
-        size = states.numel() * states.element_size()
-        if key not in self._states and size <= self._room:
+        if key not in self._states and states.nbytes <= self.room:
             # A copy, so that one pair does not keep the whole stream alive.
             self._states[key] = states.clone()
-            self._room -= size
-
-    def commit(self) -> None:
-        pass
-
-    def disk_bytes(self, tokens: int) -> int:
-        return 0
+            self.room -= states.nbytes
 
 
-class DiskStore:
-    """Keeps states in `folder` until `room` bytes are taken there by this store.
+class DiskStore(TrunkStore):
+    """Stores states in `folder` until `room` bytes are taken there by this store.
 
     Args:
         folder: trunk/<key>; made when something is written.
         width, dtype: of a state.
         about: for people, written to about.json.
-        warn: called with a sentence when something kept turns out to be unreadable.
-        looking: for those who only look what is there: nothing in the folder is touched.
+        warn: called with a sentence about what is unreadable.
+        read_only: nothing in the folder is touched, its time of last use included.
     """
 
     def __init__(
@@ -143,31 +116,25 @@ class DiskStore:
         room: float,
         about: dict[str, Any],
         warn: Callable[[str], None],
-        looking: bool = False,
+        read_only: bool = False,
     ):
-        self.folder, self._width, self._dtype = folder, width, dtype
-        self._room, self._about, self._warn = room, about, warn
+        self.folder = self._folder = folder
+        self.room = room
+        self._width, self._dtype, self._about, self._warn = width, dtype, about, warn
         self._index: dict[str, _Place] = {}
         self._checked: set[str] = set()
         self._unreadable: set[Path] = set()
         self._shard: _Shard | None = None
-        if not looking:
+        if not read_only:
             self._sweep()
         found = [path for path in folder.glob("*.json") if path.name != "about.json"]
         for index in sorted(found, key=_age):
             self._read_index(index)
-        if self._index and not looking:
+        if self._index and not read_only:
             with contextlib.suppress(OSError):  # a cache that may only be read
                 os.utime(folder)  # the least recently used goes first when room is needed
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._index
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def keys(self) -> Iterable[str]:
-        """Of the pairs whose states are kept."""
+    def keys(self) -> Collection[str]:
         return self._index.keys()
 
     def get(self, key: str) -> torch.Tensor | None:
@@ -175,7 +142,7 @@ class DiskStore:
         if place is None:
             return None
         states = torch.empty(place.tokens, self._width, dtype=self._dtype)
-        raw = memoryview(states.view(torch.uint8).numpy().reshape(-1))
+        raw = _raw(states)
         if _read(place, raw) and (key in self._checked or _checksum(raw) == place.checksum):
             self._checked.add(key)
             return states
@@ -186,19 +153,19 @@ class DiskStore:
         return None
 
     def put(self, key: str, states: torch.Tensor) -> None:
-        if key in self._index or states.numel() * states.element_size() > self._room:
+        if key in self._index or states.nbytes > self.room:
             return
-        raw = memoryview(states.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1))
+        raw = _raw(states.detach().cpu().contiguous())
         try:
             shard = self._shard or self._start_shard()
             if os.pwrite(shard.file, raw, shard.size) != len(raw):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:  # no space, say: what is not kept is computed each time
-            self._room = 0
+            self.room = 0
             self._warn(f"trunk store: {error.strerror}; the other pairs are not kept")
             return
         place = _Place(shard.path, shard.size, len(states), _checksum(raw))
-        self._room -= len(raw)
+        self.room -= len(raw)
         shard.size += len(raw)
         shard.pairs[key] = [place.offset, place.tokens, place.checksum]
         self._index[key] = place
@@ -206,7 +173,7 @@ class DiskStore:
             self.commit()
 
     def disk_bytes(self, tokens: int) -> int:
-        return int(min(self._room, tokens * self._width * self._dtype.itemsize))
+        return int(min(self.room, tokens * self._width * self._dtype.itemsize))
 
     def commit(self) -> None:
         shard, self._shard = self._shard, None
@@ -215,18 +182,16 @@ class DiskStore:
         try:
             os.fsync(shard.file)
             write_json(shard.path.with_suffix(".json"), {"pairs": shard.pairs})
-        except (
-            OSError
-        ) as error:  # this run may still read what it wrote; later ones compute it anew
+        except OSError as error:  # this run may still read its states; later ones compute anew
             self._warn(f"trunk store: {self.folder}: {error.strerror}; nothing is kept there")
         finally:
             os.close(shard.file)
 
     def _start_shard(self) -> _Shard:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "about.json").exists():
-            write_json(self.folder / "about.json", self._about)
-        path = self.folder / f"{uuid.uuid4().hex[:12]}.states"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not (self._folder / "about.json").exists():
+            write_json(self._folder / "about.json", self._about)
+        path = self._folder / f"{uuid.uuid4().hex[:12]}.states"
         self._shard = _Shard(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
         return self._shard
 
@@ -248,7 +213,7 @@ class DiskStore:
 
     def _sweep(self) -> None:
         """Remove what crashes left: shards without a .json, and halves of a .json."""
-        for path in [*self.folder.glob("*.states"), *self.folder.glob(".*")]:
+        for path in [*self._folder.glob("*.states"), *self._folder.glob(".*")]:
             with contextlib.suppress(OSError):  # another process may be at it too
                 left = path.name.startswith(".") or not path.with_suffix(".json").exists()
                 if left and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
@@ -304,6 +269,11 @@ def _read(place: _Place, raw: memoryview) -> bool:
             return os.preadv(file.fileno(), [raw], place.offset) == len(raw)
     except OSError:
         return False
+
+
+def _raw(states: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU."""
+    return states.view(torch.uint8).numpy().reshape(-1).data
 
 
 def _age(path: Path) -> float:

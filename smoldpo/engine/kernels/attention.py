@@ -22,48 +22,19 @@ heads, G = H / K, d of one head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from smoldpo.engine.kernels.flex_attention import StreamLike, flex_is_usable, stream_attention
+from smoldpo.engine.kernels.flex_attention import flex_is_usable, stream_attention
+from smoldpo.engine.layout import STEP, Layout, Slot
 
 NAME = "smoldpo_shared_prefix"
-STEP = 32
-"""Slots' lengths are multiples of this: few enough shapes, and little to fill up."""
-
-
-class SlotLike(Protocol):
-    """What attention needs to know of a pair's slot."""
-
-    start: int
-
-    @property
-    def prompt(self) -> int: ...
-    @property
-    def shared(self) -> int: ...
-    @property
-    def length(self) -> int: ...
-    def bias(self, window: int | None, like: torch.Tensor) -> torch.Tensor: ...
-
-
-class LayoutLike(Protocol):
-    """Where the tokens of the stream lie in the slots."""
-
-    slots: Sequence[SlotLike]
-    spread: torch.Tensor
-    """[S] the token for each row of the slots; some token where a slot is filled up."""
-    gather: torch.Tensor  # [tokens] the row of the slots that is each token's own
-    copies: torch.Tensor
-    """[pairs that share, tokens shared] the rows of the slots that hold what is shared."""
-
-    @property
-    def stream(self) -> StreamLike: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +42,7 @@ class _How:
     """What one call of attention is told besides queries, keys and values."""
 
     scaling: float
-    layout: LayoutLike
+    layout: Layout
     window: int | None
     read: bool
 
@@ -88,7 +59,7 @@ def shared_prefix_attention(
     attention_mask: None,
     *,
     scaling: float,
-    layout: LayoutLike,
+    layout: Layout,
     last_layer: int,
     fused: bool = True,
     dropout: float = 0.0,
@@ -114,7 +85,7 @@ def pair_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float,
-    layout: LayoutLike,
+    layout: Layout,
     window: int | None,
     read: bool,
     fused: bool,
@@ -127,25 +98,25 @@ def pair_attention(
     return _gathered(_by_blocks(*slots, how, _products), layout, query.shape[2])
 
 
-def _spread(states: torch.Tensor, layout: LayoutLike) -> torch.Tensor:
+def _spread(states: torch.Tensor, layout: Layout) -> torch.Tensor:
     """[1, H, T, d] laid into the slots: [H, S, d], rows of a token staying together in memory."""
-    return states[0].transpose(0, 1).index_select(0, layout.spread).transpose(0, 1)
+    return states[0].transpose(0, 1).index_select(0, layout.token_of_row).transpose(0, 1)
 
 
-def _gathered(states: torch.Tensor, layout: LayoutLike, tokens: int) -> torch.Tensor:
+def _gathered(states: torch.Tensor, layout: Layout, tokens: int) -> torch.Tensor:
     """[S, H, d] taken out of the slots: [1, T, H, d], zeros behind the last pair."""
-    found = states.index_select(0, layout.gather)
+    found = states.index_select(0, layout.row_of_token)
     return F.pad(found, (0, 0, 0, 0, 0, tokens - len(found)))[None]
 
 
-def _blocks(slot: SlotLike, read: bool) -> Iterator[tuple[slice, slice]]:
+def _blocks(slot: Slot, read: bool) -> Iterator[tuple[slice, slice]]:
     """Queries of a slot, and the keys among which all that they see lie; all multiples of STEP.
 
     What a pair shares with others is computed in its own slot. A prompt's tokens do not see the answers, so
     a long prompt has a block of its own.
     """
-    first = (slot.prompt - 1 if read else slot.shared) // STEP * STEP
-    inside = slot.prompt // STEP * STEP
+    first = (slot.segment.prompt - 1 if read else slot.segment.shared) // STEP * STEP
+    inside = slot.segment.prompt // STEP * STEP
     if not read and inside - first >= 2 * STEP:
         yield slice(first, inside), slice(0, inside)
         first = inside
@@ -236,7 +207,7 @@ class _SharedPrefix(torch.autograd.Function):
         query, key, value = (_spread(states, layout) for states in ctx.saved_tensors)
         groups = len(query) // len(key)
         slope = grad.new_zeros(query.shape[1], len(query), query.shape[2])  # [S, H, d]
-        slope.index_copy_(0, layout.gather, grad[0, : len(layout.gather)])
+        slope.index_copy_(0, layout.row_of_token, grad[0, : len(layout.row_of_token)])
         slope = slope.transpose(0, 1)
         d_query, d_key, d_value = (torch.empty_like(states) for states in (query, key, value))
         scaled_query = query * scaling
@@ -255,32 +226,13 @@ class _SharedPrefix(torch.autograd.Function):
             _gathered(states.transpose(0, 1), layout, grad.shape[1])
             for states in (d_query, d_key, d_value)
         ]
-        if len(layout.copies):
+        if len(layout.prefix_rows):
             # Every pair that goes on from what is shared adds to the gradient of its keys and values.
             for whole, states in zip(taken[1:], (d_key, d_value), strict=True):
-                copies = states.transpose(0, 1)[layout.copies]  # [pairs, tokens, K, d]
+                copies = states.transpose(0, 1)[layout.prefix_rows]  # [pairs, tokens, K, d]
                 whole[0, : copies.shape[1]] += copies.sum(0)
         return *(whole.transpose(1, 2) for whole in taken), None, None
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)
 AttentionMaskInterface.register(NAME, lambda *_, **__: None)
-
-
-def shared_prefix_mask(
-    prompt: int, chosen: int, rejected: int, window: int | None = None
-) -> torch.Tensor:
-    """[n, n] booleans: True where the query (row) sees the key (column), n = prompt + chosen + rejected.
-
-    `window`: a query sees the keys less than this many positions before it (sliding attention).
-    """
-    length = prompt + chosen + rejected
-    order = torch.arange(length)
-    is_rejected = order >= prompt + chosen
-    is_chosen = (order >= prompt) & ~is_rejected
-    visible = order[:, None] >= order[None, :]
-    visible &= ~(is_rejected[:, None] & is_chosen[None, :])
-    if window is not None:
-        position = torch.where(is_rejected, order - chosen, order)
-        visible &= position[:, None] - position[None, :] < window
-    return visible

@@ -10,39 +10,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from smoldpo.engine.layout import PADDING, PREFIX, Stream
 from smoldpo.utils import progress
 
-SHARED, FILLING = -1, -2
-"""Instead of a pair's number: tokens that many pairs share, and tokens that fill the stream up."""
 
-
-class StreamLike(Protocol):
-    """For each token of the stream [T]: whose it is, which part of its pair, and where it stands there."""
-
-    pair: torch.Tensor  # number of its pair, SHARED or FILLING
-    part: torch.Tensor  # 0 prompt, 1 chosen, 2 rejected
-    position: torch.Tensor
-    goes_on: torch.Tensor  # bool: its pair goes on from what is shared
-    masks: dict[Any, BlockMask]
-
-
-def sees(stream: StreamLike, window: int | None) -> Callable[..., torch.Tensor]:
+def sees(stream: Stream, window: int | None) -> Callable[..., torch.Tensor]:
     """The rule who sees whom, as FlexAttention asks for it: (batch, head, query, key) -> bool."""
 
     def rule(_batch: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         same = stream.pair[query] == stream.pair[key]
-        begins = stream.goes_on[query] & (stream.pair[key] == SHARED)
+        begins = stream.after_prefix[query] & (stream.pair[key] == PREFIX)
         crosses = (stream.part[query] == 2) & (stream.part[key] == 1)
         visible = (query >= key) & (same | begins) & ~crosses
         if window is not None:
             visible = visible & (stream.position[query] - stream.position[key] < window)
-        # What fills up sees itself alone, so that its softmax is a number.
-        return torch.where(stream.pair[query] == FILLING, query == key, visible)
+        # Padding sees itself alone, so that its softmax is a number.
+        return torch.where(stream.pair[query] == PADDING, query == key, visible)
 
     return rule
 
@@ -52,7 +40,7 @@ def stream_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float,
-    stream: StreamLike,
+    stream: Stream,
     window: int | None,
 ) -> torch.Tensor:
     """Queries [1, H, T, d], keys and values [1, K, T, d]: [1, T, H, d]."""

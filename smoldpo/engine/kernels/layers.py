@@ -40,13 +40,8 @@ from smoldpo.engine.kernels.elementwise import (
     rms_norm_grads,
     rotate,
 )
+from smoldpo.engine.layout import ROWS
 from smoldpo.utils.functions import uses_global, with_globals
-
-ROWS = 512
-"""Rows of a forward product on a CPU, and of what is done between products to stay in its cache."""
-
-TRUNK_ROWS = 1920
-"""The same below the freeze boundary, where streams are long: the fastest size for SmolLM2-135M on AMX."""
 
 
 def row_blocks(states: torch.Tensor, rows: int) -> list[slice]:

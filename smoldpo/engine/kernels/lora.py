@@ -25,7 +25,8 @@ from torch import nn
 
 from smoldpo.engine.kernels import layers
 from smoldpo.engine.kernels.elementwise import gated_product, gated_product_grads
-from smoldpo.engine.kernels.layers import ROWS, block_product, row_blocks, upcast
+from smoldpo.engine.kernels.layers import block_product, row_blocks, upcast
+from smoldpo.engine.layout import ROWS
 from smoldpo.models.adapters import NAME, is_adapted, magnitude_of
 
 

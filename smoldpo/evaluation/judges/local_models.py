@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from smoldpo.data.tokenize import PairTokenizer, render
 from smoldpo.engine.autotune import KernelChoice, choose_kernels
+from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.build import choose_engine
 from smoldpo.engine.logprobs import score
 from smoldpo.engine.plain import PlainEngine
@@ -110,7 +111,9 @@ class _Scored:
             logps = score(self.model, [pair], self._kernels)
         else:
             logps = PlainEngine(
-                self.model, None, compute_dtype=torch.float32, train_batch_size=1, eval_batch_size=1
+                self.model,
+                None,
+                EngineSettings(compute_dtype=torch.float32, train_batch_size=1, eval_batch_size=1),
             ).policy_logps([pair])
         return float(logps.chosen.double() - logps.rejected.double())
 
