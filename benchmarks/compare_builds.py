@@ -1,0 +1,80 @@
+"""The built package of one revision against another's: outputs, resuming, and speed.
+
+    python benchmarks/compare_builds.py BEFORE [AFTER] [--outputs] [--resume] [--speed]
+
+Both revisions are built as wheels, unpacked, and run by this Python with caches of their own.
+
+--outputs  both run the same commands side by side; saved weights, metrics, evaluations and what is printed
+           must be equal, all but times, rates and memory (the default)
+--resume   a run of BEFORE that SIGTERM interrupts is resumed by AFTER: exactly, or it is refused with a
+           message that names the version
+--speed    W1 of bench_dpo.py on fewer pairs, in turns; ratios above 1 say that AFTER is faster
+
+Exit code 1 on any difference.
+
+examples:
+  python benchmarks/compare_builds.py HEAD              # the working tree against its commit
+  python benchmarks/compare_builds.py main~1 main --outputs --resume
+  python benchmarks/compare_builds.py main --speed --speed-pairs 200 --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from build_comparison.builds import WORKING_TREE, Build, build
+from build_comparison.outputs import compare_outputs
+from build_comparison.resume import compare_resume
+from build_comparison.speed import compare_speed
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; without a comparison asked for, outputs are compared."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("before", metavar="BEFORE", help="a git revision")
+    add("after", metavar="AFTER", nargs="?", default=WORKING_TREE, help="(the working tree)")
+    for name in ("outputs", "resume", "speed"):
+        add(f"--{name}", action="store_true")
+    add("--pairs", type=int, default=8, metavar="N", help="training pairs of --outputs (8)")
+    add("--dtype", default="float32", help="of --outputs and --resume (float32)")
+    add("--speed-pairs", type=int, default=200, metavar="N", help="training pairs of --speed (200)")
+    add("--rounds", type=int, default=3, metavar="N", help="rounds of --speed (3)")
+    add("--data", default="builtin", metavar="FILE", help="pairs of --speed (builtin)")
+    add("--eval-data", metavar="FILE", help="held-out pairs of --speed (the data's own)")
+    add("--threads", type=int, default=os.cpu_count(), metavar="N", help="of both together (all)")
+    options = parser.parse_args()
+    options.outputs |= not (options.resume or options.speed)
+    return options
+
+
+def main() -> int:
+    """Build both, and compare what is asked for."""
+    options = parse_arguments()
+    differences = 0
+    with tempfile.TemporaryDirectory(prefix="compare-builds-") as place:
+        folder = Path(place)
+        names = (("before", options.before), ("after", options.after))
+        before, after = (build(name, rev, folder / name, options.threads) for name, rev in names)
+        if options.outputs:
+            shared = folder / "shared"
+            shared.mkdir()
+            half = max(1, options.threads // 2)
+            halves = (Build(built.name, built.folder, half) for built in (before, after))
+            differences += compare_outputs(*halves, shared, options)
+        if options.resume:
+            differences += compare_resume(before, after, options)
+        if options.speed:
+            compare_speed(before, after, options)
+    print(f"\n{differences} differences" if differences else "\nno difference")
+    return int(differences > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
