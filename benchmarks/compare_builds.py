@@ -46,12 +46,22 @@ def parse_arguments() -> argparse.Namespace:
     add("--dtype", default="float32", help="of --outputs and --resume (float32)")
     add("--speed-pairs", type=int, default=200, metavar="N", help="training pairs of --speed (200)")
     add("--rounds", type=int, default=3, metavar="N", help="rounds of --speed (3)")
-    add("--data", default="builtin", metavar="FILE", help="pairs of --speed (builtin)")
-    add("--eval-data", metavar="FILE", help="held-out pairs of --speed (the data's own)")
+    add("--data", type=_place, default="builtin", metavar="FILE", help="pairs of --speed (builtin)")
+    add(
+        "--eval-data",
+        type=_place,
+        metavar="FILE",
+        help="held-out pairs of --speed (the data's own)",
+    )
     add("--threads", type=int, default=os.cpu_count(), metavar="N", help="of both together (all)")
     options = parser.parse_args()
     options.outputs |= not (options.resume or options.speed)
     return options
+
+
+def _place(name: str) -> str:
+    """A file by its whole path, since the builds run in folders of their own; other names as they are."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def main() -> int:
@@ -72,7 +82,8 @@ def main() -> int:
             differences += compare_resume(before, after, options)
         if options.speed:
             compare_speed(before, after, options)
-    print(f"\n{differences} differences" if differences else "\nno difference")
+    if options.outputs or options.resume:
+        print(f"\n{differences} differences" if differences else "\nno difference")
     return int(differences > 0)
 
 

@@ -56,6 +56,7 @@ class Build:
             "HF_HUB_OFFLINE": "1",
             "TQDM_DISABLE": "1",
             "PYTHONUTF8": "1",
+            "PYTHONHASHSEED": "0",  # PEFT writes target_modules in the order of a set
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
         }

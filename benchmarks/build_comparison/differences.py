@@ -18,6 +18,7 @@ FREE = {
     "rates", "pace", "notes",  # plan: the machine's speed, and remarks on it
     "peak_bytes", "free_bytes", "memory_by_phase", "libraries", "other",  # plan: of the process
     "smoldpo",  # environment.json: the version
+    "folder",  # sweep.json: where the sweep began
     "description",  # config schema: words for people
 }  # fmt: skip
 """Keys whose values are not compared. They must be there in both."""

@@ -17,15 +17,16 @@ STEPS, INTERRUPTED = 6, 3
 def compare_resume(before: Build, after: Build, options: argparse.Namespace) -> int:
     """Interrupt a run of BEFORE, resume it with AFTER; returns the number of differences."""
     train = (
-        f"train --max-train-samples {4 * STEPS} --max-eval-samples 4 --dtype {options.dtype} --compile off "
-        "--per-device-train-batch-size 2 --gradient-accumulation-steps 2 --num-train-epochs 1 "
-        "--freeze-layers 25 --max-length 256 --sample-prompt none --generate-prompts 0 --output-dir "
+        f"train --max-train-samples {2 * STEPS} --max-eval-samples 2 --dtype {options.dtype} --compile off "
+        "--per-device-train-batch-size 2 --gradient-accumulation-steps 1 --num-train-epochs 1 "
+        "--freeze-layers 25 --max-length 256 --sample-prompt none --generate-prompts 0 --output-dir run"
     )
-    run(before, f"{train} whole")
-    stopped = before.interrupt(f"{train} stopped".split(), "stopped", INTERRUPTED)
+    whole, resumed = before.runs / "whole", before.runs / "run"
+    run(before, train)
+    resumed.rename(whole)  # and the other in its place, so that the settings are the same
+    stopped = before.interrupt(train.split(), "run", INTERRUPTED)
     if stopped.code != 143:
         sys.exit(f"SIGTERM: exit code {stopped.code} instead of 143\n{stopped.stderr}")
-    whole, resumed = before.runs / "whole", before.runs / "stopped"
     after.take_choices_of(before)
     outcome = after.smoldpo(["resume", str(resumed)])
     print("resume says:", *outcome.stderr.strip().splitlines(), sep="\n  ", file=sys.stderr)
