@@ -90,6 +90,7 @@ def compare_outputs(before: Build, after: Build, shared: Path, options: argparse
     report = Report()
     (shared / "sweep.yaml").write_text("sweep:\n  beta: [0.1, 0.5]\n")
     for command in commands(options.pairs, options.dtype, shared):
+        after.take_choices_of(before)
         with ThreadPoolExecutor(2) as pool:
             ours = pool.submit(run, before, command.words, command.code)
             theirs = pool.submit(after.smoldpo, command.words.split())

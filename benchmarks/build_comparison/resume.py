@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
+from pathlib import Path
 
 from build_comparison.builds import Build
 from build_comparison.report import Report, compare, run
@@ -23,8 +25,9 @@ def compare_resume(before: Build, after: Build, options: argparse.Namespace) -> 
     )
     whole, resumed = before.runs / "whole", before.runs / "run"
     run(before, train)
-    resumed.rename(whole)  # and the other in its place, so that the settings are the same
-    stopped = before.interrupt(train.split(), "run", INTERRUPTED)
+    resumed.rename(whole)
+    _copy_beginning(whole, resumed)
+    stopped = before.interrupt(["resume", "run"], "run", INTERRUPTED)
     if stopped.code != 143:
         sys.exit(f"SIGTERM: exit code {stopped.code} instead of 143\n{stopped.stderr}")
     after.take_choices_of(before)
@@ -42,3 +45,12 @@ def compare_resume(before: Build, after: Build, options: argparse.Namespace) -> 
     report.row("resume", f"names version {version}", None if named else "the message does not")
     print(f"\nrefused (exit code {outcome.code}):\n{outcome.stderr.strip()}")
     return report.differences
+
+
+def _copy_beginning(whole: Path, begun: Path) -> None:
+    """A run folder as it was at the run's start: with the kernels that it chose by measuring."""
+    begun.mkdir()
+    for name in ("config.yaml", "environment.json", "data.json"):
+        shutil.copy(whole / name, begun)
+    kept = json.loads((whole / "resume.json").read_text())
+    (begun / "resume.json").write_text(json.dumps(kept | {"finished": None}))
