@@ -96,10 +96,12 @@ def compare_outputs(before: Build, after: Build, shared: Path, options: argparse
             theirs = pool.submit(after.smoldpo, command.words.split())
             one, other = ours.result(), theirs.result()
         print(f"{command.name}: {one.seconds:.0f} and {other.seconds:.0f} s", file=sys.stderr)
-        if _chosen(before, command) != _chosen(after, command):  # measured, so chance has a say
+        chosen = _chosen(before, command)
+        if one.code == other.code and chosen != _chosen(after, command):
+            # Both measured, and one was disturbed.
             after.take_choices_of(before)
             for name in command.leaves:
-                shutil.rmtree(after.runs / name)
+                shutil.rmtree(after.runs / name, ignore_errors=True)
             other = after.smoldpo(command.words.split())
         if one.code == other.code:
             report.row(command.name, f"exit code {one.code}", None)
