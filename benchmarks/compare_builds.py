@@ -15,6 +15,7 @@ Exit code 1 on any difference.
 examples:
   python benchmarks/compare_builds.py HEAD              # the working tree against its commit
   python benchmarks/compare_builds.py main~1 main --outputs --resume
+  python benchmarks/compare_builds.py HEAD --only LoRA  # and the training that the others rest on
   python benchmarks/compare_builds.py main --speed --speed-pairs 200 --rounds 3
 """
 
@@ -42,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     add("after", metavar="AFTER", nargs="?", default=WORKING_TREE, help="(the working tree)")
     for name in ("outputs", "resume", "speed"):
         add(f"--{name}", action="store_true")
+    add("--only", default="", metavar="TEXT", help="of --outputs, commands whose names hold this")
     add("--pairs", type=int, default=8, metavar="N", help="training pairs of --outputs (8)")
     add("--dtype", default="float32", help="of --outputs and --resume (float32)")
     add("--speed-pairs", type=int, default=200, metavar="N", help="training pairs of --speed (200)")

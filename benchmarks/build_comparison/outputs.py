@@ -89,7 +89,8 @@ def compare_outputs(before: Build, after: Build, shared: Path, options: argparse
     """Run every command in both builds at once, and compare; returns the number of differences."""
     report = Report()
     (shared / "sweep.yaml").write_text("sweep:\n  beta: [0.1, 0.5]\n")
-    for command in commands(options.pairs, options.dtype, shared):
+    first, *others = commands(options.pairs, options.dtype, shared)
+    for command in (first, *(other for other in others if options.only in other.name)):
         after.take_choices_of(before)
         with ThreadPoolExecutor(2) as pool:
             ours = pool.submit(run, before, command.words, command.code)
@@ -113,7 +114,7 @@ def compare_outputs(before: Build, after: Build, shared: Path, options: argparse
             report.row(command.name, "standard error", text_difference(one.stderr, other.stderr))
         for name in command.leaves:
             compare(report, command.name, before.runs / name, after.runs / name)
-        if command.leaves == ("frozen",):
+        if command is first:
             cut_model(before.runs / "frozen" / "model", shared / "small")
     return report.differences
 
