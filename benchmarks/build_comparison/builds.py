@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKING_TREE = "working tree"
@@ -95,13 +97,21 @@ class Build:
         stdout, stderr = process.communicate()
         return Outcome(process.returncode, stdout, stderr, time.perf_counter() - begun)
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Kernels and precision that the last command chose by measuring this machine."""
+        file = self._choices_file
+        return json.loads(file.read_text())["choices"] if file.is_file() else {}
+
     def take_choices_of(self, other: Build) -> None:
-        """Begin with the kernels and precision that another build chose by measuring this machine."""
-        chosen = other.folder / "cache" / "smoldpo" / "machine.json"
-        if chosen.is_file():
-            target = self.folder / "cache" / "smoldpo" / "machine.json"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(chosen, target)
+        """Begin with what another build chose: it stands unless the other way is much faster."""
+        if other._choices_file.is_file():
+            self._choices_file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(other._choices_file, self._choices_file)
+
+    @property
+    def _choices_file(self) -> Path:
+        return self.folder / "cache" / "smoldpo" / "machine.json"
 
     def empty_cache(self) -> None:
         """Remove what earlier runs computed; the unpacked model and the choices stay."""
