@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -70,6 +71,8 @@ def main() -> int:
     """Build both, and compare what is asked for."""
     options = parse_arguments()
     differences = 0
+    # An exception, so that no folder is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     with tempfile.TemporaryDirectory(prefix="compare-builds-") as place:
         folder = Path(place)
         names = (("before", options.before), ("after", options.after))
