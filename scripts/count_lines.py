@@ -2,8 +2,8 @@
 
     python scripts/count_lines.py
 
-A line is a line of a .py file, blank ones and comments included. The core is what computes and trains; whoever
-reads it in an afternoon knows what the numbers of a run are. Exit code 1 where a limit is passed.
+A line is a line of a .py file, blank ones and comments included. The core is what computes and trains:
+whoever has read it knows what the numbers of a run are. Exit code 1 where a limit is passed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def main() -> int:
     for name, limit in LIMITS.items():
         print(f"{name:28}{found[name]:8,}  of at most {limit:,}")
     print()
-    wings = {wing: sum(map(lines, wing.rglob("*.py"))) for wing in PACKAGE.iterdir() if wing.is_dir()}
+    wings = {
+        wing: sum(map(lines, wing.rglob("*.py"))) for wing in PACKAGE.iterdir() if wing.is_dir()
+    }
     for wing, size in sorted(wings.items(), key=lambda item: -item[1]):
         if size:
             print(f"{wing.name:28}{size:8,}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from smoldpo.api.pairs import Source, source_names, write_in_memory_pairs
 from smoldpo.api.train import inside_host
@@ -68,7 +68,7 @@ def _source(data: Source, folder: Path) -> str:
     names = source_names(data)
     if names is None:
         path = folder / "pairs.jsonl"
-        write_in_memory_pairs(data, path)
+        write_in_memory_pairs(cast("Iterable[Any]", data), path)
         return str(path)
     if len(names) != 1:
         raise UsageError(f"evaluate takes one source of pairs, not {len(names)}")

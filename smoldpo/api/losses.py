@@ -102,7 +102,7 @@ def dpo_loss(
     objective = loss_function(config, config.beta)
     _check_use(config.loss_type, objective.needs_reference, given)
     reference = None
-    if objective.needs_reference:
+    if reference_chosen_logps is not None and reference_rejected_logps is not None:
         reference = PairLogps(reference_chosen_logps, reference_rejected_logps)
     lengths: tuple[Any, Any, Any] = (_NotGiven(), _NotGiven(), _NotGiven())
     if chosen_tokens is not None and rejected_tokens is not None:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from smoldpo.config.load import load_yaml
 from smoldpo.data.cleaning.cleaner import choose_rules
@@ -64,7 +64,7 @@ def load_pairs(
     with tempfile.TemporaryDirectory() as folder:
         if names is None:
             path = Path(folder) / "pairs.jsonl"
-            numbers = write_in_memory_pairs(data, path)
+            numbers = write_in_memory_pairs(cast("Iterable[Any]", data), path)
             columns = {number: number for number in numbers} | dict(columns or {})
         name = names[0] if names else str(path)
         chosen = open_source(name, subset).split(split)

@@ -127,7 +127,7 @@ class _Master:
             self.grad_buffer = torch.empty_like(self.master)
         self.master.grad = None
         register = self.compute.register_post_accumulate_grad_hook
-        self._hook = register(self.add)  # type: ignore[no-untyped-call]
+        self._hook = register(self.add)
 
     def end(self) -> None:
         """Give the buffer to the master."""

@@ -35,7 +35,7 @@ def boundary(model: PreTrainedModel) -> int:
 
 def head_weight(model: PreTrainedModel) -> torch.nn.Parameter:
     """The LM head's weights [V, D]."""
-    weight: torch.nn.Parameter = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+    weight: torch.nn.Parameter = model.get_output_embeddings().weight
     return weight
 
 

@@ -42,8 +42,8 @@ class Checkpointer:
                 rows = self._metrics.sync()
                 rows = rows if self._rows_at_end is None else self._rows_at_end
                 save_checkpoint(self.folder, state.capture(metrics_rows=rows, **self.extra_state))
-            best = {state.best.step} - {None} if config.load_best_model_at_end else set()
-            prune(self.folder, state.step, config.keep_checkpoints, best)
+            best = state.best.step if config.load_best_model_at_end else None
+            prune(self.folder, state.step, config.keep_checkpoints, () if best is None else (best,))
         self._saved, self._when = state.step, time.monotonic()
 
     def end_training(self) -> None:

@@ -224,7 +224,7 @@ class Reporting:
                     "right, or leave it out"
                 ) from None
             self._loggers[name] = logger
-            new = {"id": getattr(logger, "id", id), "step": 0, "evaluations": []}
+            new: dict[str, Any] = {"id": getattr(logger, "id", id), "step": 0, "evaluations": []}
             self._told[name] = new if name == "tensorboard" else known or new
         self._write()
         for row in earlier:

@@ -57,7 +57,7 @@ def _build(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opt
     if config.optim == "adafactor":  # Shazeer and Stern 2018, with rates from outside
         from transformers.optimization import Adafactor  # here, for it loads peft and accelerate
 
-        return Adafactor(  # type: ignore[no-untyped-call]
+        return Adafactor(
             groups, lr=config.learning_rate, scale_parameter=False, relative_step=False
         )
     if config.optim == "sgd":
@@ -233,7 +233,7 @@ class AveragedWeights:
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], decay: float):
         self._parameters = parameters
-        self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._average = get_ema_multi_avg_fn(decay)
         self.tensors = {name: p.detach().clone() for name, p in parameters.items()}
 
     def update(self) -> None:

@@ -122,9 +122,9 @@ class PolicyAndReference:
         """
         start = reference
         if not self.shares:
-            start = cast_frozen(
-                self._start().to(self.facts.device), self.facts.dtype, share_with=reference
-            )
+            start = self._start()
+            torch.nn.Module.to(start, self.facts.device)
+            start = cast_frozen(start, self.facts.dtype, share_with=reference)
         model = copy_sharing(start, self._what_trained(start))
         if self.trainable.adapter is not None:
             copy_adapters(model, self.engine.policy)

@@ -68,7 +68,9 @@ def _config(folder: Path, began: Fingerprint, extend: float | None) -> TrainConf
         "device": computing.device,
         "compile": "on" if computing.compiled else "off",
     }
-    decided = {key: value for key, value in then.items() if getattr(config, key) == "auto"}
+    decided: dict[str, object] = {
+        key: value for key, value in then.items() if getattr(config, key) == "auto"
+    }
     decided |= {"output_dir": str(folder), "overwrite": False}
     if extend is not None:
         settings = began.settings  # and not config.yaml's: a kill may have come between the two

@@ -351,7 +351,9 @@ class Run:
         reference, config, pairs = self.reference_logps, self.config, self.data.eval
         scores = pair_scores(pairs, policy, reference)
         loss = loss_function(config, config.last_beta)
-        row = {"eval_loss": loss(policy, reference, pairs, pairs).double().mean().item()}
+        row: dict[str, Any] = {
+            "eval_loss": loss(policy, reference, pairs, pairs).double().mean().item()
+        }
         # Under TRL's names is what the loss compares; accuracies and evaluation.json are of whole answers.
         against = None if reference is None else loss.compared(reference)
         seen = pair_scores(pairs, loss.compared(policy), against)
