@@ -10,6 +10,7 @@ from test_fast_engine import LOSS, PAIRS, SHAPE
 
 import smoldpo
 from smoldpo.config.layer_spec import LayerSelection
+from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.kernels.layers import own_modules, rotary
 from smoldpo.engine.precision import MasterWeights
@@ -50,7 +51,9 @@ def steps(model, frozen=2, pairs=PAIRS):
     """Three steps of an engine: its losses, log-probabilities, gradients and weights."""
     model = copy.deepcopy(model)
     freeze(model, LayerSelection(frozen))
-    engine = FastEngine(model, MasterWeights(model, torch.float32), max_tokens=60)
+    engine = FastEngine(
+        model, MasterWeights(model, torch.float32), settings=EngineSettings(max_tokens=60)
+    )
     found = []
     for _ in range(3):
         losses, policy, reference = engine.accumulate_gradients(pairs, LOSS)

@@ -108,7 +108,7 @@ def test_every_trial_computes_as_the_first_one_did(sweep, cli, out, monkeypatch)
 
 def test_nothing_is_shared_after_a_sweep(sweep):
     sweep({"beta": [0.1]}, cache="memory")
-    assert cache._kept is None
+    assert cache._shared is None
 
 
 def test_no_trial_keeps_its_model_in_memory(sweep, monkeypatch):
