@@ -73,7 +73,7 @@ def commands(pairs: int, dtype: str, shared: Path) -> list[Command]:
         ),
         Command(
             "evaluate, two models",
-            f"evaluate {small} full builtin --max-samples 4 --generate 1 --max-new-tokens 8 --judge length "
+            f"evaluate {small} frozen builtin --max-samples 4 --generate 1 --max-new-tokens 8 --judge length "
             "--rows rows.jsonl --json",
             ("rows.jsonl",),
         ),
