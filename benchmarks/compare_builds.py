@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("outputs", "resume", "speed"):
         add(f"--{name}", action="store_true")
     add("--only", default="", metavar="TEXT", help="of --outputs, commands whose names hold this")
-    add("--pairs", type=int, default=8, metavar="N", help="training pairs of --outputs (8)")
+    add("--pairs", type=int, default=4, metavar="N", help="training pairs of --outputs (4)")
     add("--dtype", default="float32", help="of --outputs and --resume (float32)")
     add("--speed-pairs", type=int, default=200, metavar="N", help="training pairs of --speed (200)")
     add("--rounds", type=int, default=3, metavar="N", help="rounds of --speed (3)")
