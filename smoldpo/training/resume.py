@@ -111,9 +111,10 @@ def _require_same(
             + "\nput it back as it was, or train anew"
         )
     if rounding := other_machine(began, now):
+        version = began.machine.get("smoldpo", "of an unknown version")
         progress.say(
-            "resume: goes on, but not bit for bit as it would have, because other things round "
-            f"otherwise: {'; '.join(rounding)}"
+            f"resume: smoldpo {version} began this run; it goes on, perhaps not bit for bit, since other "
+            f"things may round otherwise: {'; '.join(rounding)}"
         )
 
 

@@ -236,6 +236,18 @@ def test_elsewhere_and_with_other_threads(place, whole, tmp_path):
     assert differences(whole, place / "run") == []
 
 
+def test_a_run_of_another_version_goes_on_and_the_version_is_named(place, whole):
+    place.killed(*place.training("run"), at=6)
+    path = place / "run" / "resume.json"
+    record = json.loads(path.read_text())
+    record["began"]["machine"] |= {"smoldpo": "0.0.9", "smoldpo's forward pass": "3ab927dc55e5"}
+    path.write_text(json.dumps(record))
+    said = place.ok("resume", "run")
+    assert "smoldpo 0.0.9 began this run" in said and "not bit for bit" in said
+    assert "smoldpo's forward pass: " in said and ", was 3ab927dc55e5" in said
+    assert differences(whole, place / "run") == []
+
+
 def test_early_stopping_and_the_best_policy_come_out_the_same(place):
     words = ["--eval-steps", 2, "--load-best-model-at-end", "--early-stopping-patience", 2]
     words += ["--metric-for-best-model", "eval_accuracy/logp"]
