@@ -14,11 +14,14 @@ import numpy
 import torch
 from tokenizers import pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
 )
+from transformers.quantizers.quantizer_gguf import is_gguf_arch_supported
 
 from smoldpo.models.builtin import GGUF_NAME, GGUF_SHA256
 from smoldpo.models.hf_logging import quiet
@@ -26,6 +29,7 @@ from smoldpo.types import Advance
 from smoldpo.utils import progress
 from smoldpo.utils.errors import ModelError
 from smoldpo.utils.files import cache_folder, require_space, sha256_of, staged_folder, write_json
+from smoldpo.utils.functions import uses_global, with_globals
 
 UNPACKING = 2
 """Version of what `unpack_gguf` writes; raised when that changes, so that old folders are left."""
@@ -74,9 +78,7 @@ def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedToke
             path.parent, gguf_file=path.name, trust_remote_code=False
         )
         advance(1)
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
-        )
+        model = _read_model(path, fields["general.architecture"].contents())
     except Exception as error:  # gguf and transformers raise without a common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path}: cannot be read as a GGUF model: {reason}") from None
@@ -84,6 +86,27 @@ def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedToke
     _mend_model(model)
     _mend_tokenizer(tokenizer, fields)
     return model, tokenizer
+
+
+def _read_model(path: Path, architecture: str) -> PreTrainedModel:
+    """The model in float32, as from_pretrained reads it.
+
+    For most architectures transformers goes over the tensors under a tqdm bar that heeds none of its
+    settings and would come between ours. There its reader is called here, without the bar.
+    """
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    read = modeling_gguf_pytorch_utils.load_gguf_checkpoint
+    if is_gguf_arch_supported(architecture) or not uses_global(read, "tqdm"):
+        return AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+        )
+    with torch.device("meta"):
+        named = AutoModelForCausalLM.from_config(config)
+    quiet_read = with_globals(read, tqdm=lambda tensors, **_: tensors)
+    found = quiet_read(path, return_tensors=True, model_to_load=named, torch_dtype=torch.float32)
+    return type(named).from_pretrained(
+        None, config=config, state_dict=found["tensors"], dtype=torch.float32
+    )
 
 
 def _mend_model(model: PreTrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""The LM head on completion tokens alone (engine/head.py), where rounding could hide what counts."""
+"""The LM head on completion tokens alone (kernels/lm_head.py), where rounding could hide what counts."""
 
 import pytest
 import torch

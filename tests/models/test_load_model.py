@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -60,6 +61,53 @@ def test_a_damaged_unpacked_model_is_made_anew(monkeypatch, tmp_path):
     gguf.unpack_gguf(builtin_gguf())
     assert len(read) == 3
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing left over"
+
+
+def test_a_gguf_is_read_as_transformers_reads_it_without_a_bar(tmp_path, capfd):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    model = gguf._read_model(path, "llama")
+    assert "Converting" not in capfd.readouterr().err
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=path.name, dtype=torch.float32
+    )
+    assert "Converting" in capfd.readouterr().err, (
+        "the bar is gone; read with from_pretrained alone"
+    )
+    assert type(model) is type(theirs)
+    ours = model.state_dict()
+    assert ours.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.state_dict().items())
+    assert ours["model.layers.0.self_attn.q_proj.weight"].std() > 0.5, "not as it was initialised"
+
+
+def write_gguf(path):
+    """A llama of one layer and eight words, its weights standard normal numbers."""
+    from gguf import GGUFWriter
+
+    rng, width = np.random.default_rng(0), 16
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(32)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(width)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(8)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(list("abcdefgh"))
+    shapes = {"token_embd": (8, width), "output_norm": (width,)}
+    for name in ("attn_norm", "ffn_norm"):
+        shapes[f"blk.0.{name}"] = (width,)
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        shapes[f"blk.0.{name}"] = (width, width)
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", rng.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_quiet_in_two_threads_leaves_the_settings_as_they_were():
