@@ -278,6 +278,19 @@ def write_base(folder: Path, base: AdapterBase) -> None:
     (folder / BASE).write_text(text, encoding="utf-8")
 
 
+def sort_modules(folder: Path) -> None:
+    """Sort the names of modules in adapter_config.json.
+
+    peft holds them as sets, whose order is another in each process: equal adapters would be unequal files.
+    """
+    config = _object(folder / CONFIG)
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(config.get(key), list):
+            config[key].sort()
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
 def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """`model` (changed in place) with the folder's adapter added into its weights.
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from smoldpo.models.adapters import AdapterBase, write_base
+from smoldpo.models.adapters import AdapterBase, sort_modules, write_base
 from smoldpo.models.builtin import BUILTIN, CARD_BASE
 from smoldpo.models.hf_logging import quiet
 from smoldpo.models.load import ModelSource
@@ -67,6 +67,7 @@ def save_adapter(
     try:
         with staged_folder(folder) as staging, quiet():
             adapted.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False)
+            sort_modules(staging)
             tokenizer.save_pretrained(staging)
             write_base(staging, base)
             write_text(staging / "README.md", card)

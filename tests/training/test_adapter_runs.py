@@ -218,6 +218,8 @@ def test_an_extended_run_keeps_no_adapter_of_before(train, monkeypatch):
     (run / "config.yaml").write_text(text.replace("merge: true", "merge: false"))
     resume_training(run, extend=1)
     assert (run / "model" / "adapter_config.json").is_file() and not (run / "adapter").exists()
+    modules = json.loads((run / "model" / "adapter_config.json").read_text())["target_modules"]
+    assert len(modules) == 7 and modules == sorted(modules), "equal runs leave equal files"
     first = load_file(run / "model" / "adapter_model.safetensors")
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("merge: false", "merge: true"))
