@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -63,11 +63,23 @@ class PreferencePair:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+class Completion(NamedTuple):
+    """One side of a pair: its token ids, and of each whether it is scored."""
+
+    ids: tuple[int, ...]
+    scored: tuple[bool, ...]
+
+
 @dataclass(frozen=True)
 class TokenizedPair:
     """A pair as the model sees it. One tokenisation of the prompt serves both sides.
 
-    Every completion token is scored, the end-of-turn token included; no prompt token is.
+    Completion tokens are scored, the end-of-turn token included, except those that a side's mask
+    leaves out (the tool's and the user's turns of a completion of several messages); no prompt token
+    is. What is not scored is read all the same: the tokens behind it are predicted from it.
+
+    Raises:
+        ValueError: a mask that has not one entry a token, or scores none.
     """
 
     id: str
@@ -77,21 +89,61 @@ class TokenizedPair:
     notes: frozenset[str] = field(default_factory=frozenset)
     """What happened on the way: "prompt_truncated", "chosen_truncated", "boundary_merge", ..."""
     numbers: PairNumbers = PLAIN
+    chosen_scored: tuple[bool, ...] | None = None
+    rejected_scored: tuple[bool, ...] | None = None
+    """One entry a token of the completion. None: all are scored, as is a mask that says so."""
+
+    def __post_init__(self) -> None:
+        for side, ids in (("chosen", self.chosen_ids), ("rejected", self.rejected_ids)):
+            mask = getattr(self, f"{side}_scored")
+            if mask is None:
+                continue
+            if len(mask) != len(ids):
+                raise ValueError(
+                    f"pair {self.id}: {side}_scored has {len(mask)} entries for {len(ids)} tokens"
+                )
+            if not any(mask):
+                raise ValueError(f"pair {self.id}: {side}_scored leaves no token to score")
+            if all(mask):  # one pair, one value: equal, and stored under one key
+                object.__setattr__(self, f"{side}_scored", None)
+
+    @property
+    def completions(self) -> tuple[Completion, Completion]:
+        """Chosen, then rejected."""
+        return (
+            Completion(self.chosen_ids, self.chosen_scored or (True,) * len(self.chosen_ids)),
+            Completion(self.rejected_ids, self.rejected_scored or (True,) * len(self.rejected_ids)),
+        )
+
+    @property
+    def chosen_tokens(self) -> int:
+        """Scored tokens of the chosen completion."""
+        return sum(self.completions[0].scored)
+
+    @property
+    def rejected_tokens(self) -> int:
+        """Scored tokens of the rejected completion."""
+        return sum(self.completions[1].scored)
+
+    @property
+    def scored_tokens(self) -> int:
+        """Scored tokens of both completions."""
+        return self.chosen_tokens + self.rejected_tokens
 
     @property
     def longest(self) -> int:
-        """Tokens of the prompt with the longer of its two completions."""
+        """Tokens of the prompt with the longer of its two completions, scored or not."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
     @property
     def shorter(self) -> int:
-        """Tokens of the shorter completion."""
-        return min(len(self.chosen_ids), len(self.rejected_ids))
+        """Scored tokens of the completion that has fewer of them."""
+        return min(self.chosen_tokens, self.rejected_tokens)
 
 
 @dataclass(frozen=True)
 class PairLogps:
-    """log π(chosen|x) and log π(rejected|x), summed over completion tokens; each of shape [pairs].
+    """log π(chosen|x) and log π(rejected|x), summed over scored tokens; each of shape [pairs].
 
     A part of the sums stands beside them for losses that treat it otherwise (losses/inputs.py).
     """
@@ -100,13 +152,13 @@ class PairLogps:
     rejected: torch.Tensor
     chosen_tail: torch.Tensor | None = None
     rejected_tail: torch.Tensor | None = None
-    """Of these sums what comes after as many tokens as the pair's shorter answer has; 0 for that one.
+    """Of these sums what comes after as many scored tokens as the side with fewer has; 0 for that side.
 
     Engines always give it, with gradients as the sums have; None: not known.
     """
     chosen_squares: torch.Tensor | None = None
     rejected_squares: torch.Tensor | None = None
-    """log Σ_v π(v|...)² over the vocabulary, summed over completion tokens, without gradients.
+    """log Σ_v π(v|...)² over the vocabulary, summed over scored tokens, without gradients.
 
     None unless the engine was made to give it (`use_weighting`), and for a reference.
     """
