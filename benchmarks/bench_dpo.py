@@ -6,9 +6,10 @@ W1  layers 0-24 and the embeddings frozen, evaluation before and after, smoldpo'
 W2  everything trains, one epoch, no evaluation
 W3  W1 again with another beta, while smoldpo's cache holds what W1 left there
 
-Each run is a process of its own, in turns, over the same pairs. smoldpo runs whole, from its command to
-its end. TRL is measured on a sample of the pairs, evenly spaced by length, and scaled to all of them.
-This process imports no torch: a child's peak memory is never below that of the process that starts it.
+Each run is a process of its own, in turns, over the same pairs. smoldpo runs whole, from its
+command to its end. TRL is measured on a sample of the pairs, evenly spaced by length, and scaled to
+all of them. This process imports no torch: a child's peak memory is never below that of the process
+that starts it.
 """
 
 from __future__ import annotations
@@ -107,7 +108,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def begin(arguments: argparse.Namespace, folder: Path) -> Bench:
-    """Everything that is not counted: the model unpacked, the pairs written, the machine measured."""
+    """Everything that is not counted: the model unpacked, the pairs written, the machine
+    measured.
+    """
     bench = Bench(arguments, folder, {})
     load = os.getloadavg()[0]
     spec = {key: getattr(arguments, key) for key in ("model", "data", "eval_data", "max_length")}

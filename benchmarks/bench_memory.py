@@ -1,10 +1,11 @@
-"""Peak memory of whole runs, phase by phase, on a random model of SmolLM2-1.7B's shape in bfloat16 files.
+"""Peak memory of whole runs, phase by phase, on a random model of SmolLM2-1.7B's shape in bfloat16
+files.
 
     python benchmarks/bench_memory.py [--layers 24] [--pairs 5] [--folder FOLDER]
 
 A model is made first (3.4 GB on disk, gone afterwards unless --folder says where to keep it). Then
-`smoldpo train`, each in a process of its own, with the upper two layers training and with adapters on all
-layers, over a few of the built-in pairs, computing in float32, answers included. What memory
+`smoldpo train`, each in a process of its own, with the upper two layers training and with adapters
+on all layers, over a few of the built-in pairs, computing in float32, answers included. What memory
 takes does not depend on the weights.
 """
 

@@ -4,10 +4,10 @@
 
 Both revisions are built as wheels, unpacked, and run by this Python with caches of their own.
 
---outputs  both run the same commands side by side; saved weights, metrics, evaluations and what is printed
-           must be equal, all but times, rates and memory (the default)
---resume   a run of BEFORE that SIGTERM interrupts is resumed by AFTER: exactly, or it is refused with a
-           message that names the version
+--outputs  both run the same commands side by side; saved weights, metrics, evaluations and what
+           is printed must be equal, all but times, rates and memory (the default)
+--resume   a run of BEFORE that SIGTERM interrupts is resumed by AFTER: exactly, or refused with
+           a message that names the version
 --speed    W1 of bench_dpo.py on fewer pairs, in turns; ratios above 1 say that AFTER is faster
 
 Exit code 1 on any difference.
@@ -63,7 +63,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def _place(name: str) -> str:
-    """A file by its whole path, since the builds run in folders of their own; other names as they are."""
+    """A file by its whole path, since the builds run in folders of their own; other names as they
+    are.
+    """
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 

@@ -3,8 +3,8 @@
     python benchmarks/compare_with_trl.py PAIRS.jsonl --pairs 64 --steps 10
 
 Prints, for float32: the largest relative difference between smoldpo's summed log-probabilities and
-those of single unpadded sequences straight through transformers; and the losses of both trainers, step
-by step (same AdamW, same schedule, no dropout, end of turn scored alike).
+those of single unpadded sequences straight through transformers; and the losses of both trainers,
+step by step (same AdamW, same schedule, no dropout, end of turn scored alike).
 """
 
 from __future__ import annotations

@@ -35,9 +35,10 @@ def main() -> int:
     for frozen in options.frozen:
         start = time.monotonic()
         settings = [
-            "--max-train-samples", str(options.pairs), "--max-eval-samples", "16", "--dtype", options.dtype,
-            "--num-train-epochs", str(options.epochs), "--freeze-layers", str(frozen), "--save-steps", "2",
-            "--sample-prompt", "none", "--eval-steps", "5", "--compile", "off",
+            "--max-train-samples", str(options.pairs), "--max-eval-samples", "16", "--dtype",
+            options.dtype, "--num-train-epochs", str(options.epochs), "--freeze-layers",
+            str(frozen),
+            "--save-steps", "2", "--sample-prompt", "none", "--eval-steps", "5", "--compile", "off",
         ]  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="smoldpo-resume-") as place:
             result = compare_killed_run(

@@ -2,8 +2,9 @@
 
     python scripts/count_lines.py
 
-A line is a line of a .py file, blank ones and comments included. The core is what computes and trains:
-whoever has read it knows what the numbers of a run are. Exit code 1 where a limit is passed.
+A line is a line of a .py file, blank ones and comments included. The core is what computes and
+trains: whoever has read it knows what the numbers of a run are. Exit code 1 where a limit is
+passed.
 """
 
 from __future__ import annotations

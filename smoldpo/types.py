@@ -24,7 +24,7 @@ Prompt = tuple[Message, ...] | str
 
 @dataclass(frozen=True)
 class PairNumbers:
-    """What a row's own columns say to the loss, where the settings ask for them (docs/losses.md)."""
+    """Numbers of a row's own columns for the loss, where settings ask for them (docs/losses.md)."""
 
     weight: float = 1.0
     margin: float = 0.0
@@ -39,7 +39,7 @@ PLAIN = PairNumbers()
 class PreferencePair:
     """One prompt with the answer that people prefer and the one that they do not.
 
-    `file` and `row` (from 1) say where it was read; `id` is the row's own id, or a hash of the texts.
+    `file` and `row` (from 1): where it was read; `id`: the row's own id, or a hash of the texts.
     """
 
     prompt: Prompt
@@ -75,8 +75,8 @@ class TokenizedPair:
     """A pair as the model sees it. One tokenisation of the prompt serves both sides.
 
     Completion tokens are scored, the end-of-turn token included, except those that a side's mask
-    leaves out (the tool's and the user's turns of a completion of several messages); no prompt token
-    is. What is not scored is read all the same: the tokens behind it are predicted from it.
+    leaves out (the tool's and the user's turns of a completion of several messages); no prompt
+    token is. What is not scored is read all the same: the tokens behind it are predicted from it.
 
     Raises:
         ValueError: a mask that has not one entry a token, or scores none.
@@ -152,7 +152,7 @@ class PairLogps:
     rejected: torch.Tensor
     chosen_tail: torch.Tensor | None = None
     rejected_tail: torch.Tensor | None = None
-    """Of these sums what comes after as many scored tokens as the side with fewer has; 0 for that side.
+    """Of these sums what follows as many scored tokens as the side with fewer has; 0 for that one.
 
     Engines always give it, with gradients as the sums have; None: not known.
     """

@@ -214,9 +214,9 @@ def sweep(cli, write_rows, tiny_folder, tmp_path):
     write_rows(noisy_rows(90))
     common = {
         "model": str(tiny_folder), "data": "pairs.jsonl", "eval_fraction": 0.5, "max_steps": 5,
-        "dtype": "float32", "device": "cpu", "compile": "off", "freeze_layers": 2, "warmup_ratio": 0,
-        "per_device_train_batch_size": 4, "sample_prompt": "none", "generate_prompts": 0,
-        "learning_rate": 3e-3, "output_dir": "out",
+        "dtype": "float32", "device": "cpu", "compile": "off", "freeze_layers": 2,
+        "warmup_ratio": 0, "per_device_train_batch_size": 4, "sample_prompt": "none",
+        "generate_prompts": 0, "learning_rate": 3e-3, "output_dir": "out",
     }  # fmt: skip
 
     def run(tried, *more, code=0, **settings):
@@ -255,7 +255,9 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def same_kernels():
-    """Which kernel is faster is measured: beside other work now one, now the other, rounding otherwise."""
+    """Which kernel is faster is measured: beside other work now one, now the other, rounding
+    otherwise.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("smoldpo.engine.autotune._fused_is_faster", lambda way, before: True)
         patch.setattr("smoldpo.engine.autotune.store_choice", lambda name, choice: None)
@@ -273,7 +275,9 @@ def quick_rates(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def pictures(request, monkeypatch):
-    """matplotlib takes more than half of a tiny run: it draws where a test looks, marked `pictures`."""
+    """matplotlib takes more than half of a tiny run: it draws where a test looks, marked
+    `pictures`.
+    """
     if not {"pictures", "real"} & set(request.keywords):
         monkeypatch.setattr("smoldpo.reports.plots._drawn", lambda draw, size: "<svg ></svg>")
 
@@ -304,7 +308,9 @@ def write(tmp_path):
 
 @pytest.fixture(scope="module")
 def frozen_libraries():
-    """plan looks for garbage between depths: a quarter of a second, if it goes through all libraries."""
+    """plan looks for garbage between depths: a quarter of a second, if it goes through all
+    libraries.
+    """
     gc.freeze()
     yield
     gc.unfreeze()
@@ -312,7 +318,9 @@ def frozen_libraries():
 
 @pytest.fixture
 def planted(monkeypatch):
-    """Times that are far above those of this machine: a step's rows take hours, the rest next to nothing."""
+    """Times that are far above those of this machine: a step's rows take hours, the rest next to
+    nothing.
+    """
     from smoldpo.plan import trial
     from smoldpo.plan.cost_model import Rates
 

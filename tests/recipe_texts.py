@@ -1,4 +1,6 @@
-"""Beginnings of recipes in each dialect, and what became of their keys; the fixture `write` imports them."""
+"""Beginnings of recipes in each dialect, and what became of their keys; the fixture `write` imports
+them.
+"""
 
 from conftest import ROOT
 

@@ -1,4 +1,6 @@
-"""Run folders made up for tests: seeded numbers that agree with each other, texts of the built-in set."""
+"""Run folders made up for tests: seeded numbers that agree with each other, texts of the built-in
+set.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,8 @@ def evaluation(rng: Any, n: int = 509, after: float = 0.612) -> dict[str, Any]:
         "by_length": _by_length(n, after),
         "by_length_difference": _length_bins(rng, n),
         "slices": {
-            "source": [_group("helpful-base", 0.6 * n, 0.63), _group("helpful-online", 0.4 * n, 0.58)],
+            "source": [_group("helpful-base", 0.6 * n, 0.63), _group("helpful-online", 0.4 * n,
+             0.58)],
             "category": [_group(f"category {k}", n / 7, 0.5 + 0.03 * k) for k in range(7)],
         },
         "calibration": _calibration(rng, n),
@@ -128,7 +131,8 @@ def _calibration(rng: Any, n: int) -> dict[str, Any]:
         predicted = 1 / (1 + math.exp(-margin))
         part = wilson(float(np.clip(predicted - 0.03 + rng.normal(0, 0.03), 0, 1)), n // 10)
         bins.append({"n": n // 10, "margin": float(margin), "predicted": predicted,
-                     "observed": part["value"], "low": part["low"], "high": part["high"]})  # fmt: skip
+                     "observed": part["value"], "low": part["low"],
+                     "high": part["high"]})  # fmt: skip
     return {"error": 0.0412, "bins": bins}
 
 
@@ -223,18 +227,22 @@ def metrics(rng: Any, steps: int = 128, speed: float = 1.0) -> list[dict[str, An
 def data(n: int = 509) -> dict[str, Any]:
     touched = [
         {"file": "train.jsonl", "row": 17, "rule": "identical", "action": "drop",
-         "detail": "both answers are the same", "before": "I'm not sure what you mean.", "after": None},
+         "detail": "both answers are the same", "before": "I'm not sure what you mean.",
+         "after": None},
     ]  # fmt: skip
     return {
         "train": {"source": "hh_helpful_train.jsonl", "format": "transcript", "rows_read": 2050,
                   "rows_kept": 2012, "columns_not_read": [],
                   "dropped": {"identical": 35, "empty_rejected": 3},
-                  "mended": {"transcript_residue": 4}, "warned": {"cut_off": 61}, "touched": touched},
-        "eval": {"source": "hh_helpful_dev.jsonl", "format": "transcript", "rows_read": n, "rows_kept": n,
+                  "mended": {"transcript_residue": 4}, "warned": {"cut_off": 61},
+                  "touched": touched},
+        "eval": {"source": "hh_helpful_dev.jsonl", "format": "transcript", "rows_read": n,
+         "rows_kept": n,
                  "columns_not_read": [], "dropped": {}, "mended": {}, "warned": {}, "touched": []},
         "split": {"how": "pairs of hh_helpful_dev.jsonl", "train_pairs": 2004, "eval_pairs": n,
                   "train_pairs_dropped_for_eval_prompt": 8, "touched": []},
-        "tokens": {"max_length": 1024, "longest": 901, "mean": 231.4, "notes": {"prompt_truncated": 3}},
+        "tokens": {"max_length": 1024, "longest": 901, "mean": 231.4,
+         "notes": {"prompt_truncated": 3}},
     }  # fmt: skip
 
 
@@ -242,7 +250,8 @@ ENVIRONMENT = {
     "smoldpo": "0.1.0", "python": "3.11.7",
     "libraries": {"torch": "2.13.0", "transformers": "5.23.0", "numpy": "2.4.6"},
     "platform": "Linux-6.1-x86_64", "processor": "A processor", "cores": 2, "threads": 2,
-    "device": "cpu", "dtype": "bfloat16", "command": ["smoldpo", "train", "--data", "my pairs.jsonl"],
+    "device": "cpu", "dtype": "bfloat16", "command": ["smoldpo", "train", "--data",
+     "my pairs.jsonl"],
     "started": "2026-11-24T21:57:58+0000",
     "sha256": {"policy_start": "427a38a6" * 8, "reference": "427a38a6" * 8}, "engine": "fast",
 }  # fmt: skip

@@ -1,4 +1,6 @@
-"""A terminal's screen, as far as our displays use one: what a person would see after some output."""
+"""A terminal's screen, as far as our displays use one: what a person would see after some
+output.
+"""
 
 import re
 
@@ -6,7 +8,9 @@ SEQUENCE = re.compile(r"\x1b\[\??([0-9;]*)([A-Za-z])")
 
 
 class Screen:
-    """Lines of `width` characters that scroll without end; a line that is full goes on in the next."""
+    """Lines of `width` characters that scroll without end; a line that is full goes on in the
+    next.
+    """
 
     def __init__(self, width):
         self.width = width

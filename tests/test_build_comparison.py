@@ -1,4 +1,6 @@
-"""benchmarks/build_comparison/differences.py: what counts as a difference between two builds' outputs."""
+"""benchmarks/build_comparison/differences.py: what counts as a difference between two builds'
+outputs.
+"""
 
 import json
 import sys

@@ -27,7 +27,7 @@ def inside(value):
                                | types.ModuleType | property | staticmethod | classmethod) else None
 
 def members():
-    # Functions and classes of every module, and of every class; objects are kept, so ids stay unique.
+    # Functions and classes of all modules and classes; objects are kept, so that ids stay unique.
     found = {}
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] in (*LIBRARIES, "warnings", "logging", "builtins") and module:
@@ -47,7 +47,8 @@ def settings():
         "environment": dict(os.environ), "signals": [signal.getsignal(n) for n in (2, 14, 15)],
         "hooks": (sys.excepthook, sys.stdout, sys.stderr, sys.getrecursionlimit()),
         "torch": (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
-                  torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()),
+                  torch.are_deterministic_algorithms_enabled(),
+                  torch.get_float32_matmul_precision()),
         "verbosity": (theirs.get_verbosity(), theirs.is_progress_bar_enabled()),
         "logging": (logging.root.level, list(logging.root.handlers)), "cwd": os.getcwd(),
         "attention": set(transformers.AttentionInterface._global_mapping),

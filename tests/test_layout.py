@@ -1,4 +1,6 @@
-"""What the import contracts in pyproject.toml cannot say: doors to transformers, light starts, no pickle."""
+"""What the import contracts in pyproject.toml cannot say: doors to transformers, light starts, no
+pickle.
+"""
 
 import ast
 import re
@@ -85,15 +87,18 @@ def test_help_imports_nothing_heavy():
         "import smoldpo.cli.main\n"
         "try: smoldpo.cli.main.main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'pydantic', 'numpy', 'pyarrow'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "heavy = {'torch', 'transformers', 'datasets', 'pydantic', 'numpy', 'pyarrow'} & "
+        "set(sys.modules)\nassert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_the_training_loop_loads_no_peft():
     """Nor what else transformers' optimizers bring along; who uses these loads them."""
-    said = "import sys, smoldpo.training.loop; print(*sorted({'peft', 'accelerate'} & sys.modules.keys()))"
+    said = (
+        "import sys, smoldpo.training.loop; "
+        "print(*sorted({'peft', 'accelerate'} & sys.modules.keys()))"
+    )
     run = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
 

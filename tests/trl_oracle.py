@@ -87,7 +87,9 @@ def cpo(chosen, rejected, loss_type, **settings):
 
 
 def orpo(chosen, rejected, beta):
-    """ORPOTrainer.odds_ratio_loss of averages per token: what is subtracted from the likelihood term."""
+    """ORPOTrainer.odds_ratio_loss of averages per token: what is subtracted from the likelihood
+    term.
+    """
     from trl.experimental.orpo import ORPOTrainer
 
     own = SimpleNamespace(beta=beta, accelerator=SimpleNamespace(device="cpu"))

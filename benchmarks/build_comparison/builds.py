@@ -124,7 +124,8 @@ def build(name: str, revision: str, folder: Path, threads: int) -> Build:
     """Build a revision's wheel with the setuptools that is installed, and unpack it in `folder`.
 
     Raises:
-        SystemExit: no such revision, no wheel, or Python imports another smoldpo than the one built.
+        SystemExit: no such revision, no wheel, or Python imports another smoldpo than the one
+            built.
     """
     source, wheels, package = (folder / part for part in ("source", "wheels", "package"))
     source.mkdir(parents=True)

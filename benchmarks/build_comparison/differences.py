@@ -49,7 +49,9 @@ def first_difference(before: Any, after: Any, where: str = "") -> str | None:
 
 
 def text_difference(before: str, after: str) -> str | None:
-    """The same for text: as JSON where both are JSON, else by lines, versions of smoldpo left out."""
+    """The same for text: as JSON where both are JSON, else by lines, versions of smoldpo left
+    out.
+    """
     try:
         return first_difference(_json(before), _json(after))
     except ValueError:
@@ -81,7 +83,8 @@ def file_difference(before: Path, after: Path) -> str | None:
 def folder_differences(before: Path, after: Path) -> Iterator[tuple[str, str | None]]:
     """The files of two folders, or one file: each name, and the first difference.
 
-    Of pages and of what stands in NOT_COMPARED only the names are compared; checkpoints are left out.
+    Of pages and of what stands in NOT_COMPARED only the names are compared; checkpoints are left
+    out.
     """
     if before.is_file():
         there = file_difference(before, after) if after.is_file() else "not there after"
@@ -100,7 +103,9 @@ def folder_differences(before: Path, after: Path) -> Iterator[tuple[str, str | N
 
 
 def _tensor_difference(before: Path, after: Path) -> str | None:
-    """The tensors that differ; the format has a JSON header behind its own length, then the values."""
+    """The tensors that differ; the format has a JSON header behind its own length, then the
+    values.
+    """
     tensors: list[dict[str, Any]] = []
     for path in (before, after):
         content = path.read_bytes()

@@ -34,15 +34,18 @@ class Command:
 
 
 def commands(pairs: int, dtype: str, shared: Path) -> list[Command]:
-    """What both builds run, the training of the built-in model first: the small one is cut from it."""
+    """What both builds run, the training of the built-in model first: the small one is cut from
+    it.
+    """
     small = shared / "small"
 
     def train(model: str | Path, count: int, answered: int = 0) -> str:
         return (
             f"--model {model} --max-train-samples {count} --max-eval-samples {max(2, count // 2)} "
             f"--dtype {dtype} --compile off --per-device-train-batch-size 2 "
-            "--gradient-accumulation-steps 2 --num-train-epochs 1 --warmup-ratio 0 --max-length 256 "
-            f"--max-tokens 1024 --sample-prompt none --generate-prompts {answered} --max-new-tokens 8"
+            "--gradient-accumulation-steps 2 --num-train-epochs 1 --warmup-ratio 0 --max-length "
+            f"256 --max-tokens 1024 --sample-prompt none --generate-prompts {answered} "
+            "--max-new-tokens 8"
         )
 
     quiet = train(small, pairs)
@@ -73,8 +76,8 @@ def commands(pairs: int, dtype: str, shared: Path) -> list[Command]:
         ),
         Command(
             "evaluate, two models",
-            f"evaluate {small} frozen builtin --max-samples 4 --generate 1 --max-new-tokens 8 --judge length "
-            "--rows rows.jsonl --json",
+            f"evaluate {small} frozen builtin --max-samples 4 --generate 1 --max-new-tokens 8 "
+            "--judge length --rows rows.jsonl --json",
             ("rows.jsonl",),
         ),
         Command("plan", f"plan {quiet} --json"),
@@ -112,7 +115,9 @@ def compare_outputs(before: Build, after: Build, shared: Path, options: argparse
 
 
 def run_both(before: Build, after: Build, command: Command) -> tuple[Outcome, Outcome]:
-    """Run a command in both at once; AFTER's again where the two chose other kernels by measuring."""
+    """Run a command in both at once; AFTER's again where the two chose other kernels by
+    measuring.
+    """
     after.take_choices_of(before)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(run, before, command.words, command.code)

@@ -19,9 +19,10 @@ STEPS, INTERRUPTED = 6, 3
 def compare_resume(before: Build, after: Build, options: argparse.Namespace) -> int:
     """Interrupt a run of BEFORE, resume it with AFTER; returns the number of differences."""
     train = (
-        f"train --max-train-samples {2 * STEPS} --max-eval-samples 2 --dtype {options.dtype} --compile off "
-        "--per-device-train-batch-size 2 --gradient-accumulation-steps 1 --num-train-epochs 1 "
-        "--freeze-layers 25 --max-length 256 --sample-prompt none --generate-prompts 0 --output-dir run"
+        f"train --max-train-samples {2 * STEPS} --max-eval-samples 2 --dtype {options.dtype} "
+        "--compile off --per-device-train-batch-size 2 --gradient-accumulation-steps 1 "
+        "--num-train-epochs 1 --freeze-layers 25 --max-length 256 --sample-prompt none "
+        "--generate-prompts 0 --output-dir run"
     )
     whole, resumed = before.runs / "whole", before.runs / "run"
     run(before, train)

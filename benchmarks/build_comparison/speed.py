@@ -15,8 +15,8 @@ def compare_speed(before: Build, after: Build, options: argparse.Namespace) -> N
     """W1 in turns: seconds from start to end, and seconds of the optimizer steps alone."""
     train = (
         f"train --data {options.data} --max-train-samples {options.speed_pairs} "
-        f"--max-eval-samples {max(2, options.speed_pairs // 5)} --freeze-layers 25 --learning-rate 2e-4 "
-        "--num-train-epochs 3 --per-device-train-batch-size 8 --gradient-accumulation-steps 1 "
+        f"--max-eval-samples {max(2, options.speed_pairs // 5)} --freeze-layers 25 --learning-rate "
+        "2e-4 --num-train-epochs 3 --per-device-train-batch-size 8 --gradient-accumulation-steps 1 "
         "--max-length 512 --cache disk --sample-prompt none --generate-prompts 0 --output-dir speed"
     )
     train += f" --eval-data {options.eval_data}" if options.eval_data else ""

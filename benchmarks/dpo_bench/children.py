@@ -56,7 +56,9 @@ def prepare(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_fitting(spec: dict[str, Any], side: str, pairs: Any, tokenizer: Any) -> list[list[int]]:
-    """Write the first pairs that fit into max_length; returns the tokens of prompt and completions."""
+    """Write the first pairs that fit into max_length; returns the tokens of prompt and
+    completions.
+    """
     tokens: list[list[int]] = []
     with Path(spec["folder"], f"{side}.jsonl").open("w", encoding="utf-8") as file:
         for pair in pairs:
@@ -93,7 +95,9 @@ def matmul_rates(dtype_name: str, device: str, seconds: float = 0.3) -> list[flo
 
 
 def trl_run(spec: dict[str, Any]) -> dict[str, Any]:
-    """TRL's DPOTrainer over a sample of the pairs: start-up, and the pace of each part of its work."""
+    """TRL's DPOTrainer over a sample of the pairs: start-up, and the pace of each part of its
+    work.
+    """
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer

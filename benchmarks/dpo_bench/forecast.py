@@ -38,8 +38,8 @@ def forecast_lines(
     return [
         *lines,
         "",
-        f"Products while planning: {speed}. Forecast peaks, MB: {phases}. Peaks up to the end of each "
-        f"phase: {peaks}.",
+        f"Products while planning: {speed}. Forecast peaks, MB: {phases}. Peaks up to the end of "
+        f"each phase: {peaks}.",
     ]
 
 

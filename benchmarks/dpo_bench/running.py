@@ -1,6 +1,7 @@
 """Child processes of the benchmark: the kernel's account of their memory, and what they say.
 
-This process imports no torch: a child's peak memory is never below that of the process that starts it.
+This process imports no torch: a child's peak memory is never below that of the process that starts
+it.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ def number(value: float | None, form: str = ".2f") -> str:
 def table(bench: Bench, works: list[Workload], found: dict[str, dict[str, Any]]) -> list[str]:
     """The comparison, one line a workload, and below it what each figure is made of."""
     lines = [
-        "| workload | TRL pairs/s (batch) | TRL s, scaled | TRL peak MB | smoldpo pairs/s | smoldpo s "
-        "| smoldpo peak MB | TRL s / smoldpo s | TRL MB / smoldpo MB | floor, epochs | floor, once a pair |",
+        "| workload | TRL pairs/s (batch) | TRL s, scaled | TRL peak MB | smoldpo pairs/s | "
+        "smoldpo s | smoldpo peak MB | TRL s / smoldpo s | TRL MB / smoldpo MB | floor, epochs | "
+        "floor, once a pair |",
         "|---" + "|--:" * 10 + "|",
     ]
     notes = []
@@ -56,11 +57,12 @@ def table(bench: Bench, works: list[Workload], found: dict[str, dict[str, Any]])
 
 
 EXPLANATION = """\
-Pairs/s are those of the policy epochs, without the first step (TRL: the first two micro-batches). Seconds
-are from the command to its end; the unpacked model was there before. Peak MB is the peak resident memory of
-the process (10^6 bytes). Floor: the time that the FLOPs which the loss needs take at the best measured
-matmul rate, as a share of the time taken; "once a pair" is the frozen layers and the reference. W3's TRL
-is W1's without the reference pass, which it, too, can keep. Pairs longer than max_length are left out."""
+Pairs/s are those of the policy epochs, without the first step (TRL: the first two micro-batches).
+Seconds are from the command to its end; the unpacked model was there before. Peak MB is the peak
+resident memory of the process (10^6 bytes). Floor: the time that the FLOPs which the loss needs
+take at the best measured matmul rate, as a share of the time taken; "once a pair" is the frozen
+layers and the reference. W3's TRL is W1's without the reference pass, which it, too, can keep.
+Pairs longer than max_length are left out."""
 
 
 def header(bench: Bench) -> list[str]:
@@ -89,8 +91,9 @@ def header(bench: Bench) -> list[str]:
     tokens = facts["tokens"]["train"]
     prompt, both = (statistics.fmean(pair[at] for pair in tokens) for at in (0, 1))
     lines.append(
-        f"- pairs: {Path(arguments.data).name}, max_length {arguments.max_length}; a pair has on average "
-        f"{prompt:.0f} prompt tokens and {both:.0f} of both completions; {arguments.batch_size} pairs a step"
+        f"- pairs: {Path(arguments.data).name}, max_length {arguments.max_length}; a pair has on "
+        f"average {prompt:.0f} prompt tokens and {both:.0f} of both completions; "
+        f"{arguments.batch_size} pairs a step"
     )
     return [*lines, ""]
 

@@ -1,7 +1,7 @@
-"""sequence_logps: the fast engine's log-probabilities, with gradients, for training loops of one's own.
+"""sequence_logps: the fast engine's log-probabilities, with gradients, for other training loops.
 
-The model stays the caller's, as it is: a call computes with modules of its own that share its parameters
-(engine/kernels/layers.py). Gradients flow to whatever parameters train.
+The model stays the caller's, as it is: a call computes with modules of its own that share its
+parameters (engine/kernels/layers.py). Gradients flow to whatever parameters train.
 """
 
 from __future__ import annotations
@@ -49,22 +49,24 @@ def sequence_logps(
     max_length: int = 1024,
     max_tokens: int = MAX_TOKENS,
 ) -> PairLogps:
-    """log π(chosen|x) and log π(rejected|x) of each pair, each [pairs], with gradients unless under no_grad.
+    """log π(chosen|x) and log π(rejected|x), each [pairs], with gradients unless under no_grad.
 
-    Each is the sum over the answer's tokens, its end of turn included, in float32 or wider, on the model's
-    device. The prompt is computed once for both answers, the LM head on answers alone. On a CPU a pair's
-    numbers do not depend on which other pairs are in the call.
+    Each is the sum over the answer's tokens, its end of turn included, in float32 or wider, on the
+    model's device. The prompt is computed once for both answers, the LM head on answers alone. On a
+    CPU a pair's numbers do not depend on which other pairs are in the call.
 
     Args:
-        model: a transformers model of a family that the fast engine is proven on (docs/engine.md), or a PEFT
-            model with LoRA adapters on its layers; without dropout, autocast or gradient checkpointing.
+        model: a transformers model of a family that the fast engine is proven on (docs/engine.md),
+            or a PEFT model with LoRA adapters on its layers; without dropout, autocast or gradient
+            checkpointing.
         pairs: tokenised ones, or PreferencePairs together with `tokenizer`.
         max_length: of prompt and completion together, where they are tokenised here.
         max_tokens: that go through the model at once; no result depends on it but by rounding.
 
     Raises:
         ModelError: a model that cannot be run this way, and why.
-        UsageError: no pairs, PreferencePairs without a tokenizer, autocast, or pairs too long for the model.
+        UsageError: no pairs, PreferencePairs without a tokenizer, autocast, or pairs too long for
+            the model.
     """
     tokens = _tokenized(pairs, tokenizer, max_length)
     inner = _inner(model)
@@ -72,11 +74,12 @@ def sequence_logps(
         raise ModelError(f"sequence_logps: {reason}")
     if torch.is_autocast_enabled(inner.device.type):
         raise UsageError(
-            "sequence_logps computes in the dtype of the weights: call it outside of torch.autocast, "
-            "with a model in that dtype"
+            "sequence_logps computes in the dtype of the weights: call it outside of "
+            "torch.autocast, with a model in that dtype"
         )
     require_room(tokens, positions(inner))
-    # One boundary for every model, so that a policy with frozen layers gives what its reference gives.
+    # One boundary for every model, so that a policy with frozen layers gives what its reference
+    # gives.
     own = LogprobModel(inner, 0, _kernels(inner.dtype, inner.device.type))
     return batched_logps(
         tokens,
@@ -95,8 +98,8 @@ def _tokenized(
         return pairs
     if tokenizer is None:
         raise UsageError(
-            "sequence_logps: pairs that are not tokenised need a tokenizer: give one, or tokenise them once "
-            "with smoldpo.tokenize_pairs"
+            "sequence_logps: pairs that are not tokenised need a tokenizer: give one, or tokenise "
+            "them once with smoldpo.tokenize_pairs"
         )
     if not all(isinstance(pair, PreferencePair) for pair in pairs):
         raise UsageError("sequence_logps: give PreferencePairs, or TokenizedPairs; see load_pairs")
@@ -105,7 +108,7 @@ def _tokenized(
 
 @functools.cache
 def _kernels(dtype: torch.dtype, device: str) -> KernelChoice:
-    """The faster kernels here; measured once, so that all models of a program give comparable numbers."""
+    """The faster kernels here, measured once: a program's models give comparable numbers."""
     return choose_kernels(dtype, device)
 
 
@@ -120,14 +123,14 @@ def _inner(model: Any) -> PreTrainedModel:
         others = {str(kind.peft_type.value) for kind in kinds.values()} - {"LORA"}
         if others:
             raise ModelError(
-                f"sequence_logps: knows PEFT's LoRA adapters, not {', '.join(sorted(others))}; merge them "
-                "into the model"
+                f"sequence_logps: knows PEFT's LoRA adapters, not {', '.join(sorted(others))}; "
+                "merge them into the model"
             )
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):
         raise ModelError(
-            f"sequence_logps: takes a transformers model, not {type(model).__name__}; of a wrapper give the "
-            "model inside it (.module)"
+            f"sequence_logps: takes a transformers model, not {type(model).__name__}; of a wrapper "
+            "give the model inside it (.module)"
         )
     return model
 
@@ -156,22 +159,26 @@ def _obstacle(model: PreTrainedModel) -> str | None:
                 f"{name} is a {kind.__name__}, not a plain linear layer (quantised?); load it plain"
             )
         if "forward" in vars(module):
-            return f"{name or 'the model'} has a forward of its own (a device map? a patch?); load it plain"
+            label = name or "the model"
+            return f"{label} has a forward of its own (a device map? a patch?); load it plain"
         if variant := _unknown_variant(module):
             return (
-                f"{name} has adapters of a kind that may look at more than one row ({variant}), and here "
-                "many pairs lie in one stream; call merge_and_unload()"
+                f"{name} has adapters of a kind that may look at more than one row ({variant}), "
+                "and here many pairs lie in one stream; call merge_and_unload()"
             )
         dropout = (
             module.p if isinstance(module, nn.Dropout) else vars(module).get("attention_dropout")
         )
         if module.training and dropout:
-            return f"{name} drops out {dropout:g} in training mode; call model.eval(), which keeps gradients"
+            return (
+                f"{name} drops out {dropout:g} in training mode; call model.eval(), which keeps "
+                "gradients"
+            )
     return None
 
 
 def _unknown_variant(module: Any) -> str | None:
-    """Of a layer with PEFT's adapters: what they are, where a row's result may depend on other rows."""
+    """What PEFT's adapters of a layer are, where a row's result may depend on other rows."""
     found = getattr(module, "lora_variant", None) or {}
     kinds = {name: type(variant).__name__ for name, variant in found.items()}
     others = [

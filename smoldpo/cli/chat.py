@@ -58,8 +58,8 @@ class Chat:
                 return ids
             if not self.reader.is_chat or len(self.messages) - oldest <= 1:
                 raise UsageError(
-                    f"the prompt has {len(ids):,} tokens, and the model room for {self.room:,} beside "
-                    "its answer; shorten it, or lower --max-new-tokens"
+                    f"the prompt has {len(ids):,} tokens, and the model room for {self.room:,} "
+                    "beside its answer; shorten it, or lower --max-new-tokens"
                 )
             progress.say(
                 "(the conversation is too long for the model; its oldest turn is forgotten)"

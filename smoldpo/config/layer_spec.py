@@ -1,4 +1,4 @@
-"""Which layers and parameters train, as configured. Free of torch, so that settings are checked early.
+"""Which layers and parameters train, as configured; without torch, for early checks.
 
 An item of `train_layers` is one of
 

@@ -93,7 +93,7 @@ class TokenAccount(BaseModel):
 
 
 class DataAccount(BaseModel):
-    """One source, or several under `sources`. `eval` is set where held-out pairs were read apart."""
+    """One source, or several under `sources`; `eval`: held-out pairs that were read apart."""
 
     sources: list[DataAccount] = []
     train: SourceAccount | None = None

@@ -1,9 +1,10 @@
 """Chat templates come with models, and are programs: they render within limits of time and memory.
 
-transformers' sandbox keeps them from reaching Python. What it lets through is work without end: loops in
-loops, products that are a gigabyte of text, powers with a billion digits. So products and powers are
-checked before they are computed, and the whole rendering has a few seconds, and so much memory more than
-the process had before. That is a sandbox of our own: transformers keeps its own for everyone else.
+transformers' sandbox keeps them from reaching Python. What it lets through is work without end:
+loops in loops, products that are a gigabyte of text, powers with a billion digits. So products and
+powers are checked before they are computed, and the whole rendering has a few seconds, and so much
+memory more than the process had before. That is a sandbox of our own: transformers keeps its own
+for everyone else.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class TemplateLimitError(Exception):
 
 
 class GuardedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox that transformers renders in, without products and powers that fill the memory."""
+    """transformers' sandbox, without products and powers that fill the memory."""
 
     intercepted_binops = frozenset(["*", "**"])
 
@@ -112,7 +113,7 @@ def render(
 
 @contextlib.contextmanager
 def limits(seconds: float = SECONDS, more_bytes: int = BYTES) -> Iterator[None]:
-    """Within the block time and memory are limited, where the system can do that; one thread at a time.
+    """Limit time and memory within the block, where the system can do that; one thread at a time.
 
     Raises:
         TemplateLimitError: the limit of time is reached; that of memory raises MemoryError.

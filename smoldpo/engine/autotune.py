@@ -84,7 +84,7 @@ SHAPE, SECONDS = (512, 576, 1536), 0.15
 
 
 def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
-    """The dtype for `name`, and how it was chosen; auto measures, and keeps an earlier choice if near."""
+    """The dtype for `name` and how it was chosen; auto measures, and prefers an earlier choice."""
     if name != "auto":
         return NAMES[name], f"{name}, as asked"
     slow, fast = (matmul_rate(NAMES[n], device) for n in ("float32", "bfloat16"))

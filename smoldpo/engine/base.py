@@ -1,4 +1,4 @@
-"""What an engine is to the trainer and to evaluation: pairs in, log-probabilities and gradients out.
+"""The interface of an engine: pairs in, log-probabilities and gradients out.
 
 The trainer sees an engine, not which one; an engine sees a loss function, not which one.
 """
@@ -117,7 +117,7 @@ class Engine(ABC):
 
     @abstractmethod
     def release_frozen(self, rest: bool = False) -> int:
-        """After `prepare` of every pair: drop weights from memory that neither steps nor evaluation read.
+        """After `prepare` of all pairs: free the weights that neither steps nor evaluation read.
 
         Their values come back from their file when they are read. Returns the bytes released.
 
@@ -165,7 +165,7 @@ class Engine(ABC):
         """The policy's log-probabilities of one batch, with gradients where these are on."""
 
     def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
-        """Drop gradients and halve the budget; False where each batch of `pairs` held one pair already."""
+        """Drop gradients and halve the budget; False where all batches of `pairs` held one pair."""
         self.drop_gradients()
         smaller = self.batching.halved(pairs)
         self.batching = smaller or self.batching
@@ -174,7 +174,7 @@ class Engine(ABC):
     def backward_bytes(
         self, pairs: Sequence[TokenizedPair], pairs_per_step: int
     ) -> tuple[int, int]:
-        """Bytes kept for a backward pass over the longest pair alone, and over the largest micro-batch.
+        """Bytes kept for a backward pass over the longest pair, and over the largest micro-batch.
 
         Measured by a forward pass. To be called after `prepare`.
         """

@@ -1,4 +1,4 @@
-"""How much goes through a model at once: as much as memory allows, measured before and halved after.
+"""How much goes through a model at once: as much as fits into memory, halved where it does not.
 
 Linux ends a process that takes more memory than there is, without a word. So before the first step
 one pair goes forward, what autograd keeps of it is counted, and the budget is halved until a step
@@ -24,7 +24,7 @@ MARGIN = 1.5
 """A backward pass takes at most this times what it keeps, temporaries included."""
 
 RESERVE = 100 << 20
-"""Bytes left for what is no tensor: threads, the libraries' scratch space, holes between allocations."""
+"""Bytes left for what is no tensor: threads, scratch space of libraries, fragmentation."""
 
 ALLOCATION_FAILED = (
     "not enough memory",

@@ -1,4 +1,4 @@
-"""How pairs are grouped into batches, and what a batch costs: its work, and memory for its gradients.
+"""How pairs are grouped into batches, and what a batch costs in work and in memory.
 
 An engine takes its batches from its `batching`; a forecast asks the same object, without an engine.
 """
@@ -81,7 +81,7 @@ class Batching(ABC):
 
     @abstractmethod
     def backward_bytes(self, one: int, longest: TokenizedPair, pairs_per_step: int) -> int:
-        """Bytes that the largest micro-batch keeps for its backward pass, where `longest` keeps `one`."""
+        """Bytes of activations of the largest micro-batch, where `longest` takes `one`."""
 
     @abstractmethod
     def halved(self, pairs: Batch) -> Batching | None:

@@ -47,7 +47,7 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine, the folders of the cache that it uses, and its kernels (None: the plain engine)."""
+    """An engine, its cache folders, and its kernels (None: the plain engine)."""
 
     engine: Engine
     folders: set[Path] = field(default_factory=set)
@@ -200,7 +200,7 @@ class EngineStores:
         return MemoryStore(MEMORY_SHARE * free_memory(self._policy.device))
 
     def reference(self, below: int) -> ReferenceStore:
-        """Log-probabilities of the reference; as the policy's start, with a trunk of `below` layers."""
+        """Log-probabilities of the reference; as the policy's start, `below` trunk layers."""
         if not self.settings.needs_reference:
             return ReferenceStore()
         if self.settings.cache in ("off", "memory"):

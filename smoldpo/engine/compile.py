@@ -1,7 +1,7 @@
-"""Whether to compile what lies between matrix products (engine/kernels/elementwise.py), and doing it.
+"""Compiling the operations between matrix products (kernels/elementwise.py): whether, and how.
 
-Compiling takes COMPILE_SECONDS and then saves SAVED_SHARE of the time, both measured on a CPU; a run is
-worth it when it is expected to save more than it costs by some margin. On CUDA it always is.
+Compiling takes COMPILE_SECONDS and then saves SAVED_SHARE of the time, both measured on a CPU; a
+run is worth it when it is expected to save more than it costs by some margin. On CUDA it always is.
 """
 
 from __future__ import annotations
@@ -97,15 +97,16 @@ def _compile_now(dtype: torch.dtype, device: str) -> None:
 
 # The floor: how many floating-point operations the loss needs, and no fewer.
 #
-# For a pair of p prompt and c completion tokens (both sides together), N_b parameters in layers below the
-# freeze boundary, N_t above it, of which N_w train, N_h in the LM head; a product forward takes 2 operations
-# a parameter and token, backward 4 where the weights train and 2 where they do not:
+# For a pair of p prompt and c completion tokens (both sides together), N_b parameters in layers
+# below the freeze boundary, N_t above it, of which N_w train, N_h in the LM head; a product forward
+# takes 2 operations a parameter and token, backward 4 where the weights train and 2 where they do
+# not:
 #
 #     once a pair     trunk 2 (p + c) N_b,  reference 2 (p + c) N_t + 2 c N_h
 #     every epoch     (p + c) (4 N_t + 2 N_w) + 4 c N_h, or 6 c N_h where the head trains
 #
-# Adapters count as parameters above the boundary that train, in the reference's pass too, where they are off:
-# they are few.
+# Adapters count as parameters above the boundary that train, in the reference's pass too, where
+# they are off: they are few.
 
 
 @dataclass(frozen=True)

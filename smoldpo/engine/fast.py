@@ -186,7 +186,7 @@ class FastEngine(Engine):
             yield from (weight for weight in model.parameters() if not weight.requires_grad)
 
     def _unread_weights(self) -> Iterator[torch.Tensor]:
-        """Weights that are not read while all prepared pairs' states and log-probabilities are kept."""
+        """Weights that nothing reads while states and log-probabilities of all pairs are cached."""
         if self.reference is not None and self.synced_reference is None:
             yield from self.reference.parameters()
         if self._policy.trunk is not None and all(key in self._states for key in self._prepared):

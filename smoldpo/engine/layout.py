@@ -17,7 +17,7 @@ STEP = 32
 ROWS = 512
 """Rows of a forward product on a CPU, and of what is done between products to stay in its cache."""
 TRUNK_ROWS = 1920
-"""The same below the freeze boundary, where streams are long: the fastest for SmolLM2-135M on AMX."""
+"""The same below the freeze boundary: the fastest for SmolLM2-135M on AMX."""
 PREFIX, PADDING = -1, -2
 """Instead of a pair's number: tokens that many pairs share, and tokens that pad the stream."""
 
@@ -96,7 +96,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Stream:
-    """Of each token [T]: its pair, which part of it, and its position (kernels/flex_attention.py)."""
+    """Pair, part and position of each token [T] (kernels/flex_attention.py)."""
 
     pair: torch.Tensor
     """Number of its pair, PREFIX or PADDING."""

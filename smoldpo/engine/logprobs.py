@@ -33,8 +33,8 @@ Sides = tuple[list[float], list[float]]
 class LogprobModel:
     """One model, its layers below `at` apart from the others; `at` 0 is no trunk.
 
-    It computes with modules of its own, which share the model's parameters: the model stays as it is, and
-    what several threads may compute at once are several of these.
+    It computes with modules of its own, which share the model's parameters: the model stays as it
+    is, and what several threads may compute at once are several of these.
 
     With `squares` it gives PairLogps' squares too, which takes the LM head by products.
     """
@@ -65,7 +65,7 @@ class LogprobModel:
             yield from (weight for weight in self.trunk.parameters() if weight is not self.head)
 
     def logps(self, batch: PackedBatch, states: torch.Tensor | None) -> PairLogps:
-        """Log-probabilities of each pair's sides, [B] each, from trunk states [T, D] or from tokens."""
+        """Log-probabilities of each pair's sides, [B] each, from trunk states [T, D] or tokens."""
         return batch.logps(*self._token_scores(batch, states))
 
     def token_logps(self, batch: PackedBatch, states: torch.Tensor | None) -> torch.Tensor:
@@ -84,12 +84,12 @@ class LogprobModel:
         return completion_scores(read, self.head, batch.targets, fused, squares)
 
     def _embedded(self, batch: PackedBatch) -> torch.Tensor:
-        """[T, D] in the dtype of the head; embeddings that nothing trains may lie in a narrower one."""
+        """[T, D] in the dtype of the head; frozen embeddings may be stored in a narrower one."""
         embedded: torch.Tensor = self._base.embed_tokens(batch.input_ids)[0]
         return embedded.to(self.head.dtype)
 
     def _run(self, part: PreTrainedModel, batch: PackedBatch, states: torch.Tensor) -> torch.Tensor:
-        """What some layers make of [T, D]; from layer to layer in float32 at least, products in theirs."""
+        """[T, D] after some layers; float32 at least between layers, products in their dtype."""
         wide = torch.promote_types(states.dtype, torch.float32)
         found = part(
             inputs_embeds=states[None].to(wide),
@@ -111,7 +111,7 @@ def score(
     kernels: KernelChoice,
     advance: Advance = no_progress,
 ) -> PairLogps:
-    """Log-probabilities of pairs under one model that does not train, on the CPU, in their order."""
+    """Log-probabilities of pairs under one frozen model, on the CPU, in order."""
     frozen, batching = LogprobModel(model, 0, kernels), TokenBatching(prefix=common_prefix(pairs))
 
     def logps_of(batch: Sequence[TokenizedPair]) -> PairLogps:

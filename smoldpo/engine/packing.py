@@ -49,7 +49,7 @@ class PackedBatch:
     """[N] True behind as many tokens as the pair's shorter completion has."""
 
     def logps(self, token_logps: torch.Tensor, squares: torch.Tensor | None = None) -> PairLogps:
-        """Sum token log-probabilities [N], and `squares` [N], over each completion: tensors of [B]."""
+        """Sums of token log-probabilities [N], and of `squares` [N], by completion: [B] each."""
         parts = [token_logps, torch.where(self.tail, token_logps, 0.0)]
         parts += [] if squares is None else [squares]
         zeros = token_logps.new_zeros(2 * len(self.segments))

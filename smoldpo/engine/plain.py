@@ -1,4 +1,4 @@
-"""The reference implementation: two models, padded batches, full logits. The textbook, line by line.
+"""The reference implementation, as a textbook has it: two models, padded batches, full logits.
 
 Everything faster is held against this file. Shapes: B pairs in a micro-batch, R = 2B rows (the
 chosen sides, then the rejected ones), T tokens in the longest row, V words in the vocabulary.

@@ -14,7 +14,7 @@ from smoldpo.models.families import unsupported
 from smoldpo.utils.memory import file_page_releaser, keep_freed_memory
 
 FULL_PRECISION = "lora_magnitude_vector"
-"""DoRA's magnitudes, one number a row, scale whole results: they compute in the masters' precision."""
+"""DoRA's magnitudes, one number a row, scale whole results: computed in master precision."""
 
 
 def master_dtype(compute: torch.dtype) -> torch.dtype:
@@ -96,7 +96,7 @@ class MasterWeights:
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Inside the block gradients are added into buffers; after it the buffers are the masters' `grad`."""
+        """In the block gradients go into buffers; after it the buffers are the masters' `grad`."""
         for each in self._masters:
             each.begin()
         try:
@@ -148,7 +148,7 @@ class _Master:
 def cast_frozen(
     model: PreTrainedModel, dtype: torch.dtype, share_with: torch.nn.Module | None = None
 ) -> PreTrainedModel:
-    """Freeze the whole model and let it compute in `dtype`, in place, in as little memory as possible.
+    """Freeze the whole model and let it compute in `dtype`, in place, with little extra memory.
 
     Layers' matrices that are stored in a narrower dtype stay mapped from their file, and each
     product converts what it needs: 7 to 15% of the time of answers side by side, nearly half of

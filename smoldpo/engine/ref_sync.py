@@ -1,6 +1,6 @@
 """TR-DPO's synchronised reference: every so many steps it goes part of the way to the policy.
 
-    θ_ref ← α θ + (1 - α) θ_ref    (Gorbatovski et al. 2024, arXiv 2404.09656, equation 6; α = 1 copies)
+    θ_ref ← α θ + (1 - α) θ_ref    (Gorbatovski et al. 2024, arXiv 2404.09656, eq. 6; α = 1 copies)
 
 What the policy has frozen is equal in both and stays so: the fast engine keeps a second copy only
 of what trains, in the optimizer's precision and in the computing one, and trunk states serve both.

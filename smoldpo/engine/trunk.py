@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from smoldpo.models.freeze import decoder_layers, layer_of
 
 ROWS_MULTIPLE = 128
-"""The rows that are read are padded to a multiple of this, for few shapes (kernels/attention.py)."""
+"""Rows that are read are padded to a multiple of this (kernels/attention.py)."""
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -57,7 +57,7 @@ def below_boundary(name: str, at: int) -> bool:
 
 
 def holds_exactly(compute: torch.dtype, stored: torch.dtype) -> bool:
-    """Whether each number of `stored` is one of `compute`, so that weights may stay as they are stored.
+    """Whether `compute` holds every number of `stored`, so that weights may stay as stored.
 
     A product converts what it needs (engine/kernels/layers.py); in memory they are a part of their
     file.
@@ -97,7 +97,7 @@ class _SelectedRowsMLP(torch.nn.Module):
 
 
 def split_base(base: Module, at: int) -> tuple[Module | None, Module]:
-    """The trunk (layers below `at`; None if there are none) and the top (the others), without the norm.
+    """The trunk (layers below `at`; None without any) and the top (the others), without the norm.
 
     A forward pass of the top is given the `rows` that are read, for its `LastLayer`.
     """

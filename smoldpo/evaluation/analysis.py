@@ -49,8 +49,8 @@ def analyse(
         before, after: of the same pairs in the same order, each with a reference or none with one.
         seed: of the bootstrap.
         kind, names: what is compared (schema.Evaluation).
-        logistic: whether the loss takes σ(margin) for a probability, as DPO's does; otherwise there is
-            nothing to calibrate.
+        logistic: whether the loss takes σ(margin) for a probability, as DPO's does; otherwise there
+            is nothing to calibrate.
     """
     has_reference = all(s.margins["reward"] is not None for s in (*before, *after))
     metric = "reward" if has_reference else "logp"

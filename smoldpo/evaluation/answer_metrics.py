@@ -1,7 +1,8 @@
 """What a model's answers are like: length, ends, variety, repetition. No torch here.
 
-A word is a run of characters without white space, in lower case; an n-gram is n words in a row within one
-answer. Text that is written without spaces has few words by this, and its figures say little.
+A word is a run of characters without white space, in lower case; an n-gram is n words in a row
+within one answer. Text that is written without spaces has few words by this, and its figures say
+little.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ def answer_metrics(answers: Sequence[Answer]) -> Answers:
     tokens        mean number of tokens, the end-of-turn token included
     words         mean number of words
     ended         share of answers that ended of themselves
-    distinct_n    distinct n-grams over all n-grams, of all answers together; None where there are none. From
-                  Li et al. 2016, who divide by the number of words instead; by n-grams, 1 means that none
-                  comes twice. It falls as there is more text: compare models on the same prompts.
-    repetition    mean over answers of the share of 4-grams that stood in the answer before: seq-rep-4 of
-                  Welleck et al. 2019, 1 - distinct / all. An answer of fewer than four words counts 0.
+    distinct_n    distinct n-grams over all n-grams, of all answers together; None without any. From
+                  Li et al. 2016, who divide by the number of words instead; by n-grams, 1 means
+                  that none comes twice. It falls as there is more text: compare models on the same
+                  prompts.
+    repetition    mean over answers of the share of 4-grams seen earlier in the answer: seq-rep-4 of
+                  Welleck et al. 2019, 1 - distinct / all. Fewer than four words count 0.
 
     Raises:
         ValueError: there are no answers.

@@ -74,8 +74,8 @@ class EvaluationResult:
 def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) -> EvaluationResult:
     """Score every pair under one model or two, and say what that tells.
 
-    With two models, A and B, the first is the reference unless another is given: then B's implicit reward
-    is how far it moved from A.
+    With two models, A and B, the first is the reference unless another is given: then B's implicit
+    reward is how far it moved from A.
 
     Raises:
         SmoldpoError: as the loading of data and models; options that need another model.

@@ -1,7 +1,8 @@
 """`--fail-under METRIC=VALUE`: an evaluation as a gate. No torch here.
 
-logp, logp_per_token and reward are the accuracy after; change/reward and the like are after minus before;
-balanced is the accuracy with chosen shorter and longer weighing alike; win_rate is the first judge's.
+logp, logp_per_token and reward are the accuracy after; change/reward and the like are after minus
+before; balanced is the accuracy with chosen shorter and longer weighing alike; win_rate is the
+first judge's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def parse_gates(given: Sequence[str]) -> dict[str, float]:
             raise UsageError(f"fail_under {item!r}: write METRIC=VALUE, such as reward=0.55")
         if name not in KNOWN:
             raise UsageError(
-                f"fail_under {item!r}: no metric {name!r}{nearest(name, KNOWN)}; there are {', '.join(KNOWN)}"
+                f"fail_under {item!r}: no metric {name!r}{nearest(name, KNOWN)}; there are "
+                f"{', '.join(KNOWN)}"
             )
         try:
             value = float(text)

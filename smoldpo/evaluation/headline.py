@@ -55,7 +55,7 @@ def verdict(p_corrected: float, change: float) -> Literal["change", "no evidence
 
 
 def headline(evaluation: Evaluation) -> str:
-    """Which share of pairs the policy is right about, before and after, and whether that is chance."""
+    """The policy's accuracy before and after, and whether the change is chance."""
     accuracy, p = _main_accuracy(evaluation)
     old, new = accuracy.before.value, accuracy.after.value
     if evaluation.kind == "run":
@@ -74,7 +74,7 @@ def headline(evaluation: Evaluation) -> str:
 
 
 def explanations(evaluation: Evaluation) -> list[str]:
-    """What the sentence rests on: the test, what could be seen at all, what length alone would give."""
+    """The test, the smallest change that could be seen, and what length alone gives."""
     accuracy, p = _main_accuracy(evaluation)
     lines = [
         f"{_capitalised(how_often(p))} ({accuracy.test}: {accuracy.improved:,} pairs improved, "
@@ -85,13 +85,13 @@ def explanations(evaluation: Evaluation) -> list[str]:
     reward, before = evaluation.metric == "reward", accuracy.before
     if reward and before.low is None and before.value == 0.5:
         lines.append(
-            f"{_capitalised(evaluation.names.before)}, policy and reference are equal: every implicit "
-            "reward ties, which counts one half."
+            f"{_capitalised(evaluation.names.before)}, policy and reference are equal: every "
+            "implicit reward ties, which counts one half."
         )
     if not reward and evaluation.kind == "run":
         lines.append(
-            "The loss compares with no reference, so there is no implicit reward; the log-probability of an "
-            "answer falls with its length, that per token does not."
+            "The loss compares with no reference, so there is no implicit reward; the "
+            "log-probability of an answer falls with its length, that per token does not."
         )
     return [*lines, _against_length(evaluation, accuracy.after.value)]
 
@@ -111,8 +111,8 @@ def _smallest_visible_change(change: Estimate) -> list[str]:
     if not half:
         return ["Too few pairs changed, or none, to say how small a change could have been seen."]
     return [
-        f"With these pairs, a change of less than about {100 * half:.0f} points could not be told from "
-        "chance; more held-out pairs would narrow that."
+        f"With these pairs, a change of less than about {100 * half:.0f} points could not be told "
+        "from chance; more held-out pairs would narrow that."
     ]
 
 
@@ -123,8 +123,8 @@ def _against_length(evaluation: Evaluation, after: float) -> str:
     said += ", more than the model" if best > after else ""
     if evaluation.by_length and (balanced := evaluation.by_length.balanced):
         said += (
-            f"; with pairs where chosen is the shorter and the longer one weighing alike, the accuracy is "
-            f"{balanced.after:.1%}, before {balanced.before or 0:.1%}"
+            "; with pairs where chosen is the shorter and the longer one weighing alike, the "
+            f"accuracy is {balanced.after:.1%}, before {balanced.before or 0:.1%}"
         )
     return said + "."
 

@@ -28,7 +28,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class PairScore:
-    """Log-probabilities of one pair under a model and its reference, in nats, summed over tokens."""
+    """A pair's log-probabilities under a model and its reference: nats, summed over tokens."""
 
     id: str
     chosen_logp: float
@@ -39,7 +39,7 @@ class PairScore:
     reference_rejected_logp: float | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """The pair's row in evaluation.json, which has the reference's keys only with a reference."""
+        """The pair's row in evaluation.json; the reference's keys only with a reference."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property

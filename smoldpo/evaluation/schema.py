@@ -1,7 +1,7 @@
 """evaluation.json and samples.jsonl: the classes that write these files and read them.
 
-Keys stand in the file in the order of the fields. A field with a default may be absent: it was not measured,
-or the run is older than the field.
+Keys stand in the file in the order of the fields. A field with a default may be absent: it was not
+measured, or the run is older than the field.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Balanced(Record):
 
 
 class ByLength(Record):
-    """Accuracy by which of the two answers has more tokens; `balanced` is None where one group is empty."""
+    """Accuracy by which answer has more tokens; `balanced` is None where one group is empty."""
 
     metric: str
     chosen_shorter: Group
@@ -116,7 +116,7 @@ class CalibrationBin(Record):
 
 
 class Calibration(Record):
-    """The implicit reward's margins against observed accuracy; `error` is the expected calibration error."""
+    """Implicit-reward margins against observed accuracy; `error` is the ECE."""
 
     error: float
     bins: list[CalibrationBin]

@@ -1,4 +1,4 @@
-"""Two models side by side: their answers to the same prompts, where they differ token by token, judges.
+"""Two models side by side: answers to the same prompts, judges, token-by-token differences.
 
 load both -> both answer, with the same random numbers -> both score, token by token,
 the answers (log π - log π_ref: samples.jsonl, KL) and the pairs that moved most (evaluation.json)
@@ -147,8 +147,8 @@ class Comparison:
 
     Attributes:
         load_reference: gives the reference.
-        load_policy: gives the policy, which may be made of the reference that it is given; both models
-            will compute in `dtype`.
+        load_policy: gives the policy, which may be made of the reference that it is given; both
+            models will compute in `dtype`.
         sample: a prompt that both answer greedily; it is in no measure.
     """
 

@@ -1,7 +1,7 @@
-"""Where a model is right (by length, source, category, size of margin), and how far it moved. No torch here.
+"""Accuracy by length, source, category and margin, and how far the model moved; without torch.
 
-Many preference sets prefer the longer answer, so an accuracy is read beside the accuracy of picking the
-longer, and beside the accuracy among pairs where chosen is the shorter one.
+Many preference sets prefer the longer answer, so an accuracy is read beside the accuracy of picking
+the longer, and beside the accuracy among pairs where chosen is the shorter one.
 """
 
 from __future__ import annotations
@@ -40,17 +40,19 @@ ALARM_DROP = 0.02
 """Nats per chosen token: a significant fall beyond it raises the alarm; 2% in perplexity."""
 ADVICE = [
     "a smaller learning_rate or fewer epochs: the fall grows with how far the policy moves",
-    "another beta: a larger one holds the policy closer to the reference; a smaller one asks for smaller "
-    "margins before a pair counts as learnt, and often needs fewer steps",
-    "rpo_alpha 1, which adds the likelihood of the chosen answers to the loss (or loss_type sigmoid,sft)",
-    "a loss made against the fall (docs/losses.md): loss_type dpop makes every fall of a chosen answer cost, "
-    "apo_zero draws chosen up and rejected down each on its own",
-    "pairs whose two answers differ more: nearly identical ones share the tokens that are pushed down",
+    "another beta: a larger one holds the policy closer to the reference; a smaller one asks for "
+    "smaller margins before a pair counts as learnt, and often needs fewer steps",
+    "rpo_alpha 1, which adds the likelihood of the chosen answers to the loss (or loss_type "
+    "sigmoid,sft)",
+    "a loss made against the fall (docs/losses.md): loss_type dpop makes every fall of a chosen "
+    "answer cost, apo_zero draws chosen up and rejected down each on its own",
+    "pairs whose two answers differ more: nearly identical ones share the tokens that are pushed "
+    "down",
 ]
 
 
 def share_with_interval(scores: Sequence[float], groups: Sequence[str]) -> Estimate:
-    """The mean of 0, ½, 1 scores with Wilson's interval; none where all tie: that is no observation."""
+    """The mean of 0, ½, 1 scores with Wilson's interval; None where all tie."""
     value = mean(scores)
     if all(score == 0.5 for score in scores):
         return Estimate.of(value, None)
@@ -70,7 +72,7 @@ def _chosen_is_longer(score: PairScore) -> float:
 
 
 class SlicedAccuracy:
-    """The accuracy by one metric after, and before if there is a before, over slices of the pairs."""
+    """Accuracy by one metric, before (if any) and after, over slices of the pairs."""
 
     def __init__(
         self,
@@ -178,11 +180,11 @@ def describe(scores: Sequence[PairScore], facts: Sequence[PairFacts]) -> ModelEv
 def calibration(
     scores: Sequence[PairScore], facts: Sequence[PairFacts], beta: float
 ) -> Calibration:
-    """Implicit-reward margin against observed accuracy, in bins of equal size by its absolute value.
+    """Implicit-reward margins against observed accuracy, in bins of equal size by |margin|.
 
-    The reward model that DPO implies gives the side it prefers a probability of σ(β|margin|) (Rafailov et
-    al. 2023, eq. 1 with the rewards of eq. 5). `error` is the expected calibration error: the mean over
-    pairs of |predicted - observed| of their bin (Naeini et al. 2015).
+    The reward model that DPO implies gives the side it prefers a probability of σ(β|margin|)
+    (Rafailov et al. 2023, eq. 1 with the rewards of eq. 5). `error` is the expected calibration
+    error: the mean over pairs of |predicted - observed| of their bin (Naeini et al. 2015).
     """
     right = wins(scores, "reward")
     margins = [beta * abs(score.margins["reward"] or 0.0) for score in scores]
@@ -205,7 +207,7 @@ def calibration(
 
 
 def margin_histograms(before: Sequence[float], after: Sequence[float]) -> Margins:
-    """The distribution of margins before and after over the same edges; the ends hold what lies beyond."""
+    """Histograms of margins before and after over the same edges; the end bins are open."""
     reach = float(np.percentile(np.abs([*before, *after]), 99)) or 1.0
     edges = np.linspace(-reach, reach, HISTOGRAM_EDGES)
     rounded = [round(float(edge), 6) for edge in edges]
@@ -229,9 +231,9 @@ def drift(
 ) -> Drift:
     """Mean log-probabilities before and after, per answer and per token, with intervals by prompt.
 
-    DPO rewards the difference alone: both answers may become less likely if rejected falls faster. Then the
-    accuracy rises while the model becomes less likely to say what people preferred; `alarm` says so.
-    Log-probabilities are in nats, summed over an answer's tokens.
+    DPO rewards the difference alone: both answers may become less likely if rejected falls faster.
+    Then the accuracy rises while the model becomes less likely to say what people preferred;
+    `alarm` says so. Log-probabilities are in nats, summed over an answer's tokens.
     """
     groups = [fact.prompt for fact in facts]
     tokens = [score.chosen_tokens for score in after]
@@ -285,7 +287,7 @@ def _alarm(chosen: SideDrift, rejected: SideDrift, perplexity: Perplexity) -> st
     )
     if rejected.per_token.value < fall.value:
         text += (
-            " The rejected ones fell further, so the accuracy can rise all the same; but the policy now puts "
-            "more weight on answers that are neither."
+            " The rejected ones fell further, so the accuracy can rise all the same; but the "
+            "policy now puts more weight on answers that are neither."
         )
     return text

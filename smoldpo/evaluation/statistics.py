@@ -1,12 +1,12 @@
 """How sure a difference is: intervals and exact tests. No torch here.
 
-A pair's score is 1 (chosen preferred), 0, or one half (a tie). Pairs of one prompt are not independent: a
-model that understands a prompt is right about several of its pairs. So the bootstrap draws prompts, the
-test of a change flips prompts, and an interval of a share counts pairs by their effective number. Where
-every prompt has one pair, all of this is the textbook's.
+A pair's score is 1 (chosen preferred), 0, or one half (a tie). Pairs of one prompt are not
+independent: a model that understands a prompt is right about several of its pairs. So the bootstrap
+draws prompts, the test of a change flips prompts, and an interval of a share counts pairs by their
+effective number. Where every prompt has one pair, all of this is the textbook's.
 
-Only scipy.special is imported, as transformers does: scipy.stats takes 22 MB more, which may be missing at
-the end of a run that fills the memory.
+Only scipy.special is imported, as transformers does: scipy.stats takes 22 MB more, which may be
+missing at the end of a run that fills the memory.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
 def effective_size(scores: Sequence[float], groups: Sequence[str]) -> float:
     """How many independent scores tell as much about the mean as these, at most their number.
 
-    n divided by the design effect (Kish 1965): the variance of the mean by groups over the variance that
-    independent scores of this mean would have.
+    n divided by the design effect (Kish 1965): the variance of the mean by groups over the variance
+    that independent scores of this mean would have.
     """
     values, n = np.asarray(scores, float), len(scores)
     mean = values.mean()
@@ -92,9 +92,10 @@ def paired_test(
 ) -> PairedTest:
     """Exact test of no change: for each prompt, before and after might as well be swapped.
 
-    The summed difference of each prompt's pairs gets a sign at random (Fisher 1935); p is the probability
-    of a total at least as far from zero as the one seen, over all ways, two-sided. With one pair to a
-    prompt, all differences are of one size, and this is McNemar's exact test (`sign_test`).
+    The summed difference of each prompt's pairs gets a sign at random (Fisher 1935); p is the
+    probability of a total at least as far from zero as the one seen, over all ways, two-sided. With
+    one pair to a prompt, all differences are of one size, and this is McNemar's exact test
+    (`sign_test`).
 
     Args:
         before, after: 0, ½ or 1 for each pair.
@@ -108,7 +109,7 @@ def paired_test(
 
 
 def all_pairs_p(scores: Sequence[Sequence[float]], groups: Sequence[str]) -> Array:
-    """p of `paired_test` for each two of several rows of scores over the same pairs, [rows, rows]."""
+    """p of `paired_test` for every two rows of scores over the same pairs, [rows, rows]."""
     sums = np.array([_sums(np.asarray(row, float), groups) for row in scores])
     halves = np.rint(2 * sums).astype(int)
     p = np.ones((len(halves), len(halves)))
@@ -141,11 +142,11 @@ def mean_interval(
     weights: Sequence[float] | None = None,
     level: float = LEVEL,
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of a mean, drawing whole groups (prompts); None for fewer than two.
+    """Percentile bootstrap interval of a mean over groups (prompts); None for fewer than two.
 
     Args:
-        values: one a pair. With `weights`, the mean is sum(values) / sum(weights): a mean per token,
-            say, of sums over tokens and their counts.
+        values: one a pair. With `weights`, the mean is sum(values) / sum(weights): a mean per
+            token, say, of sums over tokens and their counts.
 
     Source: Efron 1979; Field and Welsh 2007 for drawing whole clusters.
     """

@@ -1,6 +1,6 @@
 """Preference losses: pure functions of log-probabilities.
 
-inputs.py       LossInput: what a loss may read, the names in all formulas, LD-DPO's lengths, WPO's weights
+inputs.py       LossInput: what a loss may read, names, LD-DPO's lengths, WPO's weights
 divergences.py  f-divergences in place of the reverse KL
 pairwise.py     the losses: of the difference, of each side, of a whole step, without a reference
 objective.py    LOSSES, and the weighted sum that a run minimises

@@ -1,4 +1,4 @@
-"""f-divergences in place of DPO's reverse KL: Wang et al. 2023, https://arxiv.org/abs/2309.16240, table 1.
+"""f-divergences: Wang et al. 2023, https://arxiv.org/abs/2309.16240, table 1.
 
 A policy held to the reference by an f-divergence has the implicit reward β f'(π/π_ref) + β log Z(x)
 (theorem 1), so DPO's log-ratio becomes f'(π/π_ref) and the rest of a loss stays. Each function here

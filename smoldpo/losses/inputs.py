@@ -91,7 +91,7 @@ class LossInput:
 
     @property
     def scores(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """f'(π/π_ref) of chosen and rejected: the log-ratios themselves for the usual reverse KL."""
+        """f'(π/π_ref) of chosen and rejected: the log-ratios themselves for reverse KL."""
         return self.divergence(self.chosen_ratio), self.divergence(self.rejected_ratio)
 
     @property
@@ -108,7 +108,7 @@ class LossInput:
 
 
 def desensitised(logps: PairLogps, ld_alpha: float) -> PairLogps:
-    """LD-DPO, Liu et al. 2024 (https://arxiv.org/abs/2409.06411): the longer answer's tail counts less.
+    """LD-DPO, Liu et al. 2024 (https://arxiv.org/abs/2409.06411): the longer tail counts less.
 
     With n the tokens of the pair's shorter answer, log π(y|x) becomes Σ_{t ≤ n} log π(y_t) +
     α Σ_{t > n} log π(y_t), α = `ld_alpha` in [0, 1]: the whole sum less 1 - α of its tail.
@@ -129,11 +129,12 @@ def desensitised(logps: PairLogps, ld_alpha: float) -> PairLogps:
 def pair_weights(
     policy: PairLogps, chosen_tokens: torch.Tensor, rejected_tokens: torch.Tensor
 ) -> torch.Tensor:
-    """WPO, Zhou et al. 2024 (https://arxiv.org/abs/2406.11827): w(c) w(r) of each pair, [pairs], detached.
+    """WPO, Zhou et al. 2024 (https://arxiv.org/abs/2406.11827): w(c) w(r), [pairs], detached.
 
     w(y) = exp of the mean over y's tokens of log π(y_t) - log Σ_v π(v)². Σ_v π(v)² is the
     probability that π gives on average to a token of its own, so w is near 1 for answers that π
-    might give, and small for others. Not cut off above 1, as in TRL 1.16 and the paper's equation 2.
+    might give, and small for others. Not cut off above 1, as in TRL 1.16 and the paper's equation
+    2.
 
     Raises:
         ValueError: log-probabilities without their squares.

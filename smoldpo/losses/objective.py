@@ -1,4 +1,4 @@
-"""What a run minimises: one loss, or a weighted sum of several, with what a pair's own columns say."""
+"""What a run minimises: one loss or a weighted sum, with the pairs' own numbers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Objective:
         )
 
     def compared(self, logps: PairLogps) -> PairLogps:
-        """Log-probabilities as the losses compare them, of policy and reference alike: see `ld_alpha`.
+        """Log-probabilities as the losses compare them, of policy and reference: see `ld_alpha`.
 
         Likelihood terms alone take the whole sums.
         """

@@ -17,7 +17,7 @@ from smoldpo.losses.inputs import LossInput
 
 
 def logistic(rewards: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-    """-(1 - ε) log σ(z) - ε log σ(-z) of z = `rewards`, the reward's lead: Bradley and Terry's loss."""
+    """-(1 - ε) log σ(z) - ε log σ(-z), z = `rewards`: Bradley and Terry's loss."""
     return -F.logsigmoid(rewards) * (1 - label_smoothing) - F.logsigmoid(-rewards) * label_smoothing
 
 
@@ -44,8 +44,8 @@ def sigmoid_norm_loss(inputs: LossInput) -> torch.Tensor:
 def robust_loss(inputs: LossInput, label_smoothing: float = 0.0) -> torch.Tensor:
     """Provably robust DPO, Chowdhury et al. 2024 (https://arxiv.org/abs/2403.00409).
 
-    (-(1 - ε) log σ(β h) + ε log σ(-β h)) / (1 - 2ε): DPO's loss on clean labels, unbiased where each is
-    flipped with probability ε = `label_smoothing` < 0.5. It may be negative.
+    (-(1 - ε) log σ(β h) + ε log σ(-β h)) / (1 - 2ε): DPO's loss on clean labels, unbiased where
+    each is flipped with probability ε = `label_smoothing` < 0.5. It may be negative.
     """
     rewards = inputs.beta * inputs.difference - inputs.margin
     clean = -F.logsigmoid(rewards) * (1 - label_smoothing)
@@ -120,7 +120,7 @@ def nca_pair_loss(inputs: LossInput) -> torch.Tensor:
 
 
 def bco_pair_loss(inputs: LossInput) -> torch.Tensor:
-    """Binary classifier optimisation, Jung et al. 2024 (https://arxiv.org/abs/2404.04656), for pairs.
+    """Binary classifier optimisation of pairs: Jung et al. 2024 (https://arxiv.org/abs/2404.04656).
 
     -log σ(β a) - log σ(-β b). As in TRL 1.16 without the paper's shift δ, a running mean of
     rewards: a loss that remembers earlier batches would depend on their order.
@@ -150,7 +150,8 @@ def apo_zero_loss(inputs: LossInput) -> torch.Tensor:
 def apo_down_loss(inputs: LossInput) -> torch.Tensor:
     """APO-down, D'Oosterlinck et al. 2024 (https://arxiv.org/abs/2408.06266), equation 8.
 
-    σ(β a) + 1 - σ(β (a - b)): both down, rejected more. For chosen answers worse than the model's own.
+    σ(β a) + 1 - σ(β (a - b)): both down, rejected more. For chosen answers worse than the model's
+    own.
     """
     chosen, rejected = inputs.chosen_ratio, inputs.rejected_ratio
     return torch.sigmoid(inputs.beta * chosen) + torch.sigmoid(-inputs.beta * (chosen - rejected))
@@ -184,7 +185,7 @@ def sft_loss(inputs: LossInput) -> torch.Tensor:
 
 
 def nll_per_answer(inputs: LossInput) -> torch.Tensor:
-    """RPO's term, Pang et al. 2024 (https://arxiv.org/abs/2404.19733), equation 1: -log π(c|x) / |c|.
+    """RPO's term, Pang et al. 2024 (https://arxiv.org/abs/2404.19733), eq. 1: -log π(c|x) / |c|.
 
     Unlike in `sft` every answer weighs alike, however long it is.
     """

@@ -1,11 +1,12 @@
 """Low-rank adapters (LoRA, DoRA) through peft: where they go, and the policy with and without them.
 
 A linear layer x Wᵀ becomes x (W + s B A)ᵀ with A [r, D] and B [F, r] that train and W that does not
-(Hu et al. 2021); s is alpha / r, or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023). DoRA (Liu et al. 2024)
-also trains the length of each row of W + s B A. At the start B is 0, so the policy is its own reference.
+(Hu et al. 2021); s is alpha / r, or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023). DoRA (Liu et al.
+2024) also trains the length of each row of W + s B A. At the start B is 0, so the policy is its own
+reference.
 
-peft makes the modules, their first values and their files; the fast engine computes them its own way
-(engine/kernels/lora.py).
+peft makes the modules, their first values and their files; the fast engine computes them its own
+way (engine/kernels/lora.py).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class AdapterSettings:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapter of a policy: peft's own description of it, and how many layers are without from below."""
+    """A policy's adapter: peft's own description, and how many layers from below lack one."""
 
     config: Any
     frozen_layers: int
@@ -58,7 +59,7 @@ class Adapter:
 
     @torch.no_grad()
     def on(self, model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
-        """peft's model of `model` (changed in place) with this adapter, its weights by their names."""
+        """peft's model of `model` (changed in place) with this adapter; its weights by name."""
         from peft import get_peft_model
 
         with torch.random.fork_rng(devices=[]), quiet(), _shapes_in(self.full, model):
@@ -79,11 +80,12 @@ class Adapter:
 def add_adapters(model: PreTrainedModel, settings: AdapterSettings, full: torch.dtype) -> Adapter:
     """Put adapters into `model`, in place; nothing else trains then.
 
-    Where A begins is a pure function of the seed. Adapters are in `full`, whatever the model's weights are.
+    Where A begins is a pure function of the seed. Adapters are in `full`, whatever the model's
+    weights are.
 
     Raises:
-        UsageError: layers that there are not; a target that fits no linear layer, or the LM head; a model
-            whose layers are named otherwise.
+        UsageError: layers that there are not; a target that fits no linear layer, or the LM head; a
+            model whose layers are named otherwise.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -113,9 +115,10 @@ def add_adapters(model: PreTrainedModel, settings: AdapterSettings, full: torch.
 
 @contextlib.contextmanager
 def _shapes_in(full: torch.dtype, model: nn.Module) -> Iterator[None]:
-    """Within the block weights of another precision have their shapes alone, in `full`, and no memory.
+    """Within the block weights of another dtype have shapes alone, in `full`, and no memory.
 
-    peft makes adapters in the precision of the weights that they are for, and would round where they begin.
+    peft makes adapters in the precision of the weights that they are for, and would round where
+    they begin.
     """
     there = [(weight, weight.data) for weight in model.parameters() if weight.dtype != full]
     for weight, values in there:
@@ -135,12 +138,13 @@ def _plain_number(value: float) -> float:
 def _targets(
     model: PreTrainedModel, layers: set[int], patterns: Sequence[str]
 ) -> dict[str, list[Any]]:
-    """peft's words for what the patterns mean in these layers: last names and layers, or whole names."""
+    """peft's names for what the patterns match in these layers: last or whole names."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if all(layer_of(name) < 0 for name in linear):
         raise UsageError(
-            "use_peft: adapters go on linear layers in modules named layers.0, layers.1, ..., and a model of "
-            f"type {model.config.model_type!r} has none; leave use_peft out, and choose with train"
+            "use_peft: adapters go on linear layers in modules named layers.0, layers.1, ..., and "
+            f"a model of type {model.config.model_type!r} has none; leave use_peft out, and choose "
+            "with train"
         )
     inside = [name for name in linear if layer_of(name) in layers]
     chosen = set() if patterns else set(inside)
@@ -173,18 +177,18 @@ def _no_target(model: PreTrainedModel, pattern: str, linear: Sequence[str]) -> s
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if any(_fits(name, pattern) for name, module in model.named_modules() if module in ends):
         return (
-            f"lora_target_modules: {pattern!r} is the LM head or the embeddings, which get no adapters here "
-            "(in tied models they are one matrix); give linear layers of the decoder"
+            f"lora_target_modules: {pattern!r} is the LM head or the embeddings, which get no "
+            "adapters here (in tied models they are one matrix); give linear layers of the decoder"
         )
     if any(_fits(name, pattern) for name in linear):
         return (
-            f"lora_target_modules: {pattern!r} fits nothing in the layers that may train; freeze fewer, or "
-            "choose others with train_layers"
+            f"lora_target_modules: {pattern!r} fits nothing in the layers that may train; freeze "
+            "fewer, or choose others with train_layers"
         )
     known = sorted({_last(name) for name in linear if layer_of(name) >= 0})
     return (
-        f"lora_target_modules: {pattern!r} fits no linear layer{nearest(pattern, known)}; give names such as "
-        f"{', '.join(known)}, or patterns such as '*.mlp.*'"
+        f"lora_target_modules: {pattern!r} fits no linear layer{nearest(pattern, known)}; give "
+        f"names such as {', '.join(known)}, or patterns such as '*.mlp.*'"
     )
 
 
@@ -192,8 +196,8 @@ def _no_target(model: PreTrainedModel, pattern: str, linear: Sequence[str]) -> s
 def _measure_rows(model: PreTrainedModel, full: torch.dtype) -> None:
     """Let DoRA's magnitudes be the lengths of W's rows, in full precision, and keep them.
 
-    They are peft's, to the last bit. Its forward divides by them and the fast engine by the ones kept, so in
-    both engines the policy starts as its reference.
+    They are peft's, to the last bit. Its forward divides by them and the fast engine by the ones
+    kept, so in both engines the policy starts as its reference.
     """
     for module in adapted_modules(model):
         if magnitude := magnitude_of(module):
@@ -229,7 +233,8 @@ def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
 #
 # adapter_config.json          peft's; base_model_name_or_path is where others find the base
 # adapter_model.safetensors    peft's; pickled weights (adapter_model.bin) are never read
-# smoldpo_base.json            ours, if a run wrote it: {"model", "sha256", "dtype"} of the very base
+# smoldpo_base.json            ours, if a run wrote it: {"model", "sha256", "dtype"} of the very
+# base
 
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "smoldpo_base.json"
@@ -281,7 +286,8 @@ def write_base(folder: Path, base: AdapterBase) -> None:
 def sort_modules(folder: Path) -> None:
     """Sort the names of modules in adapter_config.json.
 
-    peft holds them as sets, whose order is another in each process: equal adapters would be unequal files.
+    peft holds them as sets, whose order is another in each process: equal adapters would be unequal
+    files.
     """
     config = _object(folder / CONFIG)
     for key in ("target_modules", "exclude_modules"):
@@ -295,7 +301,8 @@ def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """`model` (changed in place) with the folder's adapter added into its weights.
 
     Raises:
-        ModelError: an adapter that does not fit the model, is damaged, or of a kind that cannot be merged.
+        ModelError: an adapter that does not fit the model, is damaged, or of a kind that cannot be
+            merged.
     """
     from peft import PeftModel
 

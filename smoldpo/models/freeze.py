@@ -5,8 +5,8 @@
     train NAMES         of those, what fits one of the names
     freeze NAMES        less what fits one of these
 
-A name is a group (embeddings, norms, biases) or a pattern of parameter names, as file names have them
-('*.mlp.*').
+A name is a group (embeddings, norms, biases) or a pattern of parameter names, as file names have
+them ('*.mlp.*').
 
 In SmolLM and SmolLM2 the LM head is the token embedding (tied weights), so freezing the embeddings
 freezes the head too; it is one parameter.
@@ -46,7 +46,8 @@ def freeze(model: PreTrainedModel, selection: LayerSelection) -> int:
     """Set `requires_grad` of every parameter, and return how many layers froze from below.
 
     Raises:
-        UsageError: layers that there are not, a name that fits no parameter, or nothing left to train.
+        UsageError: layers that there are not, a name that fits no parameter, or nothing left to
+            train.
     """
     total = decoder_layers(model)
     inside, below = selection.training_layers(total), selection.frozen_layers(total)
@@ -60,8 +61,8 @@ def freeze(model: PreTrainedModel, selection: LayerSelection) -> int:
         for name, found in zip(selection.train, chosen, strict=True):
             if not found & training:
                 raise UsageError(
-                    f"train: {name!r} fits nothing in the layers that may train; freeze fewer, or choose "
-                    "others with train_layers"
+                    f"train: {name!r} fits nothing in the layers that may train; freeze fewer, or "
+                    "choose others with train_layers"
                 )
         training &= set().union(*chosen)
     for name in selection.freeze:

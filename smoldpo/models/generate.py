@@ -46,8 +46,8 @@ def generate_answer(
 ) -> str:
     """The model's answer to one tokenised prompt, without the end-of-turn token.
 
-    Sampled as the model's own generation settings say (top-k, repetition penalty, ...), which suits those
-    who talk to it; `generate_answers` samples from the model's own distribution.
+    Sampled as the model's own generation settings say (top-k, repetition penalty, ...), which suits
+    those who talk to it; `generate_answers` samples from the model's own distribution.
 
     Args:
         temperature: 0 takes the likeliest token each time; above 0 samples.
@@ -81,10 +81,11 @@ def generate_answers(
 ) -> list[Answer]:
     """An answer to each tokenised prompt, in the prompts' order.
 
-    At temperature 1 the tokens follow the model's own distribution, softmax of its logits: nothing in its
-    generation settings (top-k, top-p, penalties, beams, ...) applies. An answer depends on model, prompt
-    and seed alone, not on the prompts beside it, but for the rounding of products of other shapes. So equal
-    prompts get equal answers, and two models answer a prompt with the same random numbers.
+    At temperature 1 the tokens follow the model's own distribution, softmax of its logits: nothing
+    in its generation settings (top-k, top-p, penalties, beams, ...) applies. An answer depends on
+    model, prompt and seed alone, not on the prompts beside it, but for the rounding of products of
+    other shapes. So equal prompts get equal answers, and two models answer a prompt with the same
+    random numbers.
 
     Args:
         temperature: 0 takes the likeliest token each time; above 0 samples from
@@ -124,7 +125,7 @@ def _new_tokens(
     temperature: float,
     seed: int,
 ) -> list[Answer]:
-    """Answers to prompts that are padded on the left to one length, so that all go on at its end."""
+    """Answers to prompts that are padded on the left to one length."""
     ends = end_ids(model, tokenizer)
     longest = max(map(len, prompts))
     padded = [[0] * (longest - len(ids)) + list(ids) for ids in prompts]
@@ -147,7 +148,7 @@ def _new_tokens(
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: list[int]) -> Answer:
-    """What was said up to the first end of turn; what fills a row up behind it is not the model's."""
+    """The answer up to the first end of turn; what follows is padding."""
     end = next((place for place, token in enumerate(ids) if token in ends), None)
     said = ids if end is None else ids[: end + 1]
     return Answer(tuple(said), _text(tokenizer, said), ended=end is not None)
@@ -161,8 +162,8 @@ class _Gumbel(LogitsProcessor):
     """Sampling as an argmax: of logits / T + g with g ~ Gumbel(0, 1), each for itself, it follows
     softmax(logits / T) exactly (Maddison, Tarlow and Minka 2014, A* Sampling, section 2).
 
-    Each row draws from a generator of its own, as many numbers at each step: so the prompts beside it
-    change nothing, and another model that answers the prompt meets the same numbers.
+    Each row draws from a generator of its own, as many numbers at each step: so the prompts beside
+    it change nothing, and another model that answers the prompt meets the same numbers.
     """
 
     def __init__(self, temperature: float, generators: list[torch.Generator]):
@@ -181,7 +182,7 @@ class _Gumbel(LogitsProcessor):
 
 
 def _generator(seed: int, prompt: Sequence[int]) -> torch.Generator:
-    """Random numbers for one prompt under one seed; on the CPU, so that every device has the same."""
+    """The random numbers for a prompt and a seed; on the CPU: the same for every device."""
     digest = hashlib.sha256(repr((seed, list(prompt))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
@@ -192,8 +193,9 @@ def _require_room(
     longest, there = max(map(len, prompts), default=0), positions(model)
     if there is not None and longest + max_new_tokens > there:
         raise UsageError(
-            f"the longest prompt has {longest:,} tokens, and the model {there:,} positions: too few for an "
-            f"answer of {max_new_tokens:,} tokens; leave the prompt out, or lower --max-new-tokens"
+            f"the longest prompt has {longest:,} tokens, and the model {there:,} positions: too "
+            f"few for an answer of {max_new_tokens:,} tokens; leave the prompt out, or lower "
+            "--max-new-tokens"
         )
 
 

@@ -91,8 +91,8 @@ def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedToke
 def _read_model(path: Path, architecture: str) -> PreTrainedModel:
     """The model in float32, as from_pretrained reads it.
 
-    For most architectures transformers goes over the tensors under a tqdm bar that heeds none of its
-    settings and would come between ours. There its reader is called here, without the bar.
+    For most architectures transformers goes over the tensors under a tqdm bar that heeds none of
+    its settings and would come between ours. There its reader is called here, without the bar.
     """
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     read = modeling_gguf_pytorch_utils.load_gguf_checkpoint
@@ -112,8 +112,8 @@ def _read_model(path: Path, architecture: str) -> PreTrainedModel:
 def _mend_model(model: PreTrainedModel) -> None:
     """Undo what transformers' GGUF reading leaves behind.
 
-    It marks the model as quantized, so that saving is refused, though the weights are plain float32;
-    and GGUF keeps epsilon as float32, so that 1e-5 comes back as 9.99e-6.
+    It marks the model as quantized, so that saving is refused, though the weights are plain
+    float32; and GGUF keeps epsilon as float32, so that 1e-5 comes back as 9.99e-6.
     """
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -114,12 +114,15 @@ def load_model(
     An adapter is added into its model's weights, so that what comes is a plain model.
 
     Args:
-        as_stored: types of models that rather come in bfloat16 or float16, where all of their files' weights
-            are. Nothing is converted then, nor rounded: on a CPU the model is its files, mapped into memory.
+        as_stored: types of models that rather come in bfloat16 or float16, where all of their
+            files' weights are. Nothing is converted then, nor rounded: on a CPU the model is its
+            files, mapped
+                into memory.
 
     Raises:
-        ModelError: weights that are missing, damaged or not safetensors; a hub out of reach; a model
-            that needs code of its own; an adapter whose model is not the one that it was trained on.
+        ModelError: weights that are missing, damaged or not safetensors; a hub out of reach; a
+            model that needs code of its own; an adapter whose model is not the one that it was
+            trained on.
     """
     if source.base is not None:
         return merged(_base_model(source, dtype), Path(source.location)).to(device).eval()
@@ -137,7 +140,8 @@ def load_model(
         raise _explained(source, error) from None
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
-            f"{source.name}: is an adapter on the hub; download it (hf download) and give the folder"
+            f"{source.name}: is an adapter on the hub; download it (hf download) and give the "
+            "folder"
         )
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -157,8 +161,8 @@ def _base_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     model = load_model(base, getattr(torch, str(said.dtype), torch.float32))
     if weights_sha256(model) != said.sha256:
         raise ModelError(
-            f"{source.name}: is an adapter of {said.model}, whose weights are no longer those that it was "
-            "trained on"
+            f"{source.name}: is an adapter of {said.model}, whose weights are no longer those that "
+            "it was trained on"
         )
     return model.to(dtype)
 
@@ -209,7 +213,8 @@ def _explained(source: ModelSource, error: Exception, part: str = "model") -> Mo
             reason = "the hub does not answer, and the cache has none"
         return ModelError(
             f"{source.name}: is no local folder, and its {part} cannot be loaded from the hub: "
-            f"{reason.rstrip('.')}. Check the name and the network, or give a local folder or {BUILTIN}"
+            f"{reason.rstrip('.')}. Check the name and the network, or give a local folder or "
+            f"{BUILTIN}"
         )
     return ModelError(f"{source.name}: the {part} cannot be loaded: {reason}")
 
@@ -221,12 +226,13 @@ NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def narrow_dtype(location: str, types: Collection[str]) -> torch.dtype | None:
-    """bfloat16 or float16, where every weight is stored in it; else None, also where it cannot be told.
+    """bfloat16 or float16, where every weight is stored in it; else None, also where unknown.
 
     Args:
         location: a model folder, or a hub id.
         types: of models for which it may be told. Others may compute with more than their weights:
-            Gemma scales embeddings by a number that it makes in the precision in which it is loaded.
+            Gemma scales embeddings by a number that it makes in the precision in which it is
+            loaded.
     """
     try:
         if _type(location) not in types:

@@ -32,7 +32,7 @@ def save_model(
     card: str,
     full: torch.dtype,
 ) -> None:
-    """Save weights (safetensors, all in `full`), tokenizer and card as one folder, whole or not at all.
+    """Save weights (safetensors, in `full`), tokenizer and card as one folder, whole or not at all.
 
     Raises:
         SmoldpoError: the disk is full or not writable; what was there before is untouched.
@@ -76,7 +76,7 @@ def save_adapter(
 
 
 def base_of(source: ModelSource, sha256: str, dtype: str) -> AdapterBase:
-    """How smoldpo finds the base again: by the name it was given, a folder or file by its whole path."""
+    """How smoldpo finds the base again: by its name, a folder or file by its absolute path."""
     path = Path(source.name).expanduser()
     is_path = source.name != BUILTIN and path.exists()
     return AdapterBase(str(path.absolute()) if is_path else source.name, sha256, dtype)
@@ -89,7 +89,8 @@ def _found_by_others(source: ModelSource) -> str:
     return str(Path(source.location).absolute()) if source.is_local else source.location
 
 
-# Saving a model in full precision, of which parts lie in the narrower one of the files they come from.
+# Saving a model in full precision, of which parts lie in the narrower one of the files they come
+# from.
 
 
 SHARD_BYTES = 1 << 30

@@ -239,15 +239,16 @@ def choose_depth(depths: Sequence[DepthForecast], budget: str, spent: float = 0.
         planned = f" after {format_seconds(spent)} of planning" if spent else ""
         raise UsageError(
             f"freeze_layers auto: no depth fits the budget of {budget}: the shortest forecast is "
-            f"{format_seconds(best.times.total)} with {best.depth.frozen} layers frozen{planned}; give a "
-            "larger budget, fewer pairs (max_train_samples) or epochs, or a smaller max_length"
+            f"{format_seconds(best.times.total)} with {best.depth.frozen} layers frozen{planned}; "
+            "give a larger budget, fewer pairs (max_train_samples) or epochs, or a smaller "
+            "max_length"
         )
     chosen = min(in_time, key=lambda each: each.depth.frozen)
     planned = f" and {format_seconds(spent)} went into planning" if spent else ""
     progress.say(
         f"freeze_layers auto: {chosen.depth.frozen} of {chosen.depth.layers} layers frozen, the "
-        f"fewest that fit {budget}: the run is forecast to take {format_seconds(chosen.times.total)}"
-        f"{planned}, with {chosen.depth.trainable:,} parameters that train and "
-        f"{chosen.memory.peak / 1e9:.1f} GB at its peak"
+        f"fewest that fit {budget}: the run is forecast to take "
+        f"{format_seconds(chosen.times.total)}{planned}, with {chosen.depth.trainable:,} "
+        f"parameters that train and {chosen.memory.peak / 1e9:.1f} GB at its peak"
     )
     return chosen

@@ -1,4 +1,4 @@
-"""The report of one run, or of several side by side: one HTML file that needs nothing else. No torch.
+"""The report of one run, or of several side by side: one HTML file; without torch.
 
 The page runs no script and asks for nothing: plots are SVG inside it, and every text is escaped.
 """

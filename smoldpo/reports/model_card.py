@@ -30,8 +30,8 @@ def model_card(
         "",
         f"`{base}` tuned by {_method(config)} with smoldpo {__version__}.",
         "",
-        f"- {train_pairs:,} preference pairs from `{', '.join(config.data)}`, {steps:,} optimizer steps of "
-        f"{config.per_device_train_batch_size * config.gradient_accumulation_steps} pairs",
+        f"- {train_pairs:,} preference pairs from `{', '.join(config.data)}`, {steps:,} optimizer "
+        f"steps of {config.per_device_train_batch_size * config.gradient_accumulation_steps} pairs",
         f"- β {config.beta:g}, learning rate {config.learning_rate:g} "
         f"({config.lr_scheduler_type}), seed {config.seed}",
         *_about_adapter(config),
@@ -57,8 +57,8 @@ def model_card(
             "",
         ]
     lines += [
-        "Preference accuracy says how often the model ranks the preferred answer higher, not that its "
-        "answers are true or harmless. The licence is the base model's.",
+        "Preference accuracy says how often the model ranks the preferred answer higher, not that "
+        "its answers are true or harmless. The licence is the base model's.",
         "",
     ]
     return "\n".join(lines)
@@ -98,15 +98,16 @@ def _how_to_load(config: TrainConfig) -> list[str]:
     ]
     if config.use_dora:
         lines += [
-            "Not by `AutoModelForCausalLM`: transformers (5.23) loads a DoRA adapter without its magnitudes, "
-            "and says so in a warning only.",
+            "Not by `AutoModelForCausalLM`: transformers (5.23) loads a DoRA adapter without its "
+            "magnitudes, and says so in a warning only.",
             "",
         ]
     if config.model in CARD_BASE:
         lines += [
-            f"That takes `{CARD_BASE[config.model]}` from the hub. The adapter was trained, and the "
-            "accuracies measured, on smoldpo's built-in copy, whose weights were once rounded to 4 bits: "
-            "smoldpo's own commands take that one, and `merge` saves its weights with the adapter in them.",
+            f"That takes `{CARD_BASE[config.model]}` from the hub. The adapter was trained, and "
+            "the accuracies measured, on smoldpo's built-in copy, whose weights were once rounded "
+            "to 4 bits: smoldpo's own commands take that one, and `merge` saves its weights with "
+            "the adapter in them.",
             "",
         ]
     return lines
@@ -130,8 +131,8 @@ def _about_training(config: TrainConfig) -> list[str]:
         lines.append(f"- rates of their own: {', '.join(config.learning_rates)}")
     if config.sync_ref_model:
         lines.append(
-            f"- the reference moved {config.ref_model_mixup_alpha:g} of the way to the policy every "
-            f"{config.ref_model_sync_steps} steps (TR-DPO); evaluated against its start"
+            f"- the reference moved {config.ref_model_mixup_alpha:g} of the way to the policy "
+            f"every {config.ref_model_sync_steps} steps (TR-DPO); evaluated against its start"
         )
     if config.ema_decay is not None:
         lines.append(
@@ -142,7 +143,10 @@ def _about_training(config: TrainConfig) -> list[str]:
 
 def _about_ties(config: TrainConfig) -> str:
     if not needs_reference(config.loss_type):
-        return "A tie counts one half. The loss compares with no reference: there is no implicit reward."
+        return (
+            "A tie counts one half. The loss compares with no reference: there is no implicit "
+            "reward."
+        )
     if config.reference:
         return "A tie counts one half."
     return "A tie counts one half: before training, policy and reference are equal."

@@ -316,8 +316,8 @@ def _share_axis(axes: Any) -> None:
     axes.set_ylabel("accuracy, %")
 
 
-# The style of all plots, small enough to read on a phone. No text that people wrote goes into a plot:
-# names of runs and files belong in the page around it.
+# The style of all plots, small enough to read on a phone. No text that people wrote goes into a
+# plot: names of runs and files belong in the page around it.
 
 INK = "#010203"
 """Drawn in this colour, plots take on the page's own text colour."""

@@ -1,4 +1,4 @@
-"""Reading a run folder back. No torch here; what is damaged is named, what is absent is explained."""
+"""Reading a run folder back, without torch; damaged and absent files are named."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def read_run(folder: Path | str) -> RunFiles:
     steps = [row for row in rows if "loss" in row]
     if not steps:
         raise SmoldpoError(
-            f"{folder}: this run is unfinished: metrics.jsonl holds no training step yet; wait for it, "
-            "or train again with --overwrite"
+            f"{folder}: this run is unfinished: metrics.jsonl holds no training step yet; wait for "
+            "it, or train again with --overwrite"
         )
     config = _config(folder, config_text)
     absent = _absent(folder, config)
@@ -142,7 +142,8 @@ def _require_run(folder: Path) -> None:
             raise UsageError(f"{folder}: holds no run: {name} is missing")
     if not (folder / "metrics.jsonl").is_file():
         raise SmoldpoError(
-            f"{folder}: this run is unfinished: metrics.jsonl is missing; train again with --overwrite"
+            f"{folder}: this run is unfinished: metrics.jsonl is missing; train again with "
+            "--overwrite"
         )
 
 

@@ -49,11 +49,12 @@ def _rank(trial: RankedTrial, winner: int | None) -> tuple[bool, bool, float, in
     return accuracy is None, trial.number != winner, -value, trial.number
 
 
-# The plots: every trial as a line through its settings, and a map of two settings. Only numbers and short
-# words stand in a plot; a longer value (a model's folder, say) is a letter there, which the page explains.
+# The plots: every trial as a line through its settings, and a map of two settings. Only numbers and
+# short words stand in a plot; a longer value (a model's folder, say) is a letter there, which the
+# page explains.
 
 MAX_LABELS = 30
-"""Points whose accuracy is written into the map, where there is room; of more, colour alone tells."""
+"""Points whose accuracy is written on the map; with more of them, colour alone tells."""
 SHORT = re.compile(r"[\w.+,-]{1,10}")
 
 
@@ -164,7 +165,8 @@ def parallel_coordinates(results: SweepResults, space: Space) -> Plot:
 
 def _letters(axes_of: Sequence[Axis]) -> str:
     said = [
-        f" {axis.name}: {', '.join(f'{letter} is {word}' for letter, word in axis.letters.items())}."
+        f" {axis.name}: "
+        f"{', '.join(f'{letter} is {word}' for letter, word in axis.letters.items())}."
         for axis in axes_of
         if axis.letters
     ]
@@ -209,8 +211,8 @@ def settings_map(results: SweepResults, space: Space) -> Plot | None:
             if len(best) <= MAX_LABELS and not near:
                 labelled.append((x, y))
                 axes.annotate(
-                    f"{_percent(trial):.1f}", (x, y), (0, 10), textcoords="offset points", ha="center",
-                    fontsize=9, color=INK,
+                    f"{_percent(trial):.1f}", (x, y), (0, 10), textcoords="offset points",
+                    ha="center", fontsize=9, color=INK,
                 )  # fmt: skip
         for axis, ticks, label in (
             (across, axes.set_xticks, axes.set_xlabel), (up, axes.set_yticks, axes.set_ylabel)

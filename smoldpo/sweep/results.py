@@ -1,10 +1,11 @@
-"""The records of a sweep, the ranking of its trials, and results.json and results.csv. No torch here.
+"""The records of a sweep, the ranking of its trials, results.json and results.csv; no torch.
 
-The best of many trials looks better than it is, because chance has chosen it too. So its lead over each other
-trial is tested pair by pair (statistics.paired_test, whole prompts at once), and the p-values are corrected
-for every two trials that could have come out as winner and rival: Holm's correction (1979) over all k(k-1)/2
-pairs of trials. Corrected for the winner's own k-1 comparisons alone, twenty equal trials would yield a false
-"better" far more often than once in twenty sweeps (tests/sweep/test_sweep_winner.py counts it).
+The best of many trials looks better than it is, because chance has chosen it too. So its lead over
+each other trial is tested pair by pair (statistics.paired_test, whole prompts at once), and the
+p-values are corrected for every two trials that could have come out as winner and rival: Holm's
+correction (1979) over all k(k-1)/2 pairs of trials. Corrected for the winner's own k-1 comparisons
+alone, twenty equal trials would yield a false "better" far more often than once in twenty sweeps
+(tests/sweep/test_sweep_winner.py counts it).
 """
 
 from __future__ import annotations
@@ -155,7 +156,8 @@ def read_scores(folder: Path, metric: str) -> tuple[list[float], list[str], list
         return wins(after, metric), [row.prompt for row in rows], [row.id for row in rows]
     except (OSError, ValueError) as error:
         raise SmoldpoError(
-            f"{path}: cannot be read ({error}); remove {folder}, and smoldpo resume makes the trial again"
+            f"{path}: cannot be read ({error}); remove {folder}, and smoldpo resume makes the "
+            "trial again"
         ) from None
 
 
@@ -318,8 +320,9 @@ def headline(results: SweepResults) -> str:
     after = accuracy.after
     interval = "" if after.low is None else f" ({percent(after.low)} to {percent(after.high)})"
     return (
-        f"{said} On {final.n:,} final pairs, which no trial saw, it prefers the human-preferred answer in "
-        f"{percent(after.value)}{interval}, before {percent(accuracy.before.value)}; {accuracy.words}."
+        f"{said} On {final.n:,} final pairs, which no trial saw, it prefers the human-preferred "
+        f"answer in {percent(after.value)}{interval}, before {percent(accuracy.before.value)}; "
+        f"{accuracy.words}."
     )
 
 
@@ -331,10 +334,10 @@ def explanations(results: SweepResults) -> list[str]:
     if done > 1:
         lines += [_about_rivals(results.worse, results.as_good)]
         lines += [
-            f"Of {done} equally good trials one always comes out first, and may seem far ahead. So the "
-            f"p-values are corrected (Holm) for all {results.comparisons:,} pairs of trials that could have "
-            "been first and other: if all were equally good, at most one sweep in twenty would call any of "
-            "them worse than the first."
+            f"Of {done} equally good trials one always comes out first, and may seem far ahead. So "
+            f"the p-values are corrected (Holm) for all {results.comparisons:,} pairs of trials "
+            "that could have been first and other: if all were equally good, at most one sweep in "
+            "twenty would call any of them worse than the first."
         ]
     accuracy = results.trials[results.winner - 1].accuracy
     if results.final is not None and accuracy is not None:
@@ -344,13 +347,15 @@ def explanations(results: SweepResults) -> list[str]:
         )
         if done > 1:
             said += (
-                f" The highest of {done} figures is too high on average, because chance has a say in which "
-                "one that is; the final pairs took no part in the choice, so believe the figure on those."
+                f" The highest of {done} figures is too high on average, because chance has a say "
+                "in which one that is; the final pairs took no part in the choice, so believe the "
+                "figure on those."
             )
         lines.append(said)
     lines.append(
         f"Accuracy is by {METRICS[results.metric]}; intervals hold {LEVEL:.0%} each and draw whole "
-        "prompts. They and the tests are about these trained models; another seed would train others."
+        "prompts. They and the tests are about these trained models; another seed would train "
+        "others."
     )
     return lines
 
@@ -381,6 +386,6 @@ def read_evaluation(path: Path) -> Evaluation:
         return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SmoldpoError(
-            f"{path}: cannot be read ({error}); remove {path.parent}, and smoldpo resume measures the winner "
-            "again"
+            f"{path}: cannot be read ({error}); remove {path.parent}, and smoldpo resume measures "
+            "the winner again"
         ) from None

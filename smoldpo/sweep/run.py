@@ -1,4 +1,4 @@
-"""A sweep from its beginning to its end: pairs, trials, the winner on the final pairs, results and page.
+"""A whole sweep: pairs, trials, the winner on the final pairs, results and page.
 
     SWEEP/sweep.json       what it began with; sweep.yaml the same for people
     SWEEP/data/            splits.py
@@ -7,7 +7,8 @@
     SWEEP/best/            trials.py; final.json what it found
     SWEEP/results.json     results.py; results.csv, report.html
 
-Each file is written whole, after what it speaks of. So a sweep goes on from whatever a kill has left.
+Each file is written whole, after what it speaks of. So a sweep goes on from whatever a kill has
+left.
 """
 
 from __future__ import annotations
@@ -240,8 +241,8 @@ class _Sweep:
         account = self.kept["data"]
         splits.require_same_files(self.folder, account)
         progress.say(
-            f"pairs: {account['train']['pairs']:,} to train on, {account['validation']['pairs']:,} to "
-            f"rank trials on, {account['final']['pairs']:,} for the winner alone"
+            f"pairs: {account['train']['pairs']:,} to train on, {account['validation']['pairs']:,} "
+            f"to rank trials on, {account['final']['pairs']:,} for the winner alone"
         )
 
     def _run_trial(self, number: int, interruption: Interruption) -> None:
@@ -307,7 +308,7 @@ class _Sweep:
         progress.say(f"{said}; {where}")
 
     def _time_left(self) -> str:
-        """By the median of the trials that are done: the first one computes what the others share."""
+        """By the median of finished trials: the first one computes what the others share."""
         took = [r.seconds for r in self.records if r.status == DONE and r.seconds is not None]
         if not took:
             return ""

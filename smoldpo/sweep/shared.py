@@ -1,7 +1,9 @@
-"""What the trials of a sweep share. Pairs are read and tokenised once; what is computed once a pair is found
+"""What the trials of a sweep share. Pairs are read and tokenised once; what is computed once a pair
+is found
 
-in the cache, because every trial computes in the same way: kernels, precision and compiling are decided by
-the first one. With a cache in memory, the stores themselves are handed on (engine/build.py).
+in the cache, because every trial computes in the same way: kernels, precision and compiling are
+decided by the first one. With a cache in memory, the stores themselves are handed on
+(engine/build.py).
 """
 
 from __future__ import annotations
@@ -93,8 +95,8 @@ class SharedInputs:
         changed = [part for part in CONTENTS if then[part] != contents[part]]
         if changed:
             raise ChangedError(
-                f"{models}: has changed since the sweep's first trials ({', '.join(changed)}), so its "
-                "trials could not be compared; put it back, or sweep anew with --overwrite"
+                f"{models}: has changed since the sweep's first trials ({', '.join(changed)}), so "
+                "its trials could not be compared; put it back, or sweep anew with --overwrite"
             )
         self._decide(fingerprint.computing.model_dump())
         write_json(self._file, self._known)

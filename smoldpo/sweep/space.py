@@ -202,8 +202,8 @@ def _number_kinds(name: str) -> set[str]:
     return kinds & {"integer", "number"}
 
 
-# A trial's settings are a pure function of the sweep and of the trials before it, so that a sweep which goes
-# on after an interruption makes the same trials.
+# A trial's settings are a pure function of the sweep and of the trials before it, so that a sweep
+# which goes on after an interruption makes the same trials.
 
 Settings = dict[str, Any]
 MAX_DRAWS = 200
@@ -261,7 +261,8 @@ def require_optuna() -> None:
     """
     if importlib.util.find_spec("optuna") is None:
         raise UsageError(
-            "method optuna needs the package optuna: pip install 'smoldpo[optuna]', or take method random"
+            "method optuna needs the package optuna: pip install 'smoldpo[optuna]', or take method "
+            "random"
         )
 
 

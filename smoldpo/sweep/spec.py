@@ -40,12 +40,12 @@ from smoldpo.utils.errors import ConfigError, UsageError, nearest
 from smoldpo.utils.text import holds_secret
 
 SPLIT_SETTINGS = {
-    "data", "data_weights", "format", "columns", "rules_off", "data_subset", "data_split", "eval_data",
-    "eval_fraction", "max_eval_samples",
+    "data", "data_weights", "format", "columns", "rules_off", "data_subset", "data_split",
+    "eval_data", "eval_fraction", "max_eval_samples",
 }  # fmt: skip
-"""Settings that decide which pairs are held out: the same for all trials, or they could not be compared."""
+"""Settings that decide which pairs are held out: equal for all trials, to compare them."""
 MAX_CHECKED = 2000
-"""Combinations that are checked before anything runs, where a method makes its trials as it goes."""
+"""Combinations checked before anything runs, where a method chooses trials as it goes."""
 MAX_PROBLEMS_SHOWN = 20
 
 
@@ -69,7 +69,9 @@ class SweepSettings(BaseModel):
         0.5,
         gt=0,
         lt=1,
-        description="share of the held-out prompts that no trial sees: the winner alone is measured there",
+        description=(
+            "share of the held-out prompts that no trial sees: the winner alone is measured there"
+        ),
     )
     sampler_seed: int = Field(0, ge=0, description="of random and optuna: which trials are made")
 
@@ -270,7 +272,7 @@ def _size_problems(spec: SweepSpec) -> list[str]:
 
 
 def _trial_problems(spec: SweepSpec) -> list[str]:
-    """What is wrong with trials, each problem once, with the first trial that has it and their number."""
+    """What is wrong with trials, each problem once, with its first trial and their number."""
     planned = spec.planned()
     found: Counter[str] = Counter()
     first: dict[str, str] = {}
@@ -300,20 +302,23 @@ def _problems_of(spec: SweepSpec, settings: dict[str, Any]) -> list[str]:
         return error.problems
     if config.freeze_layers == "auto":
         return [
-            "freeze_layers auto would be another depth for each trial; see smoldpo plan, and give a number"
+            "freeze_layers auto would be another depth for each trial; see smoldpo plan, and give "
+            "a number"
         ]
     if spec.settings.metric == "reward" and not needs_reference(config.loss_type):
         return [
-            f"metric reward needs a reference, and loss_type {','.join(config.loss_type)} has none; take "
-            "metric: logp_per_token"
+            f"metric reward needs a reference, and loss_type {','.join(config.loss_type)} has "
+            "none; take metric: logp_per_token"
         ]
     return []
 
 
 def describe_sweep(write: Any) -> None:
     """Write every key of a sweep file that is no setting of train, for --help."""
-    write("Sweep:\n  sweep\n      what is tried: for each setting a list of values, or "
-          "{min: 1e-5, max: 1e-3, scale: log}\n      (steps: 5 makes points of a range)")  # fmt: skip
+    write(
+        "Sweep:\n  sweep\n      what is tried: for each setting a list of values, or "
+        "{min: 1e-5, max: 1e-3, scale: log}\n      (steps: 5 makes points of a range)"
+    )
     for name, field in SweepSettings.model_fields.items():
         default = "" if field.default is None else f" [default: {field.default}]"
         write(f"  --{name.replace('_', '-')}\n      {field.description}{default}")

@@ -41,8 +41,8 @@ class SplitPairs:
 def split_held_out(data: TrainingData, final_fraction: float) -> SplitPairs:
     """Part what is held out into validation and final pairs, by how their dialogues open.
 
-    The split follows from a hash of the opening and nothing else, as in `split_by_prompt`, but not of the
-    same digits: those have parted training and held-out pairs already.
+    The split follows from a hash of the opening and nothing else, as in `split_by_prompt`, but not
+    of the same digits: those have parted training and held-out pairs already.
 
     Raises:
         UsageError: a split is left without pairs.
@@ -55,8 +55,9 @@ def split_held_out(data: TrainingData, final_fraction: float) -> SplitPairs:
         (final if share < final_fraction else validation).append(pair)
     if not validation or not final:
         raise UsageError(
-            f"{len(data.eval)} held-out pairs are too few to part: {len(validation)} to rank trials on and "
-            f"{len(final)} for the end; give more, or another --eval-fraction or --final-fraction"
+            f"{len(data.eval)} held-out pairs are too few to part: {len(validation)} to rank "
+            f"trials on and {len(final)} for the end; give more, or another --eval-fraction or "
+            "--final-fraction"
         )
     splits = SplitPairs(data.train, validation, final)
     _require_apart(splits)
@@ -71,8 +72,9 @@ def _require_apart(splits: SplitPairs) -> None:
             other = seen.setdefault(prompt_key(pair.prompt), split)
             if other != split:
                 raise SmoldpoError(
-                    f"pair {pair.id}: its prompt is among the {other} and the {split} pairs, so the "
-                    "final figures would not be of unseen prompts; this is a bug in smoldpo: report it"
+                    f"pair {pair.id}: its prompt is among the {other} and the {split} pairs, so "
+                    "the final figures would not be of unseen prompts; this is a bug in smoldpo: "
+                    "report it"
                 )
 
 
@@ -92,7 +94,7 @@ def write_splits(folder: Path, splits: SplitPairs) -> dict[str, Any]:
 
 
 def _numbers_used(train: Sequence[PreferencePair]) -> list[str]:
-    """Of weight, margin and beta, those that training pairs bring: a source has a column for all or none.
+    """Which of weight, margin and beta training pairs bring: a source has a column for all or none.
 
     Held-out pairs of another file may lack it, as they may in any run (`fitting` in data/load.py).
     """
@@ -129,7 +131,8 @@ def require_same_files(folder: Path, account: dict[str, Any]) -> None:
         path = split_file(folder, split)
         if not path.is_file() or sha256_of(path) != account[split]["sha256"]:
             raise UsageError(
-                f"{path}: is not what the sweep began with; put it back, or sweep anew with --overwrite"
+                f"{path}: is not what the sweep began with; put it back, or sweep anew with "
+                "--overwrite"
             )
 
 

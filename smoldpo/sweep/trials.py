@@ -2,7 +2,7 @@
 
     trials/003/trial.json    the trial's record, written when it begins and again when it has ended
     trials/003/...           a run folder without a model
-    best/                    the winner's run folder, with the model; final.json says what it is worth
+    best/                    the winner's run folder, with the model; final.json: the final pairs
 
 A trial without an end goes on from its newest checkpoint, or begins anew.
 """
@@ -201,8 +201,8 @@ def measure_winner(
     checkpoint = newest(trial / "checkpoints", progress.say)
     if checkpoint is None:
         raise SmoldpoError(
-            f"{trial}: its last checkpoint is gone, which holds the winner's weights; remove {trial}, and "
-            "smoldpo resume makes the trial again"
+            f"{trial}: its last checkpoint is gone, which holds the winner's weights; remove "
+            f"{trial}, and smoldpo resume makes the trial again"
         )
     loaded = shared.load(measured)
     make_folder(folder)
@@ -234,7 +234,8 @@ def read_final(sweep: Path, number: int) -> FinalResult | None:
         final = FinalResult.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SmoldpoError(
-            f"{path}: cannot be read ({error}); remove the file, and smoldpo resume measures the winner again"
+            f"{path}: cannot be read ({error}); remove the file, and smoldpo resume measures the "
+            "winner again"
         ) from None
     return final if final.trial == number else None
 

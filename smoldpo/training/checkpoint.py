@@ -1,12 +1,13 @@
-"""Checkpoints on disk: saved whole or not at all, verified when read. Safetensors and JSON, no pickle.
+"""Checkpoints on disk: safetensors and JSON, saved whole or not at all, verified when read.
 
     checkpoints/step-N/*.safetensors    tensors
     checkpoints/step-N/state.json       everything else
     checkpoints/step-N/manifest.json    SHA-256 and size of each of the others, written last
 
-A save writes into a hidden folder, brings every file to the disk, and renames the folder into place. So a
-folder called step-N is complete unless something damaged it later, which its manifest then shows; hidden
-folders are what a kill left behind, and are swept. What is in a checkpoint is state.py's matter.
+A save writes into a hidden folder, brings every file to the disk, and renames the folder into
+place. So a folder called step-N is complete unless something damaged it later, which its manifest
+then shows; hidden folders are what a kill left behind, and are swept. What is in a checkpoint is
+state.py's matter.
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ def verify(path: Path) -> list[str]:
         if maker in (None, __version__):
             raise DamagedError(f"{path}: its {MANIFEST} names format {known!r}, not {FORMAT}")
         raise SmoldpoError(
-            f"{path}: was saved by smoldpo {maker} in format {known!r}, and this is smoldpo {__version__}, "
-            f"which reads {FORMAT}; resume the run with smoldpo {maker}"
+            f"{path}: was saved by smoldpo {maker} in format {known!r}, and this is smoldpo "
+            f"{__version__}, which reads {FORMAT}; resume the run with smoldpo {maker}"
         )
     for name, (size, digest) in files.items():
         file = path / name
@@ -168,7 +169,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None; each one refused on the way is named to `warn`."""
+    """The newest checkpoint that verifies, or None; refused ones are named to `warn`."""
     for step in reversed(saved_steps(folder)):
         try:
             return load_checkpoint(folder / f"step-{step}")
@@ -195,7 +196,7 @@ def sweep(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Out of sight by one rename first, so that a kill leaves no half of a checkpoint under its name."""
+    """Renamed out of sight first, so that a kill leaves no half checkpoint under its name."""
     hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     path.rename(hidden / path.name)
     shutil.rmtree(hidden, ignore_errors=True)

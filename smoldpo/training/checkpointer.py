@@ -47,11 +47,11 @@ class Checkpointer:
         self._saved, self._when = state.step, time.monotonic()
 
     def end_training(self) -> None:
-        """What is logged from now on belongs to no step: a run that goes on from here logs it again."""
+        """Log from now on outside of steps: a run resumed from here logs it again."""
         self._rows_at_end = self._metrics.sync()
 
     def after_step(self, last: bool) -> None:
-        """Save if it is time to: every so many steps or minutes; the last one where there are others."""
+        """Save if it is time to: by steps, by minutes, or at the end."""
         config, step = self._config, self._state.step
         minutes = (time.monotonic() - self._when) / 60
         if checkpoint_due(config, step, minutes, last=last, others=self.folder.exists()):

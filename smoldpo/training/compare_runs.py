@@ -17,10 +17,10 @@ CHECKPOINT_STATE = ("best", "budget", "rng", "reference_sha256", "reference_sync
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """How two finished runs, each with a checkpoint of its end, differ: in words; empty if they do not.
+    """How two finished runs, each with a last checkpoint, differ, in words; empty if they do not.
 
-    Compared are the weights that train, the optimizer's state, the random generators, every row of the
-    metrics but its seconds, the evaluation, and the bytes of the saved model.
+    Compared are the weights that train, the optimizer's state, the random generators, every row of
+    the metrics but its seconds, the evaluation, and the bytes of the saved model.
     """
     found = _checkpoints(one, other)
     first, second = metrics(one), metrics(other)

@@ -1,4 +1,4 @@
-"""What a run shows of itself on a terminal while it trains; elsewhere the plain line of utils/progress.py.
+"""A run's display on a terminal; elsewhere the plain line of utils/progress.py.
 
     loss 0.4210  accuracy 0.88  margin 1.207  3.4 pairs/s
     memory 2.1 GB, at most 3.0 GB
@@ -40,7 +40,8 @@ def training(
 
     Args:
         step: what the last step found: `loss`, `rewards/accuracies`, ..., `pairs` and `seconds`.
-        evaluation: the last evaluation's row of metrics (`step`, `eval_loss`, ...); empty before any.
+        evaluation: the last evaluation's row of metrics (`step`, `eval_loss`, ...); empty before
+            any.
     """
     if not progress.on_terminal() or progress.is_drawing():
         with progress.bar(title, total) as advance:
@@ -116,7 +117,7 @@ class View:
 
 
 def _said(row: Figures, prefix: str) -> list[str]:
-    """Loss, accuracy and margin; the latter two by implicit reward, or by log-probability without one."""
+    """Loss, accuracy and margin, the latter two by implicit reward if there is a reference."""
     kind = "rewards" if f"{prefix}rewards/accuracies" in row else "logps"
     said = [f"loss {row[f'{prefix}loss']:.4f}"]
     for name, title, form in (("accuracies", "accuracy", ".2f"), ("margins", "margin", ".3f")):

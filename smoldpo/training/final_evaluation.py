@@ -1,7 +1,7 @@
-"""What a run ends with: everything that can be said about before and after, written to the run folder.
+"""The evaluation that ends a run: before against after, written to the run folder.
 
-evaluation.json holds the statistics (evaluation/analysis.py), answers of both models and what judges make of
-them (evaluation/side_by_side.py), and one row a pair, from which all
+evaluation.json holds the statistics (evaluation/analysis.py), answers of both models and what
+judges make of them (evaluation/side_by_side.py), and one row a pair, from which all
 of it can be computed anew; samples.jsonl the answers.
 """
 

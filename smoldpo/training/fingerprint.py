@@ -37,7 +37,7 @@ FROM_NAMES = {"model", "reference", "data", "eval_data", "freeze_layers", "dtype
     "compile",
     "device",
 }
-"""Settings whose effect is fixed below, by content or by what was decided; their words may change."""
+"""Settings whose effect is fixed below by content; their spelling may change."""
 CONTENTS = {
     "model": "the model's weights",
     "reference": "the reference's weights",
@@ -59,7 +59,7 @@ class Computing(EngineRecord):
 
 
 class Fingerprint(BaseModel):
-    """Everything that weights and losses of a run depend on: contents by SHA-256, the rest by value.
+    """All that weights and losses of a run depend on: contents by SHA-256, the rest by value.
 
     Attributes:
         contents: SHA-256 (hex) by the names in CONTENTS.
@@ -205,8 +205,8 @@ def read_resume_record(folder: Path) -> ResumeRecord:
     path = folder / FILE
     if not path.is_file():
         raise UsageError(
-            f"{folder}: holds no run that can be resumed ({FILE} is missing: the run stopped before it "
-            "began, or an older smoldpo made it); start it with smoldpo train"
+            f"{folder}: holds no run that can be resumed ({FILE} is missing: the run stopped "
+            "before it began, or an older smoldpo made it); start it with smoldpo train"
         )
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
@@ -217,8 +217,8 @@ def read_resume_record(folder: Path) -> ResumeRecord:
         first = str(error).replace("\n", " ")
         raise SmoldpoError(f"{path}: cannot be read ({first}), so nothing can be resumed") from None
     raise SmoldpoError(
-        f"{path}: the run was begun by smoldpo {maker}, which writes format {found!r}, and this is smoldpo "
-        f"{__version__}, which reads {FORMAT}; resume the run with smoldpo {maker}"
+        f"{path}: the run was begun by smoldpo {maker}, which writes format {found!r}, and this is "
+        f"smoldpo {__version__}, which reads {FORMAT}; resume the run with smoldpo {maker}"
     )
 
 

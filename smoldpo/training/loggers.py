@@ -1,8 +1,8 @@
-"""Loggers beside metrics.jsonl, chosen by `report_to`: TensorBoard, Trackio, Weights & Biases, MLflow.
+"""Loggers beside metrics.jsonl (`report_to`): TensorBoard, Trackio, Weights & Biases, MLflow.
 
-A logger is a class with `log(step, row)` and `close()`, made from an `About`, and a line in LOGGERS. Its
-package is imported when it is made and not before. metrics.jsonl stays what a run is known by: a logger
-that fails is left out from then on, and the run goes on.
+A logger is a class with `log(step, row)` and `close()`, made from an `About`, and a line in
+LOGGERS. Its package is imported when it is made and not before. metrics.jsonl stays what a run is
+known by: a logger that fails is left out from then on, and the run goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.text import redact
 
 FILE = "report_to.json"
-"""In the run folder: what each logger was told already, so that a resumed run tells it nothing twice."""
+"""In the run folder: what each logger was told, so that a resume tells nothing twice."""
 PROJECT = "smoldpo"
 """Unless WANDB_PROJECT, TRACKIO_PROJECT or MLFLOW_EXPERIMENT_NAME say otherwise."""
 
@@ -35,7 +35,7 @@ class Logger(Protocol):
     """Where a run's figures go."""
 
     def log(self, step: int, row: dict[str, float]) -> None:
-        """The figures of one optimizer step, or of one evaluation (`eval_...`); it may raise anything."""
+        """The figures of a step or an evaluation (`eval_...`); it may raise anything."""
         ...
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class Logger(Protocol):
 
 @dataclass(frozen=True)
 class About:
-    """What a logger is told of a run: its name, its settings without secrets, and where it may keep files."""
+    """What a logger is told of a run: name, settings without secrets, a folder for files."""
 
     name: str
     folder: Path
@@ -102,7 +102,7 @@ class Trackio:
 
 
 class WandB:
-    """Weights & Biases, as its environment variables say (WANDB_API_KEY, WANDB_MODE=offline, ...)."""
+    """Weights & Biases, set up by its environment variables (WANDB_API_KEY, WANDB_MODE)."""
 
     def __init__(self, about: About):
         import wandb
@@ -182,8 +182,8 @@ def require_loggers(names: Iterable[str]) -> None:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a folder of that name, such as W&B's own, is none
             raise UsageError(
-                f"report_to {name}: the package {name} is not installed; pip install {name}, or leave it out "
-                "(metrics.jsonl and report.html are always written)"
+                f"report_to {name}: the package {name} is not installed; pip install {name}, or "
+                "leave it out (metrics.jsonl and report.html are always written)"
             )
 
 
@@ -191,9 +191,9 @@ class Reporting:
     """The loggers of one run.
 
     Args:
-        earlier: rows that metrics.jsonl holds, of a run that goes on. TensorBoard's files are written anew
-            from them. The other loggers keep what they were told, and FILE says what that was; one that is
-            new, or had failed, is told what it missed.
+        earlier: rows that metrics.jsonl holds, of a run that goes on. TensorBoard's files are
+            written anew from them. The other loggers keep what they were told, and FILE says what
+            that was; one that is new, or had failed, is told what it missed.
 
     Raises:
         SmoldpoError: a logger that cannot be started, such as a server out of reach.
@@ -220,8 +220,8 @@ class Reporting:
             except Exception as error:  # each package has errors of its own
                 self.close()
                 raise SmoldpoError(
-                    f"report_to {name}: cannot be started ({type(error).__name__}: {error}); put that "
-                    "right, or leave it out"
+                    f"report_to {name}: cannot be started ({type(error).__name__}: {error}); put "
+                    "that right, or leave it out"
                 ) from None
             self._loggers[name] = logger
             new: dict[str, Any] = {"id": getattr(logger, "id", id), "step": 0, "evaluations": []}
@@ -256,8 +256,8 @@ class Reporting:
             except Exception as error:
                 del self._loggers[name]
                 progress.say(
-                    f"report_to {name}: failed at step {step} ({type(error).__name__}: {error}); it is left "
-                    "out from here on, and metrics.jsonl has everything"
+                    f"report_to {name}: failed at step {step} ({type(error).__name__}: {error}); "
+                    "it is left out from here on, and metrics.jsonl has everything"
                 )
                 continue
             self._mark(name, step, numbers)
@@ -278,7 +278,7 @@ class Reporting:
             self._write()
 
     def _write(self) -> None:
-        """Whole or not at all; not brought to the disk each time, for at worst a row is told twice."""
+        """Whole or not at all; not synced to disk each time: at worst a row is told twice."""
         staging = self._path.with_name(f".{FILE}.{os.getpid()}")
         staging.write_text(json.dumps(self._told), encoding="utf-8")
         staging.replace(self._path)

@@ -1,7 +1,8 @@
 """The training loop, from top to bottom.
 
-An optimizer step is a list of pairs, a pure function of seed, epoch and step; the engine turns it into
-log-probabilities and gradients, however it cuts it into micro-batches; the optimizer moves the policy.
+An optimizer step is a list of pairs, a pure function of seed, epoch and step; the engine turns it
+into log-probabilities and gradients, however it cuts it into micro-batches; the optimizer moves the
+policy.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Watch = Callable[..., None]
 
 
 class NotFiniteError(SmoldpoError):
-    """A loss or gradient that is no number, before any step was taken on it; `facts` is for a look."""
+    """A loss or gradient that is not finite, before a step was taken on it; `facts` say why."""
 
     def __init__(self, message: str, pairs: Sequence[TokenizedPair], facts: dict[str, Any]):
         super().__init__(message)
@@ -72,12 +73,13 @@ def train(
     state: TrainingState | None = None,
     advance: Advance = no_progress,
 ) -> int:
-    """Train the engine's policy and return the number of optimizer steps taken, earlier ones included.
+    """Train the engine's policy; returns the number of optimizer steps, earlier ones included.
 
     Args:
-        starts_at_reference: policy and reference are equal before the first update, so that the first
-            loss is known (ln 2 for DPO); this is checked.
-        after_step: called after each step, for evaluation and checkpoints; training ends when it says so.
+        starts_at_reference: policy and reference are equal before the first update, so that the
+            first loss is known (ln 2 for DPO); this is checked.
+        after_step: called after each step, for evaluation and checkpoints; training ends when it
+            says so.
         watch: called as an `Advance`, with a note on loss and accuracy.
         state: where training goes on from; by default its beginning.
         advance: called within a step, between micro-batches. It may raise; weights, optimizer and
@@ -139,13 +141,13 @@ def train(
 
 
 def policy_at_start(policy: PairLogps, reference: PairLogps) -> PairLogps:
-    """What the policy's log-probabilities must be while it is the reference, which has no squares."""
+    """What the policy's log-probabilities must be while it is the reference."""
     squares = {name: vars(policy)[name] for name in ("chosen_squares", "rejected_squares")}
     return replace(reference, **squares)
 
 
 def accuracy_name(reference: PairLogps | None) -> str:
-    """The accuracy of a step: by implicit reward, or by log-probability where there is no reference."""
+    """The accuracy of a step: by implicit reward; by log-probability without a reference."""
     return "logps/accuracies" if reference is None else "rewards/accuracies"
 
 
@@ -194,9 +196,10 @@ def _check_first_loss(losses: torch.Tensor, where_equal: torch.Tensor) -> None:
     if not abs(loss - expected) < allowed * max(1.0, abs(expected)):
         name = "ln 2 = " if abs(expected - LN2) < 1e-6 else ""
         raise SmoldpoError(
-            f"the loss before the first update is {loss:.8f}, not {name}{expected:.8f}: policy and reference "
-            "give different log-probabilities though their weights are the same; this is a bug in "
-            "smoldpo or in a numerical library; try smoldpo cache clear, then --dtype float32, and report it"
+            f"the loss before the first update is {loss:.8f}, not {name}{expected:.8f}: policy and "
+            "reference give different log-probabilities though their weights are the same; this is "
+            "a bug in smoldpo or in a numerical library; try smoldpo cache clear, then --dtype "
+            "float32, and report it"
         )
 
 
@@ -217,9 +220,9 @@ def _check_finite(
         or (parameter.grad is not None and not torch.isfinite(parameter.grad).all())
     ]
     raise NotFiniteError(
-        f"step {step + 1}: the loss or its gradient is not finite (loss {losses.mean().item()}, gradient "
-        f"norm {norm}); no step was taken. Try a smaller --learning-rate or --dtype float32. "
-        f"Its pairs: {ids}",
+        f"step {step + 1}: the loss or its gradient is not finite (loss {losses.mean().item()}, "
+        f"gradient norm {norm}); no step was taken. Try a smaller --learning-rate or --dtype "
+        f"float32. Its pairs: {ids}",
         batch,
         {"step": step + 1, "grad_norm": str(norm), "losses": [str(x) for x in losses.tolist()]}
         | {"parameters_not_finite": bad},

@@ -1,7 +1,7 @@
 """Optimizers by transformers' names: parameter groups, and what a checkpoint holds of their state.
 
-Each is the one that transformers' Trainer takes under its name: torch's AdamW and SGD, transformers' own
-Adafactor with external rates, bitsandbytes' AdamW with 8-bit moments.
+Each is the one that transformers' Trainer takes under its name: torch's AdamW and SGD,
+transformers' own Adafactor with external rates, bitsandbytes' AdamW with 8-bit moments.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _build(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opt
 
 
 def require_optimizer(config: TrainConfig) -> None:
-    """Refuse, before anything is loaded, an optimizer that cannot run here; it takes one small step.
+    """Refuse an optimizer that cannot run here, before anything is loaded; it takes a small step.
 
     Raises:
         UsageError: bitsandbytes is missing, or does nothing on this device.
@@ -93,13 +93,13 @@ def require_optimizer(config: TrainConfig) -> None:
     except Exception as error:  # whatever a build without support for the device says
         said = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise UsageError(
-            f"optim adamw_8bit: bitsandbytes cannot take a step on {device} here ({said[0][:200]}); install "
-            f"a build of it for this machine, {otherwise}"
+            f"optim adamw_8bit: bitsandbytes cannot take a step on {device} here "
+            f"({said[0][:200]}); install a build of it for this machine, {otherwise}"
         ) from None
     if bool((probe == 1).all()):
         raise UsageError(
-            f"optim adamw_8bit: bitsandbytes takes a step on {device} here that changes nothing; install a "
-            f"build of it for this machine, {otherwise}"
+            f"optim adamw_8bit: bitsandbytes takes a step on {device} here that changes nothing; "
+            f"install a build of it for this machine, {otherwise}"
         )
 
 
@@ -116,7 +116,7 @@ def update_bytes(parameters: Iterable[torch.Tensor], config: TrainConfig) -> int
 
 
 def capture_optimizer(optimizer: torch.optim.Optimizer, named: Named) -> dict[str, torch.Tensor]:
-    """Its state as tensors by "<key>/<parameter's name>"; a whole number as int64, which no optimizer has."""
+    """The state as tensors named "<key>/<parameter>"; whole numbers as int64."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, parameter in named.items():
@@ -163,7 +163,7 @@ def warmup_steps(config: TrainConfig, total: int) -> int:
 
 
 def decay_steps(config: TrainConfig, total: int) -> int:
-    """Steps in which warmup_stable_decay decays: counted as warm-up's, at most those that it leaves."""
+    """Steps in which warmup_stable_decay decays: at most those that the warm-up leaves."""
     asked: int | None = config.lr_decay_steps
     if asked is None:
         asked = math.ceil(config.lr_decay_ratio * total)
@@ -173,9 +173,10 @@ def decay_steps(config: TrainConfig, total: int) -> int:
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     """The rate of optimizer step `step` (from 0) of `total`.
 
-    Equal to transformers' schedules of the same names (transformers/optimization.py): linear warm-up, then
-    constant, linear to 0, half a cosine to 0 or to a lowest rate, or constant until a decay at the end. As
-    there, the warm-up of warmup_stable_decay begins at its lowest rate, that of the others at 0.
+    Equal to transformers' schedules of the same names (transformers/optimization.py): linear
+    warm-up, then constant, linear to 0, half a cosine to 0 or to a lowest rate, or constant until a
+    decay at the end. As there, the warm-up of warmup_stable_decay begins at its lowest rate, that
+    of the others at 0.
     """
     warmup, low = warmup_steps(config, total), lowest_rate(config)
     kind = config.lr_scheduler_type
@@ -195,7 +196,7 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
 
 
 def _decaying(config: TrainConfig, step: int, total: int) -> float:
-    """What is left of the rate at the end of warmup_stable_decay (Hu et al. 2024, arXiv 2404.06395)."""
+    """The rate's factor at the end of warmup_stable_decay (Hu et al. 2024, arXiv 2404.06395)."""
     decay = decay_steps(config, total)
     done = min(1.0, (step - (total - decay)) / max(1, decay))
     if done <= 0:
@@ -214,11 +215,13 @@ def _raised(share: float, low: float) -> float:
     return share * (1.0 - low) + low
 
 
-# Averaged weights: an exponential moving average of the policy's, which is what is evaluated and saved.
+# Averaged weights: an exponential moving average of the policy's, which is what is evaluated and
+# saved.
 #
 # After each optimizer step, by torch's own function (torch.optim.swa_utils):
 #
-#     average ← d · average + (1 - d) · weights,    beginning at the policy's start; d is `ema_decay`
+#     average ← d · average + (1 - d) · weights,    beginning at the policy's start; d is
+#     `ema_decay`
 #
 # Training goes on with the weights themselves.
 

@@ -82,9 +82,9 @@ MINIMUM_TO_SAY = 2.0
 class PhaseTimer:
     """Times the phases of one run, in their order; `rows` is what timings.json holds.
 
-    Each row has `seconds`, `units` of work of what `unit` names, and `peak_mb`: the most memory that the
-    process had resident (10^6 bytes) from its start to the end of the phase, so the phase that needed it is
-    the one where it grew. It is None where the system does not tell.
+    Each row has `seconds`, `units` of work of what `unit` names, and `peak_mb`: the most memory
+    that the process had resident (10^6 bytes) from its start to the end of the phase, so the phase
+    that needed it is the one where it grew. It is None where the system does not tell.
 
     Args:
         checking: wraps each bar's advance; a signal may stop the run wherever work advances.

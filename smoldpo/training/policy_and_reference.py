@@ -29,8 +29,10 @@ class ModelFacts:
 
     Attributes:
         dtype: in which they compute.
-        stored_dtype: in which the policy was loaded: full precision, or that of its files where narrower.
-        mapped: whether the policy's weights, where not converted since, are mapped from their files.
+        stored_dtype: in which the policy was loaded: full precision, or that of its files where
+            narrower.
+        mapped: whether the policy's weights, where not converted since, are mapped from their
+            files.
         positions: the longest input that both models take; None where they do not say.
         hashes: SHA-256 (hex) of the weights: `policy_start` and `reference`.
         configuration_sha256: of the models' configurations.
@@ -91,7 +93,7 @@ class PolicyAndReference:
     cache_folders: set[Path]
 
     def reference(self) -> PreTrainedModel:
-        """The reference, loaded anew; in full precision, or that of its files where it is narrower."""
+        """The reference, loaded anew; in full precision, or its files' where narrower."""
         return load_model(
             self.facts.reference_source,
             master_dtype(self.facts.dtype),
@@ -100,7 +102,7 @@ class PolicyAndReference:
         )
 
     def trained(self) -> Any:
-        """The policy as it is now, to be saved: what is frozen comes from where it was loaded, as it was.
+        """The policy as it is now, to be saved; frozen weights come from where they were loaded.
 
         What trains is in full precision. With adapters it is peft's model.
 
@@ -113,9 +115,10 @@ class PolicyAndReference:
         return copy_sharing(start, self._what_trained(start))
 
     def tuned(self, reference: PreTrainedModel) -> PreTrainedModel:
-        """The policy as it is now, to answer beside the reference, which was loaded and brought to its dtype.
+        """The policy as it is now, to answer beside the reference, which was loaded in its dtype.
 
-        Where that is the policy's start, all but what trained is the reference's own; else what is equal.
+        Where that is the policy's start, all but what trained is the reference's own; else what is
+        equal.
 
         Raises:
             ModelError: as `trained`, where the start is loaded anew.
@@ -143,9 +146,10 @@ class PolicyAndReference:
         return {name: weight.detach().to(start.device) for name, weight in trained}
 
     def save(self, folder: Path, card: str, merge: bool) -> None:
-        """Save the policy as it is now as `folder`/model; adapters as such, unless they are to be merged.
+        """Save the policy as it is now as `folder`/model; adapters as such, unless to be merged.
 
-        Merged, they stand beside it as `folder`/adapter; where they do not, one of an earlier end is removed.
+        Merged, they stand beside it as `folder`/adapter; where they do not, one of an earlier end
+        is removed.
 
         Raises:
             SmoldpoError: as save_model; a start that has changed.
@@ -173,7 +177,8 @@ class PolicyAndReference:
         digest = weights_sha256(model, master_dtype(self.facts.dtype), file_page_releaser())
         if digest != self.facts.hashes["policy_start"]:
             raise ModelError(
-                f"{self.facts.source.name}: has changed on disk since this run began, so its frozen "
-                "weights cannot be saved together with the trained ones; put it back and run again"
+                f"{self.facts.source.name}: has changed on disk since this run began, so its "
+                "frozen weights cannot be saved together with the trained ones; put it back and "
+                "run again"
             )
         return model

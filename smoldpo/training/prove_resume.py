@@ -1,4 +1,4 @@
-"""Whether a resume is exact on this machine: a run that was killed and resumed against a run that was not.
+"""Whether resuming is exact on this machine: a killed and resumed run against a whole one.
 
 Both are the real command in processes of their own, and the kills are SIGKILL.
 """
@@ -40,7 +40,8 @@ class ResumeResult:
         kills: the newest checkpoint's step at each kill.
         steps: of the whole run.
         differences: in words; none if the resume is exact.
-        control: metrics that differ between the run's last two steps: the comparison can find something.
+        control: metrics that differ between the run's last two steps: the comparison can find
+            something.
     """
 
     kills: list[int] = field(default_factory=list)
@@ -59,9 +60,9 @@ class ResumeResult:
             why = self.differences or ["no kill came before the end, or nothing could be compared"]
             return "NOT proven: the resumed run differs from the whole one:\n  " + "\n  ".join(why)
         return (
-            f"proven: killed {len(self.kills)} times (checkpoints of steps {at} of {self.steps}), resumed, "
-            "and equal to the uninterrupted run in every bit of weights, optimizer, generators, metrics and "
-            "model"
+            f"proven: killed {len(self.kills)} times (checkpoints of steps {at} of {self.steps}), "
+            "resumed, and equal to the uninterrupted run in every bit of weights, optimizer, "
+            "generators, metrics and model"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,9 +89,10 @@ def prove_resume(say: Callable[[str], None], seed: int = 0) -> ResumeResult:
         ]
         (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         words = [
-            "--model", "model", "--data", "pairs.jsonl", "--max-steps", str(STEPS), "--save-steps", "1",
-            "--learning-rate", "1e-3", "--freeze-layers", "2", "--sample-prompt", "none",
-            "--generate-prompts", "0", "--eval-steps", "5", "--warmup-ratio", "0",
+            "--model", "model", "--data", "pairs.jsonl", "--max-steps", str(STEPS),
+            "--save-steps", "1", "--learning-rate", "1e-3", "--freeze-layers", "2",
+            "--sample-prompt", "none", "--generate-prompts", "0", "--eval-steps", "5",
+            "--warmup-ratio", "0",
         ]  # fmt: skip
         return compare_killed_run(folder, words, KILLS, say, seed)
 
@@ -98,10 +100,10 @@ def prove_resume(say: Callable[[str], None], seed: int = 0) -> ResumeResult:
 def compare_killed_run(
     folder: Path, settings: Sequence[str], kills: int, say: Callable[[str], None], seed: int = 0
 ) -> ResumeResult:
-    """Run `smoldpo train` with these settings in `folder`, whole, and killed so many times; compare.
+    """Run `smoldpo train` with these settings in `folder`, whole and killed several times; compare.
 
-    The settings must ask for checkpoints (save_steps), and for no output_dir. The killed run begins with
-    what the whole one decided at its start, so that both compute with the same kernels.
+    The settings must ask for checkpoints (save_steps), and for no output_dir. The killed run begins
+    with what the whole one decided at its start, so that both compute with the same kernels.
     """
     whole, killed = folder / "whole", folder / "killed"
     say("training without interruption")

@@ -32,8 +32,8 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
     """Go on with the run in `folder`; `extend` adds so many epochs to it.
 
     Raises:
-        UsageError: no run that can be resumed, one that is finished, or one that began with something
-            else than what is there now; each thing that differs is named.
+        UsageError: no run that can be resumed, one that is finished, or one that began with
+            something else than what is there now; each thing that differs is named.
         SmoldpoError: as run_training.
     """
     folder = folder.expanduser().absolute()
@@ -60,7 +60,7 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
 
 
 def _config(folder: Path, began: Fingerprint, extend: float | None) -> TrainConfig:
-    """The run's own configuration, with what was decided at its start; where extended, with more epochs."""
+    """The run's configuration with what was decided at its start; more epochs if extended."""
     config = build_config(load_yaml(folder / "config.yaml"))
     computing = began.computing
     then = {
@@ -77,8 +77,8 @@ def _config(folder: Path, began: Fingerprint, extend: float | None) -> TrainConf
         decided["num_train_epochs"] = settings["num_train_epochs"] + extend
         if settings["max_steps"] is not None:
             raise UsageError(
-                f"{folder.name}: its length is max_steps, not epochs, so it cannot be extended by epochs; "
-                "train anew with more --max-steps"
+                f"{folder.name}: its length is max_steps, not epochs, so it cannot be extended by "
+                "epochs; train anew with more --max-steps"
             )
     return config.model_copy(update=decided)
 
@@ -113,8 +113,8 @@ def _require_same(
     if rounding := other_machine(began, now):
         version = began.machine.get("smoldpo", "of an unknown version")
         progress.say(
-            f"resume: smoldpo {version} began this run; it goes on, perhaps not bit for bit, since other "
-            f"things may round otherwise: {'; '.join(rounding)}"
+            f"resume: smoldpo {version} began this run; it goes on, perhaps not bit for bit, since "
+            f"other things may round otherwise: {'; '.join(rounding)}"
         )
 
 
@@ -133,8 +133,8 @@ def _require_unfinished(
         )
     if finished and checkpoint is None:
         raise SmoldpoError(
-            f"{folder.name}: holds no checkpoint to go on from; runs keep their last one with --save-steps, "
-            "or when they take longer than save_minutes"
+            f"{folder.name}: holds no checkpoint to go on from; runs keep their last one with "
+            "--save-steps, or when they take longer than save_minutes"
         )
     if checkpoint and checkpoint.step > total:
         raise UsageError(f"{folder.name}: is at step {checkpoint.step:,} of {total:,} already")

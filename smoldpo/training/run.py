@@ -102,7 +102,8 @@ def run_training(
 
     Args:
         interruption: how signals are answered; by default as a program of its own answers them.
-        command: the command line, for environment.json and the report; None where a Python program calls.
+        command: the command line, for environment.json and the report; None where a Python program
+            calls.
         picked: how freeze_layers auto became a number, where it did, for environment.json.
 
     Raises:
@@ -133,8 +134,8 @@ def load_inputs(
     """
     if config.freeze_layers == "auto":
         raise UsageError(
-            "freeze_layers auto is settled by smoldpo train alone, one run at a time: give a number here, "
-            "such as the one that smoldpo plan shows"
+            "freeze_layers auto is settled by smoldpo train alone, one run at a time: give a "
+            "number here, such as the one that smoldpo plan shows"
         )
     judges, gates = preflight(config)
     data = read(config)
@@ -160,7 +161,8 @@ class RunOptions:
         save_model: whether the model and its cards are written.
         write_report: whether report.html is drawn.
         checkpoints: where they are; by default in the run folder.
-        after_step: called with the run after each optimizer step, its evaluation and its checkpoint.
+        after_step: called with the run after each optimizer step, its evaluation and its
+            checkpoint.
         evaluated: called with the run and what evaluation.json holds, before answers are drawn.
     """
 
@@ -291,7 +293,8 @@ class Run:
                 write_report([read_run(self.folder)], path)
         except (ImportError, MemoryError, SmoldpoError) as error:
             progress.say(
-                f"the report could not be drawn ({error}); later, smoldpo report {self.folder} draws it"
+                f"the report could not be drawn ({error}); later, smoldpo report {self.folder} "
+                "draws it"
             )
             return None
         return path
@@ -319,8 +322,9 @@ class Run:
         then = self.checkpoint.state.get("reference_sha256") if self.checkpoint else digest
         if self.exact and then not in (digest, None):
             raise SmoldpoError(
-                "the reference's log-probabilities are not those that the run began with, though model, "
-                "data and machine are; try smoldpo cache clear, and report it if that does not help"
+                "the reference's log-probabilities are not those that the run began with, though "
+                "model, data and machine are; try smoldpo cache clear, and report it if that does "
+                "not help"
             )
 
     def _evaluate_before(self) -> list[PairScore] | None:
@@ -354,7 +358,8 @@ class Run:
         row: dict[str, Any] = {
             "eval_loss": loss(policy, reference, pairs, pairs).double().mean().item()
         }
-        # Under TRL's names is what the loss compares; accuracies and evaluation.json are of whole answers.
+        # Under TRL's names is what the loss compares; accuracies and evaluation.json are of whole
+        # answers.
         against = None if reference is None else loss.compared(reference)
         seen = pair_scores(pairs, loss.compared(policy), against)
         means = logp_metrics(seen) if against is None else reward_metrics(seen, config.last_beta)
@@ -422,13 +427,13 @@ class Run:
         enough = not last and state.best.exhausted(config.early_stopping_patience)
         if enough:
             progress.say(
-                f"stopped early: {state.best.since} evaluations without a better {state.best.metric} than "
-                f"{state.best.value:.4g} after step {state.best.step}"
+                f"stopped early: {state.best.since} evaluations without a better "
+                f"{state.best.metric} than {state.best.value:.4g} after step {state.best.step}"
             )
         return enough
 
     def _restore_best(self) -> None:
-        """If asked, the policy goes back to its best evaluation; there is nothing more to save then."""
+        """If asked, the policy goes back to its best evaluation; nothing is left to save then."""
         state = self.state
         if self.config.load_best_model_at_end and state.best.step not in (None, state.step):
             self.checkpointer.save()

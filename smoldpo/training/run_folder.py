@@ -1,7 +1,8 @@
 """The run folder: where a run writes, and what stands in it.
 
-config.yaml  environment.json  data.json  metrics.jsonl  evaluation.json  samples.jsonl  timings.json
-checkpoints/step-N/  resume.json  not_finite.json  model/  adapter/  README.md  report.html
+config.yaml  environment.json  data.json  metrics.jsonl  evaluation.json  samples.jsonl
+timings.json  checkpoints/step-N/  resume.json  not_finite.json  model/  adapter/
+README.md  report.html
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def choose_folder(config: TrainConfig) -> Path:
         )
     if found and not _holds_run(folder):
         raise UsageError(
-            f"output_dir {folder}: holds {found[0]}, which is not a run's; give a new or an empty folder"
+            f"output_dir {folder}: holds {found[0]}, which is not a run's; give a new or an empty "
+            "folder"
         )
     for setting in ("model", "reference", "eval_data"):
         _require_outside(folder, setting, getattr(config, setting))
@@ -116,8 +118,8 @@ def make_folder(folder: Path, sources: Sequence[str] = ()) -> None:
     """Make the run folder; of a run that is to be replaced, remove just what smoldpo wrote.
 
     Args:
-        sources: what the new run reads; pairs handed over to it lie in the folder already, perhaps beside
-            those of the run that it replaces.
+        sources: what the new run reads; pairs handed over to it lie in the folder already, perhaps
+            beside those of the run that it replaces.
     """
     given = folder / IN_MEMORY_PAIRS
     read = [Path(source).resolve() for source in sources if source]
@@ -150,7 +152,7 @@ def make_empty(folder: Path, contents: Iterable[str]) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what kills left of a model or a file that was being written (utils/files.py stages both)."""
+    """Remove partly written models and files that a kill left (utils/files.py stages both)."""
     for name in ("model", "adapter"):
         for path in folder.glob(f".{name}-*"):
             shutil.rmtree(path, ignore_errors=True)
@@ -173,7 +175,7 @@ def _short(name: str) -> str:
 
 
 def command_line() -> list[str]:
-    """The command that this process was started with, for a run that is the program's and not a guest's."""
+    """The command that this process was started with, where the run is the program's own."""
     return ["smoldpo", *map(redact, sys.argv[1:])]
 
 
@@ -220,7 +222,7 @@ def write_start(
 def write_not_finite(
     folder: Path, facts: dict[str, Any], pairs: Sequence[TokenizedPair], tokenizer: Any
 ) -> Path:
-    """Write a step whose loss or gradient is not finite: `facts`, and its pairs as texts and token ids."""
+    """Write a step that is not finite: `facts`, and its pairs as texts and token ids."""
     path = folder / "not_finite.json"
     rows = [
         {

@@ -32,7 +32,7 @@ class Schedule:
         return math.ceil(self.pairs / self.pairs_per_step)
 
     def indices(self, step: int) -> tuple[int, ...]:
-        """Indices of the pairs of step `step` (from 0); the last step of an epoch may have fewer."""
+        """Indices of the pairs of step `step` (from 0); an epoch's last step may have fewer."""
         epoch, within = divmod(step, self.steps_per_epoch)
         start = within * self.pairs_per_step
         return epoch_order(self.pairs, self.seed, epoch)[start : start + self.pairs_per_step]

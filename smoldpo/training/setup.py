@@ -229,7 +229,7 @@ def build_engine(
     data: TrainingData,
     kernels: dict[str, bool] | None = None,
 ) -> BuiltEngine:
-    """The engine over models of which `requires_grad` says what trains. The arguments of load_models.
+    """The engine over models whose `requires_grad` says what trains. The arguments of load_models.
 
     Raises:
         UsageError: an engine that cannot run these models, or a cache that cannot be written.
@@ -274,8 +274,9 @@ def engine_settings(config: TrainConfig, dtype: torch.dtype, compiled: bool) -> 
 def _require_a_base(config: TrainConfig, source: ModelSource) -> None:
     if config.use_peft and source.base is not None and not config.merge:
         raise UsageError(
-            f"model {config.model}: is an adapter itself, and one on top of it would belong to a model that "
-            "is saved nowhere; set merge, which saves the whole model, or train from a merged one"
+            f"model {config.model}: is an adapter itself, and one on top of it would belong to a "
+            "model that is saved nowhere; set merge, which saves the whole model, or train from a "
+            "merged one"
         )
 
 
@@ -330,15 +331,16 @@ def tokenize(config: TrainConfig, models: PolicyAndReference, data: TrainingData
     return TokenizedData(train_pairs, eval_pairs, data.eval, account)
 
 
-# What can be refused before anything is read or loaded, in one place for all that train or forecast.
+# What can be refused before anything is read or loaded, in one place for all that train or
+# forecast.
 
 
 def preflight(config: TrainConfig) -> tuple[list[Judge], dict[str, float]]:
-    """The judges and the gates that a configuration names; cheap, so that a wrong one costs no minutes.
+    """The judges and the gates that a configuration names; cheap, so that wrong ones fail early.
 
     Raises:
-        UsageError: a logger or an optimizer that is not installed or cannot run here, no such judge, or no
-            such gate.
+        UsageError: a logger or an optimizer that is not installed or cannot run here, no such
+            judge, or no such gate.
         ModelError: a judge's model that is not there.
     """
     require_loggers(config.report_to)
@@ -358,7 +360,8 @@ def rates_of(model: PreTrainedModel, items: Sequence[str]) -> dict[str, float]:
         items: pattern=rate, the patterns as for `freeze`.
 
     Raises:
-        UsageError: a pattern fits nothing that trains, or nothing that an earlier one has not taken.
+        UsageError: a pattern fits nothing that trains, or nothing that an earlier one has not
+            taken.
     """
     trains = {name for name, p in model.named_parameters() if p.requires_grad}
     rates: dict[str, float] = {}
@@ -372,7 +375,8 @@ def rates_of(model: PreTrainedModel, items: Sequence[str]) -> dict[str, float]:
         left = matched & trains - rates.keys()
         if not left:
             raise UsageError(
-                f"learning_rates: patterns before {pattern!r} have taken all that it fits; put it before them"
+                f"learning_rates: patterns before {pattern!r} have taken all that it fits; put it "
+                "before them"
             )
         rates |= dict.fromkeys(sorted(left), rate)
     return rates

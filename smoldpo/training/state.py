@@ -1,9 +1,9 @@
 """What a run is at a moment of training, and its way into a checkpoint and back, to the last bit.
 
-Saved are the weights that train (in the optimizer's precision), the optimizer's state, the random generators,
-a few numbers, and where there are such the averaged weights and those of a moving reference. The rest is made
-anew from the configuration: frozen weights and the reference from where they were loaded, the order of the
-pairs and the learning rate from seed and step.
+Saved are the weights that train (in the optimizer's precision), the optimizer's state, the random
+generators, a few numbers, and where there are such the averaged weights and those of a moving
+reference. The rest is made anew from the configuration: frozen weights and the reference from where
+they were loaded, the order of the pairs and the learning rate from seed and step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from smoldpo.utils.errors import SmoldpoError
 
 
 def checkpoint_bytes(engine: Engine, config: TrainConfig) -> int:
-    """Bytes of a checkpoint: weights, the optimizer's state, averaged weights, a moving reference."""
+    """Bytes of a checkpoint: weights, optimizer state, averaged weights, moving reference."""
     parameters = [parameter for _, parameter in engine.trainable_parameters()]
     moving = 0 if engine.synced_reference is None else engine.synced_reference.bytes
     return saved_bytes(parameters, config) + moving
@@ -45,7 +45,7 @@ def saved_bytes(parameters: Sequence[torch.Tensor], config: TrainConfig) -> int:
 
 
 def step_bytes(parameters: Sequence[torch.Tensor], config: TrainConfig) -> int:
-    """Bytes that come with the first step and stay: gradients, the optimizer's state, its temporaries."""
+    """Bytes from the first step on: gradients, the optimizer's state, its temporaries."""
     state = optimizer_bytes(parameters, config) + update_bytes(parameters, config)
     return _bytes_of(parameters) + state
 
@@ -64,8 +64,8 @@ class TrainingState:
         step: optimizer steps finished.
         evaluated: the last step after which the held-out pairs were evaluated; -1 before any.
         best: the best of those evaluations.
-        figures: what the last step found (trainer.step_metrics), its `pairs` and `seconds`; for those who
-            watch, and no part of a checkpoint.
+        figures: what the last step found (trainer.step_metrics), its `pairs` and `seconds`; for
+            those who watch, and no part of a checkpoint.
     """
 
     def __init__(
@@ -102,15 +102,15 @@ class TrainingState:
         moving.sync(config.ref_model_mixup_alpha)
         if moving.syncs == 1:
             progress.say(
-                f"reference: moved after step {self.step}, {config.ref_model_mixup_alpha:g} of the way to "
-                f"the policy, and again every {config.ref_model_sync_steps} steps. The log-probabilities "
-                "that are kept are those of its start, so each step now runs it too; evaluations still "
-                "compare with its start"
+                f"reference: moved after step {self.step}, {config.ref_model_mixup_alpha:g} of the "
+                f"way to the policy, and again every {config.ref_model_sync_steps} steps. The "
+                "log-probabilities that are kept are those of its start, so each step now runs it "
+                "too; evaluations still compare with its start"
             )
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within the block the policy has the averaged weights, where there are any; then its own again."""
+        """In the block the policy has the averaged weights, if any; after it its own again."""
         if self.average is None or not self.step:
             yield
             return
@@ -173,8 +173,8 @@ class TrainingState:
         if theirs != ours:
             other = sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name))
             raise SmoldpoError(
-                f"checkpoint step-{checkpoint.step}: does not fit the model; other parameters train, "
-                f"or in other shapes or precision: {', '.join(other[:3])}"
+                f"checkpoint step-{checkpoint.step}: does not fit the model; other parameters "
+                f"train, or in other shapes or precision: {', '.join(other[:3])}"
             )
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
@@ -207,7 +207,7 @@ class BestSoFar:
     since: int = 0
 
     def update(self, step: int, row: dict[str, Any]) -> bool:
-        """Take in an evaluation; whether it is the best so far. One that is not a number never is."""
+        """Take in an evaluation; whether it is the best so far. NaN never is."""
         value = float(row[self.metric])
         sign = 1.0 if self.metric.endswith("loss") else -1.0  # lower is better for losses alone
         better = not math.isnan(value) and (self.value is None or sign * value < sign * self.value)

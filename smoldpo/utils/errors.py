@@ -1,4 +1,4 @@
-"""Errors for people: what is wrong, where, and what to do. The command line prints them and exits."""
+"""Errors for people: what is wrong, where, and what to do. The command line prints them."""
 
 from __future__ import annotations
 

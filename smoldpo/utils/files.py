@@ -60,7 +60,7 @@ def sync(path: Path) -> None:
 
 
 def disk_is_full(error: Exception) -> bool:
-    """Whether an error of writing means that there is no room; safetensors says so in words alone."""
+    """Whether a write failed for lack of room; safetensors says so in its message alone."""
     return getattr(error, "errno", None) in NO_SPACE or any(
         word in str(error) for word in ("No space left", "File too large", "quota")
     )
@@ -72,8 +72,8 @@ def not_saved(path: Path, what: str, needed: int, error: Exception) -> SmoldpoEr
         return SmoldpoError(f"{path}: {what} cannot be saved: {error}")
     return DiskError(
         f"{path}: the disk is full, so {what} was not saved; {needed:,} bytes needed, "
-        f"{free_bytes(path.parent):,} free ({errno.errorcode[errno.ENOSPC]}); what was saved before is "
-        "untouched"
+        f"{free_bytes(path.parent):,} free ({errno.errorcode[errno.ENOSPC]}); what was saved "
+        "before is untouched"
     )
 
 
@@ -110,13 +110,13 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     free = free_bytes(folder)
     if free < needed:
         raise DiskError(
-            f"{folder}: not enough disk space for {purpose}: {needed:,} bytes needed, {free:,} free; "
-            "free some space, or choose another disk with --output-dir"
+            f"{folder}: not enough disk space for {purpose}: {needed:,} bytes needed, {free:,} "
+            "free; free some space, or choose another disk with --output-dir"
         )
 
 
 def cache_folder() -> Path:
-    """Where unpacked models and what runs keep lie: $XDG_CACHE_HOME/smoldpo, or ~/.cache/smoldpo."""
+    """Where unpacked models and caches lie: $XDG_CACHE_HOME/smoldpo, or ~/.cache/smoldpo."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "smoldpo"
 

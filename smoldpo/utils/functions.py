@@ -1,4 +1,4 @@
-"""Functions of other libraries with some of their helpers replaced; the libraries stay as they are."""
+"""Functions of other libraries with some helpers replaced; the libraries stay unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def with_globals(function: Any, **replaced: Any) -> Any:
     """A copy of a Python function that finds these objects under the global names that it reads.
 
     Raises:
-        ValueError: it does not read one of the names, so that the copy would do as the original does.
+        ValueError: it does not read one of the names, so that the copy would do as the original
+            does.
     """
     for name in replaced:
         if not uses_global(function, name):

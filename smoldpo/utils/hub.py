@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers. Its clients retry for a minute or more before they say so."""
+"""Whether the Hugging Face hub answers: its clients retry for minutes before they say so."""
 
 from __future__ import annotations
 

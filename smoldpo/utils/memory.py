@@ -26,7 +26,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names and numbers for mallopt(3)."""
 KEEP = 1 << 30
 MADV_PAGEOUT = 21
-"""Linux's number: reclaim these pages now. What a file holds is read from it again when next needed."""
+"""Linux's MADV_PAGEOUT: reclaim these pages now; a file's are read again when needed."""
 
 
 def free_memory(device: torch.device) -> int:
@@ -64,8 +64,8 @@ def _left_of_limit() -> float:
 def keep_freed_memory() -> bool:
     """Tell glibc to keep what is freed; elsewhere nothing happens. Returns whether it was told.
 
-    Tensors of a few megabytes come and go by the thousand. By default glibc gives each back to the kernel
-    and asks for zeroed pages again, which costs more than many an operation on them.
+    Tensors of a few megabytes come and go by the thousand. By default glibc gives each back to the
+    kernel and asks for zeroed pages again, which costs more than many an operation on them.
     """
     mallopt = _from_libc("mallopt")
     if mallopt is None:
@@ -82,7 +82,7 @@ def trim_memory() -> bool:
 
 
 def release_file_pages(tensors: Iterable[torch.Tensor]) -> int:
-    """Release the pages of those tensors that are mapped from a file; their values stay what they are.
+    """Release the pages of those tensors that are mapped from a file; their values stay.
 
     A weights file is mapped into memory, so hashing or converting it makes all of it resident.
     Returns the bytes that Linux was told of; it keeps those that another process has mapped, or
@@ -112,7 +112,7 @@ def file_page_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def _whole_pages(tensor: torch.Tensor, mapped: list[tuple[int, int]]) -> tuple[int, int]:
-    """Address and length of the whole pages of a tensor that is mapped from a file; length 0 of others."""
+    """Address and length of the whole pages of a tensor mapped from a file; length 0 of others."""
     if tensor.device.type != "cpu":
         return 0, 0
     start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()

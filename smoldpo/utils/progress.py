@@ -88,7 +88,7 @@ def bar(title: str, total: int) -> Iterator[Advance]:
 
 @contextlib.contextmanager
 def framed(bars: Progress, frame: RenderableType) -> Iterator[None]:
-    """Draw `frame`, which holds `bars`, for the length of a block; bars within it become lines of `bars`.
+    """Draw `frame`, which holds `bars`, within a block; bars become lines of `bars`.
 
     For the outermost display alone, on a terminal. `bars` must write to `console()`.
     """
@@ -114,7 +114,8 @@ def notice() -> str:
 def urgent(message: str) -> None:
     """Say something from within a signal handler, which may have come in the middle of anything.
 
-    Past the streams' buffers; within a frame it is remembered, and the frame shows it when it is next drawn.
+    Past the streams' buffers; within a frame it is remembered, and the frame shows it when it is
+    next drawn.
     """
     global _notice
     if _silent:
@@ -177,6 +178,5 @@ class _QuietBar:
         if now - self.said >= QUIET_SECONDS and self.done < self.total:
             self.said = now
             left = (now - self.start) / self.done * (self.total - self.done)
-            say(
-                f"{self.title}: {self.done} of {self.total}, about {left:.0f} s left {note}".rstrip()
-            )
+            done = f"{self.title}: {self.done} of {self.total}"
+            say(f"{done}, about {left:.0f} s left {note}".rstrip())

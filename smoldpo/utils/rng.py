@@ -1,4 +1,4 @@
-"""Every random generator that a run may draw from: seeded at its start, saved and put back on resume."""
+"""Every random generator a run may draw from: seeded at start, saved, restored on resume."""
 
 from __future__ import annotations
 

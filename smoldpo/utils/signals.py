@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM during a run: noticed at once, answered where nothing is half done.
 
-A handler that raises could do so in the middle of an optimizer step or of a save. So while a run trains,
-the signal is only remembered, and the run asks (`check`) between streams and steps. A second SIGINT does
-not wait for that.
+A handler that raises could do so in the middle of an optimizer step or of a save. So while a run
+trains, the signal is only remembered, and the run asks (`check`) between streams and steps. A
+second SIGINT does not wait for that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ DEFAULT_HANDLERS = (signal.SIG_DFL, signal.default_int_handler)
 class InterruptedRunError(KeyboardInterrupt):
     """The run was told to stop; its exit code is 128 + the signal's number.
 
-    A KeyboardInterrupt, so that what catches every Exception does not take it for a failure of its own.
+    A KeyboardInterrupt, so that what catches every Exception does not take it for a failure of its
+    own.
     """
 
     def __init__(self, number: int, text: str = "interrupted; what was finished stays where it is"):
@@ -34,7 +35,7 @@ class InterruptedRunError(KeyboardInterrupt):
 
 
 class Interruption:
-    """A context in which SIGINT and SIGTERM raise InterruptedRunError: at once, or where it is asked for.
+    """A context in which SIGINT and SIGTERM raise InterruptedRunError: at once, or where asked.
 
     Args:
         embedded: in another program: handlers that it set stay in force, and a second SIGINT raises
@@ -98,6 +99,6 @@ class Interruption:
 
 
 def _write_now(text: str) -> None:
-    """To standard error, past its buffers; on a terminal the cursor, which displays hide, comes back."""
+    """To standard error, unbuffered; and show a terminal's cursor, which displays hide."""
     with contextlib.suppress(OSError):
         os.write(2, (f"\x1b[?25h\n{text}" if os.isatty(2) else text).encode())

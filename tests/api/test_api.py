@@ -1,4 +1,6 @@
-"""smoldpo from Python: light to import, the same results as the command line, and good manners as a guest."""
+"""smoldpo from Python: light to import, the same results as the command line, and good manners as a
+guest.
+"""
 
 import ast
 import dataclasses
@@ -386,7 +388,8 @@ def test_evaluate_is_the_command(cli, tiny_folder, pairs_file, tmp_path):
     )
     assert "no evidence of a change" in two["headline"] and len(two.failed_gates) == 1
     asked = smoldpo.evaluate(
-        [tiny_folder, tiny_folder], pairs_file, generate_prompts=2, judges="length", max_new_tokens=2,
+        [tiny_folder, tiny_folder], pairs_file, generate_prompts=2, judges="length",
+        max_new_tokens=2,
         max_samples=4, verbose=False,
     )  # fmt: skip
     assert asked["judges"][0]["judge"] == "length"

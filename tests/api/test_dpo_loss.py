@@ -1,4 +1,6 @@
-"""dpo_loss: each loss as the trainer computes it, by hand where that is short, and every misuse by name."""
+"""dpo_loss: each loss as the trainer computes it, by hand where that is short, and every misuse by
+name.
+"""
 
 import math
 
@@ -15,7 +17,9 @@ LENGTHS = [(3, 5), (7, 2), (4, 4)]
 
 @pytest.fixture
 def logps():
-    """Log-probabilities of three pairs, policy and reference, [3] each; the policy's want gradients."""
+    """Log-probabilities of three pairs, policy and reference, [3] each; the policy's want
+    gradients.
+    """
     generator = torch.Generator().manual_seed(0)
     draws = -20 * torch.rand(4, 3, generator=generator, dtype=torch.float64) - 1
     return [draws[0].requires_grad_(), draws[1].requires_grad_(), draws[2], draws[3]]
@@ -113,7 +117,8 @@ def test_a_sum_of_losses_is_the_sum_of_losses(logps):
         ({"loss_type": ["sigmoid", "sft"]}, "this loss is per token"),
         ({"rpo_alpha": 1.0}, "this loss is per token"),
         ({"chosen_tokens": torch.ones(3)}, "give both"),
-        ({"chosen_tokens": torch.ones(2), "rejected_tokens": torch.ones(3)}, r"chosen_tokens is \[2\]"),
+        ({"chosen_tokens": torch.ones(2), "rejected_tokens": torch.ones(3)},
+         r"chosen_tokens is \[2\]"),
         ({"margin": torch.ones(3), "loss_type": "dpop"}, "margin has no part in dpop"),
         ({"margin": torch.ones(3), "loss_type": "aot"}, "margin has no part in aot"),
         ({"beta": torch.ones(3), "loss_type": "aot"}, "sorts the pairs"),

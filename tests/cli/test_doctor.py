@@ -13,7 +13,8 @@ def test_it_looks_at_everything(cli, monkeypatch):
     result = cli("doctor", "--json")
     found = json.loads(result.out)
     assert set(found) == {
-        "machine", "versions", "precision", "compiler", "disk", "cache", "builtin_model", "problems",
+        "machine", "versions", "precision", "compiler", "disk", "cache", "builtin_model",
+        "problems",
     }  # fmt: skip
     assert found["precision"]["gflops"]["float32"] > 0 and found["cache"]["entries"] == 0
     assert result.code == (1 if found["problems"] else 0)
@@ -21,8 +22,8 @@ def test_it_looks_at_everything(cli, monkeypatch):
 
 def test_damage_in_the_cache_is_named(cli, tiny_folder, pairs_file):
     result = cli(
-        "train", "--model", tiny_folder, "--data", pairs_file, "--max-steps", 1, "--freeze-layers", 2,
-        "--dtype", "float32", "--sample-prompt", "none", "--output-dir", "run",
+        "train", "--model", tiny_folder, "--data", pairs_file, "--max-steps", 1, "--freeze-layers",
+        2, "--dtype", "float32", "--sample-prompt", "none", "--output-dir", "run",
     )  # fmt: skip
     assert result.code == 0
     before = {entry.folder: entry.used for entry in cache.entries()}
@@ -52,7 +53,9 @@ def test_an_index_that_is_no_index(cli):
 
 @pytest.mark.parametrize("fault", [None, "skipped"])
 def test_a_resume_is_compared_with_a_whole_run(cli, monkeypatch, tmp_path, fault):
-    """Real processes, really killed. A resume that skips a pair is told to them by a module on their path."""
+    """Real processes, really killed. A resume that skips a pair is told to them by a module on
+    their path.
+    """
     if fault:
         (tmp_path / "sitecustomize.py").write_text(
             "import sys\n"

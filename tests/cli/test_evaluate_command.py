@@ -1,4 +1,6 @@
-"""`smoldpo evaluate A [B] DATA`, `show`, gates, and what a run says at its end, on tiny random models."""
+"""`smoldpo evaluate A [B] DATA`, `show`, gates, and what a run says at its end, on tiny random
+models.
+"""
 
 import json
 import random
@@ -61,7 +63,9 @@ def test_a_run_ends_with_the_sentence_and_the_table(run):
 
 
 def test_answers_and_their_log_ratios(run, tiny_folder):
-    """Each token's log ratio is log π - log π_ref, by the textbook's forward pass of both models."""
+    """Each token's log ratio is log π - log π_ref, by the textbook's forward pass of both
+    models.
+    """
     folder, _ = run
     samples = lines(folder / "samples.jsonl")
     assert [row["id"] for row in samples][-1] == "sample_prompt" and len(samples) == 5
@@ -279,7 +283,8 @@ def test_no_prompt_leaves_room_for_an_answer(cli, tiny_folder, pairs_file, tmp_p
     folder = tmp_path / "long"
     result = cli(
         "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", folder, *QUICK[:-2],
-        "--max-steps", 1, "--generate-prompts", 2, "--max-new-tokens", 500, "--sample-prompt", "none",
+        "--max-steps", 1, "--generate-prompts", 2, "--max-new-tokens", 500, "--sample-prompt",
+        "none",
     )  # fmt: skip
     assert result.code == 0, result.err
     assert json.loads((folder / "evaluation.json").read_text())["generation"] is None
@@ -315,8 +320,8 @@ def test_a_planted_falling_chosen_run_raises_the_alarm(cli, tiny_folder, write_r
     ]
     folder = tmp_path / "falling"
     result = cli(
-        "train", "--model", tiny_folder, "--data", write_rows(planted), "--output-dir", folder, *QUICK,
-        "--learning-rate", "1e-3", "--num-train-epochs", 4, "--generate-prompts", 0,
+        "train", "--model", tiny_folder, "--data", write_rows(planted), "--output-dir", folder,
+        *QUICK, "--learning-rate", "1e-3", "--num-train-epochs", 4, "--generate-prompts", 0,
     )  # fmt: skip
     assert result.code == 0, result.err
     evaluation = json.loads((folder / "evaluation.json").read_text())
@@ -334,8 +339,8 @@ def test_labels_that_mean_nothing_are_no_evidence_of_change(cli, tiny_folder, wr
     ]
     folder = tmp_path / "shuffled"
     result = cli(
-        "train", "--model", tiny_folder, "--data", write_rows(pairs), "--output-dir", folder, *QUICK,
-        "--generate-prompts", 0,
+        "train", "--model", tiny_folder, "--data", write_rows(pairs), "--output-dir", folder,
+        *QUICK, "--generate-prompts", 0,
     )  # fmt: skip
     assert result.code == 0, result.err
     evaluation = json.loads((folder / "evaluation.json").read_text())

@@ -226,7 +226,9 @@ def test_ctrl_c_keeps_what_is_finished(tiny_folder, write_rows, tmp_path):
 
 
 def test_a_full_disk_at_save_time(tiny_folder, pairs_file, tmp_path):
-    """A file-size limit below the model's size stands in for a full disk (errno EFBIG, not ENOSPC)."""
+    """A file-size limit below the model's size stands in for a full disk (errno EFBIG, not
+    ENOSPC).
+    """
     run = tmp_path / "run"
     size = (tiny_folder / "model.safetensors").stat().st_size
     limit = size // 2

@@ -229,7 +229,10 @@ def test_settings_of_the_loss_that_go_together(settings):
 
 
 def test_settings_are_checked_without_torch():
-    code = "import sys, smoldpo.config.load as load; load.build_config({}); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, smoldpo.config.load as load; load.build_config({}); "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

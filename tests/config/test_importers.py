@@ -1,4 +1,6 @@
-"""Recipes of others: each key accounted for, what is none refused, and the command that imports them."""
+"""Recipes of others: each key accounted for, what is none refused, and the command that imports
+them.
+"""
 
 import json
 import re

@@ -85,7 +85,8 @@ def test_how_they_are_said(write, text, dialect, expected):
     [
         (CPO.format("1.0") + "loss_type: hinge\n", "loss_type", "CPO with the loss hinge"),
         (CPO.format("1.0") + "alpha: 0.5\n", "alpha", "AlphaPO"),
-        (TRL + "gamma_beta_ratio: 0.3\nloss_type: hinge\n", "loss_type", "SimPO with the loss hinge"),
+        (TRL + "gamma_beta_ratio: 0.3\nloss_type: hinge\n", "loss_type",
+         "SimPO with the loss hinge"),
         (FULL + "dataset: a/b\npref_loss: orpo\npref_ftx: 0.5\n", "pref_ftx", "already"),
         (AXOLOTL.replace("dpo", "orpo") + "rpo_alpha: 1.0\n", "rpo_alpha", "this trainer has not"),
         (FULL + "dataset: a/b\npref_loss: simpo\nld_alpha: 0.5\n", "ld_alpha", "longer answers"),

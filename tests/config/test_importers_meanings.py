@@ -32,7 +32,8 @@ from smoldpo.config.schema import TrainConfig
         (AXOLOTL + "rl_beta: 0.3\n", {"beta": 0.3}),
         (AXOLOTL + "val_set_size: 200\n", {}),
         (AXOLOTL + "val_set_size: 0.1\neval_steps: 5\n", {"eval_fraction": 0.1, "eval_steps": 5}),
-        (AXOLOTL + "val_set_size: 0.1\neval_steps: 5\neval_strategy: epoch\n", {"eval_fraction": 0.1}),
+        (AXOLOTL + "val_set_size: 0.1\neval_steps: 5\neval_strategy: epoch\n",
+         {"eval_fraction": 0.1}),
         (AXOLOTL + "val_set_size: 0\neval_steps: 5\n", {}),
         (FULL + "dataset: a/b\nmax_samples: 90\n", {"max_train_samples": 90}),
         (FULL + "dataset: a/b\n", {"max_length": 2048, "lr_scheduler_type": "linear"}),
@@ -49,7 +50,8 @@ from smoldpo.config.schema import TrainConfig
          {"lr_scheduler_type": "cosine_with_min_lr", "min_lr_rate": 0.5}),
         (TRL + "lr_scheduler_type: warmup_stable_decay\nlr_scheduler_kwargs: {num_decay_steps: 9, "
          "decay_type: linear, min_lr_ratio: 0.0, warmup_type: linear}\n",
-         {"lr_scheduler_type": "warmup_stable_decay", "lr_decay_steps": 9, "lr_decay_type": "linear"}),
+         {"lr_scheduler_type": "warmup_stable_decay", "lr_decay_steps": 9,
+          "lr_decay_type": "linear"}),
         (TRL + "lr_scheduler_kwargs: {}\n", {}),
         (TRL + "sync_ref_model: true\nref_model_sync_steps: 64\nref_model_mixup_alpha: 0.9\n",
          {"sync_ref_model": True, "ref_model_sync_steps": 64, "ref_model_mixup_alpha": 0.9}),
@@ -108,7 +110,8 @@ def test_meanings(write, text, settings):
         (TRL + "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr_rate: 0}\n",
          "lr_scheduler_kwargs", "min_lr_rate cannot be 0"),
         (TRL + "lr_scheduler_kwargs: none at all\n", "lr_scheduler_kwargs", "not a mapping"),
-        (AXOLOTL + "lr_scheduler: linear\ncosine_min_lr_ratio: 0.1\n", "cosine_min_lr_ratio", "cosine"),
+        (AXOLOTL + "lr_scheduler: linear\ncosine_min_lr_ratio: 0.1\n", "cosine_min_lr_ratio",
+         "cosine"),
         (AXOLOTL + "lr_groups: everything\n", "lr_groups", "learning_rates"),
         (AXOLOTL + "embedding_lr: 1e-7\nlr_groups:\n  - {name: a, modules: [mlp], lr: 2e-5}\n",
          "lr_groups", "embedding_lr has already set"),
@@ -121,7 +124,8 @@ def test_meanings(write, text, settings):
         (AXOLOTL.replace("dpo", "ipo"), "rl", "ipo"),
         (AXOLOTL + "datasets:\n  - {path: a/b, shards: 4}\n", "datasets.shards", "not known"),
         (AXOLOTL + "trl: {beta: 0.1, num_generations: 4}\n", "trl.num_generations", "DPO"),
-        (AXOLOTL + "dpo_beta: 0.1\nrl_beta: 0.2\n", "rl_beta", "dpo_beta has already set beta to 0.1"),
+        (AXOLOTL + "dpo_beta: 0.1\nrl_beta: 0.2\n", "rl_beta",
+         "dpo_beta has already set beta to 0.1"),
         (FULL + "dataset: a/b, c/d\nmax_samples: 90\n", "max_samples", "each source"),
     ],
 )  # fmt: skip
@@ -162,10 +166,11 @@ EVALUATES = TRL + "eval_strategy: steps\neval_steps: 5\n"
     [
         (EVALUATES + "load_best_model_at_end: true\nearly_stopping_patience: 3\n",
          {"load_best_model_at_end": True, "early_stopping_patience": 3}),
-        (EVALUATES + "load_best_model_at_end: true\nmetric_for_best_model: loss\ngreater_is_better: false\n",
+        (EVALUATES + "load_best_model_at_end: true\nmetric_for_best_model: loss\n"
+         "greater_is_better: false\n",
          {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}),
-        (EVALUATES + "load_best_model_at_end: true\nmetric_for_best_model: eval_rewards/accuracies\n"
-         "greater_is_better: true\n",
+        (EVALUATES + "load_best_model_at_end: true\n"
+         "metric_for_best_model: eval_rewards/accuracies\ngreater_is_better: true\n",
          {"load_best_model_at_end": True, "metric_for_best_model": "eval_rewards/accuracies"}),
         (EVALUATES + "metric_for_best_model: rewards/margins\nload_best_model_at_end: false\n", {}),
         (AXOLOTL + "eval_strategy: steps\neval_steps: 5\nearly_stopping_patience: 2\n",

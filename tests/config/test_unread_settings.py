@@ -12,7 +12,8 @@ READERS = {"a": ("tau", "rate"), "b": ("tau",), "c": (), "d": ("tau", "alpha")}
     [
         ({"tau"}, ["c"], ["tau is read by a, b and d, not by c"]),
         ({"rate"}, ["c", "b"], ["rate is read by a, not by c and b"]),
-        ({"rate", "tau"}, ["c"], ["tau is read by a, b and d, not by c", "rate is read by a, not by c"]),
+        ({"rate", "tau"}, ["c"], ["tau is read by a, b and d, not by c",
+         "rate is read by a, not by c"]),
         ({"tau"}, ["c", "b"], []),
         ({"alpha", "rate"}, ["d", "a"], []),
         ({"rate"}, ["d"], ["rate is read by a, not by d"]),

@@ -336,7 +336,9 @@ def test_random_bytes_as_files(tmp_path, name, data):
 @pytest.mark.parametrize("name", COLUMNAR)
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])
 def test_columnar_files_cut_short(tmp_path, name, share):
-    """Random bytes are left to textual kinds: in columns they may reach code that does not raise."""
+    """Random bytes are left to textual kinds: in columns they may reach code that does not
+    raise.
+    """
     whole = KINDS[name]
     path = write(tmp_path, name, whole[: int(share * len(whole))])
     with pytest.raises(DataError, match=name):

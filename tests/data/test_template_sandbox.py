@@ -1,7 +1,8 @@
 """The limits of chat templates, each held against a template that goes just over it.
 
-Without the limit each of them renders in under a second and in less than 100 MB, in any program: what
-would need more is checked with the limit set low. `test_nothing_but_the_low_limit_is_in_the_way` holds that.
+Without the limit each of them renders in under a second and in less than 100 MB, in any program:
+what would need more is checked with the limit set low.
+`test_nothing_but_the_low_limit_is_in_the_way` holds that.
 """
 
 import copy
@@ -42,8 +43,8 @@ JUST_WITHIN = [
 ]
 TIME = "{% for a in range(30) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
 MEMORY = {
-    "by doubling": "{% set n = namespace(x='ab') %}{% for a in range(24) %}{% set n.x = n.x + n.x %}"
-    "{% endfor %}",
+    "by doubling": "{% set n = namespace(x='ab') %}{% for a in range(24) %}"
+    "{% set n.x = n.x + n.x %}{% endfor %}",
     "by formatting": "{% set x = '%36000000d' % messages|length %}",
     "by joining": "{% set x = ([messages[0].role * 250] * 36000) | join %}",
 }
@@ -156,7 +157,8 @@ def test_every_rendering_has_these_limits(tiny_tokenizer, monkeypatch):
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
-EVERYTHING = """{%- macro said(m) %}{% generation %}{{ m.content }}{% endgeneration %}{% endmacro -%}
+EVERYTHING = """\
+{%- macro said(m) %}{% generation %}{{ m.content }}{% endgeneration %}{% endmacro -%}
 {{ bos_token }}{% set found = namespace(n=0) %}
 {% for m in messages %}
   {% if m.role == 'system' %}{% continue %}{% endif %}

@@ -78,7 +78,8 @@ def test_truncation_keeps_the_completion(tiny_tokenizer, max_length):
     cut = reader.tokenize(PreferencePair(QUESTION, "Yes, maybe.", "No."))
     assert cut.longest <= max_length or full.longest <= max_length
     assert len(cut.prompt_ids) >= 1 and cut.chosen_ids and cut.rejected_ids
-    # The prompt loses its oldest tokens, and completions only when no more than one of them is left.
+    # The prompt loses its oldest tokens, and completions only when no more than one of them is
+    # left.
     assert full.prompt_ids[-len(cut.prompt_ids) :] == cut.prompt_ids
     assert full.chosen_ids[: len(cut.chosen_ids)] == cut.chosen_ids
     if len(cut.chosen_ids) < len(full.chosen_ids):

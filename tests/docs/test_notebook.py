@@ -1,4 +1,6 @@
-"""The notebook that does DPO by hand: it runs, its numbers agree, and what is stored is what it said."""
+"""The notebook that does DPO by hand: it runs, its numbers agree, and what is stored is what it
+said.
+"""
 
 import itertools
 import json

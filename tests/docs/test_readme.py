@@ -34,7 +34,9 @@ def test_the_set_up_commands_come_first():
 
 @pytest.mark.parametrize("command", MAKE)
 def test_make_targets_do_what_is_said(command):
-    """`make -n`: what would run. The demo itself is run below, the suite is what you see running."""
+    """`make -n`: what would run. The demo itself is run below, the suite is what you see
+    running.
+    """
     said = subprocess.run(
         [*command.split(), "-n", "-B"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -88,7 +90,9 @@ def workplace(tmp_path, tmp_path_factory, cli, write_rows, tiny_folder):
 
 @pytest.mark.parametrize("command", SMOLDPO)
 def test_readme_commands_run(command, workplace, cli, tmp_path):
-    """As written, but on a small model: its folder stands for `builtin`, and training takes a step."""
+    """As written, but on a small model: its folder stands for `builtin`, and training takes a
+    step.
+    """
     words = shlex.split(command)[1:]
     words = [str(workplace) if word == "builtin" else word for word in words]
     if words[0] in ("train", "plan", "sweep"):

@@ -19,7 +19,8 @@ FIRST_IS_FASTER, KEEP, KEEP_RATE = (
 @pytest.mark.parametrize(
     ("before", "ratio", "first"),
     [
-        (None, 0.5, True), (None, CLOSE - 0.01, True), (None, CLOSE + 0.01, False), (None, 3, False),
+        (None, 0.5, True), (None, CLOSE - 0.01, True), (None, CLOSE + 0.01, False), (None, 3,
+         False),
         (True, SWITCH_KERNELS - 0.01, True), (True, SWITCH_KERNELS + 0.01, False),
         (False, 1 / SWITCH_KERNELS + 0.01, False), (False, 1 / SWITCH_KERNELS - 0.01, True),
     ],
@@ -57,7 +58,9 @@ def kept(monkeypatch, tmp_path):
 
 @pytest.fixture
 def told(kept, monkeypatch):
-    """What each measurement of a kernel was told of earlier ones; it finds the second way faster."""
+    """What each measurement of a kernel was told of earlier ones; it finds the second way
+    faster.
+    """
     found = []
 
     def second(way, before):

@@ -31,7 +31,9 @@ def test_what_is_kept_by_hand():
 
 @pytest.mark.parametrize("kind, size", [("plain", 8), ("fast", 4000)])
 def test_nothing_stays_of_what_was_counted(tiny_model, kind, size):
-    """A graph whose nodes hold what they give out is freed by nothing, the garbage collector included."""
+    """A graph whose nodes hold what they give out is freed by nothing, the garbage collector
+    included.
+    """
     engine = engine_of(tiny_model, kind, size)
     engine.prepare(PAIRS)
     before = living_tensors()
@@ -42,7 +44,9 @@ def test_nothing_stays_of_what_was_counted(tiny_model, kind, size):
 
 @pytest.mark.parametrize("kind, size", [("plain", 8), ("fast", 4000)])
 def test_one_pair_tells_of_many(tiny_model, kind, size):
-    """The estimate from the longest pair is no less than what a whole step keeps, and not far from it."""
+    """The estimate from the longest pair is no less than what a whole step keeps, and not far from
+    it.
+    """
     engine = engine_of(tiny_model, kind, size)
     longest = max(PAIRS, key=lambda pair: pair.longest)
     pairs = [longest] * 8

@@ -1,4 +1,6 @@
-"""What is kept between runs, through the command line: it saves work, and it never changes a result."""
+"""What is kept between runs, through the command line: it saves work, and it never changes a
+result.
+"""
 
 import json
 import shutil
@@ -32,8 +34,9 @@ def train(cli, tiny_folder, pairs_file, tmp_path):
         result = cli(
             "train", "--model", model, "--data", pairs_file, "--output-dir", name,
             "--per-device-train-batch-size", 4, "--learning-rate", "1e-2", "--num-train-epochs", 2,
-            "--max-train-samples", 20, "--dtype", dtype, "--freeze-layers", frozen, "--max-tokens", 500,
-            "--sample-prompt", "none", "--generate-prompts", 0, "--device", "cpu", "--compile", "off", *more,
+            "--max-train-samples", 20, "--dtype", dtype, "--freeze-layers", frozen, "--max-tokens",
+            500, "--sample-prompt", "none", "--generate-prompts", 0, "--device", "cpu", "--compile",
+            "off", *more,
         )  # fmt: skip
         assert result.code == 0, result.err
         return result.err, outcome(tmp_path / name)
@@ -42,7 +45,9 @@ def train(cli, tiny_folder, pairs_file, tmp_path):
 
 
 def outcome(run):
-    """The trained weights to the bit, every number of the metrics, and the held-out pairs' scores."""
+    """The trained weights to the bit, every number of the metrics, and the held-out pairs'
+    scores.
+    """
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timeless = [
         {

@@ -95,8 +95,8 @@ BOTH, REFERENCE = (True, True), (False, True)
         (lambda _, patch: patch.setattr(keys, "_processor", lambda _: "another"), BOTH),
     ],
     ids=["a trunk weight", "a norm of the trunk", "an embedding", "a weight of the top",
-         "the final norm", "epsilon", "rope", "dtype", "attention", "head", "compiled", "frozen layers",
-         "code", "torch", "processor"],
+         "the final norm", "epsilon", "rope", "dtype", "attention", "head", "compiled",
+         "frozen layers", "code", "torch", "processor"],
 )  # fmt: skip
 def test_a_run_looks_elsewhere_when_something_changes(build_run, monkeypatch, change, changed):
     before = build_run().keys(monkeypatch)

@@ -1,4 +1,6 @@
-"""The parts with closed-form backwards against autograd through the textbook's formulas, in float64."""
+"""The parts with closed-form backwards against autograd through the textbook's formulas, in
+float64.
+"""
 
 import itertools
 
@@ -56,7 +58,9 @@ class Gated(nn.Module):
 
 
 class Part:
-    """A module's own copy, as a function of its states and weights; and the same by the textbook."""
+    """A module's own copy, as a function of its states and weights; and the same by the
+    textbook.
+    """
 
     def __init__(self, module, textbook):
         module = layers.own_modules(module, rows=4)
@@ -178,7 +182,9 @@ def test_a_models_own_modules_compute_the_same_function(tiny_model):
 
 
 def test_a_weight_is_widened_and_never_narrowed():
-    """A frozen one may lie in a narrower dtype; one that is wider than what goes in is a mistake."""
+    """A frozen one may lie in a narrower dtype; one that is wider than what goes in is a
+    mistake.
+    """
     torch.manual_seed(0)
     for part in (nn.Linear(WIDTH, WIDTH, bias=False), Gated(nn.SiLU())):
         part = layers.own_modules(part)
@@ -202,7 +208,9 @@ def test_an_mlp_of_another_kind_is_left_alone():
 @pytest.mark.parametrize("width, inside", [(576, 192), (576, 1536), (1536, 576)])
 @pytest.mark.parametrize("threads, rows", [(1, 512), (3, 512), (2, 1920)])
 def test_rows_are_as_if_each_were_alone(dtype, width, inside, threads, rows):
-    """In SmolLM2-135M's shapes: whatever stands beside a row, before or behind it, no bit changes."""
+    """In SmolLM2-135M's shapes: whatever stands beside a row, before or behind it, no bit
+    changes.
+    """
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(2 * rows, width, generator=generator).to(dtype)

@@ -1,4 +1,6 @@
-"""The LM head on completion tokens alone (kernels/lm_head.py), where rounding could hide what counts."""
+"""The LM head on completion tokens alone (kernels/lm_head.py), where rounding could hide what
+counts.
+"""
 
 import pytest
 import torch
@@ -29,7 +31,9 @@ def test_head_on_tokens_of_no_probability_and_over_several_chunks(trainable):
 
 @pytest.mark.parametrize("fused, bound", [(True, 0.02), (False, 0.2)])
 def test_a_heads_gradient_in_bfloat16_where_targets_are_nearly_certain(fused, bound):
-    """Logits near 20 are rounded to eighths in bfloat16; 1 - p(target) must not be taken from them."""
+    """Logits near 20 are rounded to eighths in bfloat16; 1 - p(target) must not be taken from
+    them.
+    """
     torch.manual_seed(0)
     weight = torch.randn(300, 32).bfloat16()
     targets = torch.arange(64)

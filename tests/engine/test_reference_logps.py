@@ -1,4 +1,6 @@
-"""Reference log-probabilities on disk: the same numbers again, or a warning; never another number."""
+"""Reference log-probabilities on disk: the same numbers again, or a warning; never another
+number.
+"""
 
 import hashlib
 import json

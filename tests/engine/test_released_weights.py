@@ -1,4 +1,6 @@
-"""Frozen weights are let go once every pair went through them, and come back when something reads them."""
+"""Frozen weights are let go once every pair went through them, and come back when something reads
+them.
+"""
 
 import sys
 from pathlib import Path
@@ -91,7 +93,9 @@ def test_they_come_back_for_a_pair_that_was_not_there(folder):
 
 @linux
 def test_what_is_read_again_stays(folder):
-    """Without kept states every step runs the frozen layers; nothing is prepared that could be let go."""
+    """Without kept states every step runs the frozen layers; nothing is prepared that could be let
+    go.
+    """
     engine = engine_of(folder, cache="off")
     engine.prepare(PAIRS)
     assert engine.release_frozen() == 0

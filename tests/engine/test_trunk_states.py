@@ -1,4 +1,6 @@
-"""Trunk states on disk: found again to the last bit, or noticed as damaged; never wrong, never an error."""
+"""Trunk states on disk: found again to the last bit, or noticed as damaged; never wrong, never an
+error.
+"""
 
 import errno
 import json

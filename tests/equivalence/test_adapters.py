@@ -233,7 +233,9 @@ def test_before_the_first_update_it_is_the_base_to_the_last_bit(kind, dtype, fro
 
 
 def test_lengths_with_b_at_0_are_those_measured_whatever_they_are():
-    """torch's vectorised root of a rounded square is not the number again in one case of some 100,000."""
+    """torch's vectorised root of a rounded square is not the number again in one case of some
+    100,000.
+    """
     lengths = torch.linspace(1, 4, 1 << 20)
 
     def part(*shape):

@@ -1,4 +1,6 @@
-"""TRL's DPOTrainer as an oracle. benchmarks/compare_with_trl.py is the same on any number of pairs."""
+"""TRL's DPOTrainer as an oracle. benchmarks/compare_with_trl.py is the same on any number of
+pairs.
+"""
 
 import sys
 
@@ -56,7 +58,9 @@ LOSSES = {
 
 
 def test_what_is_reported_with_lengths_is_what_trl_reports(tiny_folder, pairs_file):
-    """logps, rewards, accuracies and margins are of the log-probabilities that the loss compares."""
+    """logps, rewards, accuracies and margins are of the log-probabilities that the loss
+    compares.
+    """
     source = compare.find_model(str(tiny_folder))
     pairs = compare.read_pairs(str(pairs_file), source, 24, 512)
     said = {}

@@ -259,7 +259,9 @@ def test_flex_attention_sees_what_the_slots_see(pairs, window):
 
 @pytest.mark.parametrize("frozen", [0, 2])
 def test_compiled_regions(frozen):
-    """Compiled, the engine still equals the plain one; shapes are dynamic, so nothing is compiled twice."""
+    """Compiled, the engine still equals the plain one; shapes are dynamic, so nothing is compiled
+    twice.
+    """
     model = build("llama")
     freeze(model, LayerSelection(frozen))
     choice = set_up_compiling("on", 0.0, torch.float64, "cpu")

@@ -1,4 +1,6 @@
-"""Master weights beside a model that computes in bfloat16: what they gather, and where gradients are."""
+"""Master weights beside a model that computes in bfloat16: what they gather, and where gradients
+are.
+"""
 
 import weakref
 

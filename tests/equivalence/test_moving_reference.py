@@ -1,4 +1,6 @@
-"""TR-DPO's moving reference: fast = plain = by hand in float64, whatever is frozen and however it is kept."""
+"""TR-DPO's moving reference: fast = plain = by hand in float64, whatever is frozen and however it
+is kept.
+"""
 
 import copy
 
@@ -197,7 +199,9 @@ def test_alpha_1_copies_the_policy():
 
 
 def test_bfloat16_moves_add_up_in_float32():
-    """Moves too small for bfloat16 must not be lost, and alpha 1 must give the policy's own bits."""
+    """Moves too small for bfloat16 must not be lost, and alpha 1 must give the policy's own
+    bits.
+    """
     model = build("llama").float()
     for module in model.modules():
         module.__dict__.pop("forward", None)

@@ -1,7 +1,7 @@
 """The real SmolLM2-135M on real pairs: what bfloat16 costs, and that the store changes no bit.
 
-A CPU without bfloat16 computes in it some ten times slower: but for the first test all run in the dtype that
-this machine's own runs take, and the pairs are short.
+A CPU without bfloat16 computes in it some ten times slower: but for the first test all run in the
+dtype that this machine's own runs take, and the pairs are short.
 """
 
 import pytest
@@ -50,7 +50,9 @@ def fast_engine(source, frozen, dtype, trunk_store):
 
 @torch.no_grad()
 def test_bfloat16_is_as_near_to_float64_as_the_plain_engines(real, pairs):
-    """Token by token: the errors of a few pairs' sums are few numbers, and luck decides between them."""
+    """Token by token: the errors of a few pairs' sums are few numbers, and luck decides between
+    them.
+    """
     pairs = pairs[:3]
     exact = plain_logps(load_model(real, torch.float64), pairs)
     model = load_model(real, torch.float32)

@@ -1,4 +1,6 @@
-"""sequence_logps against the textbook on the same model, in float64; the model stays what it was."""
+"""sequence_logps against the textbook on the same model, in float64; the model stays what it
+was.
+"""
 
 import copy
 
@@ -184,7 +186,9 @@ def test_merged_and_not_merged_again(kind):
     ids=["lora", "dora", "embeddings"],
 )
 def test_float32_adapters_over_a_bfloat16_model(settings):
-    """As peft makes them; the numbers are those of the same weights in float64, but for rounding."""
+    """As peft makes them; the numbers are those of the same weights in float64, but for
+    rounding.
+    """
     model = with_peft(build("qwen2").bfloat16(), **settings)
     dtypes = {p.dtype for name, p in model.named_parameters() if "lora_" in name}
     assert dtypes == {torch.float32}
@@ -248,7 +252,9 @@ def test_the_model_is_what_it_was():
 
 
 def attributes(model):
-    """Of every module: its class, its attributes and parts by identity; and what the configuration holds."""
+    """Of every module: its class, its attributes and parts by identity; and what the configuration
+    holds.
+    """
     modules = [
         (type(m), {k: id(v) for part in (vars(m), m._modules, m._buffers) for k, v in part.items()})
         for m in model.modules()

@@ -1,4 +1,6 @@
-"""One optimizer step of every kind of loss: both engines, any cut into micro-batches, in float64."""
+"""One optimizer step of every kind of loss: both engines, any cut into micro-batches, in
+float64.
+"""
 
 import copy
 from dataclasses import replace

@@ -158,7 +158,9 @@ def test_any_cache_any_depth_and_a_head_that_trains(frozen, tied, store):
 
 @pytest.mark.parametrize("head", [True, False])
 def test_either_kernel(head):
-    """Asked for squares the head goes by products whatever the kernel; asked for tails by either."""
+    """Asked for squares the head goes by products whatever the kernel; asked for tails by
+    either.
+    """
     for loss in (LENGTHS["sigmoid"], WEIGHTED["both"]):
         plain, fast = engines(
             frozen_model(), kernels=KernelChoice(True, head), use_weighting=loss.use_weighting
@@ -218,7 +220,9 @@ def test_a_moving_reference(name):
 @pytest.mark.parametrize("rows, words", [(1, 5), (63, 97), (300, 5000)])
 @pytest.mark.parametrize("trains", [True, False])
 def test_the_heads_squares(rows, words, trains):
-    """Over several chunks and slices, and the log-probabilities with their gradients are the same."""
+    """Over several chunks and slices, and the log-probabilities with their gradients are the
+    same.
+    """
     torch.manual_seed(0)
     states = (3 * torch.randn(rows, 16).double()).requires_grad_()
     weight = torch.randn(words, 16).double().requires_grad_(trains)

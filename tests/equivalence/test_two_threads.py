@@ -1,4 +1,6 @@
-"""Two models at once, each in a thread of its own: the bits of each are those that it gives alone."""
+"""Two models at once, each in a thread of its own: the bits of each are those that it gives
+alone.
+"""
 
 import copy
 import threading
@@ -117,7 +119,9 @@ def test_log_probabilities_of_two_families():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probabilities_under_one_model(family):
-    """The model itself is shared: streams of other lengths and rows beside its own change no bit."""
+    """The model itself is shared: streams of other lengths and rows beside its own change no
+    bit.
+    """
     model = build(family)
     tasks = [lambda some=some: logps(model, some) for some in (PAIRS[:3], PAIRS[4:])]
     alone = [task() for task in tasks]

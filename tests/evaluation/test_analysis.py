@@ -1,4 +1,6 @@
-"""What is said about scores: accuracies and their change, slices, calibration, drift, the sentence, gates."""
+"""What is said about scores: accuracies and their change, slices, calibration, drift, the sentence,
+gates.
+"""
 
 import json
 import math
@@ -148,7 +150,9 @@ def test_bins_of_length_difference_hold_every_pair_once():
 
 
 def test_calibration_of_a_calibrated_and_an_overconfident_model():
-    """Labels drawn with the very probability that the margin implies are predicted without error."""
+    """Labels drawn with the very probability that the margin implies are predicted without
+    error.
+    """
     draw = random.Random(1)
     facts = [PairFacts(str(n)) for n in range(4000)]
 

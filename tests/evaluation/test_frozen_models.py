@@ -1,4 +1,6 @@
-"""Models that answer: narrow weights stay, and what both have in common is there once. Nothing tells."""
+"""Models that answer: narrow weights stay, and what both have in common is there once. Nothing
+tells.
+"""
 
 import copy
 import shutil
@@ -77,7 +79,9 @@ def test_what_the_compute_dtype_does_not_hold_is_converted(folders):
 @pytest.mark.parametrize("first", [0, 1], ids=["narrow", "full"])
 @pytest.mark.parametrize("second", [0, 1], ids=["narrow", "full"])
 def test_equal_weights_lie_in_memory_once(folders, compute, first, second):
-    """Whichever of the two models is stored in the wider precision; a wider one keeps its own values."""
+    """Whichever of the two models is stored in the wider precision; a wider one keeps its own
+    values.
+    """
     reference = cast_frozen(loaded(folders[first]), compute)
     alone = loaded(folders[second])
     name = "model.layers.2.mlp.up_proj.weight"
@@ -206,7 +210,8 @@ def test_nothing_is_copied_to_be_given_up_again(folders, write_rows, more):
 
 def with_biases() -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=2, attention_bias=True,
+        vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        attention_bias=True,
         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)

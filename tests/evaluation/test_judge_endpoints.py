@@ -1,4 +1,6 @@
-"""Judges behind an endpoint, played by a local server: the protocol, faults, and keys that stay secret."""
+"""Judges behind an endpoint, played by a local server: the protocol, faults, and keys that stay
+secret.
+"""
 
 import json
 import threading
@@ -14,7 +16,9 @@ from smoldpo.utils.errors import SmoldpoError, UsageError
 
 
 class Endpoint:
-    """A local OpenAI endpoint: `replies` says what it answers to each request, the last one for ever."""
+    """A local OpenAI endpoint: `replies` says what it answers to each request, the last one for
+    ever.
+    """
 
     def __init__(self):
         self.requests: list[dict] = []

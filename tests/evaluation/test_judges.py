@@ -1,4 +1,6 @@
-"""Judges: length, reward models in folders, implicit rewards; see test_judge_endpoints.py as well."""
+"""Judges: length, reward models in folders, implicit rewards; see test_judge_endpoints.py as
+well.
+"""
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from smoldpo.utils.errors import ModelError, UsageError
 
 CHAT = ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "How are you?"})
 
-# --- Verdicts and their sum -------------------------------------------------------------------------------
+# --- Verdicts and their sum
+# -------------------------------------------------------------------------------
 
 
 def test_win_rate_by_hand():
@@ -91,7 +94,8 @@ def test_what_is_no_judge_is_a_usage_error(spec, message):
     assert "secret" not in str(caught.value)
 
 
-# --- Models -----------------------------------------------------------------------------------------------
+# --- Models
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

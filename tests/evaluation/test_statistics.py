@@ -80,8 +80,8 @@ def test_interval_of_clustered_scores_covers():
 
 def test_effective_size_by_hand():
     assert effective_size([1, 0, 1, 1], singles(4)) == 4
-    # Two prompts, right twice and wrong twice: residual sums +1 and -1, variance 2 * 2/1 = 4, against
-    # 4 * 1/4 = 1 if independent. So four pairs tell as much as one.
+    # Two prompts, right twice and wrong twice: residual sums +1 and -1, variance 2 * 2/1 = 4,
+    # against 4 * 1/4 = 1 if independent. So four pairs tell as much as one.
     assert effective_size([1, 1, 0, 0], ["a", "a", "b", "b"]) == pytest.approx(1)
     assert effective_size([1, 1, 1, 1], ["a", "a", "b", "b"]) == 4  # no variance to judge by
 
@@ -139,7 +139,9 @@ def test_no_change_at_all_is_p_one():
 
 @pytest.mark.parametrize("pairs_to_a_prompt", [1, 4])
 def test_false_alarms_under_no_change(pairs_to_a_prompt):
-    """Where nothing changed, p < 0.05 comes up in at most 5% (exact tests are a little shy of it)."""
+    """Where nothing changed, p < 0.05 comes up in at most 5% (exact tests are a little shy of
+    it).
+    """
     random = np.random.default_rng(4)
     prompts = 120 // pairs_to_a_prompt
     groups = [str(number // pairs_to_a_prompt) for number in range(120)]

@@ -1,4 +1,5 @@
-"""The real command in a child process that can be killed or starved, without a second of imports each time.
+"""The real command in a child process that can be killed or starved, without a second of imports
+each time.
 
 Children are forked from a server process that has imported everything and computed nothing.
 """
@@ -77,7 +78,8 @@ def start(
     """Start `smoldpo <arguments>`.
 
     Args:
-        plant: a function of planted.py, called in the child before the command, with `planted_with`.
+        plant: a function of planted.py, called in the child before the command, with
+            `planted_with`.
         limits: resource limits by number.
     """
     words = [str(argument) for argument in arguments]

@@ -38,9 +38,10 @@ class Workplace:
         return [
             "train", "--model", self.model, "--data", self.pairs, "--output-dir", name,
             "--per-device-train-batch-size", 2, "--gradient-accumulation-steps", 4,
-            "--learning-rate", "1e-2", "--num-train-epochs", 3, "--dtype", "float32", "--device", "cpu",
-            "--freeze-layers", 2, "--compile", "off", "--sample-prompt", "none", "--max-tokens", 400,
-            "--warmup-ratio", 0,
+            "--learning-rate", "1e-2", "--num-train-epochs", 3, "--dtype", "float32", "--device",
+            "cpu", "--freeze-layers", 2, "--compile", "off", "--sample-prompt", "none",
+            "--max-tokens",
+            400, "--warmup-ratio", 0,
             "--generate-prompts", 0, "--save-steps", 2, "--eval-steps", 5, *more,
         ]  # fmt: skip
 
@@ -59,7 +60,9 @@ class Workplace:
         return said
 
     def killed(self, *words: object, plant=planted.kill_in_step, at: object) -> None:
-        """Run it until it kills itself: in the step after `at` finished ones, or where `plant` says."""
+        """Run it until it kills itself: in the step after `at` finished ones, or where `plant`
+        says.
+        """
         code, said = self.run(*words, plant=plant, planted_with=(at,))
         assert code == -signal.SIGKILL, said
 
@@ -76,7 +79,9 @@ def workplace(folder: Path, model: Path) -> Workplace:
 
 @pytest.fixture(scope="session")
 def often(server, tmp_path_factory, tiny_folder) -> Workplace:
-    """For runs that many tests copy or compare with; what is compared names no path, so once will do."""
+    """For runs that many tests copy or compare with; what is compared names no path, so once will
+    do.
+    """
     return workplace(tmp_path_factory.mktemp("often"), tiny_folder)
 
 

@@ -27,7 +27,9 @@ def without_pictures() -> None:
 
 
 def kill_at_file_operation(number: int, record: str | None = None) -> None:
-    """SIGKILL itself before file operation `number` (from 1) inside saves; `record` counts them instead."""
+    """SIGKILL itself before file operation `number` (from 1) inside saves; `record` counts them
+    instead.
+    """
     import shutil
 
     from smoldpo.training import checkpoint, checkpointer
@@ -88,7 +90,9 @@ def slow_steps(seconds: float) -> None:
 
 
 def kill_in_sweep(place: str, trial: int = 2) -> None:
-    """SIGKILL itself while a sweep writes its pairs, at a trial's beginning, step or end, or at its end."""
+    """SIGKILL itself while a sweep writes its pairs, at a trial's beginning, step or end, or at its
+    end.
+    """
     from smoldpo.engine.fast import FastEngine
     from smoldpo.sweep import run as sweep_run
     from smoldpo.sweep import splits, trials
@@ -237,7 +241,9 @@ def wrong_resume(fault: str) -> None:
 
 
 def memory_is_short_before_training(spare: int) -> None:
-    """From before the first step on, the address space may grow by `spare` bytes and no more (RLIMIT_AS)."""
+    """From before the first step on, the address space may grow by `spare` bytes and no more
+    (RLIMIT_AS).
+    """
     from smoldpo.training.run import Run
 
     original = Run._fit_memory
@@ -256,7 +262,9 @@ def _limit_address_space(spare: int) -> None:
 
 
 def memory_runs_out_in_steps(spare: int) -> None:
-    """From the first step on, the address space may grow by `spare` bytes and no more (RLIMIT_AS)."""
+    """From the first step on, the address space may grow by `spare` bytes and no more
+    (RLIMIT_AS).
+    """
     from smoldpo.engine.fast import FastEngine
 
     original = FastEngine.accumulate_gradients
@@ -278,7 +286,9 @@ def kill_in_noisy_step(step: int) -> None:
 
 
 def kill_in_step(step: int) -> None:
-    """SIGKILL itself in the step after `step` finished ones, when part of its gradients are added up."""
+    """SIGKILL itself in the step after `step` finished ones, when part of its gradients are added
+    up.
+    """
     from smoldpo.engine.fast import FastEngine
     from smoldpo.training import loop
 
@@ -317,7 +327,9 @@ def kill_after_step(step: int) -> None:
 
 
 def disk_fills_after_saves(saves: int) -> None:
-    """After so many checkpoints no file may grow larger than half of a checkpoint's (RLIMIT_FSIZE)."""
+    """After so many checkpoints no file may grow larger than half of a checkpoint's
+    (RLIMIT_FSIZE).
+    """
     from smoldpo.training import checkpointer
 
     original, done = checkpointer.save_checkpoint, 0
@@ -342,7 +354,9 @@ def small_disk(free: int) -> None:
 
 
 def template_limits(lowered: dict[str, float]) -> None:
-    """Chat templates render within these limits (`seconds`, `more_bytes`); a dialogue needs far less."""
+    """Chat templates render within these limits (`seconds`, `more_bytes`); a dialogue needs far
+    less.
+    """
     from smoldpo.data import template_sandbox
 
     limits = template_sandbox.limits

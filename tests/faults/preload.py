@@ -1,4 +1,6 @@
-"""Imported by the server from which children are forked: what each would read anew; nothing is computed."""
+"""Imported by the server from which children are forked: what each would read anew; nothing is
+computed.
+"""
 
 import gc
 

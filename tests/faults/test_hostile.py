@@ -1,9 +1,11 @@
-"""Faults 13 to 16, 19 and 20: what a hostile input would try. The real command, with harmless input.
+"""Faults 13 to 16, 19 and 20: what a hostile input would try. The real command, with harmless
+input.
 
-Nothing here harms other software: a canary leaves an empty file, and what is over a limit is so by little,
-or the limit is set low. Elsewhere: the bounds of each limit of chat templates (data/test_template_sandbox),
-pickles named in code (test_layout), Parquet files that grow, and broken ones (data/test_sources), every
-rule about texts (data/test_cleaning), formulas in CSV cells and byte-for-byte JSONL (data/test_convert).
+Nothing here harms other software: a canary leaves an empty file, and what is over a limit is so by
+little, or the limit is set low. Elsewhere: the bounds of each limit of chat templates
+(data/test_template_sandbox), pickles named in code (test_layout), Parquet files that grow, and
+broken ones (data/test_sources), every rule about texts (data/test_cleaning), formulas in CSV cells
+and byte-for-byte JSONL (data/test_convert).
 """
 
 import gzip
@@ -54,7 +56,8 @@ def test_the_canary_sings(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "pytorch_model.bin", "config.json", "tokenizer.json", "tokenizer_config.json",
+    ["model.safetensors", "pytorch_model.bin", "config.json", "tokenizer.json",
+     "tokenizer_config.json",
      "generation_config.json", "chat_template.jinja", "model.pt", "training_args.bin"],
 )  # fmt: skip
 def test_a_pickle_in_a_model_folder_is_never_loaded(place, model, canary, name):
@@ -156,13 +159,15 @@ TEMPLATES = {
     ),
     "not a template": ("{% for %}", {}, "cannot be used"),
 }
-"""What stands before an ordinary template, limits to lower, and what is said. Without our limits each
-renders in under a second and in less than 100 MB, or ends with an ordinary error."""
+"""What stands before an ordinary template, limits to lower, and what is said. Without our limits
+each renders in under a second and in less than 100 MB, or ends with an ordinary error."""
 
 
 @pytest.mark.parametrize(("template", "lower", "says"), TEMPLATES.values(), ids=TEMPLATES)
 def test_chat_templates_over_the_limits(place, model, template, lower, says):
-    """Fault 15: an error that says which limit; data/test_template_sandbox has each limit's bounds."""
+    """Fault 15: an error that says which limit; data/test_template_sandbox has each limit's
+    bounds.
+    """
     (model / "chat_template.jinja").write_text(template + CHAT_TEMPLATE)
     lowered = {"plant": planted.template_limits, "planted_with": (lower,)}
     code, said = place.run("chat", model, "--prompt", "Hello", **lowered)

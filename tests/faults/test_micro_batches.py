@@ -1,7 +1,8 @@
-"""Fault 9: however a step is cut, ragged last groups too, its gradients are the same within 1e-10 (float64).
+"""Fault 9: however a step is cut, ragged last groups too, its gradients are the same within 1e-10
+(float64).
 
-For the fast engine see equivalence/test_fast_engine.py::test_any_cut_into_streams; for whole trainings
-test_trainer.py::test_training_does_not_depend_on_the_micro_batch. Here: the plain engine,
+For the fast engine see equivalence/test_fast_engine.py::test_any_cut_into_streams; for whole
+trainings test_trainer.py::test_training_does_not_depend_on_the_micro_batch. Here: the plain engine,
 and both engines after memory ran out.
 """
 

@@ -54,7 +54,9 @@ def test_killed_at_random_moments(place, whole):
 
 
 def test_lengths_and_weights_resume_exactly(place):
-    """What these losses read beside the sums is kept with the reference, or computed anew to the bit."""
+    """What these losses read beside the sums is kept with the reference, or computed anew to the
+    bit.
+    """
     more = ("--ld-alpha", 0.3, "--use-weighting", "--loss-type", "sigmoid,sft")
     place.ok(*place.training("whole", *more))
     place.killed(*place.training("run", *more), at=5)
@@ -87,7 +89,8 @@ def test_stopped_and_resumed_three_times(place, whole, at):
 
 
 BEGAN = {
-    "contents": ("model", "reference", "configuration", "tokenizer", "chat_template", "data", "tokens"),
+    "contents": ("model", "reference", "configuration", "tokenizer", "chat_template", "data",
+     "tokens"),
     "computing": ("dtype", "device", "frozen_layers", "threads", "engine", "kernels", "compiled"),
     "machine": (
         "processor", "smoldpo", "smoldpo's forward pass", "torch", "transformers", "tokenizers",

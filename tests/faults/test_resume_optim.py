@@ -1,4 +1,6 @@
-"""Killed and resumed to the same bits: every optimizer, rates by pattern, averages, a moving reference."""
+"""Killed and resumed to the same bits: every optimizer, rates by pattern, averages, a moving
+reference.
+"""
 
 import importlib.util
 import shutil

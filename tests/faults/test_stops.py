@@ -1,4 +1,6 @@
-"""Faults 5, 6, 8 and 10: told to stop, no disk, no number, no memory; and what resume refuses (12)."""
+"""Faults 5, 6, 8 and 10: told to stop, no disk, no number, no memory; and what resume refuses
+(12).
+"""
 
 import json
 import shutil
@@ -72,7 +74,9 @@ def test_ctrl_c_while_loading(place):
 
 
 def test_no_space_left_during_a_save(place, whole):
-    """Fault 5: a limit on file sizes strikes in the second save's largest file, as a full disk would."""
+    """Fault 5: a limit on file sizes strikes in the second save's largest file, as a full disk
+    would.
+    """
     code, said = place.run(
         *place.training("run"), plant=planted.disk_fills_after_saves, planted_with=(1,)
     )
@@ -111,7 +115,9 @@ def test_a_loss_that_is_not_finite(place):
 
 
 def test_out_of_memory(place, write_rows):
-    """Fault 10: the address space is limited for real; the step keeps its pairs, and its gradients."""
+    """Fault 10: the address space is limited for real; the step keeps its pairs, and its
+    gradients.
+    """
     items = [row | {"prompt": row["prompt"] * 12} for row in rows(40)]
     write_rows(items)
     words = ["--max-tokens", 8000, "--max-steps", 3, "--dtype", "float64", "--eval-steps", "none"]
@@ -132,7 +138,9 @@ def test_out_of_memory(place, write_rows):
 
 
 def test_memory_is_counted_before_it_is_taken(place, write_rows):
-    """Fault 10 on a CPU: with little left the step is cut before it is tried, and is the same step."""
+    """Fault 10 on a CPU: with little left the step is cut before it is tried, and is the same
+    step.
+    """
     write_rows([row | {"prompt": row["prompt"] * 12} for row in rows(40)])
     words = ["--max-tokens", 8000, "--max-steps", 3, "--dtype", "float64", "--eval-steps", "none"]
     words += ["--per-device-train-batch-size", 16, "--gradient-accumulation-steps", 1]
@@ -210,7 +218,9 @@ def test_resume_refuses_what_is_not_what_it_was(changing, what):
 
 
 def test_the_reference_stays_what_it_was(place, tmp_path, other_model):
-    """Fault 12: with a reference of its own, of which nothing is kept on disk; and one that changed."""
+    """Fault 12: with a reference of its own, of which nothing is kept on disk; and one that
+    changed.
+    """
     reference = tmp_path / "reference"
     shutil.copytree(other_model, reference)
     words = ["--reference", reference, "--cache", "memory"]

@@ -194,7 +194,9 @@ def test_alpha_divergence_is_reverse_kl_at_one():
 
 
 def random_tokens(dtype, seed=0, pairs=7):
-    """Per-token log-probabilities of answers of 1 to 12 tokens, both sides, policy and reference."""
+    """Per-token log-probabilities of answers of 1 to 12 tokens, both sides, policy and
+    reference.
+    """
     random = torch.Generator().manual_seed(seed)
 
     def side(lengths):
@@ -241,7 +243,9 @@ SMOOTHED = {"exo_pair", "robust", "aot", "aot_unpaired"}
 
 
 def close(found, expected, dtype, names=()):
-    """To rounding. TRL has exo_pair's logarithms of ε in float32 whatever the log-probabilities are in."""
+    """To rounding. TRL has exo_pair's logarithms of ε in float32 whatever the log-probabilities are
+    in.
+    """
     exact = dtype == torch.float64
     bound = {"rtol": 1e-12, "atol": 1e-13} if exact else {"rtol": 2e-5, "atol": 1e-6}
     if exact and "exo_pair" in names:

@@ -1,4 +1,6 @@
-"""A pair's own weight, margin and β: from the row's columns to the loss, and only where asked for."""
+"""A pair's own weight, margin and β: from the row's columns to the loss, and only where asked
+for.
+"""
 
 import json
 
@@ -56,7 +58,9 @@ def test_where_a_pair_is_made_of_several_rows_there_is_no_such_column():
 
 
 def test_a_run_with_weights(cli, tiny_folder, write_rows, tmp_path):
-    """A pair of weight 0 takes no part: the losses are those of a step that counts it as nothing."""
+    """A pair of weight 0 takes no part: the losses are those of a step that counts it as
+    nothing.
+    """
     own = [row | {"w": index % 2, "b": 0.1 + index % 3} for index, row in enumerate(rows(40))]
     file = write_rows(own)
     found = []

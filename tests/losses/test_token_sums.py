@@ -13,7 +13,8 @@ from smoldpo.losses.inputs import desensitised, pair_weights
 from smoldpo.types import PairLogps, TokenizedPair
 
 LN2 = math.log(2)
-# Three pairs: chosen longer, rejected longer, both alike. Log-probabilities and log Σ p² of each token.
+# Three pairs: chosen longer, rejected longer, both alike. Log-probabilities and log Σ p² of each
+# token.
 CHOSEN = [[-1.0, -2.0, -3.0, -4.0], [-2.0], [-1.0, -1.0]]
 REJECTED = [[-5.0, -1.0], [-1.0, -2.0, -6.0], [-2.0, -3.0]]
 REFERENCE = PairLogps(
@@ -63,8 +64,9 @@ def losses(policy=POLICY, reference=REFERENCE, names=("sigmoid",), **settings):
     return Objective.of(names, beta=0.5, **settings)(policy, reference, PAIRS, PAIRS).tolist()
 
 
-# chosen 10, 2, 2 below zero, of which 7 in the first's tail; rejected 6, 9, 5, of which 8 in the second's.
-# α = 0: policy 3, 2, 2 and 6, 1, 5; reference 4, 2, 2 and 6, 2, 5: logits 1 - 0, 0 - 1, 0.
+# chosen 10, 2, 2 below zero, of which 7 in the first's tail; rejected 6, 9, 5, of which 8 in the
+# second's. α = 0: policy 3, 2, 2 and 6, 1, 5; reference 4, 2, 2 and 6, 2, 5: logits 1 - 0, 0 - 1,
+# 0.
 @pytest.mark.parametrize(
     "ld_alpha, logits",
     [

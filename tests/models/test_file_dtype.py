@@ -140,7 +140,8 @@ def test_float16_files_are_read_as_exactly(tmp_path, tiny_tokenizer):
         make_wide(tmp_path / str(dtype), tiny_tokenizer, dtype)
         for dtype in (torch.float16, torch.float32)
     )
-    # What bfloat16 holds and float16 does not is rounded in the file, so both start from the file's values.
+    # What bfloat16 holds and float16 does not is rounded in the file, so both start from the file's
+    # values.
     weights = {name: w.float() for name, w in load_file(narrow / "model.safetensors").items()}
     save_file(weights, full / "model.safetensors", metadata={"format": "pt"})
     for compute in (torch.float32, torch.bfloat16):
@@ -272,7 +273,9 @@ def test_a_reference_of_its_own(untied, tmp_path, tiny_tokenizer):
 
 @pytest.mark.parametrize("shard", [1 << 30, 4 << 20])
 def test_what_is_saved_is_what_transformers_saves(folders, tmp_path, monkeypatch, shard):
-    """In full precision, though parts of it lie in another; in files of a size that memory has room for."""
+    """In full precision, though parts of it lie in another; in files of a size that memory has room
+    for.
+    """
     monkeypatch.setattr(save, "SHARD_BYTES", shard)
     narrow, full = (LlamaForCausalLM.from_pretrained(f, dtype="auto") for f in folders)
     for model in (narrow, full):

@@ -55,7 +55,9 @@ def test_the_seed_and_only_the_seed_changes_an_answer(sharp, tiny_tokenizer):
 
 
 def test_two_models_meet_the_same_random_numbers(sharp, tiny_tokenizer):
-    """A model that hardly differs gives nearly the same answers; with other numbers none would agree."""
+    """A model that hardly differs gives nearly the same answers; with other numbers none would
+    agree.
+    """
     near = copy.deepcopy(sharp)
     with torch.no_grad():
         near.model.norm.weight.mul_(1 + 1e-6)
@@ -89,7 +91,9 @@ def contextless(words: int) -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_sampling_follows_the_models_own_distribution(tiny_tokenizer, temperature):
-    """Chi-square over first and second tokens, though the model's settings would have it otherwise."""
+    """Chi-square over first and second tokens, though the model's settings would have it
+    otherwise.
+    """
     words, count = 12, 3000
     model = contextless(words)
     model.generation_config = GenerationConfig(
@@ -109,7 +113,9 @@ def test_sampling_follows_the_models_own_distribution(tiny_tokenizer, temperatur
 
 
 def follows(seen: Counter, model, last: int, temperature: float) -> None:
-    """Chi-square of what was seen behind `last`; words that are expected less than five times are one."""
+    """Chi-square of what was seen behind `last`; words that are expected less than five times are
+    one.
+    """
     logits = model(torch.tensor([[last]])).logits[0, -1].detach() / temperature
     expected = seen.total() * torch.softmax(logits, -1)
     observed = torch.tensor([seen[word] for word in range(len(expected))]).double()
@@ -170,7 +176,9 @@ def test_a_streamed_answer_is_the_same_as_a_batched_one(sharp, tiny_tokenizer):
 
 
 def test_noise_is_gumbels():
-    """Mean γ and variance π²/6; no two alike, where float32's uniform numbers would have thousands alike."""
+    """Mean γ and variance π²/6; no two alike, where float32's uniform numbers would have thousands
+    alike.
+    """
     from smoldpo.models.generate import _generator, _Gumbel
 
     noise = _Gumbel(1.0, [_generator(0, [1])])(torch.zeros(1, 1), torch.zeros(1, 400_000).double())

@@ -180,7 +180,9 @@ def test_the_hash_is_of_the_content(tiny_folder):
 
 @pytest.mark.real
 def test_real_logps_do_not_depend_on_the_batch_to_the_last_bit(real, shared):
-    """Why the first loss is ln 2 exactly: the reference is computed in other batches than the policy."""
+    """Why the first loss is ln 2 exactly: the reference is computed in other batches than the
+    policy.
+    """
     from smoldpo.data.load import load_pairs
     from smoldpo.data.tokenize import PairTokenizer
     from smoldpo.engine.autotune import compute_dtype

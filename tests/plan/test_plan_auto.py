@@ -74,7 +74,9 @@ def test_a_budget_too_small_says_what_the_least_is(cli, planted, tiny_folder, da
 
 
 def test_auto_counts_the_programs_start_as_plan_does(cli, planted, tiny_folder, data, monkeypatch):
-    """Where it took 1,000 s, a budget 500 s short fits nothing; the error says what planning took."""
+    """Where it took 1,000 s, a budget 500 s short fits nothing; the error says what planning
+    took.
+    """
     monkeypatch.setattr(main, "seconds_since_start", lambda: 1000.0)
     told = ["--model", tiny_folder, "--data", data, "--max-steps", 1, "--freeze-layers", "auto"]
     depths = plan(cli, *told, "--budget", "9999h")["depths"]

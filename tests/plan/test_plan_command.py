@@ -232,7 +232,9 @@ def fitted(monkeypatch):
 
 @pytest.mark.parametrize("kind", TIMED)
 def test_what_is_timed(cli, tiny_folder, data, fitted, kind):
-    """Of a pass: trunk layers, layers above, pairs; of a step: layers, whether its update counts."""
+    """Of a pass: trunk layers, layers above, pairs; of a step: layers, whether its update
+    counts.
+    """
     settings, passes, steps = TIMED[kind]
     plan(cli, "--model", tiny_folder, "--data", data, *settings)
     passed, stepped = fitted

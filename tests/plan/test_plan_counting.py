@@ -343,7 +343,9 @@ def test_the_trial_size_is_what_a_machine_can_do():
 
 
 def test_the_operations_of_a_trial_by_hand():
-    """Two pairs of 245 tokens, 100 scored, at one layer of thirty of a million parameters in all."""
+    """Two pairs of 245 tokens, 100 scored, at one layer of thirty of a million parameters in
+    all.
+    """
     logits, layer, size = 2 * 100 * 1_000, 1_000_000 / 30, (245, 100, 900)
     run = TrialDepth(FreezeDepth(29, 29, 30, 50, False))
     prepared = 1920 * 1_000_000 + 2 * logits  # 2 x 2 x 245 + 900 tokens fill one block

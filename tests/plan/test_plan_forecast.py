@@ -206,7 +206,8 @@ HOUR = Times([Phase("start", 600.0), Phase("epoch 1", 3000.0)])
         ([100, 150, 120], [], ["swung between 100 and 150 GFLOP/s"]),
         ([100], [50, 50], []),  # two are not enough to tell what is usual
         ([100], [114] * 3, []),
-        ([100], [300, 200, 100, 200], ["at 100 GFLOP/s while planning, and at 200 in this machine's "
+        ([100], [300, 200, 100, 200],
+         ["at 100 GFLOP/s while planning, and at 200 in this machine's "
                                        "last 4 commands: at that speed the run takes 35 min"]),
         ([100], [50] * 3, ["at that speed the run takes 1 h 50 min"]),
         ([60, 100, 120], [200] * 3, ["swung between 60 and 120", "at 100 GFLOP/s while planning"]),

@@ -1,4 +1,6 @@
-"""The report: its figures are those of the run folder, it is whole without files, and nothing in it runs."""
+"""The report: its figures are those of the run folder, it is whole without files, and nothing in it
+runs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The report in a real browser: it fits, its figures are right, it runs nothing and asks for nothing."""
+"""The report in a real browser: it fits, its figures are right, it runs nothing and asks for
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -93,10 +95,12 @@ CONTRASTS = """() => {
     return over(parse(getComputedStyle(e).backgroundColor), ground(e.parentElement)); };
   const found = [];
   for (const e of document.querySelectorAll('body, body *')) {
-    if (e.closest('svg') || ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    if (e.closest('svg') || ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
+      continue;
     const [a, b] = [light(parse(getComputedStyle(e).color).slice(0, 3)), light(ground(e))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) found.push([ratio.toFixed(2), e.tagName, e.className, e.textContent.slice(0, 30)]);
+    if (ratio < 4.5)
+      found.push([ratio.toFixed(2), e.tagName, e.className, e.textContent.slice(0, 30)]);
   }
   return found; }"""
 

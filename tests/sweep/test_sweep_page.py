@@ -1,4 +1,6 @@
-"""A sweep's page and tables, from made-up trials: figures are there, nothing runs, and it fits a phone."""
+"""A sweep's page and tables, from made-up trials: figures are there, nothing runs, and it fits a
+phone.
+"""
 
 import json
 import re
@@ -79,12 +81,14 @@ def made_up(folder, space=SPACE, count=12, pairs=120):
     side = {"before": -9.0, "after": -8.0, "change": share(1.0), "per_token": share(0.1)}
     drift = {"chosen": side, "rejected": side, "perplexity_chosen": {"before": 2.0, "after": 1.9}}
     final = {
-        "trial": 1, "n": 99, "prompts": 60, "metric": "reward", "headline": "h", "verdict": "change",
-        "accuracy": {"reward": part, "logp": part}, "baselines": {}, "drift": drift, "judges": [],
+        "trial": 1, "n": 99, "prompts": 60, "metric": "reward", "headline": "h",
+        "verdict": "change", "accuracy": {"reward": part, "logp": part}, "baselines": {},
+        "drift": drift, "judges": [],
     }  # fmt: skip
     about = {
         "name": f"mine {HOSTILE}", "metric": "reward", "method": "random", "planned": count,
-        "train": {"pairs": 900, "prompts": 800}, "validation": {"pairs": pairs, "prompts": pairs // 2},
+        "train": {"pairs": 900, "prompts": 800}, "validation": {"pairs": pairs,
+         "prompts": pairs // 2},
         "final_pairs": {"pairs": 99, "prompts": 60},
     }  # fmt: skip
     return collect(about, records, folders, FinalResult.model_validate(final))

@@ -18,7 +18,9 @@ from sweeping import results, sides, timeless
 
 
 def test_adapters_and_averages_are_tried_like_any_setting(sweep, cli, out, tmp_path):
-    """And best/ holds what was measured: trained anew, it gives the same figures on the final pairs."""
+    """And best/ holds what was measured: trained anew, it gives the same figures on the final
+    pairs.
+    """
     sweep({"lora_r": [2, 4]}, use_peft=True, ema_decay=0.5)
     found = results(out)
     assert found["done"] == 2
@@ -284,8 +286,8 @@ def test_help_and_the_example(cli, pairs_file, tiny_folder, out):
     path = pairs_file.with_name("sweep.yaml")
     path.write_text(text.replace("[20, 25]", "[2, 3]"))
     result = cli(
-        "sweep", path, "--model", tiny_folder, "--data", pairs_file, "--trials", 2, "--max-steps", 1,
-        "--max-new-tokens", 2, "--output-dir", out,
+        "sweep", path, "--model", tiny_folder, "--data", pairs_file, "--trials", 2, "--max-steps",
+        1, "--max-new-tokens", 2, "--output-dir", out,
     )  # fmt: skip
     assert result.code == 0, result.err
     assert results(out)["done"] == 2

@@ -20,7 +20,9 @@ from sweeping import results
 
 @pytest.fixture
 def work(monkeypatch):
-    """What each trial computes: [streams through the trunk, pairs of the reference]; the last is best/."""
+    """What each trial computes: [streams through the trunk, pairs of the reference]; the last is
+    best/.
+    """
     counts: list[list[int]] = []
 
     def counting(owner, name, place):
@@ -85,7 +87,9 @@ def test_without_a_cache_the_reference_is_still_computed_once(sweep, work):
 
 
 def test_every_trial_computes_as_the_first_one_did(sweep, cli, out, monkeypatch):
-    """Which kernel is faster is measured once: another answer would round otherwise, and miss the cache."""
+    """Which kernel is faster is measured once: another answer would round otherwise, and miss the
+    cache.
+    """
     asked = []
     monkeypatch.setattr(
         build, "choose_kernels", lambda *_: asked.append(1) or KernelChoice(len(asked) % 2 == 1)

@@ -154,7 +154,8 @@ def test_all_problems_at_once():
             "model": {"min": 1, "max": 2}, "warmup_ratio": 0.5, "max_steps": {"mix": 1, "max": 2},
             "label_smoothing": {"min": 0, "max": 0.4, "scale": "log"}, "eval_fraction": [0.1],
             "judges": ["length"], "seed": [], "weight_decay": {"min": 0, "max": 1},
-            "freeze_layers": {"min": 1.5, "max": 3}, "adam_beta1": {"min": 0.5, "max": 2, "steps": 2},
+            "freeze_layers": {"min": 1.5, "max": 3}, "adam_beta1": {"min": 0.5, "max": 2,
+             "steps": 2},
         },
         lerning_rate=1, method="gird", metric="reward", final_fraction=2, num_train_epochs="many",
         label_smoothing=0.1,
@@ -229,8 +230,10 @@ def test_any_other_setting_can_be_tried():
 def test_the_plain_form_is_read_back_to_the_same():
     for plain in [
         {},
-        {"method": "random", "trials": 3, "sweep": {"beta": {"min": 1e-5, "max": 1, "scale": "log"}}},
-        {"sweep": {"freeze_layers": {"min": 2, "max": 4}, "loss_type": ["ipo", ["sigmoid", "sft"]]}},
+        {"method": "random", "trials": 3, "sweep": {"beta": {"min": 1e-5, "max": 1,
+         "scale": "log"}}},
+        {"sweep": {"freeze_layers": {"min": 2, "max": 4}, "loss_type": ["ipo", ["sigmoid",
+         "sft"]]}},
     ]:  # fmt: skip
         once = spec(**plain)
         again = build_spec(yaml.safe_load(once.as_yaml()), "mine")

@@ -10,7 +10,9 @@ SWEEPS = 200
 
 
 def simulated(rng, skills, pairs, to_a_prompt=1):
-    """Scores of trials: pairs differ in difficulty, prompts' pairs are alike, and trials err on their own."""
+    """Scores of trials: pairs differ in difficulty, prompts' pairs are alike, and trials err on
+    their own.
+    """
     prompts = pairs // to_a_prompt
     easy = np.repeat(rng.beta(3, 2, prompts), to_a_prompt)
     drawn = rng.random((len(skills), prompts)).repeat(to_a_prompt, axis=1)
@@ -41,7 +43,9 @@ def test_equal_trials_are_not_told_apart_more_often_than_promised(to_a_prompt):
 
 
 def test_so_many_alarms_would_be_seen():
-    """The canary: with the correction that comes to mind first, the same count is over the limit."""
+    """The canary: with the correction that comes to mind first, the same count is over the
+    limit.
+    """
     rng = np.random.default_rng(11)
     alarms = sum(bool(naively_worse(*simulated(rng, [0.0] * 20, 200))) for _ in range(100))
     assert alarms > 0.1 * 100
@@ -68,7 +72,9 @@ def test_a_truly_better_trial_is_found_and_told_from_the_others():
 
 
 def test_a_hand_worked_sweep():
-    """Three trials of eight pairs, one to a prompt: McNemar's p by hand, and Holm over all three pairs."""
+    """Three trials of eight pairs, one to a prompt: McNemar's p by hand, and Holm over all three
+    pairs.
+    """
     scores = {1: [1] * 8, 2: [0] * 8, 3: [1] * 7 + [0]}
     groups = [str(n) for n in range(8)]
     winner, beside = rank_trials(scores, groups)

@@ -75,7 +75,9 @@ def close(found, expected):
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_merged_and_unmerged_are_the_same_model(kind, train, tiny_folder):
-    """The run's own evaluation, the adapter as peft loads it, as smoldpo does, and merged: all equal."""
+    """The run's own evaluation, the adapter as peft loads it, as smoldpo does, and merged: all
+    equal.
+    """
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
 
@@ -119,7 +121,9 @@ def test_the_plain_engine_has_one_model_in_bfloat16_too(train, monkeypatch):
 
 @pytest.mark.parametrize("engine", ["plain", "fast"])
 def test_dora_starts_as_its_reference_in_float32(engine, train):
-    """To the last bit: the run itself holds the first loss to ln 2 within 1e-6, and here beta is 100."""
+    """To the last bit: the run itself holds the first loss to ln 2 within 1e-6, and here beta is
+    100.
+    """
     told = {"dtype": "float32", "use_dora": True, "freeze_layers": 0, "max_steps": 1}
     run = train("mine", engine=engine, beta=100.0, **told)
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[1])

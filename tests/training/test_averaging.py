@@ -83,7 +83,8 @@ def train(cli, tiny_folder, write_rows, tmp_path):
             "train", "--model", tiny_folder, "--data", "train.jsonl", "--eval-data", "held.jsonl",
             "--output-dir", name, "--learning-rate", "1e-3", "--max-steps", 4, "--dtype", "float32",
             "--freeze-layers", 2, "--sample-prompt", "none", "--warmup-ratio", 0, "--device", "cpu",
-            "--generate-prompts", 0, "--save-steps", 1, "--keep-checkpoints", 9, "--eval-steps", 2, *more,
+            "--generate-prompts", 0, "--save-steps", 1, "--keep-checkpoints", 9, "--eval-steps", 2,
+            *more,
         )  # fmt: skip
         assert result.code == 0, result.err
         return tmp_path / name

@@ -22,8 +22,8 @@ VIEW = ("pairs/s", "memory", "evaluated at step", "left")
 def arguments(model, data, run, *more):
     return [
         "-m", "smoldpo", "train", "--model", model, "--data", data, "--output-dir", run,
-        "--dtype", "float32", "--max-new-tokens", "2", "--generate-prompts", "2", "--freeze-layers", "2",
-        "--num-train-epochs", "4", "--eval-steps", "16", "--per-device-train-batch-size", "2",
+        "--dtype", "float32", "--max-new-tokens", "2", "--generate-prompts", "2", "--freeze-layers",
+        "2", "--num-train-epochs", "4", "--eval-steps", "16", "--per-device-train-batch-size", "2",
         "--gradient-accumulation-steps", "1", "--cache", "off", *more,
     ]  # fmt: skip
 
@@ -98,8 +98,8 @@ def test_a_run_on_a_terminal(width, variables, tiny_folder, pairs_file, tmp_path
     at = 0
     for said in (
         "data: ", "split: ", "precision: float32, as asked; cpu, 1 threads", "trains: ",
-        "layers 0-1", "layers 2-3", "final norm", "engine: fast", "prefers the human-preferred answer",
-        "implicit reward", "Policy:", "Run folder: ",
+        "layers 0-1", "layers 2-3", "final norm", "engine: fast",
+        "prefers the human-preferred answer", "implicit reward", "Policy:", "Run folder: ",
     ):  # fmt: skip
         found = text.find(squeezed(said), at)
         assert found >= 0, f"{said!r} is missing or out of order in\n{end}"

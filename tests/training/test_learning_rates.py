@@ -69,7 +69,9 @@ def test_what_is_no_pattern_and_rate(text, says):
 
 
 def test_rates_follow_the_schedule_and_the_metrics_keep_the_base(tiny_model, tmp_path):
-    """SGD moves each parameter by rate times gradient, so every rate can be read off the weights."""
+    """SGD moves each parameter by rate times gradient, so every rate can be read off the
+    weights.
+    """
     freeze(tiny_model, LayerSelection(2))
     config = build_config(
         {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": None, "max_steps": 4}

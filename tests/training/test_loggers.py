@@ -1,4 +1,6 @@
-"""Loggers: TensorBoard's files read back; the others' errors, and the calls that they make on a stand-in."""
+"""Loggers: TensorBoard's files read back; the others' errors, and the calls that they make on a
+stand-in.
+"""
 
 import json
 import math
@@ -17,8 +19,8 @@ from smoldpo.training.metrics_file import MetricsFile
 from smoldpo.utils.errors import ConfigError, SmoldpoError, UsageError
 
 SHORT = [
-    "--dtype", "float32", "--max-new-tokens", "2", "--generate-prompts", "2", "--freeze-layers", "2",
-    "--learning-rate", "1e-2",
+    "--dtype", "float32", "--max-new-tokens", "2", "--generate-prompts", "2", "--freeze-layers",
+    "2", "--learning-rate", "1e-2",
 ]  # fmt: skip
 STEP = {"step": 1, "epoch": 0.5, "loss": 0.7, "rewards/margins": 0.0, "pairs": 8}
 CHECK = {"step": 0, "eval_loss": 0.69}
@@ -183,7 +185,8 @@ def test_a_resumed_run_tells_nothing_twice(wandb, tmp_path):
     report(tmp_path / "run", "wandb", [CHECK, *steps])
     first = wandb.of("init")[0][2]["id"]
     wandb.clear()
-    # From a checkpoint after step 1: steps 2 and 3 again, then new ones; the evaluation of before not.
+    # From a checkpoint after step 1: steps 2 and 3 again, then new ones; the evaluation of before
+    # not.
     again = [CHECK, *steps[1:], STEP | {"step": 4}, {"step": 3, "eval_loss": 0.5}]
     report(tmp_path / "run", "wandb", again)
     assert wandb.of("init")[0][2]["id"] == first
@@ -221,8 +224,8 @@ def test_tensorboard_alone_does_not_write_its_memory_at_every_step(tmp_path, mon
 
 def test_a_new_run_in_the_same_folder_is_new(cli, wandb, tiny_folder, pairs_file, tmp_path):
     command = [
-        "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", tmp_path / "run", *SHORT,
-        "--max-steps", 1, "--report-to", "wandb", "--overwrite",
+        "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", tmp_path / "run",
+        *SHORT, "--max-steps", 1, "--report-to", "wandb", "--overwrite",
     ]  # fmt: skip
     for _ in range(2):
         result = cli(*command)

@@ -159,7 +159,9 @@ REFERENCE_LOSSES = [name for name, facts in FACTS.items() if facts.needs_referen
 
 @pytest.mark.parametrize("name", [*REFERENCE_LOSSES, "sigmoid,sft", "apo_zero,sft"])
 def test_the_first_loss_of_every_loss_is_checked(name, tiny_model, tmp_path, monkeypatch):
-    """Equal weights pass; a reference that is not the policy's start does not, whatever the loss."""
+    """Equal weights pass; a reference that is not the policy's start does not, whatever the
+    loss.
+    """
     smoothing = {"label_smoothing": 0.01} if name == "exo_pair" else {}
     settings = config(loss_type=name, max_steps=1, **smoothing)
     assert len(run(tiny_model, tmp_path, settings)) == 1

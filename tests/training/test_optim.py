@@ -1,4 +1,6 @@
-"""Each optimizer is the library's own; its state is what is counted, and goes through a file unchanged."""
+"""Each optimizer is the library's own; its state is what is counted, and goes through a file
+unchanged.
+"""
 
 import copy
 import importlib.util

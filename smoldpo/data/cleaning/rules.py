@@ -281,7 +281,7 @@ _CHECKS = (
     role_label, cut_off, refusal, mixed_language,
 )  # fmt: skip
 CHECKS: dict[str, Check] = {check.__name__: check for check in _CHECKS}
-"""Checks by the name of their rule; `near_identical` and `forged_control_token` take a parameter."""
+"""Checks by rule name; `near_identical` and `forged_control_token` take a parameter."""
 
 
 def mend_unicode(text: str) -> str:

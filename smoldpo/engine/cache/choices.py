@@ -31,7 +31,7 @@ def rates_file() -> Path:
 
 
 def stored_choice(name: str) -> Any:
-    """The choice of that name; None without one, or with another processor, torch or thread count."""
+    """The stored choice; None without one, or for other hardware, torch or thread count."""
     return _read(choices_file()).get(name)
 
 

@@ -1,4 +1,4 @@
-"""What smoldpo keeps between runs, under the cache folder: trunk states and reference log-probabilities.
+"""The cache folder: trunk states and reference log-probabilities between runs.
 
     <cache>/trunk/<key>/...        smoldpo/engine/cache/trunk_states.py
     <cache>/reference/<key>/...    smoldpo/engine/cache/reference_logps.py
@@ -26,7 +26,7 @@ KINDS = ("trunk", "reference")
 
 @dataclass(frozen=True)
 class Entry:
-    """One kept thing: where, its size in bytes, when it was last used (seconds since 1970), what it is."""
+    """One cached file: path, size in bytes, last use (seconds since 1970), what it holds."""
 
     kind: str
     folder: Path
@@ -47,7 +47,7 @@ def entry_folder(kind: str, key: str) -> Path:
 
 
 def unusable(read_only: bool = False) -> str | None:
-    """Why nothing can be stored on disk, or None; with `read_only` without making a folder or file."""
+    """Why nothing can be stored on disk, or None; `read_only` makes no folder or file."""
     folder = cache_folder()
     if read_only:
         while not folder.exists():
@@ -100,7 +100,7 @@ def clear(kept: list[Entry]) -> int:
 
 
 def trim(limit: float, keep: set[Path]) -> list[Entry]:
-    """Remove entries, longest unused first, until all take at most `limit` bytes; never those in `keep`."""
+    """Remove the least recently used until `limit` bytes are left; never those in `keep`."""
     everything = entries()
     total = sum(entry.bytes for entry in everything)
     removed = []

@@ -21,7 +21,7 @@ ENGINE = Path(__file__).parents[1]
 
 @functools.cache
 def code_sha256() -> str:
-    """SHA-256 (hex) of the engine's own code: an edit to any of its files may change a bit of a result."""
+    """SHA-256 (hex) of the engine's code: any edit may change a bit of a result."""
     digest = hashlib.sha256()
     for path in sorted(ENGINE.rglob("*.py")):
         digest.update(path.relative_to(ENGINE).as_posix().encode() + b"\n" + path.read_bytes())
@@ -30,16 +30,16 @@ def code_sha256() -> str:
 
 @functools.lru_cache(maxsize=1 << 17)
 def pair_key(pair: TokenizedPair, shared: int) -> str:
-    """SHA-256 (hex, its first half) of a pair's token ids, `shared` of which are computed for many pairs."""
+    """SHA-256 (hex, half of it) of a pair's token ids; `shared` hashed for many pairs."""
     ids = json.dumps([pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, shared])
     return hashlib.sha256(ids.encode()).hexdigest()[:32]
 
 
 def results_key(weights: str, dtype: torch.dtype, device: torch.device, **more: Any) -> str:
-    """SHA-256 (hex, its first half) over all that log-probabilities or states depend on but the tokens.
+    """SHA-256 (hex, half of it) over all that log-probabilities or states depend on but the tokens.
 
-    Kernels differ between versions of torch and transformers and between processors, and share a product
-    out between threads in ways that may round otherwise, so all of these are part of it.
+    Kernels differ between versions of torch and transformers and between processors, and share a
+    product out between threads in ways that may round otherwise, so all of these are part of it.
     """
     parts = {
         "code": code_sha256(),

@@ -1,12 +1,13 @@
 """The reference's log-probabilities, once a pair, for every epoch and for later runs.
 
     reference/<key>/about.json    what this is, for people
-    reference/<key>/logps.json    {"format", "logps": {pair key: [chosen, rejected, and their tails]},
+    reference/<key>/logps.json    {"format", "logps": {pair key: [chosen, rejected, their tails]},
                                   "sha256": of the former}
 
-<key> fixes the reference's weights and everything else that the numbers depend on (engine/cache/keys.py). The
-file is written by rename and checked when read; one that does not fit is left aside with a warning. The tails
-(types.PairLogps) are always kept, so that one store serves every `ld_alpha`.
+<key> fixes the reference's weights and everything else that the numbers depend on
+(engine/cache/keys.py). The file is written by rename and checked when read; one that does not fit
+is left aside with a warning. The tails (types.PairLogps) are always kept, so that one store serves
+every `ld_alpha`.
 """
 
 from __future__ import annotations

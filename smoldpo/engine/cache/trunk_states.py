@@ -32,7 +32,7 @@ import torch
 from smoldpo.utils.files import write_json
 
 FORMAT = 1
-"""How states lie in a file; part of <key> (engine/build.py), so files of another format are never met."""
+"""The format of a states file; part of <key> (engine/build.py), so others never match."""
 MEMORY_SHARE = 0.5
 """States in memory may take this share of what is free at the start; others are recomputed."""
 SHARD_BYTES = 256 << 20

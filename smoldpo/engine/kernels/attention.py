@@ -1,23 +1,24 @@
 """Shared-prefix attention, registered with transformers' attention interface.
 
-No model code is copied: a model whose attention goes through that interface calls the function below,
-and the layout of the stream travels to it as a keyword argument of the model's forward.
+No model code is copied: a model whose attention goes through that interface calls the function
+below, and the layout of the stream travels to it as a keyword argument of the model's forward.
 
-    CPU     pair by pair: forward by torch's fused kernel, or by matrix products where those are faster on
-            this machine; backward by matrix products, from weights formed anew
+    CPU     pair by pair: forward by torch's fused kernel, or by matrix products where those are
+            faster on this machine; backward by matrix products, from recomputed weights
     CUDA    one FlexAttention call over the stream, whose block mask skips what no query sees
             (flex_attention.py)
-    else    pair by pair, masked matrix products with autograd's backward; on CUDA too in float64, which
-            FlexAttention's kernel does not keep, and where that kernel cannot be compiled
+    else    pair by pair, masked matrix products with autograd's backward; on CUDA too in float64,
+            which FlexAttention's kernel does not keep, and where it cannot be compiled
 
-Pair by pair means: each pair is laid into a slot whose length is a multiple of STEP, filled up with rows
-that no query sees. Libraries compile a kernel for every shape they meet, which takes milliseconds and
-hundreds of kilobytes each, so there must be few shapes.
+Pair by pair means: each pair is laid into a slot whose length is a multiple of STEP, filled up with
+rows that no query sees. Libraries compile a kernel for every shape they meet, which takes
+milliseconds and hundreds of kilobytes each, so there must be few shapes.
 
-In the last layer only the rows from each prompt's last token on are read by anyone, so no others are queries.
+In the last layer only the rows from each prompt's last token on are read by anyone, so no others
+are queries.
 
-Dimensions: T tokens of the stream, S rows of all slots, n of one slot, m queries; H query heads, K key/value
-heads, G = H / K, d of one head.
+Dimensions: T tokens of the stream, S rows of all slots, n of one slot, m queries; H query heads, K
+key/value heads, G = H / K, d of one head.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def pair_attention(
     read: bool,
     fused: bool,
 ) -> torch.Tensor:
-    """Attention pair by pair, [1, T, H, d]; with `read`, right only for rows that are read at the end."""
+    """Attention pair by pair, [1, T, H, d]; with `read`, right for those rows alone."""
     how = _How(scaling, layout, window, read)
     if query.device.type == "cpu":
         return _SharedPrefix.apply(query, key, value, how, _fused if fused else _products)
@@ -112,8 +113,8 @@ def _gathered(states: torch.Tensor, layout: Layout, tokens: int) -> torch.Tensor
 def _blocks(slot: Slot, read: bool) -> Iterator[tuple[slice, slice]]:
     """Queries of a slot, and the keys among which all that they see lie; all multiples of STEP.
 
-    What a pair shares with others is computed in its own slot. A prompt's tokens do not see the answers, so
-    a long prompt has a block of its own.
+    What a pair shares with others is computed in its own slot. A prompt's tokens do not see the
+    answers, so a long prompt has a block of its own.
     """
     first = (slot.segment.prompt - 1 if read else slot.segment.shared) // STEP * STEP
     inside = slot.segment.prompt // STEP * STEP
@@ -124,13 +125,13 @@ def _blocks(slot: Slot, read: bool) -> Iterator[tuple[slice, slice]]:
 
 
 def _folded(states: torch.Tensor, groups: int) -> torch.Tensor:
-    """[H, m, d] with the query heads of a group as further rows: [K, G m, d], so that keys and values need
-    not be repeated for each query head."""
+    """[H, m, d] with the query heads of a group as further rows: [K, G m, d], so that keys and
+    values need not be repeated for each query head."""
     return states.reshape(states.shape[0] // groups, -1, states.shape[-1])
 
 
 def _weights(folded: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Softmax over the keys that each scaled query [K, G m, d] sees: [K, G m, n]; float32 inside."""
+    """Softmax over the keys that each scaled query [K, G m, d] sees: [K, G m, n]; in float32."""
     scores = torch.matmul(folded, keys.transpose(1, 2))
     groups = scores.shape[1] // len(bias)
     return torch.softmax(scores.unflatten(1, (groups, -1)).add_(bias), dim=-1).flatten(1, 2)
@@ -199,9 +200,10 @@ class _SharedPrefix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """With W = softmax(S):  dV = Wᵀ dO,  dS = W (dO Vᵀ - rowsum(W dO Vᵀ)),  dQ = dS K,  dK = dSᵀ Q.
+        """W = softmax(S): dV = Wᵀ dO, dS = W (dO Vᵀ - rowsum(W dO Vᵀ)), dQ = dS K, dK = dSᵀ Q.
 
-        Over whole slots, so that there is one shape to a slot's length; dO is zero in rows not read.
+        Over whole slots, so that there is one shape to a slot's length; dO is zero in rows not
+        read.
         """
         scaling, layout, window = ctx.how.scaling, ctx.how.layout, ctx.how.window
         query, key, value = (_spread(states, layout) for states in ctx.saved_tensors)
@@ -227,7 +229,8 @@ class _SharedPrefix(torch.autograd.Function):
             for states in (d_query, d_key, d_value)
         ]
         if len(layout.prefix_rows):
-            # Every pair that goes on from what is shared adds to the gradient of its keys and values.
+            # Every pair that goes on from what is shared adds to the gradient of its keys and
+            # values.
             for whole, states in zip(taken[1:], (d_key, d_value), strict=True):
                 copies = states.transpose(0, 1)[layout.prefix_rows]  # [pairs, tokens, K, d]
                 whole[0, : copies.shape[1]] += copies.sum(0)

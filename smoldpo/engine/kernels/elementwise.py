@@ -1,8 +1,8 @@
 """What a layer computes between its matrix products: pure functions, each of which may be compiled.
 
-Eager, each line is a pass over memory. torch.compile makes one pass of each function, which saves 5 to
-15% of the time on a CPU and takes some twenty seconds. So the run's length decides whether it is done
-(engine/compile.py), and the results differ by rounding alone.
+Eager, each line is a pass over memory. torch.compile makes one pass of each function, which saves 5
+to 15% of the time on a CPU and takes some twenty seconds. So the run's length decides whether it is
+done (engine/compile.py), and the results differ by rounding alone.
 
 Every function takes and returns [rows, width] tensors; `wide` is float32, or float64 for float64.
 """
@@ -19,9 +19,9 @@ import torch.nn.functional as F
 class Elementwise:
     """A function, plain or compiled; shapes are dynamic, so that it is not compiled for each.
 
-    torch.compile also tells a parameter, a view and what requires a gradient from other tensors, and after
-    eight such variants goes on without compiling. No derivative is taken of these functions, so they are
-    given all tensors detached, which are alike.
+    torch.compile also tells a parameter, a view and what requires a gradient from other tensors,
+    and after eight such variants goes on without compiling. No derivative is taken of these
+    functions, so they are given all tensors detached, which are alike.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -40,7 +40,7 @@ class Elementwise:
 
 
 def set_compiled(compiled: bool) -> None:
-    """Compile all functions of this module from their next call on, or go back to the plain ones."""
+    """Compile all functions of this module from their next call on, or stop doing so."""
     for found in globals().values():
         if isinstance(found, Elementwise):
             found.set_compiled(compiled)

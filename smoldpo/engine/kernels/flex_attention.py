@@ -1,9 +1,9 @@
-"""Shared-prefix attention over a whole stream in one call, for CUDA: FlexAttention with a block mask.
+"""Shared-prefix attention of a whole stream in one call, for CUDA: FlexAttention's block mask.
 
-FlexAttention (PyTorch) compiles the rule below into its kernel and skips the blocks of 128 x 128 in which no
-query sees any key: other pairs' blocks, that is, and what lies after a query. On a CPU it has no backward, so
-there the other forms of engine/kernels/attention.py are used, and the tests hold this rule against them. On a
-GPU itself it has not been run yet.
+FlexAttention (PyTorch) compiles the rule below into its kernel and skips the blocks of 128 x 128 in
+which no query sees any key: other pairs' blocks, that is, and what lies after a query. On a CPU it
+has no backward, so there the other forms of engine/kernels/attention.py are used, and the tests
+hold this rule against them. On a GPU itself it has not been run yet.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def stream_attention(
 
 @functools.cache
 def flex_is_usable(dtype: torch.dtype) -> bool:
-    """Whether FlexAttention's kernel can be compiled here for CUDA, forward and backward; tried once.
+    """Whether FlexAttention compiles here for CUDA, forward and backward; tried once.
 
     Its kernel adds up in float32, so it is not for float64.
     """

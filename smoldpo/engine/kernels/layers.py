@@ -1,22 +1,24 @@
-"""A decoder layer's parts as the same functions, with fewer passes over memory and closed-form backwards.
+"""A decoder layer's parts with fewer passes over memory and closed-form backward passes.
 
-transformers wires the layers; an engine computes with modules of its own (`own_modules`), which share the
-model's parameters and compute by the classes below:
+transformers wires the layers; an engine computes with modules of its own (`own_modules`), which
+share the model's parameters and compute by the classes below:
 
-    RMSNorm            y = w x r,  r = (mean(x²) + ε)^-1/2     keeps x and r, not five tensors of x's size
-    gated MLP          y = (silu(x Gᵀ) (x Uᵀ)) Dᵀ              keeps x, xGᵀ, xUᵀ; the product is formed anew
-    linear layers      y = x Wᵀ + b                            in blocks of rows, see below; both keep x only
-                                                               where a weight's gradient needs it
-    rotary embedding   y = x cos + rot(x) sin                  its backward is the opposite rotation
+    RMSNorm           y = w x r,  r = (mean(x²) + ε)^-1/2   saves x and r, not five such tensors
+    gated MLP         y = (silu(x Gᵀ) (x Uᵀ)) Dᵀ            saves x, xGᵀ, xUᵀ; product recomputed
+    linear layers     y = x Wᵀ + b                          in blocks of rows (below); both save x
+                                                            only where a weight's gradient needs it
+    rotary embedding  y = x cos + rot(x) sin                its backward is the opposite rotation
 
-Frozen matrices may lie in a narrower dtype than x: both passes upcast what they need, so that between them
-nothing wider is kept. Every number of bfloat16 and float16 is one of float32, so nothing is rounded.
+Frozen matrices may lie in a narrower dtype than x: both passes upcast what they need, so that
+between them nothing wider is kept. Every number of bfloat16 and float16 is one of float32, so
+nothing is rounded.
 
-Why blocks of rows: a CPU's matrix product may add in another order for another number of rows (oneDNN on
-AMX does), so a pair's log-probabilities would depend on what else is in the stream, in bfloat16 by whole
-nats. Every forward product here has the same number of rows, the last block padded, so a row's result
-depends on that row alone, to the last bit. That is why the first loss is ln 2 exactly, and why stored trunk
-states equal recomputed ones. Backward products are not filled up: they are not compared across streams.
+Why blocks of rows: a CPU's matrix product may add in another order for another number of rows
+(oneDNN on AMX does), so a pair's log-probabilities would depend on what else is in the stream, in
+bfloat16 by whole nats. Every forward product here has the same number of rows, the last block
+padded, so a row's result depends on that row alone, to the last bit. That is why the first loss is
+ln 2 exactly, and why stored trunk states equal recomputed ones. Backward products are not filled
+up: they are not compared across streams.
 
 Dimensions: T rows, D model width, F width inside the MLP.
 """
@@ -54,7 +56,7 @@ def row_blocks(states: torch.Tensor, rows: int) -> list[slice]:
 def block_product(
     block: torch.Tensor, weight: torch.Tensor, result: torch.Tensor, rows: int
 ) -> None:
-    """result [n, F] = block [n, D] times weightᵀ, filled up to `rows`: each row as if it were alone."""
+    """block [n, D] weightᵀ -> result [n, F], padded to `rows`: each row as if it were alone."""
     if len(block) == rows or block.device.type != "cpu":
         torch.mm(block, weight.T, out=result)
         return
@@ -72,7 +74,7 @@ def rows_product(states: torch.Tensor, weight: torch.Tensor, rows: int = ROWS) -
 
 
 def upcast(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """The weight in the states' dtype where that holds it exactly; else as it is, and the product refuses."""
+    """The weight in the states' dtype where that is exact; else unchanged: the product refuses."""
     exact = torch.promote_types(weight.dtype, states.dtype) == states.dtype
     return weight.to(states.dtype) if exact else weight
 
@@ -293,8 +295,8 @@ def own_modules(
 ) -> Any:
     """A copy of a base model or layer (Llama's shape) that computes by the classes above.
 
-    Parameters are shared. Modules, buffers and configuration are the copy's own, so that the model stays as
-    it is, and several copies may compute at once.
+    Parameters are shared. Modules, buffers and configuration are the copy's own, so that the model
+    stays as it is, and several copies may compute at once.
 
     Args:
         rows: of a forward product; whatever must agree with one another must have the same.
@@ -323,7 +325,7 @@ def own_modules(
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> bool:
-    """Let linear layers and embeddings whose weights are in another dtype compute in this one; if any are."""
+    """Let linear layers and embeddings whose weights are in another dtype compute in this one."""
     kinds = (nn.Linear, nn.Embedding)
     narrow = [m for m in model.modules() if isinstance(m, kinds) and m.weight.dtype != dtype]
     for module in narrow:

@@ -6,19 +6,20 @@ For a state h with target y and head W (V words x D), with p = softmax(W h):
     d log p(y)/dh  = W_y - pᵀ W
     d log p(y)/dW  = (e_y - p) hᵀ
 
-pᵀW is what attention computes for the query h when the head's rows are keys and values both. So torch's
-fused attention kernel gives pᵀW and logsumexp together, with logits in float32 that never leave the
-processor's cache. It is called for some thousand words at a time, whose packed copies stay in the cache
-too, and the parts are put together by their logsumexp: p of all words is p of a part times the part's share.
-Where there is no such kernel, or it is slow (`fused=False`), chunks of rows go through plain products, and
-the same two results come out.
+pᵀW is what attention computes for the query h when the head's rows are keys and values both. So
+torch's fused attention kernel gives pᵀW and logsumexp together, with logits in float32 that never
+leave the processor's cache. It is called for some thousand words at a time, whose packed copies
+stay in the cache too, and the parts are put together by their logsumexp: p of all words is p of a
+part times the part's share. Where there is no such kernel, or it is slow (`fused=False`), chunks of
+rows go through plain products, and the same two results come out.
 
-Where log Σ p² is asked for as well (`squares`, for losses that weigh pairs by it), it is taken from the
-chunks of plain products, which hold p: the fused kernel never shows it, and asking it twice would be a second
-product.
+Where log Σ p² is asked for as well (`squares`, for losses that weigh pairs by it), it is taken from
+the chunks of plain products, which hold p: the fused kernel never shows it, and asking it twice
+would be a second product.
 
-A frozen head needs nothing more: its backward scales the direction W_y - pᵀW by the incoming gradient.
-A head that trains also gives dW, for a few thousand words at a time, each word's row written once.
+A frozen head needs nothing more: its backward scales the direction W_y - pᵀW by the incoming
+gradient. A head that trains also gives dW, for a few thousand words at a time, each word's row
+written once.
 
 Dimensions: N scored positions, D model width, V words.
 """
@@ -34,7 +35,7 @@ import torch.nn.functional as F
 CHUNK = 128
 """Rows at a time without the fused kernel: [128, 49152] in float32 is 25 MB."""
 FILL = 64
-"""Rows are filled up to a multiple of this, for few shapes of products (engine/kernels/attention.py)."""
+"""Rows are padded to a multiple of this, for few shapes (kernels/attention.py)."""
 WORDS = 4096
 """Words of the head at a time in the fused kernel and for dW."""
 
@@ -62,7 +63,7 @@ def completion_scores(
     fused: bool = False,
     squares: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`completion_logps`, and log Σ_v p(v)² of each row, [N], without gradient; None unless `squares`.
+    """`completion_logps` and log Σ_v p(v)² of each row, [N]; None unless `squares`.
 
     With `squares` all comes from plain products, whatever `fused` says.
     """
@@ -124,12 +125,14 @@ def _chunk(
 ) -> _Scored:
     rows = len(states)
     if rows < CHUNK and states.device.type == "cpu":
-        # The same shape for every chunk, so that a row's result depends on that row alone (layers.py).
+        # The same shape for every chunk, so that a row's result depends on that row alone
+        # (layers.py).
         states = F.pad(states, (0, 0, 0, CHUNK - rows))
     logits = (states @ weight.T)[:rows]
     wide = torch.promote_types(logits.dtype, torch.float32)
     probs = torch.softmax(logits, dim=-1, dtype=wide)
-    # logit - log p is the same for every word; log p of the likeliest is near 0, so this loses nothing.
+    # logit - log p is the same for every word; log p of the likeliest is near 0, so this loses
+    # nothing.
     best, where = probs.max(-1)
     total = logits.gather(1, where[:, None]).squeeze(1).to(wide) - best.log()
     logps = logits.gather(1, targets[:, None]).squeeze(1).to(wide) - total
@@ -190,8 +193,8 @@ def _weight_gradient(
 ) -> torch.Tensor:
     """Sum over rows of grad (e_y - p) hᵀ: [V, D].
 
-    The target's own share, 1 - p(y), comes from its log-probability: logits formed anew in a narrow dtype
-    are too coarse for it where p(y) is near 1.
+    The target's own share, 1 - p(y), comes from its log-probability: logits formed anew in a narrow
+    dtype are too coarse for it where p(y) is near 1.
     """
     d_weight = torch.empty_like(weight)
     wide = total.dtype

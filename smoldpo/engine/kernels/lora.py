@@ -1,16 +1,17 @@
 """Linear layers with adapters as layers.py has those without: blocks of rows, closed-form backward.
 
     LoRA    y = x Wᵀ + s (x Aᵀ) Bᵀ + b
-    DoRA    y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b,   c = m / |W + s B A| by rows; the length has no gradient
+    DoRA    y = c (x Wᵀ + s (x Aᵀ) Bᵀ) + b,   c = m / |W + s B A| by rows; no gradient through |·|
             (Liu et al. 2024, section 4.3)
 
-W is frozen, so its gradient, a third of a full step's products, is not formed. Nothing of W's size is either:
-the lengths come from |w|² + 2 s w·(Aᵀ b) + s² b·(A Aᵀ b) for a row w of W and its row b of B. With B = 0 the
-result is that of the layer without adapter, to the last bit, so that both can share stored log-probabilities.
+W is frozen, so its gradient, a third of a full step's products, is not formed. Nothing of W's size
+is either: the lengths come from |w|² + 2 s w·(Aᵀ b) + s² b·(A Aᵀ b) for a row w of W and its row b
+of B. With B = 0 the result is that of the layer without adapter, to the last bit, so that both can
+share stored log-probabilities.
 
-These are the adapters that models/adapters.py makes. Others that peft can make (several at once, merged
-ones, with biases, in another precision than the states) keep peft's own forward, around the linear layers of
-layers.py. W may be stored in a narrower dtype.
+These are the adapters that models/adapters.py makes. Others that peft can make (several at once,
+merged ones, with biases, in another precision than the states) keep peft's own forward, around the
+linear layers of layers.py. W may be stored in a narrower dtype.
 
 Dimensions: T rows, D width in, F width out, r rank.
 """
@@ -43,7 +44,7 @@ def _add_low_rank(
 
 
 class AdaptedLinearFunction(torch.autograd.Function):
-    """Keeps x and x Aᵀ, and for DoRA y. With a `gate` x is silu(gate) states, formed anew of these two."""
+    """Saves x and x Aᵀ; for DoRA y. With a `gate`, x is silu(gate) states, recomputed."""
 
     @staticmethod
     def forward(
@@ -136,7 +137,7 @@ class GatedProductFunction(torch.autograd.Function):
 
 @torch.no_grad()
 def row_lengths(module: Any, weight: torch.Tensor) -> torch.Tensor:
-    """|W + s B A| of each row, [F], in the magnitudes' precision; with B = 0 |W| as it was measured, exactly.
+    """|W + s B A| of each row, [F], in the magnitudes' dtype; with B = 0 exactly the measured |W|.
 
     As a multiple of |W|: not every kernel's root of a rounded square is the number again.
 
@@ -201,7 +202,7 @@ def kind_of(module: nn.Module, dtype: torch.dtype) -> type[nn.Module]:
 
 
 def _is_ours(module: Any, dtype: torch.dtype) -> bool:
-    """Whether AdaptedLinear computes what peft's forward of this module does, of states in `dtype`."""
+    """Whether AdaptedLinear gives what peft's forward of this module gives in `dtype`."""
     if list(module.active_adapters) != [NAME] or module.merged or NAME not in module.lora_A:
         return False
     linear = (module.base_layer, module.lora_A[NAME], module.lora_B[NAME])

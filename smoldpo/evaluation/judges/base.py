@@ -24,7 +24,7 @@ class Verdict:
     score: float | None
     """For a: 1 better, 0 worse, 0.5 a tie; None where what the judge said cannot be understood."""
     disagreed: bool | None = None
-    """Whether the judge said otherwise when the answers swapped places; None where it was not asked twice."""
+    """Whether the judge disagreed with itself in swapped order; None if asked once."""
 
 
 class Judge(Protocol):
@@ -39,7 +39,7 @@ class Judge(Protocol):
 
 
 class LengthJudge:
-    """The answer with more characters wins: a baseline, for many judges like length more than they should."""
+    """The answer with more characters wins: a baseline, for many judges favour length."""
 
     name = "length"
 

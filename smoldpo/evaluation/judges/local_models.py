@@ -56,9 +56,9 @@ class RewardJudge:
 class ImplicitJudge:
     """The answer whose log π - log π_ref is higher wins: a DPO-trained policy as a reward model.
 
-    The sum over the whole answer and its end of turn, as training has it (Rafailov et al. 2023, section 4);
-    β would change no verdict. An answer that was cut off is scored as if it ended there. A policy that
-    judges its own answers says little: give another.
+    The sum over the whole answer and its end of turn, as training has it (Rafailov et al. 2023,
+    section 4); β would change no verdict. An answer that was cut off is scored as if it ended
+    there. A policy that judges its own answers says little: give another.
     """
 
     def __init__(self, model: str, reference: str = BUILTIN):
@@ -91,7 +91,7 @@ class ImplicitJudge:
 
 
 class _Scored:
-    """A model in float32 that gives log-probabilities, by the fast engine's scorer where that is proven."""
+    """A model in float32 that gives log-probabilities, by the fast engine where possible."""
 
     def __init__(
         self,
@@ -128,16 +128,18 @@ class RewardModel:
         """Load it.
 
         Raises:
-            ModelError: it cannot be loaded, has not one label, lacks weights, or has no chat template.
+            ModelError: it cannot be loaded, has not one label, lacks weights, or has no chat
+                template.
         """
         self.model = _load(source).to(device).eval()
         self.tokenizer = load_tokenizer(source)
         if not self.tokenizer.chat_template:
             raise ModelError(
-                f"{source.name}: its tokenizer has no chat template, so it cannot be told which words are "
-                "the prompt's and which the answer's; give a reward model for chats"
+                f"{source.name}: its tokenizer has no chat template, so it cannot be told which "
+                "words are the prompt's and which the answer's; give a reward model for chats"
             )
-        # What the template puts behind the end of turn (a line break) is part of what such models read.
+        # What the template puts behind the end of turn (a line break) is part of what such models
+        # read.
         room = positions(self.model) or sys.maxsize
         self.reader = PairTokenizer(self.tokenizer, room)
         self._behind = self._ids_behind_answer()
@@ -157,8 +159,8 @@ class RewardModel:
     def ids(self, prompt: Prompt, answer: str) -> list[int]:
         """The dialogue as the chat template writes it, the answer its last turn.
 
-        Control tokens spelled out in a text are read as text (data/tokenize.py), or an answer could end its
-        own turn and go on as somebody else.
+        Control tokens spelled out in a text are read as text (data/tokenize.py), or an answer could
+        end its own turn and go on as somebody else.
         """
         pair = self.reader.tokenize(PreferencePair(prompt, answer, answer))
         return [*pair.prompt_ids, *pair.chosen_ids, *self._behind]
@@ -189,6 +191,7 @@ def _load(source: ModelSource) -> Any:
         raise ModelError(f"{source.name}: is no reward model; its weights lack {lacking}")
     if model.config.num_labels != 1:
         raise ModelError(
-            f"{source.name}: is a classifier of {model.config.num_labels} labels; a reward model has one"
+            f"{source.name}: is a classifier of {model.config.num_labels} labels; a reward model "
+            "has one"
         )
     return model
