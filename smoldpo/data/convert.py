@@ -27,8 +27,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from smoldpo.data.files import csv_cell
 from smoldpo.data.schemas import PairReader, Unreadable
+from smoldpo.data.schemas.cells import refuse_printed, unpack
 from smoldpo.data.schemas.fields import TURN, as_messages
 from smoldpo.data.schemas.paired import PROMPT_IS_TEXT
 from smoldpo.data.sources import Row
@@ -109,8 +109,12 @@ class _Rows:
         layout = LAYOUTS[self.to]
         for pair in self.pairs:
             try:
+                refuse_printed(pair)
                 values = layout.write(pair)
                 _read_back(layout, values, pair)
+            except Unreadable:
+                problem = "holds text that would be read as messages (JSON, or as Python prints it)"
+                raise _refused(pair, problem) from None
             except _NotRepresentable as reason:
                 hint = "" if layout.marks_text else "; --to conversational can"
                 problem = f"--to {self.to} cannot hold this pair: {reason}{hint}"
@@ -281,12 +285,12 @@ def _write_csv(rows: _Rows, path: Path, delimiter: str = ",") -> int:
 
 
 def _csv_cell(pair: PreferencePair, value: Any) -> str:
-    """A cell's text: messages as JSON. Text that would be read as such JSON is refused."""
+    """A cell's text: messages as JSON. What would not be read again as it is is refused."""
     if isinstance(value, float):
         return repr(value)
     cell = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if csv_cell(cell) != value:
-        raise _refused(pair, "holds text that CSV would read as messages; write .jsonl")
+    if unpack(cell) != value:
+        raise _refused(pair, "holds what a cell of CSV cannot (an empty list); write .jsonl")
     return cell
 
 

@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+from smoldpo.data.arrow_rows import rows_of
 from smoldpo.utils.errors import DataError
 
 Numbered = Iterator[tuple[int, Any]]
@@ -181,9 +182,17 @@ def _read_csv(path: Path) -> Numbered:
     tabs = kind_of(path).startswith(".tsv")
     with _open(path) as stream:
         lines = (line for _, line in _lines(stream, path, are_rows=False))
-        reader = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
+        opening = next(lines, "")
+        spaced = not tabs and any(name.startswith(" ") for name in opening.split(",")[1:])
+        reader = csv.reader(
+            chain([opening] if opening else [], lines),
+            delimiter="\t" if tabs else ",",
+            strict=True,
+            skipinitialspace=spaced,
+        )
         try:
             header = next(reader, [])
+            header = [name.strip() for name in header] if spaced else header
             twice = next((name for name in header if header.count(name) > 1), None)
             if twice is not None:
                 raise DataError(f"the header has the column {twice!r} twice", file=str(path))
@@ -223,7 +232,7 @@ def _columns_reader(kind: str, batches: Callable[[Path], Iterator[Any]]) -> Read
             for batch in batches(path):
                 batch.validate(full=True)  # damaged offsets would crash the process further on
                 for start in range(0, batch.num_rows, BATCH):
-                    for values in batch.slice(start, BATCH).to_pylist():
+                    for values in rows_of(batch.slice(start, BATCH)):
                         number += 1
                         yield number, values
         except COLUMN_ERRORS as error:

@@ -20,9 +20,11 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+from smoldpo.data.arrow_rows import rows_of
 from smoldpo.data.files import BATCH, KINDS, kind_of, kinds, read_file
 from smoldpo.utils.errors import DataError, UsageError, nearest
 from smoldpo.utils.hub import cached_only, hub_is_unreachable
@@ -37,6 +39,10 @@ NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "sta
 """Files that `datasets` and the hub put beside the rows."""
 
 
+LARGEST_CARD = 16 * 2**20
+"""Bytes of a JSON object beside the rows; a larger one is read as rows."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One row as it stands in the source."""
@@ -48,12 +54,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Split:
-    """A named part of a source; `rows` reads it from the start each time it is called."""
+    """A named part of a source: its files in their order, each read from the start when called."""
 
     name: str
-    rows: Callable[[], Iterator[Row]]
+    files: tuple[Callable[[], Iterator[Row]], ...]
     published: str | None = None
     """The hub's name, where it differs: train_prefs is read as train."""
+    left_out: tuple[str, ...] = ()
+    """Files beside these that hold no list of rows."""
+
+    def rows(self) -> Iterator[Row]:
+        """Every row, file after file."""
+        return chain.from_iterable(rows() for rows in self.files)
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,7 @@ def open_source(name: str, subset: str | None = None) -> Source:
             subset was asked of something that has none.
         DataError: a hub that cannot be reached, a folder that cannot be listed.
     """
+    _require_utf8(Path(name))
     path = Path(__file__).parent / BUILTIN if name == BUILTIN else Path(name)
     try:
         path = path.expanduser()
@@ -133,7 +146,7 @@ def open_source(name: str, subset: str | None = None) -> Source:
     if is_file:
         if not kind_of(path):
             raise UsageError(f"{name}: files of this kind cannot be read; give {kinds()}")
-        return Source(name, (Split(_split_name(path) or "train", _file_rows(path)),))
+        return Source(name, (Split(_split_name(path) or "train", (_file_rows(path),)),))
     if HUB_ID.match(name) and not kind_of(path):
         return hub_source(name, subset)
     raise UsageError(
@@ -143,21 +156,50 @@ def open_source(name: str, subset: str | None = None) -> Source:
 
 
 def _folder_source(name: str, folder: Path) -> Source:
+    left_out: list[Path] = []
     try:
-        splits = _saved_splits(folder) or _named_splits(folder)
+        splits = _saved_splits(folder) or _named_splits(folder, left_out)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", file=name) from None
     if not splits:
         raise UsageError(f"{name}: the folder holds no {kinds()} file")
-    return Source(name, tuple(Split(split, _file_rows(*paths)) for split, paths in splits.items()))
+    for path in (path for paths in splits.values() for path in paths):
+        _require_utf8(path)
+    strays = tuple(map(str, left_out))
+    return Source(
+        name,
+        tuple(
+            Split(split, tuple(map(_file_rows, paths)), left_out=strays)
+            for split, paths in splits.items()
+        ),
+    )
 
 
-def _named_splits(folder: Path) -> dict[str, list[Path]]:
-    """Files by split name; all of them are "train" where no name is that of a split."""
+def _require_utf8(path: Path) -> None:
+    """Refuse a name that no run file could hold.
+
+    Raises:
+        UsageError: the name, with its bytes escaped.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UsageError(f"{shown}: the name holds bytes that are not UTF-8; rename it") from None
+
+
+def _named_splits(folder: Path, left_out: list[Path]) -> dict[str, list[Path]]:
+    """Files by split name; all of them are "train" where no name is that of a split.
+
+    Files in the folder's folders count where it holds none itself, or nothing but JSON objects
+    without a list of rows (a card, settings): those go to `left_out`.
+    """
     files = _row_files(folder)
-    if not files:
+    if all(map(_is_lone_object, files)):
         inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-        files = [path for each in inner for path in _row_files(each)]
+        if inside := [path for each in inner for path in _row_files(each)]:
+            left_out += files
+            files = inside
     names = [_split_name(path, folder) for path in files]
     if files and not any(names):
         return {"train": files}
@@ -173,6 +215,18 @@ def _row_files(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if kind_of(path) and path.name not in NOT_ROWS and path.name[0] != "." and path.is_file()
     )
+
+
+def _is_lone_object(path: Path) -> bool:
+    """Whether a file is one JSON object that holds no list of rows."""
+    if kind_of(path) != ".json" or path.stat().st_size > LARGEST_CARD:
+        return False
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError):  # JSONL, or broken: whoever reads it tells
+        return False
+    held = [*value.values()] if isinstance(value, dict) else []
+    return isinstance(value, dict) and not (len(held) == 1 and isinstance(held[0], list))
 
 
 def _saved_splits(folder: Path) -> dict[str, list[Path]]:
@@ -215,15 +269,14 @@ def _split_name(path: Path, top: Path | None = None) -> str | None:
     return next((word for word in words if word in TRAIN_NAMES + EVAL_NAMES), None)
 
 
-def _file_rows(*paths: Path) -> Callable[[], Iterator[Row]]:
+def _file_rows(path: Path) -> Callable[[], Iterator[Row]]:
     def rows() -> Iterator[Row]:
-        for path in paths:
-            empty = True
-            for number, values in read_file(path):
-                empty = False
-                yield Row(str(path), number, values)
-            if empty:
-                raise DataError("the file holds no rows", file=str(path))
+        empty = True
+        for number, values in read_file(path):
+            empty = False
+            yield Row(str(path), number, values)
+        if empty:
+            raise DataError("the file holds no rows", file=str(path))
 
     return rows
 
@@ -255,7 +308,8 @@ def hub_source(name: str, subset: str | None) -> Source:
     for split in loaded:  # UltraFeedback calls its preference splits train_prefs and test_prefs
         plain = split.removesuffix("_prefs")
         read_as = split if plain in loaded else plain
-        splits.append(Split(read_as, _hub_rows(name, split, loaded[split]), published=split))
+        rows = _hub_rows(name, split, loaded[split])
+        splits.append(Split(read_as, (rows,), published=split))
     return Source(name, tuple(splits))
 
 
@@ -284,7 +338,7 @@ def _hub_rows(name: str, split: str, dataset: Any) -> Callable[[], Iterator[Row]
 
     def rows() -> Iterator[Row]:
         tables = dataset.with_format("arrow").iter(batch_size=BATCH)
-        every = (values for table in tables for values in table.to_pylist())
+        every = (values for table in tables for values in rows_of(table))
         for number, values in enumerate(every, 1):
             yield Row(f"{name}:{split}", number, values)
 

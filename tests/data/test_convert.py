@@ -160,9 +160,11 @@ def test_formulas_in_csv_are_escaped_and_counted(tmp_path, suffix, first):
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
 
 
-def test_csv_text_that_would_be_read_as_messages_is_refused(tmp_path):
-    with pytest.raises(DataError, match="row 7: holds text that CSV would read as messages"):
-        convert([pair("P", '[{"role": "user", "content": "x"}]')], tmp_path / "x.csv", "text")
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_text_that_would_be_read_as_messages_is_refused(tmp_path, suffix):
+    with pytest.raises(DataError, match="row 7: holds text that would be read as messages"):
+        convert([pair("P", '[{"role": "user", "content": "x"}]')], tmp_path / f"x{suffix}", "text")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])

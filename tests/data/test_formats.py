@@ -80,6 +80,22 @@ EXPECTED = {
     "shp.jsonl": ("shp", [1, 2, 4, 5], [(3, "tie")], ASKED),
     "arena.jsonl": ("arena", [1, 2, 5], [(3, "tie"), (4, "tie")], ASKED),
     "arena_lmarena.jsonl": ("arena", [1, 2], [(3, "tie"), (4, "tie"), (5, "not_text")], ASKED),
+    "openai.jsonl": ("openai", [1, 2, 3, 4, 5], [], BRIEF),
+    "swift.jsonl": ("swift", [1, 2, 3, 4, 5], [], ASKED),
+    "swift_query.jsonl": ("swift", [1, 2, 3, 4, 5], [], BRIEF),
+    "torchtune.jsonl": ("torchtune", [1, 2, 3, 4, 5], [], ASKED),
+    "output_list.jsonl": ("output_list", [1, 2, 4, 5], [(3, "unparsable")], ASKED),
+    "nectar.jsonl": ("ratings", [1, 2, 4, 5], [(3, "tie")], ASKED),
+    "nemo_rl.jsonl": ("ratings", [1, 2, 3, 4, 5], [], BRIEF),
+    "ultrainteract.jsonl": ("conversations", [1, 2, 3, 4, 5], [], ASKED),
+    "safe_rlhf.jsonl": ("safe_rlhf", [1, 2, 3, 4, 5], [], ASKED),
+    "alpaca_farm.jsonl": ("alpaca_farm", [1, 2, 4, 5], [(3, "tie")], ASKED),
+    "webgpt.jsonl": ("webgpt", [1, 2, 4, 5], [(3, "tie")], ASKED),
+    "helpsteer2.jsonl": ("helpsteer2", [1, 2, 4, 5], [(3, "tie")], ASKED),
+    "stack_exchange.jsonl": ("stack_exchange", [1, 2, 3, 4, 5], [], ASKED),
+    "summaries.jsonl": ("summaries", [1, 2, 3, 4, 5], [], None),
+    "unpaired.jsonl": ("unpaired", [2], [(3, "unpaired"), (4, "tie"), (5, "tie")], ASKED),
+    "json_text.jsonl": ("explicit", [1, 2, 3, 4, 5], [], ASKED),
     "arena_kaggle.csv": ("arena", [1, 2, 4], [(3, "tie"), (5, "prompts_differ")], ASKED),
 }
 
@@ -274,8 +290,9 @@ def test_a_wrong_request_names_the_nearest(how, says):
     ],
 )
 def test_an_unknown_schema_shows_the_mapping_to_write(keys, says):
+    values = {key: 1 if key == "labels" else "some text" for key in keys}
     with pytest.raises(DataError, match=f"f.jsonl, row 7: .*{says}"):
-        read_one(dict.fromkeys(keys, "some text"))
+        read_one(values)
 
 
 def test_a_proposed_mapping_works_when_it_is_followed():

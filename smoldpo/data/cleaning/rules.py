@@ -13,7 +13,14 @@ from functools import partial
 
 from rapidfuzz import fuzz
 
-from smoldpo.data.cleaning.text import excerpt, first_difference, prompt_text, tail
+from smoldpo.data.cleaning.text import (
+    SURROGATE,
+    excerpt,
+    first_difference,
+    mend_unicode,
+    prompt_text,
+    tail,
+)
 from smoldpo.types import PreferencePair, Prompt
 
 Problem = tuple[str, str]
@@ -66,7 +73,6 @@ MAY_FOLLOW = {
 
 INSTRUCTIONS = ("system", "developer")
 
-SURROGATE = re.compile("[\ud800-\udfff]")
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """C0 controls but for tab, line feed and carriage return; and DEL."""
 BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
@@ -282,13 +288,6 @@ _CHECKS = (
 )  # fmt: skip
 CHECKS: dict[str, Check] = {check.__name__: check for check in _CHECKS}
 """Checks by rule name; `near_identical` and `forged_control_token` take a parameter."""
-
-
-def mend_unicode(text: str) -> str:
-    """Halves of a surrogate pair become U+FFFD where they stand alone; a whole pair is joined."""
-    if not SURROGATE.search(text):
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def mend_residue(answer: str) -> str:

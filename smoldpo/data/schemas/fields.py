@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from smoldpo.data.cleaning.text import mend_unicode
 from smoldpo.data.sources import Row
 from smoldpo.types import Message, PairNumbers, PreferencePair, Prompt
 from smoldpo.utils.errors import DataError
@@ -45,6 +46,14 @@ class Unreadable(Exception):
         super().__init__(detail)
 
 
+class MissingColumn(DataError):
+    """A row without a column of its schema; `keys` are the names that it may have."""
+
+    def __init__(self, row: Row, problem: str, *keys: str):
+        self.keys = keys
+        super().__init__(problem, row.file, row.row)
+
+
 def wrong(row: Row, problem: str) -> DataError:
     """The error for a value of the wrong kind, with its file and row."""
     return DataError(problem, row.file, row.row)
@@ -55,15 +64,20 @@ def present(row: Row, *keys: str) -> str | None:
     return next((key for key in keys if row.values.get(key) is not None), None)
 
 
+def column(row: Row, *keys: str) -> str:
+    """The first of `keys` that has a value, else the first that the row has at all, else the first."""
+    return present(row, *keys) or next((key for key in keys if key in row.values), keys[0])
+
+
 def require(row: Row, key: str) -> Any:
     """A column's value.
 
     Raises:
         Unreadable: it is null (`empty_<key>`).
-        DataError: there is no such column.
+        MissingColumn: there is no such column.
     """
     if key not in row.values:
-        raise wrong(row, f"the key {key!r} is missing")
+        raise MissingColumn(row, f"the key {key!r} is missing", key)
     if row.values[key] is None:
         raise Unreadable(f"empty_{key}", f"{key} is null")
     return row.values[key]
@@ -78,12 +92,13 @@ def text(row: Row, key: str) -> str:
 
 
 def number(value: Any) -> float | None:
-    """A score as a float; None where there is none ("N/A", null, NaN, anything else)."""
+    """A score as a float, "3/10" included; None where there is none ("N/A", null, NaN, ...)."""
     if isinstance(value, bool) or value is None:
         return None
+    given, stroke, most = value.partition("/") if isinstance(value, str) else (value, "", "")
     try:
-        score = float(value)
-    except (TypeError, ValueError, OverflowError):
+        score = float(given) / (float(most) if stroke else 1.0)
+    except (TypeError, ValueError, ArithmeticError):
         return None
     return score if math.isfinite(score) else None
 
@@ -110,7 +125,8 @@ def messages(row: Row, key: str, value: Any) -> list[Message]:
 
     Raises:
         DataError: not a list of messages.
-        Unreadable: a message holds something that is not text (`not_text`).
+        Unreadable: a message holds something that is not text (`not_text`), or null where its
+            speaker or its text belongs (`empty_role`, `empty_content`).
     """
     items = [value] if isinstance(value, dict) else value
     if not isinstance(items, list | tuple):
@@ -124,6 +140,8 @@ def _message(row: Row, where: str, item: Any) -> Message:
     given = {key: value for key, value in item.items() if value is not None}
     name = next((given[key] for key in SPEAKER_KEYS if key in given), None)
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
+    if name is None and any(key in item for key in SPEAKER_KEYS):
+        raise Unreadable("empty_role", f"{where} has a role that is null")
     if role is None:
         known = ", ".join(ROLES)
         raise wrong(row, f"{where} has the role {reprlib.repr(name)}; known: {known}")
@@ -132,6 +150,8 @@ def _message(row: Row, where: str, item: Any) -> Message:
     if content is not None:
         message["content"] = _content(row, where, content)
     elif not item.get("tool_calls"):
+        if any(key in item for key in TEXT_KEYS):
+            raise Unreadable("empty_content", f"{where} has a content that is null")
         raise wrong(row, f"{where} has no content")
     known_keys = (*SPEAKER_KEYS, *TEXT_KEYS)
     extra = {key: value for key, value in given.items() if key not in known_keys}
@@ -198,16 +218,42 @@ def join(
         Unreadable: the sides' prompts differ, or a side has no answer.
     """
     (ours, chosen_text), (theirs, rejected_text) = (_side(prompt, s) for s in (chosen, rejected))
-    if ours != theirs:
+    common = _common(ours, theirs)
+    return make_pair(row, _with_system(row, common), chosen_text, rejected_text)
+
+
+def _common(ours: Prompt, theirs: Prompt) -> Prompt:
+    """The prompt that both sides answer: one that has no system turn takes the other's."""
+    if ours == theirs:
+        return ours
+    if isinstance(ours, str) or isinstance(theirs, str):
+        ours, theirs = as_messages(ours), as_messages(theirs)
+    (told, turns), (also_told, other) = split_system(ours), split_system(theirs)
+    if not alike(turns, other) or (told and also_told and not alike(told, also_told)):
         raise Unreadable("prompts_differ", "the messages before the last one differ")
-    return make_pair(row, _with_system(row, ours), chosen_text, rejected_text)
+    return ours if told or not also_told else theirs
+
+
+def alike(ours: Sequence[Message], theirs: Sequence[Message]) -> bool:
+    """Whether two dialogues are the same, white space at the ends of their texts aside."""
+    return [*map(_trimmed, ours)] == [*map(_trimmed, theirs)]
+
+
+def _trimmed(message: Message) -> Message:
+    return message | {"content": (message.get("content") or "").strip()}
+
+
+def split_system(turns: Sequence[Message]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """A leading system message (or none), and the messages behind it."""
+    at = int(bool(turns) and turns[0]["role"] in ("system", "developer"))
+    return tuple(turns[:at]), tuple(turns[at:])
 
 
 def _side(prompt: Prompt, side: str | list[Message]) -> tuple[Prompt, str]:
     """A side's own prompt and completion, given the row's prompt.
 
     A prompt column that is text (UltraFeedback) repeats a message of the dialogue; one that is
-    messages may stand before it.
+    messages may stand before it, and overlap with it.
     """
     if isinstance(side, str):
         return prompt, side
@@ -220,7 +266,20 @@ def _side(prompt: Prompt, side: str | list[Message]) -> tuple[Prompt, str]:
         if asked and not any(said and (asked in said or said in asked) for said in told):
             raise Unreadable("prompts_differ", "the prompt's text is in no message of the sides")
         return before, answer
-    return (before if before[: len(prompt)] == prompt else prompt + before), answer
+    return _joined(prompt, before), answer
+
+
+def _joined(prompt: tuple[Message, ...], before: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A dialogue that stands in two columns: where one ends as the other begins, it stands once."""
+    (told, turns), (also_told, others) = split_system(prompt), split_system(before)
+    if told and also_told and not alike(told, also_told):
+        raise Unreadable("two_system_prompts", "the prompt's and the sides' system turn differ")
+    system = also_told or told
+    if alike(others[: len(turns)], turns):
+        return system + others
+    overlap = range(min(len(turns), len(others)), 0, -1)
+    same = next((n for n in overlap if alike(turns[-n:], others[:n])), 0)
+    return system + turns + others[same:]
 
 
 def _with_system(row: Row, prompt: Prompt) -> Prompt:
@@ -230,7 +289,7 @@ def _with_system(row: Row, prompt: Prompt) -> Prompt:
         return prompt
     turns = as_messages(prompt)
     if turns and turns[0]["role"] == "system":
-        if turns[0].get("content") == system:
+        if (turns[0].get("content") or "").strip() == system.strip():
             return turns
         raise Unreadable(
             "two_system_prompts", "the system column and the dialogue's own one differ"
@@ -247,9 +306,9 @@ def make_pair(row: Row, prompt: Prompt, chosen: str, rejected: str) -> Preferenc
         rejected=rejected,
         file=row.file,
         row=row.row,
-        id=str(id) if isinstance(id, str | int) else "",
-        source=source if isinstance(source, str) else "",
-        category=category if isinstance(category, str) else "",
+        id=mend_unicode(str(id)) if isinstance(id, str | int) else "",
+        source=mend_unicode(source) if isinstance(source, str) else "",
+        category=mend_unicode(category) if isinstance(category, str) else "",
     )
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from smoldpo.data.cleaning.text import first_difference
 from smoldpo.data.schemas.fields import (
+    MissingColumn,
     Unreadable,
     as_messages,
+    column,
     dialogue,
     join,
     kind,
@@ -24,13 +29,20 @@ from smoldpo.types import Message, PreferencePair, Prompt
 PROMPT_IS_TEXT = "text"
 """In the column `prompt_format`: `convert` marks a prompt with it that was text, not messages."""
 
+SCORE_WORDS = frozenset({"score", "rating", "reward", "grade", "points"})
+MEANS = frozenset({"avg", "mean", "average", "overall", "final", "total"})
 SCORE_COLUMNS = (
     ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("rating_chosen", "rating_rejected"),
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
-    ("chosen_score", "rejected_score"),
+    ("chosen_reward", "rejected_reward"),
     ("chosen_avg_rating", "rejected_avg_rating"),
 )
+"""The usual names of a score for each side; `score_columns` finds others made like them."""
+DIALOGUES = ("conversations", "messages", "trajectory")
+"""LLaMA-Factory's name for a dialogue, axolotl's, UltraInteract's."""
 CHATML_PROMPTS = ("prompt", "input", "question", "instruction")
 
 
@@ -42,8 +54,13 @@ def _with_sides(row: Row, prompt: Prompt) -> PreferencePair:
 def read_explicit(row: Row) -> PreferencePair:
     """prompt, chosen and rejected, each text or messages.
 
-    Where a side is a whole dialogue, its last message is the answer and those before it the prompt.
+    Where a side is a whole dialogue, its last message is the answer and those before it the prompt;
+    such a row needs no prompt of its own.
     """
+    if row.values.get("prompt") is None and not any(
+        isinstance(row.values.get(side), str | None) for side in ("chosen", "rejected")
+    ):
+        return read_implicit(row)
     value = text_or_messages(row, "prompt")
     return _with_sides(row, _restore_text(row, value if isinstance(value, str) else tuple(value)))
 
@@ -90,8 +107,12 @@ def _common_prompt(chosen: str, rejected: str) -> int:
 
 
 def read_transcripts(row: Row) -> PreferencePair:
-    """Anthropic HH: two transcripts that differ in the last thing the assistant says."""
-    return join(row, (), *(parse_transcript(text(row, key)) for key in ("chosen", "rejected")))
+    """Anthropic HH: two transcripts that differ in the last thing the assistant says.
+
+    A `prompt` beside them is text that they repeat.
+    """
+    prompt = text(row, "prompt") if present(row, "prompt") else ()
+    return join(row, prompt, *(parse_transcript(text(row, key)) for key in ("chosen", "rejected")))
 
 
 def read_transcript_prompt(row: Row) -> PreferencePair:
@@ -109,18 +130,29 @@ def read_transcript_prompt(row: Row) -> PreferencePair:
 
 
 def read_scored(row: Row) -> PreferencePair:
-    """Explicit or implicit, with a score for each side: UltraFeedback-binarized, Argilla's mixes.
-
-    A row whose scores are equal says nothing and is dropped (`tie`); one whose scores say the
-    opposite is dropped too (`scores_disagree`).
-    """
-    _check_scores(row)
+    """Explicit or implicit, with a score for each side: UltraFeedback-binarized, Argilla's mixes."""
     return (read_implicit if row.values.get("prompt") is None else read_explicit)(row)
 
 
-def _check_scores(row: Row) -> None:
-    """Raise Unreadable where a row's own scores, or its status, do not support its choice."""
-    for better, worse in SCORE_COLUMNS:
+def score_columns(names: Iterable[str]) -> list[tuple[str, str]]:
+    """The chosen and the rejected answer's score, as (column, column), of those that have both."""
+    every = set(names)
+    pairs = ((name, name.replace("chosen", "rejected")) for name in every if "chosen" in name)
+    return sorted((ours, theirs) for ours, theirs in pairs if theirs in every and _scores(ours))
+
+
+def _scores(name: str) -> bool:
+    words = {*re.split(r"[^a-z]+", name)} - {"chosen"} - MEANS
+    return bool(words) and words <= SCORE_WORDS
+
+
+def check_scores(row: Row) -> None:
+    """Refuse a row whose own scores, or whose status, do not support its choice.
+
+    Raises:
+        Unreadable: equal scores (`tie`), or scores that say the opposite (`scores_disagree`).
+    """
+    for better, worse in score_columns(row.values):
         high, low = number(row.values.get(better)), number(row.values.get(worse))
         if high is None or low is None:
             continue
@@ -133,27 +165,34 @@ def _check_scores(row: Row) -> None:
 
 
 def read_alpaca(row: Row) -> PreferencePair:
-    """LLaMA-Factory's alpaca style: history, then instruction and input as one user message.
+    """LLaMA-Factory's alpaca style: history, then instruction and input as one user message."""
+    return _with_sides(row, alpaca_prompt(row))
 
-    history: [[what the user said, what the assistant said], ...]
-    """
+
+def alpaca_prompt(row: Row) -> tuple[Message, ...]:
+    """`history`, then `instruction` and `input`, on lines of their own, as one user message."""
     asked = text(row, "instruction")
-    extra = "" if row.values.get("input") is None else text(row, "input")
-    history = row.values.get("history") or []
-    prompt: list[Message] = []
-    for at, turn in enumerate(history if isinstance(history, list) else [history], 1):
+    extra = text(row, "input") if row.values.get("input") else ""
+    said = f"{asked}\n{extra}" if extra else asked
+    return (*history(row), {"role": "user", "content": said})
+
+
+def history(row: Row) -> list[Message]:
+    """The turns in `history`: [[what the user said, what the assistant said], ...]."""
+    given = row.values.get("history") or []
+    turns: list[Message] = []
+    for at, turn in enumerate(given if isinstance(given, list) else [given], 1):
         texts = isinstance(turn, list) and all(isinstance(said, str) for said in turn)
         if not texts or len(turn) != 2:
             raise wrong(row, f"'history', turn {at} is {kind(turn)}, not two texts")
         for role, said in zip(("user", "assistant"), turn, strict=True):
-            prompt.append({"role": role, "content": said})
-    prompt.append({"role": "user", "content": f"{asked}\n{extra}" if extra else asked})
-    return _with_sides(row, tuple(prompt))
+            turns.append({"role": role, "content": said})
+    return turns
 
 
 def read_conversations(row: Row) -> PreferencePair:
-    """A dialogue in `conversations` (LLaMA-Factory) or `messages` (axolotl), and two answers."""
-    key = present(row, "conversations", "messages") or "conversations"
+    """A dialogue in one of DIALOGUES, and two answers."""
+    key = column(row, *DIALOGUES)
     return _with_sides(row, dialogue(row, key))
 
 
@@ -164,7 +203,6 @@ def read_orca(row: Row) -> PreferencePair:
 
 def read_chatml(row: Row) -> PreferencePair:
     """The columns that axolotl's chatml and llama3 strategies read, under any of their names."""
-    _check_scores(row)
     key = prompt_column(row, CHATML_PROMPTS)
     if key is None:
         raise Unreadable("empty_prompt", f"each of {', '.join(CHATML_PROMPTS)} is null")
@@ -184,5 +222,5 @@ def prompt_column(row: Row, names: tuple[str, ...]) -> str | None:
     """
     key = present(row, *names)
     if key is None and not any(name in row.values for name in names):
-        raise wrong(row, f"has none of the prompt's keys: {', '.join(names)}")
+        raise MissingColumn(row, f"has none of the prompt's keys: {', '.join(names)}", *names)
     return key

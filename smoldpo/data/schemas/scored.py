@@ -12,14 +12,18 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from smoldpo.data.schemas.cells import refuse_printed
 from smoldpo.data.schemas.fields import (
     Unreadable,
     as_messages,
+    column,
     dialogue,
+    is_transcript,
     join,
     kind,
     messages,
     number,
+    parse_transcript,
     present,
     require,
     text,
@@ -30,13 +34,14 @@ from smoldpo.data.schemas.paired import prompt_column
 from smoldpo.data.sources import Row
 from smoldpo.types import Message, PreferencePair
 
-PROMPT_KEYS = ("prompt", "instruction", "input", "question")
+PROMPT_KEYS = ("prompt", "instruction", "input", "question", "context")
 ANSWER_LISTS = ("completions", "generations", "responses", "answers")
 ANSWER_TEXTS = ("response", "text", "content", "completion", "answer", "output")
 SCORE_LISTS = ("ratings", "scores", "rating", "score")
-ANSWER_SCORES = ("fine-grained_score", "annotations", "score", "rating", "overall_score")
+RANK_LISTS = ("ranks", "ranking", "rank")
+ANSWER_SCORES = ("fine-grained_score", "annotations", "score", "rating", "overall_score", "rank")
 """In order of trust: UltraFeedback's overall_score is wrong for some of its answers."""
-ROW_SCORES = ("helpfulness", "overall_score", "score", "rating")
+ROW_SCORES = ("helpfulness", "overall_score", "score", "rating", "label")
 
 HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad")
@@ -47,8 +52,8 @@ def read_ratings(row: Row) -> PreferencePair:
     prompt_key = prompt_column(row, PROMPT_KEYS)
     if prompt_key is None:
         raise Unreadable("empty_prompt", "the prompt is null")
-    prompt = dialogue(row, prompt_key)
-    key = present(row, *ANSWER_LISTS) or ANSWER_LISTS[0]
+    prompt = _asked(row, prompt_key)
+    key = column(row, *ANSWER_LISTS)
     answers = require(row, key)
     if not isinstance(answers, list):
         raise wrong(row, f"{key!r} is {kind(answers)}, not a list of answers")
@@ -65,14 +70,23 @@ def read_ratings(row: Row) -> PreferencePair:
     return join(row, prompt, best, worst)
 
 
+def _asked(row: Row, key: str) -> tuple[Message, ...]:
+    """The prompt's messages; Nectar's is a transcript that ends in "Assistant:"."""
+    if is_transcript(row.values[key], open_turn=True):
+        return tuple(parse_transcript(row.values[key].rstrip())[:-1])
+    return dialogue(row, key)
+
+
 def _score(item: tuple[float, Any]) -> float:
     return item[0]
 
 
-def _answer_text(row: Row, where: str, answer: Any) -> str:
+def _answer_text(row: Row, where: str, answer: Any) -> str | list[Message]:
     said = answer
-    if isinstance(answer, dict):
+    if isinstance(answer, dict) and "role" not in answer:
         said = next((answer[key] for key in ANSWER_TEXTS if answer.get(key) is not None), None)
+    if isinstance(said, list | dict):
+        return messages(row, where, said)
     if said is not None and not isinstance(said, str):
         raise wrong(row, f"{where} is {kind(said)}, not text")
     return said or ""
@@ -80,21 +94,28 @@ def _answer_text(row: Row, where: str, answer: Any) -> str:
 
 def _scores(row: Row, answers: list[Any]) -> Sequence[float | None]:
     """A score an answer: from a list beside them, from inside, or the mean of their ratings."""
-    beside = present(row, *SCORE_LISTS)
+    beside = present(row, *SCORE_LISTS, *RANK_LISTS)
     if beside is not None:
         values = row.values[beside]
         if not isinstance(values, list) or len(values) != len(answers):
             raise wrong(
                 row, f"{beside!r} is {kind(values)}, not one number an answer ({len(answers)})"
             )
-        return [number(value) for value in values]
+        return [_from_rank(value) if beside in RANK_LISTS else number(value) for value in values]
     inside = [answer if isinstance(answer, dict) else {} for answer in answers]
+    readers = {"annotations": _mean_rating, "rank": _from_rank}
     for key in ANSWER_SCORES:
-        read = _mean_rating if key == "annotations" else number
+        read = readers.get(key, number)
         scores = [read(answer.get(key)) for answer in inside]
         if sum(score is not None for score in scores) >= 2:
             return scores
     return [None] * len(answers)
+
+
+def _from_rank(rank: Any) -> float | None:
+    """The best has the lowest rank (Nectar: 1, NeMo RL: 0)."""
+    place = number(rank)
+    return None if place is None else -place
 
 
 def _mean_rating(annotations: Any) -> float | None:
@@ -195,8 +216,9 @@ def _turns(row: Row, key: str) -> list[str]:
 class AnswerGroups:
     """HelpSteer: one answer a row; rows that follow each other with one prompt make one pair.
 
-    The best by `helpfulness` (or overall_score, score, rating) stands against the worst; the pair
-    carries the row of the chosen answer. Every other row of the group goes to `skipped`.
+    The best by `helpfulness` (or overall_score, score, rating, TRL's label) stands against the
+    worst; the pair carries the row of the chosen answer. Every other row of the group goes to
+    `skipped`.
     """
 
     LARGEST = 256
@@ -209,10 +231,10 @@ class AnswerGroups:
 
     def read(self, row: Row) -> list[PreferencePair]:
         """The pair of the group that this row ends, if any."""
-        prompt = _helpsteer_prompt(row)
-        text(row, "response")
+        prompt = helpsteer_prompt(row)
+        _response(row)
         key = present(row, *ROW_SCORES)
-        score = number(row.values[key]) if key else None
+        score = _verdict(row.values[key]) if key else None
         if score is None:
             raise Unreadable("unrated", f"none of {', '.join(ROW_SCORES)} is a number")
         ends = prompt != self._prompt or len(self._rows) >= self.LARGEST
@@ -237,15 +259,25 @@ class AnswerGroups:
                 self._skipped.append((row, "unpaired", detail))
         if high == low:
             return []
-        answers = (text(best, "response"), text(worst, "response"))
         try:
-            return [join(best, self._prompt, *answers)]
+            pair = join(best, self._prompt, _response(best), _response(worst))
+            return [refuse_printed(pair)]
         except Unreadable as reason:
             self._skipped += [(row, reason.rule, str(reason)) for row in (best, worst)]
             return []
 
 
-def _helpsteer_prompt(row: Row) -> tuple[Message, ...]:
+def _response(row: Row) -> str | list[Message]:
+    """The answer of a row; in TRL's unpaired form it is called completion."""
+    return text_or_messages(row, column(row, "response", "completion"))
+
+
+def _verdict(value: Any) -> float | None:
+    """A score, or TRL's label: whether people liked the answer."""
+    return float(value) if isinstance(value, bool) else number(value)
+
+
+def helpsteer_prompt(row: Row) -> tuple[Message, ...]:
     """Earlier turns stand in HelpSteer2's prompt as "<extra_id_1>Assistant\\n" and "...User\\n"."""
     prompt = text_or_messages(row, "prompt")
     if not isinstance(prompt, str):
