@@ -1,4 +1,4 @@
-"""Messages in a cell as text are read as messages, or their row is set aside: never as an answer."""
+"""Messages in a cell as text are read as messages, or their row is set aside; never scored."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ _BRACKETS = re.compile(rf"{_STRING}|([\[({{])|([\])}}])", re.DOTALL)
 
 
 def unpack_row(values: dict[str, Any]) -> dict[str, Any]:
-    """A row whose cells hold messages as messages; NaN, which pandas writes for nothing, is null."""
+    """A row with the messages in its cells unpacked; NaN, as pandas writes nothing, is null."""
     unpacked = dict(values)
     for name, value in values.items():
         if isinstance(value, float) and math.isnan(value):
@@ -170,7 +170,7 @@ def _parse(text: str) -> Any:
 
 
 def _is_shallow(text: str) -> bool:
-    """Whether no bracket stands in more than MAX_DEPTH others: the parser would run out of stack."""
+    """Whether brackets nest at most MAX_DEPTH deep: the parser would run out of stack."""
     depth = 0
     for found in _BRACKETS.finditer(text):
         depth += bool(found[1]) - bool(found[2])

@@ -65,7 +65,7 @@ def present(row: Row, *keys: str) -> str | None:
 
 
 def column(row: Row, *keys: str) -> str:
-    """The first of `keys` that has a value, else the first that the row has at all, else the first."""
+    """The first of `keys` that has a value, else that the row has at all, else the first."""
     return present(row, *keys) or next((key for key in keys if key in row.values), keys[0])
 
 

@@ -130,7 +130,7 @@ def read_transcript_prompt(row: Row) -> PreferencePair:
 
 
 def read_scored(row: Row) -> PreferencePair:
-    """Explicit or implicit, with a score for each side: UltraFeedback-binarized, Argilla's mixes."""
+    """Explicit or implicit, with a score for each side: UltraFeedback, Argilla's mixes."""
     return (read_implicit if row.values.get("prompt") is None else read_explicit)(row)
 
 
