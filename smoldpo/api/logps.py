@@ -22,6 +22,7 @@ from smoldpo.engine.logprobs import LogprobModel
 from smoldpo.engine.packing import pack
 from smoldpo.models.families import unsupported
 from smoldpo.models.load import positions
+from smoldpo.models.token_rows import require_rows_of_pairs, token_rows
 from smoldpo.types import PairLogps, PreferencePair, TokenizedPair, no_progress
 from smoldpo.utils.errors import ModelError, UsageError
 
@@ -64,7 +65,7 @@ def sequence_logps(
         max_tokens: that go through the model at once; no result depends on it but by rounding.
 
     Raises:
-        ModelError: a model that cannot be run this way, and why.
+        ModelError: a model that cannot be run this way, and why; a token for which it has no row.
         UsageError: no pairs, PreferencePairs without a tokenizer, autocast, or pairs too long for
             the model.
     """
@@ -78,6 +79,8 @@ def sequence_logps(
             "torch.autocast, with a model in that dtype"
         )
     require_room(tokens, positions(inner))
+    if tokenizer is not None:
+        require_rows_of_pairs(tokenizer, token_rows(inner), tokens)
     # One boundary for every model, so that a policy with frozen layers gives what its reference
     # gives.
     own = LogprobModel(inner, 0, _kernels(inner.dtype, inner.device.type))

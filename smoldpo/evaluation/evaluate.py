@@ -40,6 +40,7 @@ from smoldpo.models.load import (
     positions,
     require_same_tokens,
 )
+from smoldpo.models.token_rows import require_rows_of_pairs, token_rows
 from smoldpo.types import PairLogps, PreferencePair, TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.devices import pick_device
@@ -207,6 +208,7 @@ class _ModelScorer:
             model = self._load(self._sources[name])
         self._positions = positions(model)
         require_room(self._pairs, self._positions)
+        require_rows_of_pairs(self._tokenizer, token_rows(model), self._pairs)
         choice = choose_engine(self._options.engine, model)
         with progress.bar(name, len(self._pairs)) as advance:
             if choice.name == "fast":

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from smoldpo.models.load import positions
+from smoldpo.models.token_rows import require_rows, token_rows
 from smoldpo.types import Advance, no_progress
 from smoldpo.utils.errors import UsageError
 
@@ -52,7 +53,11 @@ def generate_answer(
     Args:
         temperature: 0 takes the likeliest token each time; above 0 samples.
         write: given each new piece of text as it comes.
+
+    Raises:
+        ModelError: the prompt holds a token for which the model has no row.
     """
+    require_rows(tokenizer, token_rows(model), [prompt_ids])
     ids = torch.tensor([list(prompt_ids)], device=model.device)
     ends = end_ids(model, tokenizer)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
@@ -94,7 +99,9 @@ def generate_answers(
 
     Raises:
         UsageError: a prompt leaves no room for its answer among the model's positions.
+        ModelError: a prompt holds a token for which the model has no row.
     """
+    require_rows(tokenizer, token_rows(model), prompts)
     _require_room(model, prompts, max_new_tokens)
     answers: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))

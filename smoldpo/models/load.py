@@ -5,29 +5,30 @@ Weights are read as safetensors only, never as pickles, and no code of a model's
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import cached_file
 
 from smoldpo.models.adapters import CONFIG, AdapterBase, is_adapter, merged, read_base
 from smoldpo.models.builtin import BUILTIN, builtin_gguf
+from smoldpo.models.completeness import require_complete, require_unpacked
 from smoldpo.models.gguf import unpack_gguf
 from smoldpo.models.hf_logging import quiet
+from smoldpo.models.weight_files import narrow_dtype, stored_tensors
 from smoldpo.models.weights import weights_sha256
-from smoldpo.utils.errors import ModelError, UsageError
+from smoldpo.utils.errors import ModelError, UsageError, whole_reason
 from smoldpo.utils.hub import cached_only, hub_is_unreachable
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -116,33 +117,16 @@ def load_model(
     Args:
         as_stored: types of models that rather come in bfloat16 or float16, where all of their
             files' weights are. Nothing is converted then, nor rounded: on a CPU the model is its
-            files, mapped
-                into memory.
+            files, mapped into memory.
 
     Raises:
-        ModelError: weights that are missing, damaged or not safetensors; a hub out of reach; a
-            model that needs code of its own; an adapter whose model is not the one that it was
-            trained on.
+        ModelError: weights that are missing, left over, damaged, packed or not safetensors
+            (models/completeness.py); a hub out of reach; a model that needs code of its own; an
+            adapter whose model is not the one that it was trained on.
     """
     if source.base is not None:
         return merged(_base_model(source, dtype), Path(source.location)).to(device).eval()
-    try:
-        with quiet(), cached_only(source.cached_only):
-            if as_stored:
-                dtype = narrow_dtype(source.location, as_stored) or dtype
-            model = AutoModelForCausalLM.from_pretrained(
-                source.location,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-    except Exception as error:  # transformers, safetensors and the hub raise without a common base
-        raise _explained(source, error) from None
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise ModelError(
-            f"{source.name}: is an adapter on the hub; download it (hf download) and give the "
-            "folder"
-        )
+    model = _load_complete(source, AutoModelForCausalLM, dtype, as_stored)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -150,6 +134,62 @@ def load_model(
         if getattr(model.config, key, 0):
             setattr(model.config, key, 0.0)
     return model.to(device).eval()
+
+
+def load_classifier(source: ModelSource) -> PreTrainedModel:
+    """A sequence classifier (a reward model), in the precision that its weights are stored in.
+
+    Raises:
+        ModelError: as load_model, also where it is a model of another kind.
+    """
+    if source.base is not None:
+        raise ModelError(
+            f"{source.name}: is an adapter; a reward model is read whole, so merge it into its "
+            "model"
+        )
+    auto = AutoModelForSequenceClassification
+    return _load_complete(source, auto, "auto", part="reward model").eval()
+
+
+def _load_complete(
+    source: ModelSource,
+    auto: Any,
+    dtype: torch.dtype | str,
+    as_stored: Collection[str] = (),
+    part: str = "model",
+) -> PreTrainedModel:
+    """The model on the CPU, every weight of it from its files and every tensor of these in it."""
+    try:
+        with quiet(), cached_only(source.cached_only):
+            stored = stored_tensors(source.location)
+            config = AutoConfig.from_pretrained(source.location, trust_remote_code=False)
+            require_unpacked(config)
+            narrow = narrow_dtype(source.location, as_stored) if as_stored else None
+            model, loading = auto.from_pretrained(
+                source.location,
+                dtype=narrow or dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # which are refused below, all of them and by name
+                output_loading_info=True,
+            )
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ModelError(_adapter_inside(source))
+        require_complete(model, loading, stored or {})
+    except ModelError as error:
+        raise ModelError(f"{source.name}: {error}") from None
+    except Exception as error:  # transformers, safetensors and the hub raise without a common base
+        raise _explained(source, error, part) from None
+    return model
+
+
+def _adapter_inside(source: ModelSource) -> str:
+    if source.is_local:
+        return (
+            f"holds a model and an adapter on it; keep them in folders of their own ({CONFIG} and "
+            "the adapter's weights in one, the rest in the other), and give the one that you mean"
+        )
+    return "is an adapter on the hub; download it (hf download) and give the folder"
 
 
 def _base_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
@@ -175,11 +215,38 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """
     if source.base is not None and not (Path(source.location) / "tokenizer_config.json").is_file():
         return load_tokenizer(source.base)
+    if source.is_local:
+        _require_tokenizer_files(source)
     try:
         with quiet(), cached_only(source.cached_only):
             return AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)
     except Exception as error:  # as above
         raise _explained(source, error, "tokenizer") from None
+
+
+TOKENIZERS = (
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("vocab.json", "merges.txt"),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+    ("vocab.txt",),
+    ("tekken.json",),
+    ("tokenizer.model.v3",),
+)
+"""Files of which a tokenizer can be made: one of these sets."""
+
+
+def _require_tokenizer_files(source: ModelSource) -> None:
+    """transformers makes some tokenizers of nothing, and of others does not say what is missing."""
+    folder = Path(source.location)
+    if any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
+        return
+    raise ModelError(
+        f"{source.name}: has no tokenizer: neither tokenizer.json nor tokenizer.model is there, "
+        "nor vocab.json with merges.txt; copy tokenizer.json and tokenizer_config.json from the "
+        "model that it was made from"
+    )
 
 
 def require_same_tokens(tokenizer: PreTrainedTokenizerBase, reference: ModelSource) -> None:
@@ -201,11 +268,15 @@ def positions(model: PreTrainedModel) -> int | None:
 
 
 def _explained(source: ModelSource, error: Exception, part: str = "model") -> ModelError:
-    reason = next(
-        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-    )
-    if "trust_remote_code" in str(error) or "custom code" in str(error):
+    reason = whole_reason(error)
+    if "trust_remote_code" in reason or "custom code" in reason:
         reason = "it needs code of its own, which smoldpo never runs"
+    elif "does not recognize this architecture" in reason:
+        kind = re.search(r"model type `(.*?)`", reason)
+        known = f"its type, {kind[1]!r}," if kind else "its type"
+        reason = f"{known} is none that this version of transformers knows; update transformers"
+    elif "not a valid JSON" in reason:
+        reason = "its config.json is damaged; get it again"
     elif "safetensors" in reason and "no file named" in reason:
         reason = "it holds no *.safetensors; convert its weights (pickled weights are never read)"
     elif not source.is_local:
@@ -213,51 +284,6 @@ def _explained(source: ModelSource, error: Exception, part: str = "model") -> Mo
             reason = "the hub does not answer, and the cache has none"
         return ModelError(
             f"{source.name}: is no local folder, and its {part} cannot be loaded from the hub: "
-            f"{reason.rstrip('.')}. Check the name and the network, or give a local folder or "
-            f"{BUILTIN}"
+            f"{reason}. Check the name and the network, or give a local folder or {BUILTIN}"
         )
     return ModelError(f"{source.name}: the {part} cannot be loaded: {reason}")
-
-
-# In which precision a model's files hold its weights.
-
-
-NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
-
-
-def narrow_dtype(location: str, types: Collection[str]) -> torch.dtype | None:
-    """bfloat16 or float16, where every weight is stored in it; else None, also where unknown.
-
-    Args:
-        location: a model folder, or a hub id.
-        types: of models for which it may be told. Others may compute with more than their weights:
-            Gemma scales embeddings by a number that it makes in the precision in which it is
-            loaded.
-    """
-    try:
-        if _type(location) not in types:
-            return None
-        found = {dtype for path in _files(location) for dtype in _dtypes(path)}
-    except (OSError, ValueError, KeyError, SafetensorError):
-        return None  # loading will say what is wrong
-    return NARROW.get(found.pop()) if len(found) == 1 else None
-
-
-def _type(location: str) -> str:
-    config = Path(str(cached_file(location, CONFIG_NAME)))
-    return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
-
-
-def _files(location: str) -> list[str]:
-    """Paths of a folder's or a hub model's weights, found in transformers' order."""
-    alone = cached_file(location, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
-    if alone is not None:
-        return [alone]
-    index = Path(str(cached_file(location, SAFE_WEIGHTS_INDEX_NAME)))
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return [str(cached_file(location, name)) for name in sorted(names)]
-
-
-def _dtypes(path: str) -> set[str]:
-    with safe_open(path, "pt") as file:
-        return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118

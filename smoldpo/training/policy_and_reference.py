@@ -34,6 +34,7 @@ class ModelFacts:
         mapped: whether the policy's weights, where not converted since, are mapped from their
             files.
         positions: the longest input that both models take; None where they do not say.
+        rows: token ids that both models have a row for.
         hashes: SHA-256 (hex) of the weights: `policy_start` and `reference`.
         configuration_sha256: of the models' configurations.
     """
@@ -45,6 +46,7 @@ class ModelFacts:
     stored_dtype: torch.dtype
     mapped: bool
     positions: int | None
+    rows: int
     hashes: dict[str, str]
     configuration_sha256: str
 

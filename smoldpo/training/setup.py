@@ -36,6 +36,7 @@ from smoldpo.models.load import (
     require_same_tokens,
 )
 from smoldpo.models.save import model_bytes
+from smoldpo.models.token_rows import require_rows_of_pairs, token_rows
 from smoldpo.models.weights import weights_sha256
 from smoldpo.training.loggers import require_loggers
 from smoldpo.training.optim import require_optimizer
@@ -172,6 +173,7 @@ def load_policy_and_reference(config: TrainConfig) -> LoadedModels:
         stored_dtype=next(policy.parameters()).dtype,
         mapped=mapped,
         positions=positions(policy),
+        rows=min(token_rows(model) for model in (policy, reference or policy)),
         hashes={"policy_start": start, "reference": other},
         configuration_sha256=build.configuration_sha256(policy, reference or policy),
     )
@@ -310,12 +312,14 @@ def tokenize(config: TrainConfig, models: PolicyAndReference, data: TrainingData
 
     Raises:
         UsageError, DataError: pairs too long for the model, or that its template refuses.
+        ModelError: a token for which a model has no row.
     """
     reader = PairTokenizer(models.tokenizer, config.max_length)
     with progress.bar("tokenising", len(data.train) + len(data.eval)) as advance:
         train_pairs = reader.tokenize_all(data.train, advance)
         eval_pairs = reader.tokenize_all(data.eval, advance)
     require_room(train_pairs + eval_pairs, models.facts.positions)
+    require_rows_of_pairs(models.tokenizer, models.facts.rows, train_pairs + eval_pairs)
     notes = dict(reader.notes)
     lengths = [pair.longest for pair in train_pairs + eval_pairs]
     tokens = TokenAccount(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SmoldpoError(Exception):
@@ -56,3 +56,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A "did you mean" suffix for `name`, or an empty string when nothing known is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def named_few(names: Sequence[str], few: int = 3) -> str:
+    """The first few names, and how many more there are: "a, b, c and 4 more"."""
+    more = len(names) - few
+    return ", ".join(names[:few]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def whole_reason(error: BaseException) -> str:
+    """All that a foreign error says, on one line and without its last colon or full stop."""
+    text = " ".join(str(error).split()).rstrip(".: ")
+    return text or type(error).__name__

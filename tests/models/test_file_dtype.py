@@ -27,7 +27,8 @@ from smoldpo.models import save
 from smoldpo.models.adapters import AdapterSettings, add_adapters
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.freeze import freeze
-from smoldpo.models.load import ModelSource, load_model, narrow_dtype
+from smoldpo.models.load import ModelSource, load_model
+from smoldpo.models.weight_files import narrow_dtype
 from smoldpo.plan.trial import Trial
 from smoldpo.training.setup import load_data, load_models
 from smoldpo.types import TokenizedPair

@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from smoldpo.data.tokenize import PairTokenizer, render
 from smoldpo.engine.autotune import KernelChoice, choose_kernels
@@ -19,21 +18,20 @@ from smoldpo.engine.precision import cast_frozen
 from smoldpo.evaluation.judges.base import Verdict, by_score
 from smoldpo.models.builtin import BUILTIN
 from smoldpo.models.families import FAMILIES
-from smoldpo.models.hf_logging import quiet
 from smoldpo.models.load import (
     ModelSource,
-    _explained,
     find_model,
+    load_classifier,
     load_model,
     load_tokenizer,
     positions,
     require_same_tokens,
 )
+from smoldpo.models.token_rows import require_rows, require_rows_of_pairs, token_rows
 from smoldpo.types import PreferencePair, Prompt, TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.devices import pick_device
 from smoldpo.utils.errors import ModelError
-from smoldpo.utils.hub import cached_only
 
 
 class RewardJudge:
@@ -75,6 +73,8 @@ class ImplicitJudge:
             return Verdict(0.5)
         reader, policy, reference = self._loaded
         pair = reader.tokenize(PreferencePair(prompt, a, b))
+        rows = min(token_rows(policy.model), token_rows(reference.model))
+        require_rows_of_pairs(reader.tokenizer, rows, [pair])
         return by_score(policy.margin(pair), reference.margin(pair))
 
     @functools.cached_property
@@ -131,7 +131,13 @@ class RewardModel:
             ModelError: it cannot be loaded, has not one label, lacks weights, or has no chat
                 template.
         """
-        self.model = _load(source).to(device).eval()
+        model = load_classifier(source)
+        if model.config.num_labels != 1:
+            raise ModelError(
+                f"{source.name}: is a classifier of {model.config.num_labels} labels; a reward "
+                "model has one"
+            )
+        self.model: Any = model.to(device)
         self.tokenizer = load_tokenizer(source)
         if not self.tokenizer.chat_template:
             raise ModelError(
@@ -151,8 +157,11 @@ class RewardModel:
 
         Raises:
             DataError: the chat template refuses the dialogue.
+            ModelError: a token for which the model has no row.
         """
-        ids = torch.tensor([self.ids(prompt, answer)], device=self.model.device)
+        found = self.ids(prompt, answer)
+        require_rows(self.tokenizer, token_rows(self.model), [found])
+        ids = torch.tensor([found], device=self.model.device)
         logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         return float(logits.double())
 
@@ -172,26 +181,3 @@ class RewardModel:
         whole = render(self.tokenizer, dialogue, add_generation_prompt=False)
         _, found, behind = whole.rpartition(turn.end_of_turn)
         return self.tokenizer(behind, add_special_tokens=False)["input_ids"] if found else []
-
-
-def _load(source: ModelSource) -> Any:
-    try:
-        with quiet(), cached_only(source.cached_only):
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                source.location,
-                dtype="auto",
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except Exception as error:  # as in models/load.py
-        raise _explained(source, error, "reward model") from None
-    if loading["missing_keys"]:  # a language model, say: transformers makes up a head at random
-        lacking = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise ModelError(f"{source.name}: is no reward model; its weights lack {lacking}")
-    if model.config.num_labels != 1:
-        raise ModelError(
-            f"{source.name}: is a classifier of {model.config.num_labels} labels; a reward model "
-            "has one"
-        )
-    return model
