@@ -34,6 +34,7 @@ from smoldpo.evaluation.slices import describe
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.load import (
     ModelSource,
+    check_model,
     find_model,
     load_model,
     load_tokenizer,
@@ -155,6 +156,7 @@ class _ModelScorer:
             self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(self._sources[models[0]])
         for source in list(self._sources.values())[1:]:
             require_same_tokens(self._tokenizer, source)
+            check_model(source)  # before the first one is scored
         pair_tokenizer = PairTokenizer(self._tokenizer, options.max_length)
         with progress.bar("tokenising", len(pairs)) as advance:
             self._pairs: list[TokenizedPair] = pair_tokenizer.tokenize_all(pairs, advance)

@@ -136,6 +136,20 @@ def load_model(
     return model.to(device).eval()
 
 
+def check_model(source: ModelSource) -> None:
+    """Find out now whether `load_model` will refuse the model, where it is needed only later on.
+
+    What is loaded is dropped again; most of it is not even read (`as_stored` for every type).
+
+    Raises:
+        ModelError: as load_model.
+    """
+    if source.base is not None:
+        load_model(source, torch.float32)
+    else:
+        _load_complete(source, AutoModelForCausalLM, "auto")
+
+
 def load_classifier(source: ModelSource) -> PreTrainedModel:
     """A sequence classifier (a reward model), in the precision that its weights are stored in.
 

@@ -82,7 +82,7 @@ def headers(path: Path) -> dict[str, StoredTensor]:
 
 
 def _read_files(location: str, folder: Path | None) -> list[Path] | None:
-                f"{SAFE_WEIGHTS_INDEX_NAME} names {name}, which is not there; get it too"
+    """The files that transformers reads: the single one, else the shards that the index names."""
     alone = _found(location, SAFE_WEIGHTS_NAME)
     if alone is not None:
         return [alone]

@@ -237,5 +237,6 @@ def test_the_implicit_reference_is_the_builtin_model(tiny_folder, monkeypatch):
 
     asked = []
     monkeypatch.setattr(local_models, "find_model", lambda name: asked.append(name))
+    monkeypatch.setattr(local_models, "check_model", lambda source: None)
     assert parse_judge(f"implicit:{tiny_folder}").name == f"implicit:{tiny_folder},builtin"
     assert asked == [str(tiny_folder), "builtin"]

@@ -1,4 +1,4 @@
-"""A folder whose weights are not exactly its model's is refused by name, and nothing is computed."""
+"""A folder whose weights are not exactly its model's is refused by name; nothing is computed."""
 
 import json
 import shutil
@@ -41,6 +41,10 @@ def edit(folder, change=None, **config):
     save_file({name: w.clone() for name, w in weights.items()}, path, {"format": "pt"})
     said = json.loads((folder / "config.json").read_text()) | config
     (folder / "config.json").write_text(json.dumps(said))
+
+
+def drop(folder, name):
+    edit(folder, lambda weights: {n: w for n, w in weights.items() if n != name})
 
 
 def load(folder):
@@ -113,12 +117,12 @@ def test_no_folder_is_scored_whose_weights_are_not_the_models(
 @pytest.mark.parametrize("part", ["mlp.down_proj", "input_layernorm", "self_attn.v_proj"])
 def test_a_weight_that_the_files_lack_is_named(folder, part):
     name = f"model.layers.0.{part}.weight"
-    edit(folder, lambda weights: weights.pop(name) and None)
+    drop(folder, name)
     refused(folder, f"its files lack {name}")
 
 
 def test_an_untied_model_without_its_head_is_refused_and_a_tied_one_is_whole(folder):
-    edit(folder, lambda weights: weights.pop("lm_head.weight") and None)
+    drop(folder, "lm_head.weight")
     refused(folder, "lack lm_head.weight", "not tied to the embeddings")
     edit(folder, tie_word_embeddings=True)
     model = load(folder)
@@ -133,7 +137,7 @@ def test_a_tied_head_may_be_stored_twice_if_it_is_the_same(folder):
     refused(folder, "ties lm_head.weight to model.embed_tokens.weight", "differ")
     edit(folder, both)
     assert load(folder).config.tie_word_embeddings
-    edit(folder, lambda weights: weights.pop("model.embed_tokens.weight") and None)
+    drop(folder, "model.embed_tokens.weight")
     model = load(folder)
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -152,7 +156,7 @@ def test_two_names_of_one_weight_are_refused(folder, more):
 
     edit(folder, add)
     refused(folder, ours, other, "one weight of the model")
-    edit(folder, lambda weights: weights.pop(ours) and None)
+    drop(folder, ours)
     refused(folder, other, "unlike the rest")
 
 
@@ -292,7 +296,7 @@ def test_a_type_that_transformers_does_not_know(folder):
 
 
 def lacking(folder):
-    edit(folder, lambda weights: weights.pop("model.norm.weight") and None)
+    drop(folder, "model.norm.weight")
     return folder
 
 
@@ -301,17 +305,23 @@ def lacking(folder):
     [
         ("train", "--model", "{m}", "--data", "{data}", "--output-dir", "out"),
         ("train", "--model", "{ok}", "--reference", "{m}", "--data", "{data}"),
-        ("evaluate", "{m}", "--data", "{data}"),
-        ("evaluate", "{ok}", "--reference", "{m}", "--data", "{data}"),
+        ("evaluate", "{m}", "{data}"),
+        ("evaluate", "{ok}", "{data}", "--reference", "{m}"),
         ("chat", "{m}", "--prompt", "a b"),
     ],
     ids=["policy", "reference", "evaluate", "evaluate against", "chat"],
 )
-def test_every_command_refuses_before_it_computes(cli, whole, folder, write_rows, arguments):
-    data = write_rows([{"prompt": "a", "chosen": f"b {n}", "rejected": "c"} for n in range(9)])
-    names = {"m": lacking(folder), "ok": whole, "data": data}
+def test_every_command_refuses_before_it_computes(
+    cli, tiny_folder, tmp_path, pairs_file, arguments, monkeypatch
+):
+    def computed(*_, **__):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr("transformers.LlamaForCausalLM.forward", computed)
+    folder = lacking(shutil.copytree(tiny_folder, tmp_path / "m"))
+    names = {"m": folder, "ok": tiny_folder, "data": pairs_file}
     result = cli(*(word.format(**names) for word in arguments))
-    assert result.code == 1 and result.out == ""
+    assert result.code == 1 and result.out == "", result.err
     assert "its files lack model.norm.weight" in result.err
     assert "changed on disk" not in result.err
 
@@ -319,7 +329,7 @@ def test_every_command_refuses_before_it_computes(cli, whole, folder, write_rows
 def test_judges_refuse_alike(whole, folder, tmp_path):
     for judge in (f"implicit:{lacking(folder)},{whole}", f"implicit:{whole},{folder}"):
         with pytest.raises(ModelError, match=r"lack model\.norm\.weight"):
-            parse_judge(judge).compare("a", "b", "c")
+            parse_judge(judge)
     config = type(load(whole).config)(**load(whole).config.to_dict() | {"num_labels": 1})
     reward = shutil.copytree(whole, tmp_path / "reward")
     LlamaForSequenceClassification(config).save_pretrained(reward)
@@ -327,8 +337,8 @@ def test_judges_refuse_alike(whole, folder, tmp_path):
     def classifier(folder):
         load_classifier(find_model(str(folder)))
 
-    classifier(reward)
+    parse_judge(f"reward:{reward}")
     with pytest.raises(ModelError, match=r"files hold score\.weight"):
         load(reward)
-    edit(reward, lambda weights: weights.pop("model.layers.0.mlp.up_proj.weight") and None)
+    drop(reward, "model.layers.0.mlp.up_proj.weight")
     refused(reward, "lack model.layers.0.mlp.up_proj.weight", load=classifier)

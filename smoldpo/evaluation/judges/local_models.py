@@ -20,6 +20,7 @@ from smoldpo.models.builtin import BUILTIN
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.load import (
     ModelSource,
+    check_model,
     find_model,
     load_classifier,
     load_model,
@@ -40,6 +41,7 @@ class RewardJudge:
     def __init__(self, model: str):
         self.name = f"reward:{model}"
         self._source = find_model(model)
+        _classifier(self._source)  # a fault of its files is told now, not at the end of a run
 
     def compare(self, prompt: Prompt, a: str, b: str) -> Verdict:
         """As `Judge.compare`; errors as `RewardModel`'s."""
@@ -62,6 +64,8 @@ class ImplicitJudge:
     def __init__(self, model: str, reference: str = BUILTIN):
         self.name = f"implicit:{model},{reference}"
         self._policy, self._reference = find_model(model), find_model(reference)
+        for source in (self._policy, self._reference):
+            check_model(source)
 
     def compare(self, prompt: Prompt, a: str, b: str) -> Verdict:
         """As `Judge.compare`.
@@ -131,13 +135,7 @@ class RewardModel:
             ModelError: it cannot be loaded, has not one label, lacks weights, or has no chat
                 template.
         """
-        model = load_classifier(source)
-        if model.config.num_labels != 1:
-            raise ModelError(
-                f"{source.name}: is a classifier of {model.config.num_labels} labels; a reward "
-                "model has one"
-            )
-        self.model: Any = model.to(device)
+        self.model = _classifier(source).to(device)
         self.tokenizer = load_tokenizer(source)
         if not self.tokenizer.chat_template:
             raise ModelError(
@@ -181,3 +179,13 @@ class RewardModel:
         whole = render(self.tokenizer, dialogue, add_generation_prompt=False)
         _, found, behind = whole.rpartition(turn.end_of_turn)
         return self.tokenizer(behind, add_special_tokens=False)["input_ids"] if found else []
+
+
+def _classifier(source: ModelSource) -> Any:
+    model = load_classifier(source)
+    if model.config.num_labels != 1:
+        raise ModelError(
+            f"{source.name}: is a classifier of {model.config.num_labels} labels; a reward model "
+            "has one"
+        )
+    return model

@@ -20,7 +20,7 @@ def parse_judge(spec: str) -> Judge:
 
     Raises:
         UsageError: there is no such judge or model, or the URL is none.
-        ModelError: as `find_model`.
+        ModelError: as `find_model`, and as loading the model, which is tried.
     """
     kind, colon, rest = spec.partition(":")
     if kind.lower() in ("http", "https"):
