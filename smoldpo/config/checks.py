@@ -19,10 +19,8 @@ READERS: dict[str, Mapping[str, Sequence[str]]] = {
     "lr_scheduler_type": SCHEDULES,
 }
 """Settings that choose, and for each choice the settings that it reads and some others do not."""
-ADAPTER_SETTINGS = (
-    *("lora_r", "lora_alpha", "lora_target_modules", "use_dora", "use_rslora", "merge"),
-)
-"""What use_peft reads alone."""
+ADAPTER_SETTINGS = "lora_r", "lora_alpha", "lora_target_modules", "use_dora", "use_rslora", "merge"
+"""What is read with use_peft alone."""
 
 
 def cross_checks(config: TrainConfig) -> list[str]:

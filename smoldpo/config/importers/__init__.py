@@ -1,7 +1,7 @@
 """Recipes that others wrote, read as smoldpo configurations, with an account of every key.
 
 mapping.py holds the rules for a key, and the interpreter of tables of them. Each dialect (trl.py,
-handbook.py, axolotl.py, llama_factory.py) is a table of rules for keys that stand alone, steps for
+axolotl.py, llama_factory.py) is a table of rules for keys that stand alone, steps for
 those that belong together, and its tool's defaults. hf_trainer.py, optimizers.py, adapters.py,
 datasets.py and losses.py hold what several dialects share.
 """

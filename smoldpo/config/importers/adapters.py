@@ -40,10 +40,6 @@ def _targets(draft: Draft, key: str, value: Any) -> Rule:
     return keep("lora_target_modules", [str(name).strip() for name in names])
 
 
-def _layers(draft: Draft, key: str, value: Any) -> Rule:
-    return keep("train_layers", [str(number) for number in listed(value)])
-
-
 RULES: Table = {
     "lora_r lora_rank": keep("lora_r"),
     "lora_alpha": keep(),
@@ -52,7 +48,9 @@ RULES: Table = {
     "lora_target_linear": same("all linear layers of the decoder, as by default"),
     "use_rslora peft_use_rslora": keep("use_rslora"),
     "use_dora peft_use_dora": keep("use_dora"),
-    "peft_layers_to_transform lora_layers_to_transform": _layers,
+    "peft_layers_to_transform lora_layers_to_transform": lambda draft, key, value: keep(
+        "train_layers", [str(number) for number in listed(value)]
+    ),
     "merge_lora": keep("merge"),
     "lora_modules_to_save additional_target": unsupported(ALONE),
     "lora_target_parameters": unsupported("adapters are for linear layers: lora_target_modules"),

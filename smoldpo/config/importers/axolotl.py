@@ -151,7 +151,7 @@ def _data(draft: Draft) -> None:
 
 def _test_datasets(draft: Draft, key: str, value: Any) -> Rule:
     sources = [_source(item) for item in items(value)]
-    if len(sources) == 1 and sources[0].place in ((None, None), (None, "test")):
+    if len(sources) == 1 and sources[0].subset_and_split in ((None, None), (None, "test")):
         return keep("eval_data", sources[0].name)
     return refuse("write the pairs to one file and set eval_data")
 

@@ -45,7 +45,7 @@ class RecipeSource:
         return self.split is not None and bool(HELD_OUT.search(self.split.lower()))
 
     @property
-    def place(self) -> tuple[str | None, str | None]:
+    def subset_and_split(self) -> tuple[str | None, str | None]:
         """Subset and split, where they are not what smoldpo takes by itself."""
         return self.subset, None if self.split == "train" else self.split
 
@@ -112,13 +112,13 @@ def set_sources(
         if source not in joined
     ]
     more: dict[str, Any] = {}
-    if len({source.place for source in train}) == 1:
+    if len({source.subset_and_split for source in train}) == 1:
         data = [source.name for source in train]
-        found = zip(("data_subset", "data_split"), train[0].place, strict=True)
+        found = zip(("data_subset", "data_split"), train[0].subset_and_split, strict=True)
         more |= {setting: value for setting, value in found if value}
     else:
         data = [
-            as_file(draft, source) if source.place != (None, None) else source.name
+            as_file(draft, source) if source.subset_and_split != (None, None) else source.name
             for source in train
         ]
         remarks.append(FILES_FIRST)
@@ -130,7 +130,7 @@ def set_sources(
 
 def as_file(draft: Draft, source: RecipeSource) -> str:
     """A file that will hold this source's split; the command that writes it is put on the list."""
-    subset, split = source.place
+    subset, split = source.subset_and_split
     parts = filter(None, (source.name.rpartition("/")[2], subset, split))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)) + ".jsonl"
     command = ["smoldpo", "data", "convert", source.name, name]

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from smoldpo.config.importers import axolotl, handbook, hf_trainer, llama_factory, trl
+from smoldpo.config.importers import axolotl, hf_trainer, llama_factory, trl
 from smoldpo.config.importers.losses import METHODS, method_of, set_loss
 from smoldpo.config.importers.mapping import (
     DEFAULT,
@@ -31,7 +31,7 @@ from smoldpo.utils.errors import ConfigError, UsageError
 DIALECTS = {
     "llama-factory": llama_factory.DIALECT,
     "axolotl": axolotl.DIALECT,
-    "alignment-handbook": handbook.DIALECT,
+    "alignment-handbook": trl.HANDBOOK,
     "trl": trl.DIALECT,
 }
 """In the order in which a draw is decided: TRL's keys stand in the others' recipes too."""
@@ -51,7 +51,7 @@ class Imported:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many keys met which fate."""
+        """Keys by status."""
         found = Counter(entry.status for entry in self.entries)
         return {status: found[status] for status in STATUSES if found[status]}
 
@@ -75,18 +75,13 @@ class Imported:
 
     def as_yaml(self) -> str:
         """The settings that the recipe decides, under a head that names it and what differs."""
-        head = [
-            f"Imported from {self.source} ({DIALECTS[self.dialect].title}) by smoldpo config "
-            "import."
-        ]
+        title = DIALECTS[self.dialect].title
+        head = [f"Imported from {self.source} ({title}) by smoldpo config import."]
         if self.commands:
             head += ["", "Run first:", *(f"  {command}" for command in self.commands)]
         if self.differences:
-            head += [
-                "",
-                "What differs from the recipe's run:",
-                *(f"- {line}" for line in self.differences),
-            ]
+            head += ["", "What differs from the recipe's run:"]
+            head += [f"- {line}" for line in self.differences]
         lines = [part for line in head for part in _wrapped(one_line(line))]
         return "".join(f"# {line}".rstrip() + "\n" for line in lines) + yaml.safe_dump(
             self.settings, sort_keys=False, allow_unicode=True
@@ -116,13 +111,19 @@ def import_recipe(path: Path, dialect: str | None = None) -> Imported:
             draft.decide(key, find(rules.rules, key) or unknown)
     why = f"what {rules.title} does without being told"
     for setting, value in rules.defaults.items():
-        if value != default_of(setting) and not _said(draft, setting):
+        if value != default_of(setting) and not _is_decided(draft, setting):
             draft.default(f"({setting})", setting, value, why)
     hf_trainer.unsaid(draft)
     config = _checked(draft, path)
     values = config.model_dump()
     settings = {name: values[name] for name in values if name in draft.settings}
-    entries = tuple(sorted(draft.entries.values(), key=_place(recipe)))
+    order = {key: number for number, key in enumerate(recipe)}
+
+    def position(entry: Entry) -> tuple[int, bool]:
+        first = entry.key if entry.key in order else entry.key.partition(".")[0]
+        return order.get(first, len(order)), entry.status == DEFAULT
+
+    entries = tuple(sorted(draft.entries.values(), key=position))
     return Imported(
         path.name, name, config, settings, entries, tuple(draft.notes), tuple(draft.commands)
     )
@@ -139,7 +140,7 @@ def recognise(recipe: dict[str, Any], path: Path) -> str:
     if {"model", "data"} & set(recipe) and set(recipe) <= set(TrainConfig.model_fields):
         raise UsageError(f"{path}: is a smoldpo configuration already: smoldpo train {path.name}")
     votes = {
-        name: len(set(dialect.signs.split()) & set(recipe)) for name, dialect in DIALECTS.items()
+        name: len(set(dialect.own_keys.split()) & set(recipe)) for name, dialect in DIALECTS.items()
     }
     best = max(votes, key=lambda name: votes[name])
     if not votes[best]:
@@ -150,7 +151,7 @@ def recognise(recipe: dict[str, Any], path: Path) -> str:
     return best
 
 
-def _said(draft: Draft, setting: str) -> bool:
+def _is_decided(draft: Draft, setting: str) -> bool:
     """Whether the recipe decided this itself, be it by what smoldpo cannot do."""
     if setting == "warmup_ratio" and "warmup_steps" in draft.settings:
         return True
@@ -171,29 +172,16 @@ def _flat(recipe: dict[str, Any], nested: str) -> dict[str, Any]:
 
 
 def _checked(draft: Draft, path: Path) -> TrainConfig:
+    """The configuration; its problems name the recipe's own keys."""
     try:
         return build_config(draft.settings)
     except ConfigError as error:
-        raise ConfigError(
-            [f"{path}: {_by_key(problem, draft)}" for problem in error.problems]
-        ) from None
-
-
-def _by_key(problem: str, draft: Draft) -> str:
-    """A problem with a setting, said with the recipe's own key."""
-    setting = re.split(r"\W", problem, maxsplit=1)[0]
-    key = draft.origins.get(setting)
-    return problem if key in (None, setting) else f"{key} ({problem})"
-
-
-def _place(recipe: dict[str, Any]) -> Any:
-    order = {key: number for number, key in enumerate(recipe)}
-
-    def place(entry: Entry) -> tuple[int, bool]:
-        first = entry.key if entry.key in order else entry.key.partition(".")[0]
-        return order.get(first, len(order)), entry.status == DEFAULT
-
-    return place
+        problems = []
+        for problem in error.problems:
+            setting = re.split(r"\W", problem, maxsplit=1)[0]
+            key = draft.origins.get(setting, setting)
+            problems.append(f"{path}: {problem if key == setting else f'{key} ({problem})'}")
+        raise ConfigError(problems) from None
 
 
 def _wrapped(line: str) -> list[str]:

@@ -56,8 +56,8 @@ DPO_KEYS = (
 )
 CPO_LOSSES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo")
 """What CPO's loss_type may be, besides DPO's."""
-SAYING = {"dpo", "apo"}
-"""Words of a name that say it."""
+DPO_WORDS = {"dpo", "apo"}
+"""Words in names of files and outputs that stand for DPO."""
 
 
 def method_of(recipe: dict[str, Any], path: Path, dialect: str, *, told: bool) -> str:
@@ -115,9 +115,9 @@ def _by_names(recipe: dict[str, Any], path: Path, told: bool) -> str:
     words = _words(
         *(str(recipe.get(key, "")) for key in ("output_dir", "hub_model_id", "run_name"))
     )
-    place = _words(path.stem, path.absolute().parent.name)
+    path_words = _words(path.stem, path.absolute().parent.name)
     others = [word for word in NAMES if word in words and (word in free or word not in METHODS)]
-    if others and not SAYING & words:
+    if others and not DPO_WORDS & words:
         ours = [word for word in others if word in METHODS]
         if not ours and not told:
             raise UsageError(
@@ -125,9 +125,9 @@ def _by_names(recipe: dict[str, Any], path: Path, told: bool) -> str:
                 "to its output"
             )
         return ours[0] if ours else "dpo"
-    if compares or SAYING & (words | place):
+    if compares or DPO_WORDS & (words | path_words):
         return "dpo"
-    found = [word for word in free if word in place]
+    found = [word for word in free if word in path_words]
     if not found and not told and not DPO_KEYS & set(recipe):
         raise UsageError(
             f"{path}: no key says for which method it is; if it is for DPO, say so with --from trl"

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from smoldpo.config.schema import TrainConfig
 
 STATUSES = KEPT, RENAMED, DROPPED, UNSUPPORTED, DEFAULT = (
-    *("kept", "renamed", "dropped", "unsupported"),
-    "default",  # not in the recipe: what its own tool would use, where smoldpo's default differs
-)
+    "kept", "renamed", "dropped", "unsupported", "default"
+)  # fmt: skip
+"""DEFAULT: not in the recipe; its tool's own default, where smoldpo's differs."""
 OFF = (None, False, 0, 0.0, "", "no", "none", "false")
 GIVEN: Any = object()
 """Stands for the value that the recipe has."""
@@ -24,7 +24,7 @@ GIVEN: Any = object()
 
 @dataclass(frozen=True)
 class Entry:
-    """One key of the recipe and its fate; `matters` where the run will differ from the recipe's."""
+    """What became of one key; `matters` where the run will differ from the recipe's."""
 
     key: str
     value: str
@@ -42,7 +42,7 @@ class Rule:
     reason: str = ""
     matters: bool = False
     setting: str | None = None
-    """The setting that takes the value; empty: the one with the key's own name."""
+    """The setting that takes the value; empty: that of the key's own name."""
     value: Any = GIVEN
     more: Mapping[str, Any] = field(default_factory=dict)
     """Further settings that follow from the key."""
@@ -95,7 +95,7 @@ class Dialect:
     """A trainer whose recipes are read."""
 
     title: str
-    signs: str
+    own_keys: str
     """Keys by which its recipes are recognised, with blanks between them."""
     steps: Sequence[Table | Callable[[Draft], None]]
     """For the keys that belong together, in this order."""
@@ -116,7 +116,7 @@ def find(table: Table, key: str) -> Rule | Convert | None:
 
 @dataclass
 class Draft:
-    """A recipe on its way: what was decided about each key, and the settings so far."""
+    """A recipe being read: what was decided about each key, and the settings so far."""
 
     recipe: dict[str, Any]
     folder: Path = Path()
@@ -146,7 +146,7 @@ class Draft:
                 self.decide(key, rule)
 
     def decide(self, key: str, rule: Rule | Convert) -> None:
-        """Enter a key's fate, and its settings unless another key has set them otherwise."""
+        """Record what becomes of a key; its settings, unless another key has set them otherwise."""
         given = look_up(self.recipe, key)
         rule = rule if isinstance(rule, Rule) else rule(self, key, given)
         becomes: dict[str, Any] = {}

@@ -1,10 +1,11 @@
-"""TRL's recipes: `trl dpo --config recipe.yaml`, and its scripts for ORPO and CPO.
+"""TRL's recipes (`trl dpo --config recipe.yaml`, ORPO's, CPO's), and the alignment handbook's.
 
-Their other keys are those of all of Hugging Face.
+The handbook has TRL's keys, and mixtures of datasets of its own.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from smoldpo.config.importers import hf_trainer as hf
@@ -28,7 +29,9 @@ from smoldpo.config.importers.mapping import (
     drop,
     is_off,
     keep,
+    listed,
     loss,
+    number,
     refuse,
     same,
     unsupported,
@@ -98,9 +101,9 @@ def data(draft: Draft) -> None:
     recipe = draft.recipe
     draft.apply({"dataset_streaming streaming": drop(hf.LOADING)})
     if "datasets" in recipe:
-        listed = items(recipe["datasets"])
-        set_sources(draft, "datasets", sources_of(listed, "path", "name", "fraction"))
-        inner_keys(draft, "datasets", listed, "path name fraction")
+        sources = items(recipe["datasets"])
+        set_sources(draft, "datasets", sources_of(sources, "path", "name", "fraction"))
+        inner_keys(draft, "datasets", sources, "path name fraction")
         names = "dataset_name dataset_config dataset_train_split dataset_test_split"
         draft.apply({"test_split_size": held_out_share, names: drop("datasets says it")})
         draft.held_out = "eval_fraction" in draft.settings
@@ -110,8 +113,10 @@ def data(draft: Draft) -> None:
         )
         name = str(recipe["dataset_name"])
         set_sources(draft, "dataset_name", [RecipeSource(name, subset, split)])
-        places = {"dataset_config": "data_subset", "dataset_train_split": "data_split"}
-        for key, setting in places.items():
+        for key, setting in (
+            ("dataset_config", "data_subset"),
+            ("dataset_train_split", "data_split"),
+        ):
             taken = setting in draft.settings
             value = draft.settings.get(setting)
             draft.apply({key: keep(setting, value) if taken else drop("taken by default")})
@@ -167,5 +172,77 @@ DIALECT = Dialect(
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
         "num_train_epochs": 3.0,
+    },
+)
+
+
+def _handbook_data(draft: Draft) -> None:
+    """Its own mixtures, or TRL's keys."""
+    if "dataset_mixer" in draft.recipe:
+        _dataset_mixer(draft)
+    elif "dataset_mixture" in draft.recipe:
+        _dataset_mixture(draft)
+    else:
+        data(draft)
+
+
+def _dataset_mixer(draft: Draft) -> None:
+    """The older form: a mapping of names to shares, and the splits that all of them have."""
+    recipe = draft.recipe
+    mixer = recipe["dataset_mixer"]
+    names = list(mixer) if isinstance(mixer, dict) else []
+    splits = [str(split) for split in listed(recipe.get("dataset_splits"))] or ["train", "test"]
+    configs = listed(recipe.get("dataset_configs")) or [None] * len(names)
+    sources = [
+        RecipeSource(str(name), text(config), split, number(mixer[name]))
+        for name, config in zip(names, configs, strict=False)
+        for split in splits
+        if "train" in split
+    ]
+    set_sources(draft, "dataset_mixer", sources, of_source=True)
+    why = "data_split has the train split; the data's own test split judges"
+    draft.apply({"dataset_splits": same(why, ()), "dataset_configs": same("in data_subset", ())})
+    draft.held_out = any("test" in split for split in splits)
+
+
+def _dataset_mixture(draft: Draft) -> None:
+    """The newer form: a list of datasets with split and share, and the share that is held out."""
+    mixture: Any = draft.recipe["dataset_mixture"]
+    if not isinstance(mixture, dict):
+        return
+    listed_sources = items(mixture.get("datasets"))
+    sources = sources_of(listed_sources, "id", "config", "weight")
+    key = "dataset_mixture.datasets"
+    set_sources(draft, key, sources, of_source=True)
+    inner_keys(draft, key, listed_sources, "id config weight")
+    held = any(source.is_held_out for source in sources)
+    for name, value in mixture.items():
+        if name == "seed":
+            rule = drop("of the shuffle before the split; smoldpo splits by prompts")
+        elif name == "test_split_size" and held:
+            rule = drop("pairs are held out by the data's own test split, not at random")
+        elif value is None:
+            rule = drop("empty")
+        elif name == "test_split_size":
+            rule = held_out_share(draft, key, value)
+        else:
+            rule = refuse("not known of a mixture")
+        if name != "datasets":
+            draft.decide(f"dataset_mixture.{name}", rule)
+    draft.held_out = held or "eval_fraction" in draft.settings
+
+
+HANDBOOK = replace(
+    DIALECT,
+    title="the alignment handbook",
+    own_keys="dataset_mixer dataset_splits dataset_configs dataset_mixture",
+    steps=(_handbook_data, *DIALECT.steps[1:]),
+    rules={
+        **RULES,
+        "auto_insert_empty_system_msg": unsupported(
+            "no empty system message is put before a prompt; the model's own template may add one"
+        ),
+        "text_column": drop(hf.SCHEMA),
+        "dataset_kwargs": drop(hf.LOADING),
     },
 )
