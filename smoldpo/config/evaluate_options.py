@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from smoldpo.config.field_types import Device, Dtype, EngineName, Judges, Names, PositiveInt
-from smoldpo.config.load import explain
-from smoldpo.utils.errors import ConfigError, nearest
+from smoldpo.config.load import read_fields
+from smoldpo.utils.errors import ConfigError
 
 
 def _above_zero(value: float) -> float:
@@ -50,12 +50,7 @@ def evaluate_options(given: Mapping[str, Any]) -> EvaluateOptions:
         ConfigError: with every problem at once: unknown options (and the nearest known one), and
             values of the wrong type or out of range.
     """
-    known = EvaluateOptions.model_fields
-    problems = [f"unknown option {key!r}{nearest(key, known)}" for key in given if key not in known]
-    try:
-        options = EvaluateOptions(**{key: value for key, value in given.items() if key in known})
-    except ValidationError as error:
-        problems += [explain(detail) for detail in error.errors()]
-    if problems:
+    options, problems = read_fields(EvaluateOptions, given, noun="option")
+    if problems or options is None:
         raise ConfigError(problems)
     return options

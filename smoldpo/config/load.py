@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from smoldpo.config.checks import cross_checks
 from smoldpo.config.schema import SECTIONS, TrainConfig
 from smoldpo.utils.errors import ConfigError, UsageError, nearest
 from smoldpo.utils.text import holds_secret
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, dict[str, Any], list[str]]:
@@ -135,26 +137,44 @@ def build_config(settings: dict[str, Any], *, extra_problems: Sequence[str] = ()
         ConfigError: with every problem at once: unknown keys (and the nearest known one), values of
             the wrong type or out of range, and settings that contradict each other.
     """
-    problems = list(extra_problems)
     known = TrainConfig.model_fields
-    secret = [key for key, value in settings.items() if key in known and holds_secret(value)]
-    problems += [
-        f"{key} holds a token or password, which would stand in the run's files; log in with "
-        "huggingface-cli login, or set HF_TOKEN"
-        for key in secret
-    ]
-    for key in settings:
-        if key not in known:
-            problems.append(f"unknown key {key!r}{nearest(str(key), known)}")
-    try:
-        config = TrainConfig(**{key: value for key, value in settings.items() if key in known})
-    except ValidationError as error:
-        problems += [explain(detail) for detail in error.errors()]
-    else:
+    config, found = read_fields(TrainConfig, settings)
+    given = {key: value for key, value in settings.items() if key in known}
+    problems = [*extra_problems, *secrets_in(given), *found]
+    if config is not None:
         problems += cross_checks(config)
-    if problems:
+    if problems or config is None:
         raise ConfigError(problems)
     return config
+
+
+def read_fields(
+    model: type[Model], settings: Mapping[str, Any], more: Iterable[str] = (), noun: str = "key"
+) -> tuple[Model | None, list[str]]:
+    """The model of those settings that it knows, and what is wrong with any, in words.
+
+    Args:
+        more: keys that are known besides the model's own; they are left out here.
+    """
+    known = [*model.model_fields, *more]
+    problems = [
+        f"unknown {noun} {key!r}{nearest(str(key), known)}" for key in settings if key not in known
+    ]
+    try:
+        own = {key: value for key, value in settings.items() if key in model.model_fields}
+        return model(**own), problems
+    except ValidationError as error:
+        return None, problems + [explain(detail) for detail in error.errors()]
+
+
+def secrets_in(settings: Mapping[str, Any], files: str = "run") -> list[str]:
+    """A sentence for each setting that holds a token or password."""
+    return [
+        f"{key} holds a token or password, which would stand in the {files}'s files; log in with "
+        "huggingface-cli login, or set HF_TOKEN"
+        for key, value in settings.items()
+        if holds_secret(value)
+    ]
 
 
 def explain(detail: Any) -> str:

@@ -6,12 +6,14 @@ measured, or the run is older than the field.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, field_serializer, model_validator
 
 from smoldpo.evaluation.metrics import PairScore
 from smoldpo.types import Prompt
+from smoldpo.utils.errors import SmoldpoError
 
 TokenRatio = tuple[str, float | None]
 """A token's text, and log π - log π_ref of the token in nats."""
@@ -23,6 +25,18 @@ class Record(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """The record as the file has it: without the fields that were not set."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    @classmethod
+    def read(cls, path: Path, advice: str) -> Self:
+        """The record that a file holds.
+
+        Raises:
+            SmoldpoError: there is none, or it is damaged; `advice` says what to do.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SmoldpoError(f"{path}: cannot be read ({error}); {advice}") from None
 
 
 class Estimate(Record):

@@ -25,7 +25,6 @@ from smoldpo.evaluation.schema import (
     Accuracy,
     Drift,
     Estimate,
-    Evaluation,
     Judgement,
     PairRow,
     Record,
@@ -46,6 +45,30 @@ class SplitFile(Record):
     pairs: int
     prompts: int
     sha256: str = ""
+
+
+class SplitFiles(Record):
+    """The splits of a sweep; `numbers`: which of weight, margin and beta the pairs bring."""
+
+    numbers: list[str]
+    train: SplitFile
+    validation: SplitFile
+    final: SplitFile
+
+
+class SweepRecord(Record):
+    """sweep.json: what a sweep began with.
+
+    Attributes:
+        spec: the whole description, SweepSpec.as_plain().
+        folder: the working folder, in which relative names mean what they meant.
+        data: None until the pairs are written.
+    """
+
+    format: int
+    spec: dict[str, Any]
+    folder: str
+    data: SplitFiles | None
 
 
 class TrialRecord(Record):
@@ -91,7 +114,7 @@ class FinalResult(Record):
 
 
 class RankedTrial(Record):
-    """A trial in results.json; what stands last is known of trials that are done."""
+    """A trial in results.json; the last four fields are those of trials that are done."""
 
     number: int
     status: str
@@ -148,17 +171,12 @@ def read_scores(folder: Path, metric: str) -> tuple[list[float], list[str], list
         SmoldpoError: the file is damaged.
     """
     path = folder / "evaluation.json"
-    try:
-        rows = _TrialEvaluation.model_validate_json(path.read_text(encoding="utf-8")).pairs
-        after = [row.after for row in rows if row.after is not None]
-        if len(after) < len(rows):
-            raise ValueError("a pair without a score")
-        return wins(after, metric), [row.prompt for row in rows], [row.id for row in rows]
-    except (OSError, ValueError) as error:
-        raise SmoldpoError(
-            f"{path}: cannot be read ({error}); remove {folder}, and smoldpo resume makes the "
-            "trial again"
-        ) from None
+    advice = f"remove {folder}, and smoldpo resume makes the trial again"
+    rows = _TrialEvaluation.read(path, advice).pairs
+    after = [row.after for row in rows if row.after is not None]
+    if len(after) < len(rows):
+        raise SmoldpoError(f"{path}: cannot be read (a pair without a score); {advice}")
+    return wins(after, metric), [row.prompt for row in rows], [row.id for row in rows]
 
 
 def collect(
@@ -205,25 +223,13 @@ def collect(
 def _ranked(
     record: TrialRecord, metric: str, standing: Standing | None, winner: int | None
 ) -> RankedTrial:
-    known: dict[str, Any] = {}
+    """The trial's row; a trial that is not done has no standing."""
+    row: dict[str, Any] = record.model_dump(exclude={"value", "accuracy"})
     if standing is not None:
-        place = "as good" if standing.as_good else "worse"
-        known = {
-            "behind": standing.behind,
-            "p": standing.p,
-            "p_corrected": standing.p_corrected,
-            "standing": "winner" if record.number == winner else place,
-        }
-    return RankedTrial(
-        number=record.number,
-        status=record.status,
-        settings=record.settings,
-        accuracy=record.estimate(metric),
-        steps=record.steps,
-        seconds=record.seconds,
-        error=record.error,
-        **known,
-    )
+        others = "as good" if standing.as_good else "worse"
+        row |= {name: getattr(standing, name) for name in ("behind", "p", "p_corrected")}
+        row["standing"] = "winner" if record.number == winner else others
+    return RankedTrial(accuracy=record.estimate(metric), **row)
 
 
 @dataclass(frozen=True)
@@ -332,12 +338,12 @@ def explanations(results: SweepResults) -> list[str]:
         return []
     done, lines = results.done, []
     if done > 1:
-        lines += [_about_rivals(results.worse, results.as_good)]
-        lines += [
+        lines = [
+            _about_rivals(results.worse, results.as_good),
             f"Of {done} equally good trials one always comes out first, and may seem far ahead. So "
             f"the p-values are corrected (Holm) for all {results.comparisons:,} pairs of trials "
             "that could have been first and other: if all were equally good, at most one sweep in "
-            "twenty would call any of them worse than the first."
+            "twenty would call any of them worse than the first.",
         ]
     accuracy = results.trials[results.winner - 1].accuracy
     if results.final is not None and accuracy is not None:
@@ -374,18 +380,3 @@ def _trials_are(numbers: list[int]) -> str:
     if len(numbers) == 1:
         return f"trial {numbers[0]} is"
     return f"trials {', '.join(map(str, numbers[:-1]))} and {numbers[-1]} are"
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """All that was found of the winner on the final pairs.
-
-    Raises:
-        SmoldpoError: the file is damaged.
-    """
-    try:
-        return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SmoldpoError(
-            f"{path}: cannot be read ({error}); remove {path.parent}, and smoldpo resume measures "
-            "the winner again"
-        ) from None

@@ -13,7 +13,6 @@ left.
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import torch
 from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.cache import folder as cache
 from smoldpo.evaluation.gates import failures, parse_gates
+from smoldpo.evaluation.schema import Evaluation
 from smoldpo.models.load import find_model
 from smoldpo.sweep import space, splits
 from smoldpo.sweep.report import write_page
@@ -33,10 +33,11 @@ from smoldpo.sweep.results import (
     FAILED,
     RUNNING,
     FinalResult,
+    SplitFiles,
+    SweepRecord,
     SweepResults,
     TrialRecord,
     collect,
-    read_evaluation,
     write_results,
 )
 from smoldpo.sweep.shared import SharedInputs
@@ -68,7 +69,7 @@ CONTENTS = (
 WITHOUT_ANSWERS: dict[str, Any] = {
     "generate_prompts": 0, "sample_prompt": None, "judges": [], "fail_under": [], "overwrite": False
 }  # fmt: skip
-"""Of a trial: nobody reads answers twenty times; the winner gives them in the end."""
+"""Settings of trials: the winner alone generates answers."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def run_sweep(spec: SweepSpec) -> SweepResult:
         Path(common.output_dir).expanduser() if common.output_dir else default_folder(spec.name)
     )
     if is_sweep(folder) and not common.overwrite:
-        kept = _read(folder)
-        found = differences(kept["spec"], spec.as_plain())
+        record = _read(folder)
+        found = differences(record.spec, spec.as_plain())
         if found:
             raise UsageError(
                 f"{folder}: holds a sweep that began otherwise:\n"
@@ -111,13 +112,13 @@ def run_sweep(spec: SweepSpec) -> SweepResult:
                 + "\nput the file back as it was, give another --output-dir, or replace that sweep "
                 "with --overwrite"
             )
-        return _Sweep(folder, spec, kept).go()
-    _require_room_for(folder, spec)
+        return _Sweep(folder, spec, record).run()
+    _require_replaceable(folder, spec)
     _check_models(spec)
     make_empty(folder, reversed(CONTENTS))  # FILE last: until then it is a sweep, to be replaced
-    kept = {"format": FORMAT, "spec": spec.as_plain(), "folder": str(Path.cwd()), "data": None}
-    write_json(folder / FILE, kept)
-    return _Sweep(folder, spec, kept).go()
+    record = SweepRecord(format=FORMAT, spec=spec.as_plain(), folder=str(Path.cwd()), data=None)
+    write_json(folder / FILE, record.as_json())
+    return _Sweep(folder, spec, record).run()
 
 
 def resume_sweep(folder: Path) -> SweepResult:
@@ -127,28 +128,27 @@ def resume_sweep(folder: Path) -> SweepResult:
         as run_sweep.
     """
     folder = folder.expanduser().absolute()
-    kept = _read(folder)
-    plain = dict(kept["spec"])
+    record = _read(folder)
+    plain = dict(record.spec)
     name = plain.pop("name")
-    with in_folder(kept["folder"]):
+    with in_folder(record.folder):
         spec = build_spec(plain, name)
         preflight(spec.common)
-        return _Sweep(folder, spec, kept).go()
+        return _Sweep(folder, spec, record).run()
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> SweepRecord:
     path = folder / FILE
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["format"] != FORMAT:
-            raise ValueError(f"its form is {kept['format']!r}, this smoldpo reads {FORMAT}")
-        kept["spec"]["name"], kept["folder"], kept["data"]
-        return kept
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SmoldpoError(f"{path}: cannot be read ({error}), so the sweep cannot go on") from None
+    record = SweepRecord.read(path, "the sweep cannot go on")
+    if record.format != FORMAT or "name" not in record.spec:
+        raise SmoldpoError(
+            f"{path}: its format is {record.format}, and this smoldpo reads {FORMAT}; the sweep "
+            "cannot go on"
+        )
+    return record
 
 
-def _require_room_for(folder: Path, spec: SweepSpec) -> None:
+def _require_replaceable(folder: Path, spec: SweepSpec) -> None:
     """That nothing but a sweep is replaced, and nothing that the sweep reads."""
     if folder.is_file():
         raise UsageError(f"output_dir {folder}: is a file; give a folder")
@@ -187,30 +187,31 @@ def _models_of(spec: SweepSpec) -> list[str]:
 
 
 class _Sweep:
-    """A sweep that goes on from what its folder holds."""
+    """A sweep, which goes on from what its folder holds."""
 
-    def __init__(self, folder: Path, spec: SweepSpec, kept: dict[str, Any]):
-        self.folder, self.spec, self.kept = folder, spec, kept
+    def __init__(self, folder: Path, spec: SweepSpec, record: SweepRecord):
+        self.folder, self.spec, self.record = folder, spec, record
         self.metric = spec.settings.metric
         self.total = spec.trials
-        self.records: list[TrialRecord] = []
+        self.trials: list[TrialRecord] = []
         self.shared = SharedInputs(folder)
         if self.shared.threads:
             torch.set_num_threads(self.shared.threads)
 
-    def go(self) -> SweepResult:
+    def run(self) -> SweepResult:
         at = "at its beginning"
         with Interruption() as interruption, cache.sharing():
             try:
                 self._prepare_pairs()
+                context = SweepContext(self.folder, self.shared, self.metric, interruption)
                 for number in range(1, self.total + 1):
                     at = f"in trial {number} of {self.total}"
-                    self._run_trial(number, interruption)
+                    self._run_trial(number, context)
                     interruption.check()
                 at = "at the final pairs"
                 if self._known_final() is None:  # lest a failure there hide what trials found
                     write_results(self.folder, self._results(None))
-                final = self._final(interruption)
+                final = self._final(context)
             except InterruptedRunError as stop:
                 raise InterruptedRunError(
                     stop.number,
@@ -221,41 +222,44 @@ class _Sweep:
         write_results(self.folder, results)
         with progress.spinner("drawing the report"):
             write_page(self.folder, results, self.spec.space)
-        failed = [f"trial {r.number}: {r.error}" for r in self.records if r.error]
+        failed = [f"trial {r.number}: {r.error}" for r in self.trials if r.error]
         return SweepResult(self.folder, results, failed, self._failed_gates() if final else [])
 
     def _failed_gates(self) -> list[str]:
         """By the gates of now: a sweep may go on with others."""
-        return failures(
-            read_evaluation(self.folder / BEST / "evaluation.json"),
-            parse_gates(self.spec.common.fail_under),
-        )
+        path = self.folder / BEST / "evaluation.json"
+        advice = f"remove {path.parent}, and smoldpo resume measures the winner again"
+        return failures(Evaluation.read(path, advice), parse_gates(self.spec.common.fail_under))
 
     def _prepare_pairs(self) -> None:
-        if self.kept["data"] is None:
+        if self.record.data is None:
             write_text(self.folder / YAML, self.spec.as_yaml())
             data = load_data(self.spec.common)
             found = splits.split_held_out(data, self.spec.settings.final_fraction)
-            self.kept["data"] = splits.write_splits(self.folder, found)
-            write_json(self.folder / FILE, self.kept)
-        account = self.kept["data"]
-        splits.require_same_files(self.folder, account)
+            self.record.data = splits.write_splits(self.folder, found)
+            write_json(self.folder / FILE, self.record.as_json())
+        files = self._files
+        splits.require_same_files(self.folder, files)
         progress.say(
-            f"pairs: {account['train']['pairs']:,} to train on, {account['validation']['pairs']:,} "
-            f"to rank trials on, {account['final']['pairs']:,} for the winner alone"
+            f"pairs: {files.train.pairs:,} to train on, {files.validation.pairs:,} to rank trials "
+            f"on, {files.final.pairs:,} for the winner alone"
         )
 
-    def _run_trial(self, number: int, interruption: Interruption) -> None:
+    @property
+    def _files(self) -> SplitFiles:
+        assert self.record.data is not None, "the pairs are written first"
+        return self.record.data
+
+    def _run_trial(self, number: int, context: SweepContext) -> None:
         known = read_record(self.folder, number)
         if known is not None and known.status != RUNNING:
-            self.records.append(known)
+            self.trials.append(known)
             self._keep_best_checkpoint()
             return
         settings = known.settings if known else self._settings(number)
         progress.say(
             f"trial {number} of {self.total}: {space.settings_text(settings)}{self._time_left()}"
         )
-        context = SweepContext(self.folder, self.shared, self.metric, interruption)
         best = self._best()
         try:
             config = self._config(number, settings, "validation").model_copy(update=WITHOUT_ANSWERS)
@@ -263,7 +267,7 @@ class _Sweep:
             record = TrialRecord(number=number, settings=settings, status=FAILED, error=str(error))
         else:
             record = run_trial(context, number, settings, config, best.value if best else None)
-        self.records.append(record)
+        self.trials.append(record)
         self._keep_best_checkpoint()
         self._say_result(record)
 
@@ -272,21 +276,21 @@ class _Sweep:
         if planned is not None:
             return planned[number - 1]
         propose = space.by_optuna(self.spec.space, self.spec.settings.sampler_seed)
-        return propose([space.PastTrial(r.settings, r.value) for r in self.records])
+        return propose([space.PastTrial(r.settings, r.value) for r in self.trials])
 
     def _config(self, number: int, settings: dict[str, Any], held_out: str) -> TrainConfig:
-        config = self.shared.decided(self.spec.config(settings))
-        more = splits.data_settings(self.folder, self.kept["data"], held_out)
+        config = self.shared.settle_auto(self.spec.config(settings))
+        more = splits.data_settings(self.folder, self._files, held_out)
         return config.model_copy(update=more | {"output_dir": str(folder_of(self.folder, number))})
 
     def _best(self) -> TrialRecord | None:
         """The best trial so far; of equal ones the first."""
-        done = [record for record in self.records if record.status == DONE]
+        done = [record for record in self.trials if record.status == DONE]
         return max(done, key=lambda record: record.value or 0.0, default=None)
 
     def _keep_best_checkpoint(self) -> None:
         best = self._best()
-        for record in self.records:
+        for record in self.trials:
             if record is not best:
                 forget_checkpoints(self.folder, record.number)
 
@@ -300,50 +304,42 @@ class _Sweep:
         said += percent(after.value)
         if after.low is not None:
             said += f" ({percent(after.low)} to {percent(after.high)})"
-        where = (
-            "the best so far"
-            if best is record
-            else f"the best: trial {best.number}, {percent(best.value)}"
-        )
-        progress.say(f"{said}; {where}")
+        other = f"the best: trial {best.number}, {percent(best.value)}"
+        progress.say(f"{said}; {'the best so far' if best is record else other}")
 
     def _time_left(self) -> str:
         """By the median of finished trials: the first one computes what the others share."""
-        took = [r.seconds for r in self.records if r.status == DONE and r.seconds is not None]
+        took = [r.seconds for r in self.trials if r.status == DONE and r.seconds is not None]
         if not took:
             return ""
-        left = statistics.median(took) * (self.total - len(self.records))
+        left = statistics.median(took) * (self.total - len(self.trials))
         return f" (about {format_seconds(left)} left)"
 
-    def _final(self, interruption: Interruption) -> FinalResult | None:
+    def _final(self, context: SweepContext) -> FinalResult | None:
         best, known = self._best(), self._known_final()
         if best is None or known is not None:
             return known
-        trained = self._config(best.number, best.settings, "validation")
-        trained = trained.model_copy(
+        trained = self._config(best.number, best.settings, "validation").model_copy(
             update={"output_dir": str(self.folder / BEST), "overwrite": False}
         )
         final = {"eval_data": str(splits.split_file(self.folder, "final"))}
         measured = trained.model_copy(update=final)
-        return measure_winner(
-            self.folder, best.number, trained, measured, self.shared, interruption
-        )
+        return measure_winner(context, best.number, trained, measured)
 
     def _known_final(self) -> FinalResult | None:
         best = self._best()
         return read_final(self.folder, best.number) if best else None
 
     def _results(self, final: FinalResult | None) -> SweepResults:
-        done = [record.number for record in self.records if record.status == DONE]
-        account = {split: self.kept["data"][split] for split in splits.SPLITS}
+        done = [record.number for record in self.trials if record.status == DONE]
         about = {
             "name": self.spec.name,
             "metric": self.metric,
             "method": self.spec.settings.method,
             "planned": self.total,
-            "train": account["train"],
-            "validation": account["validation"],
-            "final_pairs": account["final"],
+            "train": self._files.train,
+            "validation": self._files.validation,
+            "final_pairs": self._files.final,
         }
         folders = {number: folder_of(self.folder, number) for number in done}
-        return collect(about, self.records, folders, final)
+        return collect(about, self.trials, folders, final)

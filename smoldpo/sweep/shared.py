@@ -1,9 +1,8 @@
-"""What the trials of a sweep share. Pairs are read and tokenised once; what is computed once a pair
-is found
+"""What the trials of a sweep share.
 
-in the cache, because every trial computes in the same way: kernels, precision and compiling are
-decided by the first one. With a cache in memory, the stores themselves are handed on
-(engine/build.py).
+Pairs are read and tokenised once. Trunk states and reference log-probabilities are found in the
+cache, because all trials compute in the same way: the first decides kernels, precision and
+compiling. With a cache in memory the trials share the stores themselves (engine/build.py).
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
 
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
+from smoldpo.evaluation.schema import Record
 from smoldpo.sweep.spec import SPLIT_SETTINGS
-from smoldpo.training.fingerprint import Fingerprint, tokenizer_sha256
-from smoldpo.training.policy_and_reference import PolicyAndReference
+from smoldpo.training.fingerprint import Computing, Fingerprint, tokenizer_sha256
+from smoldpo.training.policy_and_reference import EngineRecord, PolicyAndReference
 from smoldpo.training.run import RunInputs, load_inputs
 from smoldpo.training.setup import TokenizedData, load_data, tokenize
 from smoldpo.utils import progress
@@ -29,8 +28,11 @@ CONTENTS = ("model", "reference", "configuration", "tokenizer", "chat_template")
 """Of a fingerprint: what must be the same in all trials that name the same models."""
 
 
-OF_THE_ENGINE = ("engine", "kernels", "compiled")
-"""Of how a trial computes: what the plain engine does not tell of."""
+class SharedRecord(Record):
+    """computing.json: how the first trial computes, and the digests of each set of models."""
+
+    computing: Computing | None
+    models: dict[str, dict[str, str]]
 
 
 class ChangedError(UsageError):
@@ -48,29 +50,25 @@ class SharedInputs:
         self._file = folder / FILE
         self._data: dict[str, TrainingData] = {}
         self._tokens: dict[str, TokenizedData] = {}
-        self._said = False
-        self._known: dict[str, Any] = {"computing": None, "models": {}}
+        self._described = False
+        self._record = SharedRecord(computing=None, models={})
         if self._file.is_file():
-            self._known = json.loads(self._file.read_text(encoding="utf-8"))
+            self._record = SharedRecord.read(self._file, "sweep anew with --overwrite")
 
     @property
     def threads(self) -> int | None:
         """How many the first trial had."""
-        computing = self._known["computing"]
-        return computing["threads"] if computing else None
+        return self._record.computing.threads if self._record.computing else None
 
-    def decided(self, config: TrainConfig) -> TrainConfig:
+    def settle_auto(self, config: TrainConfig) -> TrainConfig:
         """The configuration with what the first trial's automatic settings came to."""
-        computing = self._known["computing"]
+        computing = self._record.computing
         if computing is None:
             return config
-        compiled = "on" if computing["compiled"] else "off"
-        first = {"dtype": computing["dtype"], "device": computing["device"], "compile": compiled}
+        first = {"dtype": computing.dtype, "device": computing.device}
+        if computing.engine == "fast":  # the plain engine does not tell whether to compile
+            first["compile"] = "on" if computing.compiled else "off"
         auto = {name: value for name, value in first.items() if getattr(config, name) == "auto"}
-        if computing["engine"] == "plain":
-            auto.pop(
-                "compile", None
-            )  # which says nothing of the fast engine, that another model may get
         return config.model_copy(update=auto)
 
     def load(self, config: TrainConfig) -> RunInputs:
@@ -79,35 +77,36 @@ class SharedInputs:
         Raises:
             ChangedError: a model is not what it was in an earlier trial.
         """
-        known = self._known["computing"]
-        kernels = known["kernels"] if known else None
-        with progress.silenced() if self._said else contextlib.nullcontext():
+        computing = self._record.computing
+        kernels = computing.kernels if computing else None
+        with progress.silenced() if self._described else contextlib.nullcontext():
             loaded = load_inputs(config, kernels, self._read, self._encode)
-        self._said = True
-        self._remember(config, loaded.fingerprint)
+        self._described = True
+        self._update_record(config, loaded.fingerprint)
         return loaded
 
-    def _remember(self, config: TrainConfig, fingerprint: Fingerprint) -> None:
-        wide = "in float64" if fingerprint.computing.dtype == "float64" else ""
-        models = " ".join(filter(None, (config.model, config.reference, wide)))
+    def _update_record(self, config: TrainConfig, fingerprint: Fingerprint) -> None:
+        """Compare the models with those of earlier trials, and settle how all trials compute.
+
+        The first trial settles it; of the fast engine, the first trial that has it.
+        """
+        now, computing = fingerprint.computing, self._record.computing
+        dtype = "in float64" if now.dtype == "float64" else ""
+        models = " ".join(filter(None, (config.model, config.reference, dtype)))
         contents = {part: fingerprint.contents[part] for part in CONTENTS}
-        then = self._known["models"].setdefault(models, contents)
+        then = self._record.models.setdefault(models, contents)
         changed = [part for part in CONTENTS if then[part] != contents[part]]
         if changed:
             raise ChangedError(
                 f"{models}: has changed since the sweep's first trials ({', '.join(changed)}), so "
                 "its trials could not be compared; put it back, or sweep anew with --overwrite"
             )
-        self._decide(fingerprint.computing.model_dump())
-        write_json(self._file, self._known)
-
-    def _decide(self, computing: dict[str, Any]) -> None:
-        """What the first trial came to holds for all; of the fast engine, the first that had it."""
-        known = self._known["computing"]
-        if known is None:
-            self._known["computing"] = computing
-        elif known["engine"] == "plain":
-            self._known["computing"] = known | {part: computing[part] for part in OF_THE_ENGINE}
+        if computing is None:
+            self._record.computing = now
+        elif computing.engine == "plain":
+            engine = {name: getattr(now, name) for name in EngineRecord.model_fields}
+            self._record.computing = computing.model_copy(update=engine)
+        write_json(self._file, self._record.model_dump(mode="json"))
 
     def _read(self, config: TrainConfig) -> TrainingData:
         """As load_data."""
@@ -121,15 +120,8 @@ class SharedInputs:
     ) -> TokenizedData:
         """As tokenize: once for the same pairs, tokenizer, and room in the model."""
         tokenizer = models.tokenizer
-        key = json.dumps(
-            [
-                _data_key(config),
-                tokenizer_sha256(tokenizer),
-                str(tokenizer.chat_template),
-                config.max_length,
-                models.facts.positions,
-            ]
-        )
+        parts = [_data_key(config), tokenizer_sha256(tokenizer), str(tokenizer.chat_template)]
+        key = json.dumps([*parts, config.max_length, models.facts.positions])
         if key not in self._tokens:
             self._tokens[key] = tokenize(config, models, data)
         return self._tokens[key]

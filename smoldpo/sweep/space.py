@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import math
@@ -17,7 +18,7 @@ from smoldpo.config.schema import TrainConfig
 from smoldpo.utils.errors import UsageError, nearest
 
 DIGITS = 4
-"""Digits of a drawn number that count: more would only be harder to read."""
+"""Significant digits of a drawn number."""
 
 
 @dataclass(frozen=True)
@@ -273,16 +274,15 @@ def by_optuna(space: Space, seed: int) -> Propose:
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {name: _distribution(optuna, part) for name, part in space.items()}
 
     def propose(earlier: Sequence[PastTrial]) -> Settings:
         others = [trial.settings for trial in earlier]
         for attempt in range(MAX_PROPOSALS):
             number = random.Random(f"{seed} {len(earlier)} {attempt}").getrandbits(32)
-            study = optuna.create_study(
-                direction="maximize", sampler=optuna.samplers.TPESampler(seed=number)
-            )
+            sampler = optuna.samplers.TPESampler(seed=number)
+            with _quiet(optuna):
+                study = optuna.create_study(direction="maximize", sampler=sampler)
             for trial in earlier:
                 study.add_trial(_finished_trial(optuna, trial, space, distributions))
             asked = study.ask(distributions).params
@@ -292,6 +292,17 @@ def by_optuna(space: Space, seed: int) -> Propose:
         return _untried(space, f"{seed} {len(earlier)}", others)
 
     return propose
+
+
+@contextlib.contextmanager
+def _quiet(optuna: Any) -> Iterator[None]:
+    """No message for each study within the block; outside of it optuna's setting is the user's."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def _distribution(optuna: Any, part: Choices | Range) -> Any:

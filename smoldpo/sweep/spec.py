@@ -18,9 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from smoldpo.config.load import build_config, explain, load_yaml, parse_arguments
+from smoldpo.config.load import (
+    build_config,
+    load_yaml,
+    parse_arguments,
+    read_fields,
+    secrets_in,
+)
 from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
 from smoldpo.sweep.space import (
@@ -37,7 +43,6 @@ from smoldpo.sweep.space import (
 )
 from smoldpo.training.fingerprint import FREE_SETTINGS
 from smoldpo.utils.errors import ConfigError, UsageError, nearest
-from smoldpo.utils.text import holds_secret
 
 SPLIT_SETTINGS = {
     "data", "data_weights", "format", "columns", "rules_off", "data_subset", "data_split",
@@ -127,11 +132,11 @@ class SweepSpec:
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What keeps a sweep from going on under another description, in words."""
-    found = []
-    for key in dict.fromkeys([*then, *now]):
-        if key not in {*FREE_SETTINGS, "name"} and then.get(key) != now.get(key):
-            found.append(f"{key} is {now.get(key)!r}, and was {then.get(key)!r} when it began")
-    return found
+    return [
+        f"{key} is {now.get(key)!r}, and was {then.get(key)!r} when it began"
+        for key in dict.fromkeys([*then, *now])
+        if key not in {*FREE_SETTINGS, "name"} and then.get(key) != now.get(key)
+    ]
 
 
 def spec_from_arguments(arguments: Sequence[str]) -> SweepSpec:
@@ -162,9 +167,11 @@ def build_spec(plain: dict[str, Any], name: str, problems: Iterable[str] = ()) -
     plain = dict(plain)
     tried = plain.pop("sweep", None)
     own = {key: plain.pop(key) for key in list(plain) if key in SweepSettings.model_fields}
-    settings = _settings(own, problems)
+    settings, found = read_fields(SweepSettings, own)
+    problems += found
     space = _space(tried, plain, settings, problems)
-    problems += _base_problems(plain)
+    problems += secrets_in(plain, "sweep")
+    problems += read_fields(TrainConfig, plain, [*SweepSettings.model_fields, "sweep"])[1]
     if settings is not None and settings.method == "optuna":
         require_optuna()
     if problems:
@@ -179,14 +186,6 @@ def build_spec(plain: dict[str, Any], name: str, problems: Iterable[str] = ()) -
     if problems:
         raise ConfigError(problems)
     return spec
-
-
-def _settings(own: dict[str, Any], problems: list[str]) -> SweepSettings | None:
-    try:
-        return SweepSettings(**own)
-    except ValidationError as error:
-        problems += [explain(detail) for detail in error.errors()]
-        return None
 
 
 def _space(
@@ -222,32 +221,10 @@ def _space(
     return space
 
 
-def _base_problems(base: dict[str, Any]) -> list[str]:
-    known = [*TrainConfig.model_fields, *SweepSettings.model_fields, "sweep"]
-    problems = [
-        f"unknown key {key!r}{nearest(str(key), known)}" for key in base if key not in known
-    ]
-    problems += [
-        f"{key} holds a token or password, which would stand in the sweep's files; log in with "
-        "huggingface-cli login, or set HF_TOKEN"
-        for key, value in base.items()
-        if holds_secret(value)
-    ]
-    try:
-        TrainConfig(
-            **{key: value for key, value in base.items() if key in TrainConfig.model_fields}
-        )
-    except ValidationError as error:
-        problems += [explain(detail) for detail in error.errors()]
-    return problems
-
-
 def _held_out_problems(spec: SweepSpec) -> list[str]:
     common, problems = spec.common, []
     if common.eval_data is None and common.eval_fraction == 0:
-        problems.append(
-            "trials are ranked on held-out pairs: set eval_data, or eval_fraction above 0"
-        )
+        problems = ["trials are ranked on held-out pairs: set eval_data, or eval_fraction above 0"]
     if "eval_prompt" in common.rules_off:
         problems.append(
             "rules_off eval_prompt would leave prompts of the final pairs among those trained on"
@@ -287,11 +264,8 @@ def _trial_problems(spec: SweepSpec) -> list[str]:
         f"{problem} (with {first[problem]}{f'; {times} {what}' if times > 1 else ''})"
         for problem, times in found.items()
     ]  # fmt: skip
-    if len(problems) > MAX_PROBLEMS_SHOWN:
-        problems = [
-            *problems[:MAX_PROBLEMS_SHOWN],
-            f"and {len(problems) - MAX_PROBLEMS_SHOWN} more",
-        ]
+    if more := problems[MAX_PROBLEMS_SHOWN:]:
+        problems = [*problems[:MAX_PROBLEMS_SHOWN], f"and {len(more)} more"]
     return problems
 
 

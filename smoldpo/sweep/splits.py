@@ -20,6 +20,7 @@ from smoldpo.config.schema import TrainConfig
 from smoldpo.data.cleaning.text import prompt_key
 from smoldpo.data.convert import LAYOUTS
 from smoldpo.data.load import TrainingData, first_user_turn
+from smoldpo.sweep.results import SplitFile, SplitFiles
 from smoldpo.types import PairNumbers, PreferencePair
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.files import sha256_of, write_text
@@ -39,10 +40,10 @@ class SplitPairs:
 
 
 def split_held_out(data: TrainingData, final_fraction: float) -> SplitPairs:
-    """Part what is held out into validation and final pairs, by how their dialogues open.
+    """Split held-out pairs into validation and final pairs, by how their dialogues open.
 
-    The split follows from a hash of the opening and nothing else, as in `split_by_prompt`, but not
-    of the same digits: those have parted training and held-out pairs already.
+    The split follows from a hash of the opening alone, as in `split_by_prompt`, with other digits:
+    those have split training from held-out pairs already.
 
     Raises:
         UsageError: a split is left without pairs.
@@ -78,19 +79,19 @@ def _require_apart(splits: SplitPairs) -> None:
                 )
 
 
-def write_splits(folder: Path, splits: SplitPairs) -> dict[str, Any]:
-    """Write the three files; returns what sweep.json says of each."""
+def write_splits(folder: Path, splits: SplitPairs) -> SplitFiles:
+    """Write the three files."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     used = _numbers_used(splits.train)
-    account: dict[str, Any] = {"numbers": used}
+    files: dict[str, SplitFile] = {}
     for split in SPLITS:
         pairs = getattr(splits, split)
         path = split_file(folder, split)
         known = [name for name in used if all(_number(pair, name) is not None for pair in pairs)]
         write_text(path, "".join(json.dumps(_row(pair, known)) + "\n" for pair in pairs))
         prompts = len({prompt_key(pair.prompt) for pair in pairs})
-        account[split] = {"pairs": len(pairs), "prompts": prompts, "sha256": sha256_of(path)}
-    return account
+        files[split] = SplitFile(pairs=len(pairs), prompts=prompts, sha256=sha256_of(path))
+    return SplitFiles(numbers=used, **files)
 
 
 def _numbers_used(train: Sequence[PreferencePair]) -> list[str]:
@@ -121,7 +122,7 @@ def split_file(folder: Path, split: str) -> Path:
     return folder / "data" / f"{split}.jsonl"
 
 
-def require_same_files(folder: Path, account: dict[str, Any]) -> None:
+def require_same_files(folder: Path, files: SplitFiles) -> None:
     """That the files are those that the sweep began with.
 
     Raises:
@@ -129,20 +130,20 @@ def require_same_files(folder: Path, account: dict[str, Any]) -> None:
     """
     for split in SPLITS:
         path = split_file(folder, split)
-        if not path.is_file() or sha256_of(path) != account[split]["sha256"]:
+        if not path.is_file() or sha256_of(path) != getattr(files, split).sha256:
             raise UsageError(
                 f"{path}: is not what the sweep began with; put it back, or sweep anew with "
                 "--overwrite"
             )
 
 
-def data_settings(folder: Path, account: dict[str, Any], held_out: str) -> dict[str, Any]:
+def data_settings(folder: Path, files: SplitFiles, held_out: str) -> dict[str, Any]:
     """The data settings of a run on these files; `held_out` is validation or final."""
     fields = TrainConfig.model_fields
-    plain = ("data_weights", "data_subset", "data_split", "max_eval_samples", "eval_fraction")
-    return {name: fields[name].get_default(call_default_factory=True) for name in plain} | {
+    defaults = ("data_weights", "data_subset", "data_split", "max_eval_samples", "eval_fraction")
+    return {name: fields[name].get_default(call_default_factory=True) for name in defaults} | {
         "data": [str(split_file(folder, "train"))],
         "eval_data": str(split_file(folder, held_out)),
         "format": LAYOUTS[LAYOUT].format,
-        "columns": [f"{name}={name}" for name in account["numbers"]],
+        "columns": [f"{name}={name}" for name in files.numbers],
     }

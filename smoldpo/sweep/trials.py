@@ -52,7 +52,7 @@ class SweepContext:
 
 
 def folder_of(sweep: Path, number: int) -> Path:
-    """Where a trial lies."""
+    """A trial's run folder."""
     return sweep / "trials" / f"{number:03d}"
 
 
@@ -65,12 +65,7 @@ def read_record(sweep: Path, number: int) -> TrialRecord | None:
     path = folder_of(sweep, number) / TRIAL_FILE
     if not path.is_file():
         return None
-    try:
-        return TrialRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SmoldpoError(
-            f"{path}: cannot be read ({error}); remove {path.parent}, and the trial is made again"
-        ) from None
+    return TrialRecord.read(path, f"remove {path.parent}, and the trial is made again")
 
 
 def _write(sweep: Path, record: TrialRecord) -> None:
@@ -140,8 +135,7 @@ def _value(evaluation: Evaluation, metric: str) -> float:
 def _make(context: SweepContext, folder: Path, config: TrainConfig, options: RunOptions) -> Run:
     """The trial, at its checkpoint or at its beginning."""
     loaded = context.shared.load(config)
-    resumed = _resumed(context, folder, config, loaded, options)
-    if resumed is not None:
+    if resumed := _resumed(context, folder, config, loaded, options):
         return resumed
     require_disk(folder, config, loaded.models, loaded.data)
     make_folder(folder)
@@ -178,12 +172,7 @@ def _resumed(
 
 
 def measure_winner(
-    sweep: Path,
-    number: int,
-    trained: TrainConfig,
-    measured: TrainConfig,
-    shared: SharedInputs,
-    interruption: Interruption,
+    context: SweepContext, number: int, trained: TrainConfig, measured: TrainConfig
 ) -> FinalResult:
     """Make best/, an ordinary run folder, and return what final.json says then.
 
@@ -196,7 +185,7 @@ def measure_winner(
     Raises:
         SmoldpoError: the trial's checkpoint is gone or damaged, or whatever a run's end raises.
     """
-    trial, folder = folder_of(sweep, number), sweep / BEST
+    trial, folder = folder_of(context.folder, number), context.folder / BEST
     progress.say(f"the winner, trial {number}, on the final pairs:")
     checkpoint = newest(trial / "checkpoints", progress.say)
     if checkpoint is None:
@@ -204,20 +193,21 @@ def measure_winner(
             f"{trial}: its last checkpoint is gone, which holds the winner's weights; remove "
             f"{trial}, and smoldpo resume makes the trial again"
         )
-    loaded = shared.load(measured)
+    loaded = context.shared.load(measured)
     make_folder(folder)
     write_start(folder, trained, loaded.models, loaded.data.account, command_line())
     write_beginning(folder, loaded.fingerprint)
     _copy_steps(trial / "metrics.jsonl", folder / "metrics.jsonl")
     checkpoint.state["metrics_rows"] = 0  # the evaluation before is of other pairs: logged again
     options = RunOptions(train=False, checkpoints=trial / "checkpoints")
-    run = Run(folder, measured, loaded, interruption, options, checkpoint=checkpoint, exact=False)
-    result = run.run()
-    found = result.record
-    assert found is not None
-    figures = {name: getattr(found, name) for name in FinalResult.model_fields if name != "trial"}
+    run = Run(
+        folder, measured, loaded, context.interruption, options, checkpoint=checkpoint, exact=False
+    )
+    record = run.run().record
+    assert record is not None
+    figures = {name: getattr(record, name) for name in FinalResult.model_fields if name != "trial"}
     final = FinalResult(trial=number, **figures)
-    write_json(sweep / FINAL_FILE, final.as_json())
+    write_json(context.folder / FINAL_FILE, final.as_json())
     return final
 
 
@@ -230,13 +220,7 @@ def read_final(sweep: Path, number: int) -> FinalResult | None:
     path = sweep / FINAL_FILE
     if not (path.is_file() and (sweep / BEST / "evaluation.json").is_file()):
         return None
-    try:
-        final = FinalResult.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SmoldpoError(
-            f"{path}: cannot be read ({error}); remove the file, and smoldpo resume measures the "
-            "winner again"
-        ) from None
+    final = FinalResult.read(path, "remove the file, and smoldpo resume measures the winner again")
     return final if final.trial == number else None
 
 

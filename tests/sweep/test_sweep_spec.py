@@ -126,6 +126,23 @@ def test_optuna_proposes_the_same_again_and_learns():
     assert sum(late) / len(late) > sum(early) / len(early)
 
 
+def test_optuna_says_as_much_as_the_user_wants(caplog):
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.DEBUG)
+    optuna.logging.enable_propagation()
+    try:
+        by_optuna(SPACE, 0)([])
+        assert optuna.logging.get_verbosity() == optuna.logging.DEBUG
+        assert "study" not in caplog.text
+        optuna.create_study()
+        assert "study" in caplog.text
+    finally:
+        optuna.logging.disable_propagation()
+        optuna.logging.set_verbosity(before)
+
+
 def test_optuna_finds_what_is_new_in_a_small_space():
     space = {"beta": Choices((0.1, 0.2)), "seed": Choices((1, 2, 3))}
     earlier = []

@@ -83,6 +83,9 @@ def test_changed_pairs_or_models_are_refused(sweep, cli, out):
     result = cli("resume", "out")
     assert result.code == 2 and "has changed since the sweep's first trials (model)" in result.err
     assert trials.read_record(out, 2).status == "running", "which is no failure of the trial's"
+    (out / "computing.json").write_text('{"computing": null}')
+    result = cli("resume", "out")
+    assert result.code == 1 and "computing.json: cannot be read" in result.err
 
 
 def test_the_folder_is_not_taken_from_others(sweep, out, cli, tmp_path):
