@@ -109,8 +109,8 @@ def browser():
         chromium.close()
 
 
-def make_tiny(folder):
-    """A model folder of one layer and eight words."""
+def make_tiny(folder, **config):
+    """A model folder of one layer and eight words, with these settings of its configuration."""
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -121,6 +121,7 @@ def make_tiny(folder):
         num_hidden_layers=1,
         num_attention_heads=1,
         num_key_value_heads=1,
+        **config,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     vocabulary = {letter: number for number, letter in enumerate("abcdefgh")}

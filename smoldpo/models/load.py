@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from smoldpo.models.adapters import CONFIG, AdapterBase, is_adapter, merged, read_base
+from smoldpo.models.adapter_folders import CONFIG, AdapterBase, is_adapter, merged, read_base
 from smoldpo.models.builtin import BUILTIN, builtin_gguf
 from smoldpo.models.completeness import require_complete, require_unpacked
 from smoldpo.models.gguf import unpack_gguf

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from smoldpo.models.adapters import AdapterBase, sort_modules, write_base
+from smoldpo.models.adapter_folders import AdapterBase, sort_modules, write_base
 from smoldpo.models.builtin import BUILTIN, CARD_BASE
 from smoldpo.models.hf_logging import quiet
 from smoldpo.models.load import ModelSource
+from smoldpo.models.older_readers import add_older_names
 from smoldpo.utils.files import not_saved, staged_folder, write_json, write_text
 from smoldpo.utils.memory import release_file_pages
 
@@ -41,6 +42,7 @@ def save_model(
         with staged_folder(folder) as staging, quiet():
             save_in_full(staging, model, full)
             tokenizer.save_pretrained(staging)
+            add_older_names(staging)
             write_text(staging / "README.md", card)
     except (OSError, SafetensorError) as error:
         raise not_saved(folder, "the model", model_bytes(model, full), error) from None
@@ -56,7 +58,8 @@ def save_adapter(
 ) -> None:
     """Save peft's model `adapted` as an adapter: its weights and configuration, tokenizer and card.
 
-    Its base is named twice: for peft as others find it, for smoldpo as it was (models/adapters.py).
+    Its base is named twice: for peft as others find it, for smoldpo as it was
+    (models/adapter_folders.py).
 
     Raises:
         SmoldpoError: as save_model.
@@ -69,6 +72,7 @@ def save_adapter(
             adapted.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False)
             sort_modules(staging)
             tokenizer.save_pretrained(staging)
+            add_older_names(staging)
             write_base(staging, base)
             write_text(staging / "README.md", card)
     except (OSError, SafetensorError) as error:
