@@ -245,6 +245,7 @@ def test_numbers_of_pairs_in_memory_reach_the_loss(tiny_folder, write_rows):
         )
         for n, row in enumerate(rows(40))
     ]
+    assert [pair.numbers.weight for pair in smoldpo.load_pairs(pairs[:4])] == [1, 2, 3, 1]
     smoldpo.train(data=pairs, output_dir="given", **settings)
     ours, theirs = metrics("given"), metrics("file")
     assert ours[1]["loss"] == theirs[1]["loss"] != pytest.approx(0.6931, abs=1e-3)

@@ -8,6 +8,7 @@ from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.engine import build
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.base import EngineSettings
+from smoldpo.engine.batching import TokenBatching
 from smoldpo.engine.build import build_engine
 from smoldpo.engine.cache import keys
 from smoldpo.engine.cache.keys import pair_key, results_key
@@ -184,6 +185,9 @@ def test_the_key_of_a_pair_changes_with_its_tokens(other):
 
 def test_the_key_of_a_pair_changes_with_what_is_shared():
     assert len({pair_key(PAIR, shared) for shared in range(3)}) == 3
+    found = {prefix: TokenBatching(prefix=prefix).key(PAIR) for prefix in ((), (1, 2), (2, 1))}
+    assert found[1, 2] == pair_key(PAIR, 2)
+    assert found[2, 1] == found[()] == pair_key(PAIR, 0), "this prompt begins otherwise"
 
 
 def test_the_key_of_a_pair_is_its_tokens_alone():

@@ -255,7 +255,7 @@ def test_gates():
     assert "not measured" in sentences[1]
     rate = WinRate(value=0.7)
     found.judges = [Judgement(judge="a", n=10, wins=7, losses=3, ties=0, win_rate=rate)]
-    assert failures(found, {"win_rate": 0.6}) == []
+    assert failures(found, {"win_rate": 0.6}) == failures(found, {"win_rate": 0.7}) == []
 
 
 @pytest.mark.parametrize(

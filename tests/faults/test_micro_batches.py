@@ -11,12 +11,14 @@ import copy
 import pytest
 import torch
 
+from smoldpo.config.load import build_config
 from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.batch_budget import retry_with_smaller_budget, with_memory_errors
 from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.losses import Objective
+from smoldpo.training.state import TrainingState
 from smoldpo.types import TokenizedPair
 from smoldpo.utils.errors import OutOfMemoryError
 
@@ -105,6 +107,10 @@ def test_it_gives_up_below_one_pair(tiny_model, kind, size):
             RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
             True,
         ),
+        (
+            RuntimeError("MPS backend out of memory. Tried to allocate 8 bytes on private pool."),
+            True,
+        ),
         (RuntimeError("the memory format is not supported"), False),
         (ValueError("not enough memory"), False),
     ],
@@ -120,3 +126,13 @@ def test_what_is_taken_for_it(error, is_it):
     else:
         with pytest.raises(type(error)):
             retry_with_smaller_budget(failing, None, [], "a test")
+
+
+@pytest.mark.parametrize("kind, size", [("plain", 8), ("fast", 400)])
+def test_a_run_that_goes_on_tries_no_more_at_once_than_fitted(tiny_model, kind, size):
+    before, after = (
+        TrainingState(engine_of(tiny_model, kind, size), build_config({})) for _ in range(2)
+    )
+    assert before.engine.halve_budget(PAIRS) and before.engine.budget == size // 2
+    after.restore(before.capture())
+    assert after.engine.budget == size // 2

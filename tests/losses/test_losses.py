@@ -352,11 +352,11 @@ def test_gradient_is_the_papers():
 
 
 def test_rewards_are_detached_and_scaled():
-    chosen = POLICY.chosen.clone().requires_grad_()
-    ours, theirs = implicit_rewards(PairLogps(chosen, POLICY.rejected), REFERENCE, 0.5)
+    policy = POLICY.map(lambda side: side.clone().requires_grad_())
+    ours, theirs = implicit_rewards(policy, REFERENCE, 0.5)
     assert ours.tolist() == [1.0, 0.0, 0.0]
     assert theirs.tolist() == [0.0, 1.5, 0.0]
-    assert not ours.requires_grad
+    assert not ours.requires_grad and not theirs.requires_grad
 
 
 # Far out

@@ -78,3 +78,8 @@ def test_a_run_with_weights(cli, tiny_folder, write_rows, tmp_path):
     eighths = found[1]["loss"] / 0.693147 * 8
     assert eighths == pytest.approx(round(eighths), abs=1e-3) and 0 < eighths < 8
     assert found[1]["grad_norm"] != pytest.approx(found[0]["grad_norm"], rel=0.01)
+    began = [
+        json.loads((tmp_path / f"run{n}" / "resume.json").read_text())["began"] for n in (0, 1)
+    ]
+    assert began[0]["contents"]["data"] != began[1]["contents"]["data"], "no resume with others"
+    assert began[0]["contents"]["tokens"] == began[1]["contents"]["tokens"]

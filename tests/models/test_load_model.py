@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from conftest import make_tiny
@@ -159,6 +159,16 @@ def test_dropout_is_off_everywhere(tiny_folder, tmp_path):
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     model = load_model(find_model(str(tmp_path / "m")), torch.float32)
     assert model.config.attention_dropout == 0 and not model.training
+
+
+def test_dropout_modules_are_off_too(tiny_tokenizer, tmp_path):
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": len(tiny_tokenizer)}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    assert json.loads((tmp_path / "gpt2" / "config.json").read_text())["embd_pdrop"] > 0
+    model = load_model(find_model(str(tmp_path / "gpt2")), torch.float32)
+    modules = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert modules and not any(module.p for module in modules)
 
 
 def test_damaged_weights_are_refused(tiny_folder, tmp_path):

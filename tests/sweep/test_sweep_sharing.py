@@ -3,11 +3,13 @@
 import gc
 import json
 import shutil
+import types
 import weakref
 
 import pytest
 import yaml
 
+from smoldpo.config.load import build_config
 from smoldpo.engine import build
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.cache import folder as cache
@@ -61,6 +63,21 @@ def test_a_trial_costs_its_top_layers_only(sweep, work, cache, monkeypatch):
     assert others == [[0, 0]] * 5, "no trunk and no reference pass after the first trial"
     assert last[0] > 0 and last[1] > 0, "the final pairs were not there before"
     assert len(read) == len(cut) == 2, "once for the trials, once for the final pairs"
+
+
+def test_tokens_are_shared_where_they_would_be_the_same(tmp_path, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(shared, "tokenize", lambda *given: object())
+    inputs = shared.SharedInputs(tmp_path)
+
+    def tokens(positions=512, **settings):
+        facts = types.SimpleNamespace(positions=positions)
+        models = types.SimpleNamespace(tokenizer=tiny_tokenizer, facts=facts)
+        return inputs._encode(build_config(settings), models, None)
+
+    first = tokens(beta=0.1)
+    assert tokens(beta=0.5) is first
+    for other in (tokens(max_length=64), tokens(positions=64), tokens(max_train_samples=3)):
+        assert other is not first
 
 
 DEPTHS, BETAS = {"freeze_layers": [2, 3]}, {"beta": [0.1, 0.5]}

@@ -111,6 +111,17 @@ def test_frozen_parameters_stay(tiny_model, tmp_path):
         assert torch.equal(parameter, start[name]) == (not parameter.requires_grad)
 
 
+@pytest.mark.parametrize("most", [0.001, None])
+def test_a_gradient_is_clipped_to_its_largest_norm(tiny_model, tmp_path, most):
+    start = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}
+    told = {"optim": "sgd", "lr_scheduler_type": "constant", "max_steps": 1, "max_grad_norm": most}
+    (row,) = run(tiny_model, tmp_path, config(**told))
+    moved = [p.detach() - start[name] for name, p in tiny_model.named_parameters()]
+    norm = torch.nn.utils.get_total_norm(moved).item() / row["learning_rate"]
+    assert row["grad_norm"] > 0.01, "what is logged is not clipped"
+    assert norm == pytest.approx(most or row["grad_norm"], rel=1e-5)
+
+
 def test_no_step_is_taken_on_a_gradient_that_is_not_finite(tiny_model, tmp_path):
     start = tiny_model.model.layers[0].mlp.up_proj.weight.detach().clone()
     reference = copy.deepcopy(tiny_model)
