@@ -116,6 +116,12 @@ class TokenizedPair:
         )
 
     @property
+    def masks(self) -> tuple[tuple[bool, ...] | None, ...]:
+        """The two masks, for what is to tell pairs apart; () where every token is scored."""
+        both = (self.chosen_scored, self.rejected_scored)
+        return both if any(both) else ()
+
+    @property
     def chosen_tokens(self) -> int:
         """Scored tokens of the chosen completion."""
         return sum(self.completions[0].scored)

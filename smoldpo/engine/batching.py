@@ -153,7 +153,7 @@ class TokenBatching(Batching):
             round_up(rows, ROWS),
             round_up(rows, TRUNK_ROWS),
             sum(round_up(length, STEP) ** 2 for length in [*lengths, prefix]),
-            sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in batch),
+            sum(pair.scored_tokens for pair in batch),
             1,
             len(batch),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -23,11 +24,11 @@ from smoldpo.engine.layout import ROWS, TRUNK_ROWS
 from smoldpo.engine.packing import PackedBatch, common_prefix, pack
 from smoldpo.engine.trunk import head_weight, split_base
 from smoldpo.models.families import unsupported
-from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
+from smoldpo.types import Advance, Completion, PairLogps, TokenizedPair, no_progress
 from smoldpo.utils.memory import keep_freed_memory
 
 Sides = tuple[list[float], list[float]]
-"""log π of each token of chosen and of rejected, in nats."""
+"""log π of each scored token of chosen and of rejected, in nats."""
 
 
 class LogprobModel:
@@ -69,13 +70,13 @@ class LogprobModel:
         return batch.logps(*self._token_scores(batch, states))
 
     def token_logps(self, batch: PackedBatch, states: torch.Tensor | None) -> torch.Tensor:
-        """Log-probability of each completion token, [N], in the order of `batch.targets`."""
+        """Log-probability of each scored token, [N], in the order of `batch.targets`."""
         return self._token_scores(batch, states)[0]
 
     def _token_scores(
         self, batch: PackedBatch, states: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What engine/kernels/lm_head.py gives for each completion token, [N]."""
+        """What engine/kernels/lm_head.py gives for each scored token, [N]."""
         if states is None:
             states = self._embedded(batch)
         top = self._run(self.top, batch, states)
@@ -128,7 +129,7 @@ def token_logps(
     kernels: KernelChoice,
     advance: Advance = no_progress,
 ) -> list[Sides]:
-    """log π of every completion token under a model that does not train, in the pairs' order."""
+    """log π of every scored token under a model that does not train, in the pairs' order."""
     if unsupported(model) is not None:
         return [_one_by_one(model, pair, advance) for pair in pairs]
     frozen = LogprobModel(model, 0, kernels)
@@ -137,7 +138,7 @@ def token_logps(
         packed = pack([pairs[index] for index in indices], model.device, STREAM_MULTIPLE)
         left = frozen.token_logps(packed, None).tolist()
         for index in indices:
-            chosen, rejected = len(pairs[index].chosen_ids), len(pairs[index].rejected_ids)
+            chosen, rejected = pairs[index].chosen_tokens, pairs[index].rejected_tokens
             found[index] = (left[:chosen], left[chosen : chosen + rejected])
             left = left[chosen + rejected :]
         advance(len(indices))
@@ -147,14 +148,14 @@ def token_logps(
 def _one_by_one(model: PreTrainedModel, pair: TokenizedPair, advance: Advance) -> Sides:
     """The same, plainly, for models that the fast engine does not take."""
 
-    def of(completion: tuple[int, ...]) -> list[float]:
-        ids = torch.tensor([pair.prompt_ids + completion], device=model.device)
+    def of(completion: Completion) -> list[float]:
+        ids = torch.tensor([pair.prompt_ids + completion.ids], device=model.device)
         logits = model(ids).logits[0, len(pair.prompt_ids) - 1 : -1]
         wide = torch.promote_types(logits.dtype, torch.float32)
         logps = torch.log_softmax(logits, -1, dtype=wide)
-        sums: list[float] = logps.gather(1, ids[0, len(pair.prompt_ids) :, None])[:, 0].tolist()
-        return sums
+        found: list[float] = logps.gather(1, ids[0, len(pair.prompt_ids) :, None])[:, 0].tolist()
+        return list(compress(found, completion.scored))
 
-    sides = of(pair.chosen_ids), of(pair.rejected_ids)
+    chosen, rejected = map(of, pair.completions)
     advance(1)
-    return sides
+    return chosen, rejected

@@ -14,6 +14,9 @@ For the same reason the prefix that most prompts have in common, a chat template
 is once at the head of the stream, and each pair that begins with it goes on from there:
 
     S | P' C R | P' C R | ...      P = S P', and P', C and R see S
+
+Tokens of C and R that are not scored lie in the stream like all others, and are seen; but nothing
+is predicted for them, so what would predict them alone is no row that is read.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 
@@ -40,13 +44,14 @@ class PackedBatch:
     input_ids: torch.Tensor  # [1, T]
     position_ids: torch.Tensor  # [1, T]
     rows: torch.Tensor
-    """[M] stream positions whose final states are read: each P's last token, C, R."""
+    """[M] stream positions whose final states are read: those before a scored token, and each
+    pair's last."""
     predictors: torch.Tensor  # [N] which of `rows` predicts; the last of P predicts c0 and r0 both
     targets: torch.Tensor  # [N] the tokens they are to predict
     sides: torch.Tensor
     """[N] row of the result: b for the chosen side of pair b, B + b for its rejected."""
     tail: torch.Tensor
-    """[N] True behind as many tokens as the pair's shorter completion has."""
+    """[N] True behind as many scored tokens as the pair's shorter completion has."""
 
     def logps(self, token_logps: torch.Tensor, squares: torch.Tensor | None = None) -> PairLogps:
         """Sums of token log-probabilities [N], and of `squares` [N], by completion: [B] each."""
@@ -78,7 +83,7 @@ def pack(
     has = [has_prefix(pair, prefix) for pair in pairs]
     ids: list[int] = list(prefix) if any(has) else []
     positions: list[int] = list(range(len(ids)))
-    rows: list[int] = []
+    rows: dict[int, int] = {}  # stream position -> index in the order of the stream
     predictors: list[int] = []
     targets: list[int] = []
     sides: list[int] = []
@@ -88,19 +93,22 @@ def pack(
         shared = len(prefix) if has[number] else 0
         start, prompt = len(ids), len(pair.prompt_ids)
         segment = Segment(start, prompt, len(pair.chosen_ids), len(pair.rejected_ids), shared)
-        last_of_prompt = len(rows)
-        rows += range(start + prompt - shared - 1, start + segment.length)
         ids += pair.prompt_ids[shared:]
         positions += range(shared, prompt)
-        first, shorter = last_of_prompt + 1, pair.shorter
-        for side, completion in ((0, pair.chosen_ids), (1, pair.rejected_ids)):
+        last_of_prompt, shorter = len(ids) - 1, pair.shorter
+        for side, (completion, scored) in enumerate(pair.completions):
+            before = compress(
+                [last_of_prompt, *range(len(ids), len(ids) + len(completion))], scored
+            )
             ids += completion
             positions += range(prompt, prompt + len(completion))
-            predictors += [last_of_prompt, *range(first, first + len(completion) - 1)]
-            first += len(completion)
-            targets += completion
-            sides += [side * len(pairs) + number] * len(completion)
-            tail += [False] * shorter + [True] * (len(completion) - shorter)
+            predictors += [rows.setdefault(at, len(rows)) for at in before]
+            targets += compress(completion, scored)
+            count = sum(scored)
+            sides += [side * len(pairs) + number] * count
+            tail += [False] * shorter + [True] * (count - shorter)
+        # Each pair's last token too: torch compiles anew for what has a single row.
+        rows.setdefault(len(ids) - 1, len(rows))
         segments.append(segment)
     padding = [0] * (round_up(len(ids), multiple_of) - len(ids))
     position_ids = torch.tensor([positions + padding], device=device)
@@ -109,7 +117,7 @@ def pack(
         Layout.of(segments, position_ids[0]),
         torch.tensor([ids + padding], device=device),
         position_ids,
-        *(torch.tensor(part, device=device) for part in (rows, predictors, targets, sides, tail)),
+        *(torch.tensor(p, device=device) for p in ([*rows], predictors, targets, sides, tail)),
     )
 
 

@@ -27,25 +27,24 @@ class PaddedBatch:
 
     input_ids: torch.Tensor  # [R, T]
     attention_mask: torch.Tensor  # [R, T] 1 on tokens, 0 on padding
-    scored: torch.Tensor  # [R, T] True on completion tokens
-    tail: torch.Tensor  # [R, T] True on those behind the length of the pair's shorter completion
+    scored: torch.Tensor  # [R, T] True on the completion tokens that are scored
+    tail: torch.Tensor  # [R, T] True on those behind as many as the pair's shorter completion has
 
 
 def pad_batch(pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu") -> PaddedBatch:
     """Chosen rows, then rejected rows."""
-    rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
-    rows += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-    input_ids = [torch.tensor(prompt + completion) for prompt, completion in rows]
+    rows = [(pair, pair.completions[side]) for side in (0, 1) for pair in pairs]
+    input_ids = [torch.tensor(pair.prompt_ids + completion.ids) for pair, completion in rows]
     attention_mask = [torch.ones_like(ids) for ids in input_ids]
-    scored = [torch.arange(len(p + c)) >= len(p) for p, c in rows]
-    shorter = [pair.shorter for pair in pairs] * 2
-    tail = [torch.arange(len(p + c)) >= len(p) + n for (p, c), n in zip(rows, shorter, strict=True)]
+    unscored = [(False,) * len(pair.prompt_ids) for pair, _ in rows]
+    scored = [torch.tensor(p + c.scored) for p, (_, c) in zip(unscored, rows, strict=True)]
+    tail = [s & (s.cumsum(0) > pair.shorter) for s, (pair, _) in zip(scored, rows, strict=True)]
     columns = (input_ids, attention_mask, scored, tail)
     return PaddedBatch(*(pad_sequence(rows, batch_first=True).to(device) for rows in columns))
 
 
 def sequence_logps(model: PreTrainedModel, batch: PaddedBatch) -> torch.Tensor:
-    """log π(y|x) of each row, summed over its completion tokens: [R], float32 or wider."""
+    """log π(y|x) of each row, summed over its scored tokens: [R], float32 or wider."""
     return _summed(token_logps(model, batch)[0], batch.scored)
 
 

@@ -1,7 +1,7 @@
 """Preference accuracy, three ways, from one row a pair. No torch here.
 
     logp            the policy gives chosen the higher log-probability (sum over tokens)
-    logp_per_token  the same, divided by the number of completion tokens
+    logp_per_token  the same, divided by the number of scored tokens
     reward          the implicit reward β (log π - log π_ref) is higher for chosen
 
 A tie counts one half. Means are over pairs, never over batches.
@@ -28,7 +28,10 @@ METRICS = {
 
 @dataclass(frozen=True)
 class PairScore:
-    """A pair's log-probabilities under a model and its reference: nats, summed over tokens."""
+    """A pair's log-probabilities under a model and its reference: nats, summed over scored tokens.
+
+    `chosen_tokens` and `rejected_tokens` are their numbers.
+    """
 
     id: str
     chosen_logp: float
@@ -147,8 +150,8 @@ def pair_scores(
     columns = (
         policy.chosen.tolist(),
         policy.rejected.tolist(),
-        [len(pair.chosen_ids) for pair in pairs],
-        [len(pair.rejected_ids) for pair in pairs],
+        [pair.chosen_tokens for pair in pairs],
+        [pair.rejected_tokens for pair in pairs],
         reference.chosen.tolist() if reference else nothing,
         reference.rejected.tolist() if reference else nothing,
     )

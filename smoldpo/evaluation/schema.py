@@ -16,7 +16,7 @@ from smoldpo.types import Prompt
 from smoldpo.utils.errors import SmoldpoError
 
 TokenRatio = tuple[str, float | None]
-"""A token's text, and log π - log π_ref of the token in nats."""
+"""A token's text, and log π - log π_ref of the token in nats; None where it is not scored."""
 
 
 class Record(BaseModel):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ from smoldpo.evaluation.schema import (
 )
 from smoldpo.evaluation.statistics import mean_interval
 from smoldpo.models.generate import Answer, generate_answers
-from smoldpo.types import Advance, PreferencePair, Prompt, TokenizedPair
+from smoldpo.types import Advance, Completion, PreferencePair, Prompt, TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.errors import SmoldpoError
 from smoldpo.utils.memory import trim_memory
@@ -193,8 +194,9 @@ class Comparison:
             (_differences(new[0], old[0]), _differences(new[1], old[1]))
             for new, old in zip(*logps, strict=True)
         ]
+        with_texts = partial(token_ratios, self.tokenizer)
         tokens = [
-            (self._with_texts(pair.chosen_ids, a), self._with_texts(pair.rejected_ids, b))
+            (with_texts(pair.completions[0], a), with_texts(pair.completions[1], b))
             for pair, (a, b) in zip(pairs, ratios, strict=True)
         ]
         samples = [
@@ -241,20 +243,6 @@ class Comparison:
 
         answers = answer(self.prompts, self.settings.temperature) if self.prompts else []
         return answers + (answer([self.sample], 0.0) if self.sample else [])
-
-    def _with_texts(self, ids: Sequence[int], values: Sequence[float]) -> list[TokenRatio]:
-        """(text, value) of each token; parts of one character are joined, their values added."""
-        found: list[TokenRatio] = []
-        waiting: list[int] = []
-        total = 0.0
-        for position, (token, value) in enumerate(zip(ids, values, strict=True), 1):
-            waiting.append(token)
-            total += value
-            text = str(self.tokenizer.decode(waiting, clean_up_tokenization_spaces=False))
-            if "\ufffd" not in text or len(waiting) >= 4 or position == len(ids):
-                found.append((text, round(total, 4)))
-                waiting, total = [], 0.0
-        return found
 
     def _kl(self, ratios: Sequence[Sequence[float]]) -> Estimate | None:
         """KL(π || π_ref) per token: the mean of log π - log π_ref over tokens that π itself drew.
@@ -314,6 +302,28 @@ class Comparison:
                 )
             )
         return Notable(**found)
+
+
+def token_ratios(
+    tokenizer: PreTrainedTokenizerBase, completion: Completion, values: Sequence[float]
+) -> list[TokenRatio]:
+    """(text, value) of each token; parts of one character are joined, their values added.
+
+    `values` are of the scored tokens; the others have none.
+    """
+    found: list[TokenRatio] = []
+    waiting: list[int] = []
+    total = 0.0
+    left = iter(values)
+    tokens = list(zip(completion.ids, completion.scored, strict=True))
+    for (token, scored), (_, next_scored) in zip(tokens, [*tokens[1:], (0, None)], strict=True):
+        waiting.append(token)
+        total += next(left) if scored else 0.0
+        text = str(tokenizer.decode(waiting, clean_up_tokenization_spaces=False))
+        if "\ufffd" not in text or len(waiting) >= 4 or scored != next_scored:
+            found.append((text, round(total, 4) if scored else None))
+            waiting, total = [], 0.0
+    return found
 
 
 def _differences(new: Sequence[float], old: Sequence[float]) -> list[float]:

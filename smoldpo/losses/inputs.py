@@ -58,10 +58,10 @@ class LossInput:
         return cls(
             policy,
             reference,
-            numbers([len(pair.chosen_ids) for pair in pairs]),
-            numbers([len(pair.rejected_ids) for pair in pairs]),
+            numbers([pair.chosen_tokens for pair in pairs]),
+            numbers([pair.rejected_tokens for pair in pairs]),
             betas(beta, pairs, policy),
-            sum(len(pair.chosen_ids) for pair in step) / len(step),
+            sum(pair.chosen_tokens for pair in step) / len(step),
             divergence,
             numbers(margins) if any(margins) else 0.0,
             whole_chosen,

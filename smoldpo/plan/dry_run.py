@@ -271,7 +271,7 @@ def choose_trial_size(
         layer_parameters, head_parameters: in all decoder layers, and in the LM head.
         speed: floating-point operations a second that a run reaches here.
     """
-    scored = sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs) / len(pairs)
+    scored = sum(pair.scored_tokens for pair in pairs) / len(pairs)
     tokens = [pair_length(pair) for pair in pairs]
     lengths = sum(tokens) / len(tokens), scored, max(tokens)
     counts = [count for count in PAIRS if count <= pairs_per_step] or [pairs_per_step]

@@ -148,16 +148,17 @@ def _counts(trial: Trial) -> dict[str, Any]:
     """What the run goes through, at every depth alike."""
     train, models = trial.data.train, trial.models
     schedule = Schedule.of(trial.config, len(train))
-    prompt = sum(len(pair.prompt_ids) for pair in train)
-    scored = sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in train)
+    prompts = sum(len(pair.prompt_ids) for pair in train)
+    answers = sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in train)
     return {
         "train_pairs": len(train),
         "eval_pairs": len(trial.data.eval),
         "steps": schedule.total_steps,
         "steps_per_epoch": schedule.steps_per_epoch,
         "pairs_per_step": schedule.pairs_per_step,
-        "tokens": prompt + scored,
-        "completion_tokens": scored,
+        "tokens": prompts + answers,
+        "completion_tokens": answers,
+        "scored_tokens": sum(pair.scored_tokens for pair in train),
         "parameters": models.trainable.policy_bytes // trial.sizes.master,
         "engine": models.computing.engine,
         "dtype": str(models.facts.dtype).removeprefix("torch."),

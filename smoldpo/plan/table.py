@@ -50,7 +50,9 @@ def print_plan(plan: Plan, chosen: DepthForecast | None = None) -> None:
     """The run as configured or chosen, part by part, then one line for each depth."""
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     run, counts = chosen or plan.run, plan.counts
-    depth = run.depth
+    depth, scored = run.depth, ""
+    if counts["scored_tokens"] < counts["completion_tokens"]:
+        scored = f" and {counts['scored_tokens']:,} of these scored"
     console.print(
         f"Trains {depth.trainable:,} of {counts['parameters']:,} parameters "
         f"({depth.trainable / counts['parameters']:.1%}): {depth.frozen} of {depth.layers} layers "
@@ -58,7 +60,8 @@ def print_plan(plan: Plan, chosen: DepthForecast | None = None) -> None:
     )
     console.print(
         f"{counts['train_pairs']:,} training pairs of {counts['tokens']:,} tokens, "
-        f"{counts['completion_tokens']:,} of them in answers; {counts['eval_pairs']:,} held out; "
+        f"{counts['completion_tokens']:,} of them in answers{scored}; "
+        f"{counts['eval_pairs']:,} held out; "
         f"{counts['steps']:,} steps of {counts['pairs_per_step']} pairs"
     )
     console.print()

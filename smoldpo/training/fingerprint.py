@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from smoldpo.data.load import TrainingData
 from smoldpo.engine.cache.keys import code_sha256
 from smoldpo.training.policy_and_reference import EngineRecord, PolicyAndReference
 from smoldpo.training.setup import TokenizedData
-from smoldpo.types import PLAIN, PreferencePair
+from smoldpo.types import PLAIN, PreferencePair, TokenizedPair
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.files import processor_name, write_json
 
@@ -107,10 +107,6 @@ def fingerprint(
         for part, pairs in (("train", data.train), ("eval", data.eval))
         for pair in pairs
     )
-    tokens = _sha256(
-        repr((pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
-        for pair in tokenized.train + tokenized.eval
-    )
     return Fingerprint(
         contents={
             "model": facts.hashes["policy_start"],
@@ -119,7 +115,7 @@ def fingerprint(
             "tokenizer": tokenizer_sha256(tokenizer),
             "chat_template": _sha256([str(tokenizer.chat_template)]),
             "data": pairs,
-            "tokens": tokens,
+            "tokens": tokens_sha256(tokenized.train + tokenized.eval),
         },
         settings={k: v for k, v in settings.items() if k not in FREE_SETTINGS | FROM_NAMES},
         computing=Computing(
@@ -135,6 +131,14 @@ def fingerprint(
             "smoldpo's forward pass": code_sha256()[:12],
             **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
         },
+    )
+
+
+def tokens_sha256(pairs: Sequence[TokenizedPair]) -> str:
+    """SHA-256 (hex) of what the model sees of the pairs, and of what is scored where not all is."""
+    return _sha256(
+        repr((pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, *pair.masks))
+        for pair in pairs
     )
 
 

@@ -233,6 +233,8 @@ def write_not_finite(
             "prompt_ids": pair.prompt_ids,
             "chosen_ids": pair.chosen_ids,
             "rejected_ids": pair.rejected_ids,
+            "chosen_scored": pair.completions[0].scored,
+            "rejected_scored": pair.completions[1].scored,
         }
         for pair in pairs
     ]

@@ -48,10 +48,10 @@ def engines(model, **settings):
     return engines_of(model, pairs=PAIRS, **settings)
 
 
-def step(engine, loss):
+def step(engine, loss, pairs=PAIRS):
     for _, parameter in engine.trainable_parameters():
         parameter.grad = None
-    found = engine.accumulate_gradients(PAIRS, loss)
+    found = engine.accumulate_gradients(pairs, loss)
     return found, {name: p.grad.clone() for name, p in engine.trainable_parameters()}
 
 

@@ -30,8 +30,11 @@ def code_sha256() -> str:
 
 @functools.lru_cache(maxsize=1 << 17)
 def pair_key(pair: TokenizedPair, shared: int) -> str:
-    """SHA-256 (hex, half of it) of a pair's token ids; `shared` hashed for many pairs."""
-    ids = json.dumps([pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, shared])
+    """SHA-256 (hex, half of it) of a pair's token ids, and of its masks where some are not scored.
+
+    `shared` of the prompt's tokens are computed for many pairs.
+    """
+    ids = json.dumps([pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, shared, *pair.masks])
     return hashlib.sha256(ids.encode()).hexdigest()[:32]
 
 
