@@ -7,16 +7,17 @@ the SHA-256 of the weights, is checked on every use, and a folder that does not 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     modeling_gguf_pytorch_utils,
@@ -24,15 +25,31 @@ from transformers import (
 from transformers.quantizers.quantizer_gguf import is_gguf_arch_supported
 
 from smoldpo.models.builtin import GGUF_NAME, GGUF_SHA256
+from smoldpo.models.completeness import require_complete
+from smoldpo.models.families import FAMILIES
+from smoldpo.models.gguf_rope import FREQUENCIES, set_rope
+from smoldpo.models.gguf_tokenizer import set_pre_tokenizer
 from smoldpo.models.hf_logging import quiet
+from smoldpo.models.older_readers import add_older_names
 from smoldpo.types import Advance
 from smoldpo.utils import progress
-from smoldpo.utils.errors import ModelError
+from smoldpo.utils.errors import ModelError, named_few, whole_reason
 from smoldpo.utils.files import cache_folder, require_space, sha256_of, staged_folder, write_json
 from smoldpo.utils.functions import uses_global, with_globals
 
-UNPACKING = 2
+UNPACKING = 3
 """Version of what `unpack_gguf` writes; raised when that changes, so that old folders are left."""
+LONG = 1000
+"""Entries from which on a list of the metadata is not read here (the vocabulary)."""
+COMPUTED = (".attn_rot_embd", ".attn_rot_embd.weight")
+"""Ends of names of rotary frequencies that older converters wrote; models compute them."""
+UNREAD = {
+    "attention.scale": 0, "attention.clamp_kqv": 0, "attention.max_alibi_bias": 0,
+    "attention.temperature_scale": 0, "attention.temperature_length": 0, "logit_scale": 1,
+    "embedding_scale": 1, "residual_scale": 1, "attn_logit_softcapping": 0,
+    "final_logit_softcapping": 0, "expert_count": 0,
+}  # fmt: skip
+"""Keys that would change what a model of Llama's make computes, with the value that does not."""
 
 
 def unpack_gguf(path: Path) -> Path:
@@ -54,6 +71,7 @@ def unpack_gguf(path: Path) -> Path:
             with staged_folder(folder) as staging:
                 model.save_pretrained(staging)
                 tokenizer.save_pretrained(staging)
+                add_older_names(staging)
                 weights = sorted(staging.glob("*.safetensors"))
                 hashes = {file.name: sha256_of(file) for file in weights}
                 write_json(staging / "manifest.json", {"gguf_sha256": digest, "weights": hashes})
@@ -73,40 +91,119 @@ def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedToke
     import gguf
 
     try:
-        fields = gguf.GGUFReader(path).fields
+        reader = gguf.GGUFReader(path)
+        fields = {name: _value(field) for name, field in reader.fields.items()}
+        if fields.get("split.count", 1) > 1:
+            raise ModelError(
+                f"it is one of {fields['split.count']} parts; merge them (llama-gguf-split --merge)"
+            )
         tokenizer = AutoTokenizer.from_pretrained(
             path.parent, gguf_file=path.name, trust_remote_code=False
         )
+        set_pre_tokenizer(tokenizer, fields)
         advance(1)
-        model = _read_model(path, fields["general.architecture"].contents())
+        model = _read_model(path, fields["general.architecture"], fields, reader.tensors)
     except Exception as error:  # gguf and transformers raise without a common base
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path}: cannot be read as a GGUF model: {reason}") from None
+        raise ModelError(f"{path}: cannot be read as a GGUF model: {whole_reason(error)}") from None
     advance(1)
     _mend_model(model)
-    _mend_tokenizer(tokenizer, fields)
     return model, tokenizer
 
 
-def _read_model(path: Path, architecture: str) -> PreTrainedModel:
-    """The model in float32, as from_pretrained reads it.
+def _value(field: Any) -> Any:
+    """A field's value; of long lists (the vocabulary) None, for they are read elsewhere."""
+    return field.contents() if len(field.data) < LONG else None
+
+
+def _read_model(
+    path: Path, architecture: str, fields: Mapping[str, Any], tensors: Sequence[Any]
+) -> PreTrainedModel:
+    """The model in float32, as from_pretrained reads it, with its rotary scaling.
 
     For most architectures transformers goes over the tensors under a tqdm bar that heeds none of
     its settings and would come between ours. There its reader is called here, without the bar.
+
+    Raises:
+        ModelError: the file holds not exactly the model, or settings that are not read.
     """
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    by_name = {tensor.name: tensor for tensor in tensors}
+    frequencies = by_name.pop(FREQUENCIES, None)
+    own = f"{architecture}."
+    metadata = {k.removeprefix(own): v for k, v in fields.items() if k.startswith(own)}
+    set_rope(config, metadata, None if frequencies is None else frequencies.data)
+    _set_heads(config, metadata)
     read = modeling_gguf_pytorch_utils.load_gguf_checkpoint
     if is_gguf_arch_supported(architecture) or not uses_global(read, "tqdm"):
-        return AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
-    with torch.device("meta"):
-        named = AutoModelForCausalLM.from_config(config)
-    quiet_read = with_globals(read, tqdm=lambda tensors, **_: tensors)
-    found = quiet_read(path, return_tensors=True, model_to_load=named, torch_dtype=torch.float32)
-    return type(named).from_pretrained(
-        None, config=config, state_dict=found["tensors"], dtype=torch.float32
-    )
+        loading["unexpected_keys"] -= {FREQUENCIES}
+    else:
+        with torch.device("meta"):
+            named = AutoModelForCausalLM.from_config(config)
+        _require_all_known(named, by_name, architecture, config)
+        quiet_read = with_globals(read, tqdm=lambda tensors, **_: tensors)
+        found = quiet_read(
+            path, return_tensors=True, model_to_load=named, torch_dtype=torch.float32
+        )
+        model, loading = type(named).from_pretrained(
+            None,
+            config=config,
+            state_dict=found["tensors"],
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    require_complete(model, loading, {})
+    return model
+
+
+def _require_all_known(
+    named: PreTrainedModel, names: Iterable[str], architecture: str, config: PreTrainedConfig
+) -> None:
+    """transformers leaves out what it has no place for: biases, norms, scales of a newer kind."""
+    processors = modeling_gguf_pytorch_utils.TENSOR_PROCESSORS
+    kind = processors.get(architecture, modeling_gguf_pytorch_utils.TensorProcessor)
+    places = modeling_gguf_pytorch_utils.get_gguf_hf_weights_map(named, kind(config.to_dict()))
+    left = [
+        name
+        for name in names
+        if name not in places
+        and name.removesuffix(".weight") not in places
+        and not name.endswith(COMPUTED)
+        and not (name == "output.weight" and config.tie_word_embeddings)
+    ]
+    if left:
+        raise ModelError(
+            f"it holds {named_few(left)}, for which a model of type {config.model_type!r} has no "
+            "place in transformers; give the model's folder of safetensors"
+        )
+
+
+def _set_heads(config: PreTrainedConfig, metadata: Mapping[str, Any]) -> None:
+    """What changes attention and transformers does not read, in families of Llama's make."""
+    if config.model_type not in FAMILIES:
+        return
+    heads = config.num_attention_heads
+    width = metadata.get("attention.key_length", config.hidden_size // heads)
+    if metadata.get("attention.value_length", width) != width:
+        raise ModelError("its keys and values are of different widths, which is not read")
+    if metadata.get("rope.dimension_count", width) != width:
+        raise ModelError("only a part of each head is rotated (rope.dimension_count): not read")
+    config.head_dim = width
+    window = metadata.get("attention.sliding_window")
+    if window and window < config.max_position_embeddings:
+        raise ModelError(f"its attention.sliding_window ({window}) is not read")
+    for key, neutral in UNREAD.items():
+        if metadata.get(key, neutral) != neutral:
+            raise ModelError(f"its {key} is {metadata[key]}, which is not read")
 
 
 def _mend_model(model: PreTrainedModel) -> None:
@@ -126,17 +223,3 @@ def _mend_model(model: PreTrainedModel) -> None:
         for module in model.modules():
             if getattr(module, "variance_epsilon", None) == epsilon:
                 module.variance_epsilon = model.config.rms_norm_eps
-
-
-def _mend_tokenizer(tokenizer: PreTrainedTokenizerBase, fields: dict[str, Any]) -> None:
-    """SmolLM splits every digit off before anything else; transformers' GGUF reading forgets that.
-
-    Without it the white space before a digit is tokenised otherwise than in training.
-    """
-    if "tokenizer.ggml.pre" in fields and fields["tokenizer.ggml.pre"].contents() == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )

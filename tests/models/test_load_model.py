@@ -66,7 +66,7 @@ def test_a_damaged_unpacked_model_is_made_anew(monkeypatch, tmp_path):
 def test_a_gguf_is_read_as_transformers_reads_it_without_a_bar(tmp_path, capfd):
     path = tmp_path / "tiny.gguf"
     write_gguf(path)
-    model = gguf._read_model(path, "llama")
+    model = gguf._read_model(path, "llama", {}, [])
     assert "Converting" not in capfd.readouterr().err
     theirs = AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file=path.name, dtype=torch.float32
