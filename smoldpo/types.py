@@ -32,7 +32,7 @@ class PairNumbers:
     """None: the run's."""
 
 
-PLAIN = PairNumbers()
+NO_NUMBERS = PairNumbers()
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PreferencePair:
     id: str = ""
     source: str = ""
     category: str = ""
-    numbers: PairNumbers = PLAIN
+    numbers: PairNumbers = NO_NUMBERS
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -88,7 +88,7 @@ class TokenizedPair:
     rejected_ids: tuple[int, ...]
     notes: frozenset[str] = field(default_factory=frozenset)
     """What happened on the way: "prompt_truncated", "chosen_truncated", "boundary_merge", ..."""
-    numbers: PairNumbers = PLAIN
+    numbers: PairNumbers = NO_NUMBERS
     chosen_scored: tuple[bool, ...] | None = None
     rejected_scored: tuple[bool, ...] | None = None
     """One entry a token of the completion. None: all are scored, as is a mask that says so."""

@@ -54,8 +54,8 @@ def evaluate(
         ConfigError: options that do not exist, or values that they cannot have.
         SmoldpoError: data or models that will not do.
     """
-    told = {"reference": None if reference is None else str(reference)}
-    settings = evaluate_options(told | options)
+    named = {"reference": None if reference is None else str(reference)}
+    settings = evaluate_options(named | options)
     names = [str(model)] if isinstance(model, str | Path) else [str(name) for name in model]
     if len(names) not in (1, 2):
         raise UsageError(f"evaluate takes one model, or two to compare, not {len(names)}")

@@ -139,19 +139,21 @@ def _check_use(
     names: Sequence[str], needs_reference: bool, given: dict[str, torch.Tensor | None]
 ) -> None:
     reference = [name for name in given if name.startswith("reference")]
-    said = " and ".join(names)
+    listed = " and ".join(names)
     if needs_reference and any(given[name] is None for name in reference):
-        raise UsageError(f"{said} compares with a reference: give {' and '.join(reference)}")
+        raise UsageError(f"{listed} compares with a reference: give {' and '.join(reference)}")
     if not needs_reference and any(given[name] is not None for name in reference):
-        raise UsageError(f"{said} compares with no reference: leave {' and '.join(reference)} out")
+        raise UsageError(
+            f"{listed} compares with no reference: leave {' and '.join(reference)} out"
+        )
     if (given["chosen_tokens"] is None) != (given["rejected_tokens"] is None):
         raise UsageError("give both chosen_tokens and rejected_tokens, or neither")
     if given["margin"] is not None and not any(FACTS[name].margin for name in names):
         fit = ", ".join(name for name, facts in FACTS.items() if facts.margin)
-        raise UsageError(f"margin has no part in {said}; it goes with {fit}")
+        raise UsageError(f"margin has no part in {listed}; it goes with {fit}")
     if given["beta"] is not None and not any(FACTS[name].beta for name in names):
-        raise UsageError(f"beta has no part in {said}")
+        raise UsageError(f"beta has no part in {listed}")
     if any(FACTS[name].whole_step for name in names) and (
         given["margin"] is not None or given["beta"] is not None
     ):
-        raise UsageError(f"{said} sorts the pairs, so none can have a margin or beta of its own")
+        raise UsageError(f"{listed} sorts the pairs, so none can have a margin or beta of its own")

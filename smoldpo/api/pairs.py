@@ -17,7 +17,7 @@ from smoldpo.data.load import load_split
 from smoldpo.data.schemas.fields import NUMBERS
 from smoldpo.data.sources import open_source
 from smoldpo.training.run_folder import IN_MEMORY_PAIRS
-from smoldpo.types import PLAIN, PreferencePair
+from smoldpo.types import NO_NUMBERS, PreferencePair
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.files import sha256_of, write_text
 
@@ -101,14 +101,14 @@ def in_memory_pairs(
     the new run has begun. Where the block fails before that, nothing that was written for it is
     left.
     """
-    place = folder / IN_MEMORY_PAIRS
-    before = set(place.iterdir()) if place.is_dir() else set()
-    missing = [path for path in (place, *place.parents) if not path.exists()]
+    pairs_folder = folder / IN_MEMORY_PAIRS
+    before = set(pairs_folder.iterdir()) if pairs_folder.is_dir() else set()
+    missing = [path for path in (pairs_folder, *pairs_folder.parents) if not path.exists()]
     try:
-        yield {name: _by_content(items, place, name) for name, items in given.items()}
+        yield {name: _by_content(items, pairs_folder, name) for name, items in given.items()}
     except BaseException:
         known = _sources(folder / "config.yaml")
-        for path in set(place.iterdir()) - before if place.is_dir() else ():
+        for path in set(pairs_folder.iterdir()) - before if pairs_folder.is_dir() else ():
             if str(path) not in known:
                 path.unlink(missing_ok=True)
         for path in missing:
@@ -117,13 +117,13 @@ def in_memory_pairs(
         raise
 
 
-def _by_content(items: Iterable[Any], place: Path, setting: str) -> tuple[str, list[str]]:
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=place) as staging:
+def _by_content(items: Iterable[Any], pairs_folder: Path, setting: str) -> tuple[str, list[str]]:
+    pairs_folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=pairs_folder) as staging:
         staged = Path(staging) / "pairs.jsonl"
         numbers = write_in_memory_pairs(items, staged, setting)
         word = "pairs" if setting == "data" else "eval"
-        path = place / f"{word}-{sha256_of(staged)[:8]}.jsonl"
+        path = pairs_folder / f"{word}-{sha256_of(staged)[:8]}.jsonl"
         staged.replace(path)
     return str(path), numbers
 
@@ -181,4 +181,4 @@ def _write_pairs(pairs: list[PreferencePair], path: Path) -> list[str]:
 
 
 def _own(pair: PreferencePair, name: str) -> bool:
-    return bool(getattr(pair.numbers, name) != getattr(PLAIN, name))
+    return bool(getattr(pair.numbers, name) != getattr(NO_NUMBERS, name))

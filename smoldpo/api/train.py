@@ -10,6 +10,7 @@ from typing import Any
 from smoldpo.api.pairs import in_memory_pairs, source_names
 from smoldpo.config.load import build_config, load_yaml
 from smoldpo.config.schema import TrainConfig
+from smoldpo.engine.kernels.elementwise import restored
 from smoldpo.plan.planner import settle_depth
 from smoldpo.training.run import RunResult, run_training
 from smoldpo.training.run_folder import choose_folder
@@ -66,8 +67,10 @@ def train_settled(
     command: list[str] | None = None,
     started: float = 0.0,
 ) -> RunResult:
-    """Plan first where freeze_layers is auto, then train. The arguments of run_training,
-    and `started`: seconds that the start of the program took, where they are part of a `budget`.
+    """Plan first where freeze_layers is auto, then train; the arguments of run_training.
+
+    Args:
+        started: seconds that the start of the program took, as a part of the `budget`.
     """
     choose_folder(config)  # a folder that cannot be is refused before time goes into planning
     config, picked = settle_depth(config, started)
@@ -115,14 +118,14 @@ def _reading(
 
 @contextlib.contextmanager
 def inside_host(verbose: bool) -> Iterator[None]:
-    """A block after which the host program's random generators are as they were before it.
+    """A block after which the host program's state is as it was: random generators, compiling.
 
     Args:
         verbose: whether messages and progress go to standard error meanwhile.
     """
     tensors, numbers = rng.capture()
     try:
-        with contextlib.nullcontext() if verbose else progress.silenced():
+        with restored(), contextlib.nullcontext() if verbose else progress.silenced():
             yield
     finally:
         rng.restore(tensors, numbers)

@@ -24,14 +24,14 @@ def list_(as_json: AsJson = False) -> None:
     from smoldpo.engine.cache.folder import entries
     from smoldpo.utils.files import cache_folder
 
-    kept = entries()
+    cached = entries()
     if as_json:
-        rows = [entry.as_row() for entry in kept]
+        rows = [entry.as_row() for entry in cached]
         print(json.dumps({"folder": str(cache_folder()), "entries": rows}, indent=2))
         return
     from smoldpo.cli.output import print_cache
 
-    print_cache(kept, str(cache_folder()))
+    print_cache(cached, str(cache_folder()))
 
 
 @app.command("clear")
@@ -47,20 +47,20 @@ def clear(
     from smoldpo.engine.cache.choices import forget_choices
     from smoldpo.utils.errors import UsageError
 
-    kept = cache.entries()
+    cached = cache.entries()
     if "" in (keys or []):
         raise UsageError(
             "a key is empty; give keys from smoldpo cache list, or none to remove everything"
         )
     for key in keys or []:
-        if not any(entry.folder.name.startswith(key) for entry in kept):
+        if not any(entry.folder.name.startswith(key) for entry in cached):
             raise UsageError(f"{key}: no such key; smoldpo cache list shows them")
     chosen = [
         entry
-        for entry in kept
+        for entry in cached
         if not keys or any(entry.folder.name.startswith(key) for key in keys)
     ]
     freed = cache.clear(chosen)
     if not keys:
         forget_choices()
-    print(f"removed {len(chosen)} of {len(kept)}, {freed:,} bytes")
+    print(f"removed {len(chosen)} of {len(cached)}, {freed:,} bytes")

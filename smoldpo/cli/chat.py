@@ -36,7 +36,7 @@ class Chat:
         text = text.encode("utf-8", "replace").decode()  # input that was not UTF-8
         self.messages.append({"role": "user", "content": text})
         ids = self._prompt_ids(text)
-        said = generate_answer(
+        result = generate_answer(
             self.model,
             self.tokenizer,
             ids,
@@ -45,8 +45,8 @@ class Chat:
             write=_write,
         )
         _write("\n")
-        self.messages.append({"role": "assistant", "content": said})
-        return said
+        self.messages.append({"role": "assistant", "content": result})
+        return result
 
     def _prompt_ids(self, text: str) -> list[int]:
         """The conversation's tokens; where it is too long for the model, its oldest turns go."""

@@ -76,28 +76,28 @@ def _builtin() -> str:
 
 
 def _cache() -> dict[str, Any]:
-    kept = cache.entries()
+    entries = cache.entries()
     look = {"trunk": trunk_damage, "reference": reference_damage}
     return {
         "folder": str(cache_folder()),
         "unusable": cache.unusable(),
-        "entries": len(kept),
-        "bytes": sum(entry.bytes for entry in kept),
+        "entries": len(entries),
+        "bytes": sum(entry.bytes for entry in entries),
         "free_bytes": free_bytes(cache_folder()),
-        "damaged": [problem for entry in kept for problem in look[entry.kind](entry.folder)],
+        "damaged": [problem for entry in entries for problem in look[entry.kind](entry.folder)],
     }
 
 
 def _problems(found: dict[str, Any]) -> list[str]:
     problems = []
-    kept = found["cache"]
+    cached = found["cache"]
     if found["disk"]["free_bytes"] < LITTLE_DISK:
         problems.append(f"little disk space is left for runs in {found['disk']['folder']}")
     if found["machine"]["memory_free_bytes"] < LITTLE_MEMORY:
         problems.append("little memory is free: close something, or say --max-tokens 1000")
-    if kept["unusable"]:
-        problems.append(f"the cache cannot be used: {kept['unusable']}; set XDG_CACHE_HOME")
-    problems += [f"{problem}; smoldpo cache clear removes it" for problem in kept["damaged"]]
+    if cached["unusable"]:
+        problems.append(f"the cache cannot be used: {cached['unusable']}; set XDG_CACHE_HOME")
+    problems += [f"{problem}; smoldpo cache clear removes it" for problem in cached["damaged"]]
     if found["builtin_model"].startswith("missing"):
         problems.append(f"the built-in model is {found['builtin_model']}")
     return problems

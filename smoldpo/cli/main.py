@@ -279,9 +279,6 @@ def _usage(message: str) -> Exception:
     return UsageError(message)
 
 
-# `smoldpo plan`: what a run will take, before it is started.
-
-
 WHAT = (
     "Forecast a run's time, memory and disk from a few real steps of it, at every freeze depth. "
     "Takes the settings of train; --json prints one JSON object."

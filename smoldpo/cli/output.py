@@ -107,16 +107,16 @@ def _answers_line(evaluation: Evaluation | ModelEvaluation) -> list[str]:
     other, against = "reference", "the reference"
     if isinstance(evaluation, Evaluation) and evaluation.kind == "compare":
         other = against = evaluation.names.before
-    said = (
+    line = (
         f"Answers to {generation.prompts} prompts: {after.tokens:.0f} tokens on average "
         f"({other} {before.tokens:.0f}), {after.ended:.0%} ended by themselves ({before.ended:.0%})"
     )
     if generation.kl_per_token:
-        said += f"; KL to {against} {generation.kl_per_token.value:.3f} nats a token"
+        line += f"; KL to {against} {generation.kl_per_token.value:.3f} nats a token"
     for judge in evaluation.judges:
         rate = judge.win_rate.value
-        said += f"; judge {judge.judge}: policy wins {rate:.0%}" if rate is not None else ""
-    return [said + "."]
+        line += f"; judge {judge.judge}: policy wins {rate:.0%}" if rate is not None else ""
+    return [line + "."]
 
 
 def print_evaluation(result: EvaluationResult) -> None:
@@ -152,9 +152,9 @@ def _print_one(evaluation: ModelEvaluation) -> None:
         console.print(_safe(line), style="dim")
 
 
-def print_cache(kept: list[Entry], folder: str) -> None:
+def print_cache(entries: list[Entry], folder: str) -> None:
     """What is kept between runs."""
-    if not kept:
+    if not entries:
         print(f"nothing is kept in {folder}")
         return
     table = Table(title=f"Kept in {_safe(folder)}")
@@ -162,7 +162,7 @@ def print_cache(kept: list[Entry], folder: str) -> None:
     table.add_column("MB", justify="right", no_wrap=True)
     table.add_column("last used", no_wrap=True)
     table.add_column("what", overflow="fold")
-    for entry in kept:
+    for entry in entries:
         about = [entry.about.get(key, "") for key in ("what", "model", "dtype")]
         table.add_row(
             entry.folder.name[:8],
@@ -171,7 +171,7 @@ def print_cache(kept: list[Entry], folder: str) -> None:
             _safe(", ".join(str(part) for part in about if part) or entry.kind),
         )
     Console(highlight=False).print(table)
-    print(f"{sum(entry.bytes for entry in kept) / 1e6:,.1f} MB in all")
+    print(f"{sum(entry.bytes for entry in entries) / 1e6:,.1f} MB in all")
 
 
 def print_imported(imported: Imported, out: Path | None) -> None:
@@ -271,8 +271,8 @@ def _trial_cells(trial: RankedTrial) -> tuple[Text | str, str, str]:
     accuracy, standing = trial.accuracy, trial.standing
     if accuracy is None or standing is None:
         return "–", "", "failed"
-    said = percent(accuracy.value)
+    estimate = percent(accuracy.value)
     if accuracy.low is not None and accuracy.high is not None:
-        said += f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+        estimate += f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
     p = "" if standing == "winner" else p_value(trial.p_corrected)
-    return Text(said), p, "the winner" if standing == "winner" else standing
+    return Text(estimate), p, "the winner" if standing == "winner" else standing

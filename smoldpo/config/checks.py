@@ -159,11 +159,11 @@ def _sum(config: TrainConfig) -> Iterator[str]:
 def _loss(config: TrainConfig, changed: set[str]) -> Iterator[str]:
     """Settings that have no part in these losses, or no meaning with them."""
     names, kind = config.loss_type, config.f_divergence_type
-    said = listed(names)
+    listed_names = listed(names)
     if not any(FACTS[name].beta for name in names):
-        told = {"ld_alpha": config.ld_alpha is not None, "use_weighting": config.use_weighting}
-        told |= {name: name in changed for name in ("beta", "beta_end")}
-        yield from (f"{name} has no part in {said}" for name in told if told[name])
+        given = {"ld_alpha": config.ld_alpha is not None, "use_weighting": config.use_weighting}
+        given |= {name: name in changed for name in ("beta", "beta_end")}
+        yield from (f"{name} has no part in {listed_names}" for name in given if given[name])
     if "exo_pair" in names and not config.label_smoothing:
         yield (
             "exo_pair needs label_smoothing above 0, for it takes its logarithm; the paper's is "
@@ -178,7 +178,7 @@ def _loss(config: TrainConfig, changed: set[str]) -> Iterator[str]:
             f"{listed(fit)}"
         )
     elif kind != "reverse_kl" and not needs_reference(names):
-        yield f"f_divergence_type has no part in {said}"
+        yield f"f_divergence_type has no part in {listed_names}"
     unfit = [name for name in names if FACTS[name].beta and not FACTS[name].ld_alpha]
     if config.ld_alpha is not None and unfit:
         fit = [name for name, facts in FACTS.items() if facts.ld_alpha]

@@ -91,17 +91,17 @@ def chosen_layers(items: Sequence[str], total: int) -> set[int]:
         problem = complaint(item)
         if problem is not None:
             raise UsageError(problem)
-        meant = _meant(item, total)
-        if not meant <= set(range(total)):
+        layers = _layers_of(item, total)
+        if not layers <= set(range(total)):
             raise UsageError(
                 f"train_layers: {item!r} asks for more than the model's {total} layers "
                 f"(0-{total - 1})"
             )
-        chosen |= meant
+        chosen |= layers
     return chosen
 
 
-def _meant(item: str, total: int) -> set[int]:
+def _layers_of(item: str, total: int) -> set[int]:
     counted = COUNTED.fullmatch(item)
     if counted is None:
         first, _, last = item.partition("-")

@@ -89,10 +89,10 @@ def known_losses(names: Any) -> Any:
     """
     unknown = [name for name in names if name not in FACTS] if isinstance(names, list) else []
     if unknown:
-        said = ", ".join(f"no loss {name!r}{_meant(str(name))}" for name in unknown)
-        raise ValueError(f"{said}; there are {', '.join(FACTS)}")
+        problems = ", ".join(f"no loss {name!r}{_suggestion(str(name))}" for name in unknown)
+        raise ValueError(f"{problems}; there are {', '.join(FACTS)}")
     return names
 
 
-def _meant(name: str) -> str:
+def _suggestion(name: str) -> str:
     return f" (now called {RENAMED[name]})" if name in RENAMED else nearest(name, FACTS)

@@ -34,10 +34,10 @@ def _two_moments(shape: tuple[int, ...], size: int, _: TrainConfig) -> int:
 
 
 def _rows_and_columns(shape: tuple[int, ...], size: int, _: TrainConfig) -> int:
-    kept = math.prod(shape)
+    numbers = math.prod(shape)
     if len(shape) >= 2:
-        kept = math.prod(shape[:-1]) + math.prod(shape[:-2]) * shape[-1]
-    return (kept + 1) * size + 8  # and the parameter's root mean square, and the step
+        numbers = math.prod(shape[:-1]) + math.prod(shape[:-2]) * shape[-1]
+    return (numbers + 1) * size + 8  # and the parameter's root mean square, and the step
 
 
 def _momentum(shape: tuple[int, ...], size: int, settings: TrainConfig) -> int:

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from smoldpo.data.template_sandbox import TemplateLimitError, render
 from smoldpo.types import (
-    PLAIN,
+    NO_NUMBERS,
     Advance,
     Message,
     PreferencePair,
@@ -89,7 +89,7 @@ class PairTokenizer:
         if not prompt_ids:
             raise DataError("the prompt has no tokens", pair.file, pair.row)
         tokenized = self._truncate(pair.id, prompt_ids, chosen_ids, rejected_ids, notes)
-        if pair.numbers != PLAIN:
+        if pair.numbers != NO_NUMBERS:
             tokenized = replace(tokenized, numbers=pair.numbers)
         self.notes.update(notes)
         return tokenized

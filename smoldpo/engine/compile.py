@@ -22,7 +22,7 @@ COMPILE_SECONDS = 20.0
 SAVED_SHARE = 0.07
 MARGIN = 2.0
 REACHED = 0.4
-"""Share of the floor (engine/compile.py) that a run reaches; for the forecast alone."""
+"""Share of the best measured rate that a run reaches; for the forecast alone."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def set_up_compiling(
     """Decide as `asked` (on, off, auto), and compile; where that fails, say so and go on without.
 
     Args:
-        operations: what the run needs at the least (engine/compile.py).
+        operations: the fewest that the run needs (`Parameters`).
     """
     choice = _decide(asked, operations, dtype, device)
     if choice.compiled:
@@ -95,23 +95,20 @@ def _compile_now(dtype: torch.dtype, device: str) -> None:
         elementwise.rotate(heads, angles, angles, direction)
 
 
-# The floor: how many floating-point operations the loss needs, and no fewer.
-#
-# For a pair of p prompt and c completion tokens (both sides together), N_b parameters in layers
-# below the freeze boundary, N_t above it, of which N_w train, N_h in the LM head; a product forward
-# takes 2 operations a parameter and token, backward 4 where the weights train and 2 where they do
-# not:
-#
-#     once a pair     trunk 2 (p + c) N_b,  reference 2 (p + c) N_t + 2 c N_h
-#     every epoch     (p + c) (4 N_t + 2 N_w) + 4 c N_h, or 6 c N_h where the head trains
-#
-# Adapters count as parameters above the boundary that train, in the reference's pass too, where
-# they are off: they are few.
-
-
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters in matrix products, by what runs through them."""
+    """Parameters in matrix products, and the fewest operations that the loss needs with them.
+
+    For a pair of p prompt and c completion tokens (both sides together), N_b parameters in layers
+    below the freeze boundary, N_t above it, of which N_w train, N_h in the LM head; a product takes
+    2 operations a parameter and token forward, and backward 4 where the weights train, else 2:
+
+        once a pair     trunk 2 (p + c) N_b,  reference 2 (p + c) N_t + 2 c N_h
+        every epoch     (p + c) (4 N_t + 2 N_w) + 4 c N_h, or 6 c N_h where the head trains
+
+    Adapters count as parameters above the boundary that train, in the reference's pass too, where
+    they are off: they are few.
+    """
 
     below: int
     above: int

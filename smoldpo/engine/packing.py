@@ -165,4 +165,4 @@ def batch_by_length(pairs: Sequence[TokenizedPair], max_tokens: int) -> list[lis
     """Like `batch_by_tokens`, over the pairs from long to short: the largest batch comes first."""
     order = sorted(range(len(pairs)), key=lambda index: -pair_length(pairs[index]))
     batches = batch_by_tokens([pairs[index] for index in order], max_tokens)
-    return [[order[place] for place in batch] for batch in batches]
+    return [[order[position] for position in batch] for batch in batches]

@@ -63,14 +63,14 @@ def headline(evaluation: Evaluation) -> str:
     else:
         names = evaluation.names
         who, what, was = names.after, "pairs", f"{names.before} {old:.1%}"
-    said = (
+    sentence = (
         f"{who} prefers the human-preferred answer in {new:.1%} of {evaluation.n:,} {what}"
         f"{METRIC_SUFFIX[evaluation.metric]}, {was}"
     )
     if evaluation.verdict == "no evidence":
-        return f"{said}: no evidence of a change ({p_text(p)})."
+        return f"{sentence}: no evidence of a change ({p_text(p)})."
     direction = "" if evaluation.verdict == "change" else "a change for the worse, "
-    return f"{said}; {direction}{accuracy.words}: {p_text(p)}."
+    return f"{sentence}; {direction}{accuracy.words}: {p_text(p)}."
 
 
 def explanations(evaluation: Evaluation) -> list[str]:
@@ -119,14 +119,14 @@ def _smallest_visible_change(change: Estimate) -> list[str]:
 def _against_length(evaluation: Evaluation, after: float) -> str:
     longer = evaluation.baselines["longer"] or 0.0
     which, best = ("longer", longer) if longer >= 0.5 else ("shorter", 1 - longer)
-    said = f"Picking the {which} answer (in tokens) would be right in {best:.1%}"
-    said += ", more than the model" if best > after else ""
+    sentence = f"Picking the {which} answer (in tokens) would be right in {best:.1%}"
+    sentence += ", more than the model" if best > after else ""
     if evaluation.by_length and (balanced := evaluation.by_length.balanced):
-        said += (
+        sentence += (
             "; with pairs where chosen is the shorter and the longer one weighing alike, the "
             f"accuracy is {balanced.after:.1%}, before {balanced.before or 0:.1%}"
         )
-    return said + "."
+    return sentence + "."
 
 
 def _capitalised(text: str) -> str:

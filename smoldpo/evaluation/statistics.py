@@ -157,9 +157,9 @@ def mean_interval(
     rng = np.random.default_rng(seed)
     means = np.empty(RESAMPLES)
     for start in range(0, RESAMPLES, RESAMPLES_AT_ONCE):
-        some = means[start : start + RESAMPLES_AT_ONCE]
-        drawn = rng.integers(0, len(sums), (len(some), len(sums)))
-        some[:] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+        chunk = means[start : start + RESAMPLES_AT_ONCE]
+        drawn = rng.integers(0, len(sums), (len(chunk), len(sums)))
+        chunk[:] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -107,7 +107,7 @@ class LossInput:
         return chosen / self.chosen_tokens - rejected / self.rejected_tokens
 
 
-def desensitised(logps: PairLogps, ld_alpha: float) -> PairLogps:
+def discount_tails(logps: PairLogps, ld_alpha: float) -> PairLogps:
     """LD-DPO, Liu et al. 2024 (https://arxiv.org/abs/2409.06411): the longer tail counts less.
 
     With n the tokens of the pair's shorter answer, log π(y|x) becomes Σ_{t ≤ n} log π(y_t) +

@@ -12,7 +12,7 @@ import torch
 from smoldpo.config.losses import FACTS, needs_reference
 from smoldpo.losses import pairwise
 from smoldpo.losses.divergences import Divergence, divergence, reverse_kl
-from smoldpo.losses.inputs import LossInput, desensitised, pair_weights
+from smoldpo.losses.inputs import LossInput, discount_tails, pair_weights
 from smoldpo.types import PairLogps, TokenizedPair
 
 Loss = Callable[..., torch.Tensor]
@@ -74,12 +74,12 @@ class Objective:
             use_weighting,
         )
 
-    def compared(self, logps: PairLogps) -> PairLogps:
+    def logps_for_loss(self, logps: PairLogps) -> PairLogps:
         """Log-probabilities as the losses compare them, of policy and reference: see `ld_alpha`.
 
         Likelihood terms alone take the whole sums.
         """
-        return logps if self.ld_alpha is None else desensitised(logps, self.ld_alpha)
+        return logps if self.ld_alpha is None else discount_tails(logps, self.ld_alpha)
 
     def __call__(
         self,
@@ -90,8 +90,8 @@ class Objective:
     ) -> torch.Tensor:
         """One loss a pair, [pairs]; the arguments are those of engine/base.py."""
         inputs = LossInput.of(
-            self.compared(policy),
-            None if reference is None else self.compared(reference),
+            self.logps_for_loss(policy),
+            None if reference is None else self.logps_for_loss(reference),
             pairs,
             step,
             self.beta,

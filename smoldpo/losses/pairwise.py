@@ -84,9 +84,9 @@ def exo_pair_loss(inputs: LossInput, label_smoothing: float) -> torch.Tensor:
     """
     rewards = inputs.beta * inputs.difference
     smoothing = torch.tensor(label_smoothing, dtype=rewards.dtype, device=rewards.device)
-    kept = F.logsigmoid(rewards) - torch.log1p(-smoothing)
+    log_ratio = F.logsigmoid(rewards) - torch.log1p(-smoothing)
     flipped = F.logsigmoid(-rewards) - torch.log(smoothing)
-    return torch.sigmoid(rewards) * kept + torch.sigmoid(-rewards) * flipped
+    return torch.sigmoid(rewards) * log_ratio + torch.sigmoid(-rewards) * flipped
 
 
 def discopop_loss(inputs: LossInput, discopop_tau: float = 0.05) -> torch.Tensor:

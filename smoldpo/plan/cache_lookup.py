@@ -82,6 +82,6 @@ class CacheLookup:
         no_states = [pair for key, pair in keyed if states is not None and key not in states]
         no_logps = [pair for key, pair in keyed if scores and key not in logps]
         wanted = self._token_bytes * sum(map(pair_length, no_states))
-        kept = min(room, wanted)
-        without_room = (1 - kept / wanted) * len(no_states) / len(keyed) if wanted else 0.0
-        return CacheMisses(no_states, no_logps, kept, without_room)
+        written = min(room, wanted)
+        without_room = (1 - written / wanted) * len(no_states) / len(keyed) if wanted else 0.0
+        return CacheMisses(no_states, no_logps, written, without_room)

@@ -227,7 +227,7 @@ def forecast(
         (costs.answering > 0, "answers of both models", answering),
         (True, "statistics and report", costs.closing),
     ]
-    return Times([Phase(name, seconds) for there, name, seconds in lines if there], saved)
+    return Times([Phase(name, seconds) for present, name, seconds in lines if present], saved)
 
 
 def _epoch_seconds(
@@ -269,20 +269,20 @@ class MachineSpeed:
 
     def remarks(self, times: Times) -> list[str]:
         """What a forecast of these times must say of the machine's speed."""
-        said, slowest, fastest = [], min(self.readings), max(self.readings)
+        found, slowest, fastest = [], min(self.readings), max(self.readings)
         if fastest >= SWING * slowest:
-            said.append(
+            found.append(
                 f"this machine's speed swung between {slowest:,.0f} and {fastest:,.0f} GFLOP/s "
                 "while planning: a run may meet another mean, and take as much more or less time"
             )
         if self.usual and max(self.usual / self.now, self.now / self.usual) >= UNUSUAL:
             total = format_seconds(times.at_speed(self.usual / self.now).total)
-            said.append(
+            found.append(
                 f"products ran at {self.now:,.0f} GFLOP/s while planning, and at {self.usual:,.0f} "
                 f"in this machine's last {len(self.earlier)} commands: at that speed the run takes "
                 f"{total}"
             )
-        return said
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -94,9 +94,8 @@ def _describe(config: TrainConfig, models: PolicyAndReference, frozen: int) -> F
         stored = frozen_matrices(policy)
     unread = (weight for name, weight in stored.items() if below_boundary(name, below))
     idle: Iterable[torch.Tensor] = stored.values()
-    if (
-        stored and models.facts.dtype == models.facts.stored_dtype
-    ):  # then norms and the head are mapped as well
+    # Where all compute in the dtype of the files, norms and the head are mapped as well.
+    if stored and models.facts.dtype == models.facts.stored_dtype:
         idle = (weight for weight in policy.parameters() if not weight.requires_grad)
     item = models.facts.stored_dtype.itemsize
     return FreezeDepth(

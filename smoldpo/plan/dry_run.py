@@ -179,9 +179,9 @@ class DryRun:
         depth, batching = self._depth, self._batching
         row = one / batching.saved_rows([self._longest])
         saved = max(
-            batching.saved_rows(some)
+            batching.saved_rows(micro_batch)
             for batch in self._batches
-            for some in batching.step_batches(batch)
+            for micro_batch in batching.step_batches(batch)
         )
         gradients = sum(p.nbytes for _, p in self._engine.trainable_parameters())
         return ObservedMemory(
@@ -204,9 +204,9 @@ def trial_batches(
 ) -> tuple[list[TokenizedPair], list[TokenizedPair]]:
     """Two batches, of the shorter and of the longer half of the pairs, evenly spaced by length."""
 
-    def spaced(some: Sequence[TokenizedPair]) -> list[TokenizedPair]:
-        size = min(count, len(some))
-        return [some[int((place + 0.5) * len(some) / size)] for place in range(size)]
+    def spaced(group: Sequence[TokenizedPair]) -> list[TokenizedPair]:
+        size = min(count, len(group))
+        return [group[int((k + 0.5) * len(group) / size)] for k in range(size)]
 
     order = sorted(pairs, key=pair_length)
     middle = len(order) // 2

@@ -101,8 +101,8 @@ def forecast_memory(
         phases["answers"] = idle + sizes.answering_model + own + sizes.answering
     elif sizes.answers:  # the policy is assembled beside the reference, and then cast
         policy = sizes.loaded / sizes.loaded_item * sizes.compute_item - depth.unconverted_bytes
-        beside = max(trained, policy + sizes.answering)
-        phases["answers"] = idle + sizes.answering_model + beside
+        more = max(trained, policy + sizes.answering)
+        phases["answers"] = idle + sizes.answering_model + more
     return MemoryForecast(parts, phases)
 
 

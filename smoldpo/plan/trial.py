@@ -53,6 +53,7 @@ class Trial:
         free: bytes of memory free before the models were loaded.
         depths, misses: every freeze depth, and what the cache lacks at each, by frozen layers.
         cached_in: disk, memory, or off.
+        models: loaded as the run will; without their engine once `run` has used it.
         disk, run_end, rates: measured by `run`.
     """
 
@@ -140,6 +141,8 @@ class Trial:
             for number, each in enumerate(tried):
                 with progress.silenced():
                     self._try(each, size, loaded=number == 0)
+                if number == 0:
+                    del self.models.engine  # every other depth loads its own
                 advance(1)
         if not self._measured:
             raise self._refused[-1][1]
@@ -192,8 +195,7 @@ class Trial:
         """
         if loaded:
             models = self.models
-        else:  # the first depth's engine is not needed any more; how it computes is
-            self.models = replace(self.models, engine=None)  # type: ignore[arg-type]
+        else:
             gc.collect()
             trim_memory()
             if not self._may_fit(tried.depth):
@@ -210,15 +212,11 @@ class Trial:
             return
         memory = found.memory
         if self._measured and memory is not None:
-            there = self.observed[
-                0
-            ].rest  # kernels and threads of the first depth are there already
-            found.memory = replace(
-                memory,
-                other=memory.other + there,
-                rest=memory.rest + there,
-                first_pass=memory.first_pass + there,
-            )
+            # Kernels and threads of the first depth are running already.
+            started = self.observed[0].rest
+            parts = ("other", "rest", "first_pass")
+            more = {part: getattr(memory, part) + started for part in parts}
+            found.memory = replace(memory, **more)
         self._measured.append(found)
 
     def _may_fit(self, depth: FreezeDepth) -> bool:

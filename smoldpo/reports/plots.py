@@ -1,4 +1,8 @@
-"""The plots of a report: each is a title, a line of explanation, and an SVG."""
+"""The plots of a report: each is a title, a line of explanation, and an SVG.
+
+They are small enough to read on a phone. No text that people wrote goes into a plot: names of runs
+and files belong in the page around it.
+"""
 
 from __future__ import annotations
 
@@ -269,11 +273,11 @@ def by_length_difference(bins: Sequence[LengthBin]) -> Plot:
         if not flat:
             places = [at for at, part in enumerate(bins) if part.before is not None]
             axes.plot(places, befores, "o", color=GREY, markersize=5)
-        for place, part in enumerate(bins):
-            _with_interval(axes, place, part.value, part.low_ci, part.high_ci)
+        for position, part in enumerate(bins):
+            _with_interval(axes, position, part.value, part.low_ci, part.high_ci)
         edges = [part.low for part in bins] + [bins[-1].high]
-        every = math.ceil(len(edges) / 7)
-        shown = range(0, len(edges), every)
+        stride = math.ceil(len(edges) / 7)
+        shown = range(0, len(edges), stride)
         axes.set_xticks(
             [at - 0.5 for at in shown], [f"{edges[at]:.0f}".replace("-", "−") for at in shown]
         )
@@ -315,9 +319,6 @@ def _share_axis(axes: Any) -> None:
     axes.margins(y=0.08)
     axes.set_ylabel("accuracy, %")
 
-
-# The style of all plots, small enough to read on a phone. No text that people wrote goes into a
-# plot: names of runs and files belong in the page around it.
 
 INK = "#010203"
 """Drawn in this colour, plots take on the page's own text colour."""

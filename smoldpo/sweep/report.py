@@ -1,4 +1,9 @@
-"""The sweep's report: one HTML file that runs no script and asks for nothing. No torch here."""
+"""The sweep's report: one HTML file that runs no script and asks for nothing. No torch here.
+
+Its plots are every trial as a line through its settings, and a map of two settings. Only numbers
+and short words stand in a plot; a longer value (a model's folder, say) is a letter there, which the
+page explains.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +53,6 @@ def _rank(trial: RankedTrial, winner: int | None) -> tuple[bool, bool, float, in
     value = accuracy.value if accuracy else 0.0
     return accuracy is None, trial.number != winner, -value, trial.number
 
-
-# The plots: every trial as a line through its settings, and a map of two settings. Only numbers and
-# short words stand in a plot; a longer value (a model's folder, say) is a letter there, which the
-# page explains.
 
 MAX_LABELS = 30
 """Points whose accuracy is written on the map; with more of them, colour alone tells."""
@@ -137,13 +138,13 @@ def parallel_coordinates(results: SweepResults, space: Space) -> Plot:
             )
         marks = [axis.ticks() for axis in axes_of]
         marks.append([(0, f"{low:.1f}%"), (1, f"{high:.1f}%")])
-        for place, written in enumerate(marks):
-            axes.plot([place, place], [0, 1], color=INK, linewidth=0.8)
-            last = place == len(axes_of)
+        for position, written in enumerate(marks):
+            axes.plot([position, position], [0, 1], color=INK, linewidth=0.8)
+            last = position == len(axes_of)
             for height, text in written:
-                inner = 0 < place < len(axes_of)  # written left of its axis, the outer ones right
+                inner = 0 < position < len(axes_of)  # these are written left of their axis
                 axes.annotate(
-                    text, (place, height), (-4 if inner else 4, 0 if last else 3),
+                    text, (position, height), (-4 if inner else 4, 0 if last else 3),
                     textcoords="offset points", ha="right" if inner else "left",
                     va="center" if last else "bottom", fontsize=9, color=INK,
                 )  # fmt: skip
@@ -159,18 +160,18 @@ def parallel_coordinates(results: SweepResults, space: Space) -> Plot:
     note = (
         "A line is a trial; the orange one is the winner, and the stronger a blue one, the better."
     )
-    note += _letters(axes_of)
+    note += _letter_legend(axes_of)
     return Plot(title, svg(draw, title, (max(4.8, 1.1 * (len(axes_of) + 1)), 3.2)), note)
 
 
-def _letters(axes_of: Sequence[Axis]) -> str:
-    said = [
+def _letter_legend(axes_of: Sequence[Axis]) -> str:
+    parts = [
         f" {axis.name}: "
         f"{', '.join(f'{letter} is {word}' for letter, word in axis.letters.items())}."
         for axis in axes_of
         if axis.letters
     ]
-    return "".join(said)
+    return "".join(parts)
 
 
 def map_settings(space: Space) -> tuple[str, str] | None:
@@ -191,9 +192,9 @@ def settings_map(results: SweepResults, space: Space) -> Plot | None:
     low, high = _bounds(trials)
     best: dict[tuple[float, float], RankedTrial] = {}
     for trial in trials:  # several trials at one place differ in other settings: the best is shown
-        place = (across.at(trial.settings[across.name]), up.at(trial.settings[up.name]))
-        if place not in best or _percent(trial) >= _percent(best[place]):
-            best[place] = trial
+        point = (across.at(trial.settings[across.name]), up.at(trial.settings[up.name]))
+        if point not in best or _percent(trial) >= _percent(best[point]):
+            best[point] = trial
 
     def draw(axes: Any) -> None:
         labelled: list[tuple[float, float]] = []  # the winner first, so that it is never left out

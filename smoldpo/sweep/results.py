@@ -319,16 +319,16 @@ def headline(results: SweepResults) -> str:
     if winner is None:
         return f"None of {results.planned} trials came to its end."
     settings = settings_text(results.trials[winner - 1].settings)
-    said = f"Trial {winner} is the best of {results.done}: {settings}."
+    sentence = f"Trial {winner} is the best of {results.done}: {settings}."
     accuracy = final and final.accuracy[results.metric]
     if not (final and accuracy):
-        return said
+        return sentence
     after = accuracy.after
     interval = "" if after.low is None else f" ({percent(after.low)} to {percent(after.high)})"
     return (
-        f"{said} On {final.n:,} final pairs, which no trial saw, it prefers the human-preferred "
-        f"answer in {percent(after.value)}{interval}, before {percent(accuracy.before.value)}; "
-        f"{accuracy.words}."
+        f"{sentence} On {final.n:,} final pairs, which no trial saw, it prefers the "
+        f"human-preferred answer in {percent(after.value)}{interval}, before "
+        f"{percent(accuracy.before.value)}; {accuracy.words}."
     )
 
 
@@ -347,17 +347,17 @@ def explanations(results: SweepResults) -> list[str]:
         ]
     accuracy = results.trials[results.winner - 1].accuracy
     if results.final is not None and accuracy is not None:
-        said = (
+        sentence = (
             f"On the {results.validation.pairs:,} validation pairs the winner has "
             f"{percent(accuracy.value)}."
         )
         if done > 1:
-            said += (
+            sentence += (
                 f" The highest of {done} figures is too high on average, because chance has a say "
                 "in which one that is; the final pairs took no part in the choice, so believe the "
                 "figure on those."
             )
-        lines.append(said)
+        lines.append(sentence)
     lines.append(
         f"Accuracy is by {METRICS[results.metric]}; intervals hold {LEVEL:.0%} each and draw whole "
         "prompts. They and the tests are about these trained models; another seed would train "

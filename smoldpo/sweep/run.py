@@ -295,24 +295,24 @@ class _Sweep:
                 forget_checkpoints(self.folder, record.number)
 
     def _say_result(self, record: TrialRecord) -> None:
-        said = f"trial {record.number} of {self.total}: "
+        text = f"trial {record.number} of {self.total}: "
         if record.error is not None:
-            progress.say(f"{said}failed: {record.error}")
+            progress.say(f"{text}failed: {record.error}")
             return
         after, best = record.estimate(self.metric), self._best()
         assert after is not None and best is not None
-        said += percent(after.value)
+        text += percent(after.value)
         if after.low is not None:
-            said += f" ({percent(after.low)} to {percent(after.high)})"
+            text += f" ({percent(after.low)} to {percent(after.high)})"
         other = f"the best: trial {best.number}, {percent(best.value)}"
-        progress.say(f"{said}; {'the best so far' if best is record else other}")
+        progress.say(f"{text}; {'the best so far' if best is record else other}")
 
     def _time_left(self) -> str:
         """By the median of finished trials: the first one computes what the others share."""
-        took = [r.seconds for r in self.trials if r.status == DONE and r.seconds is not None]
-        if not took:
+        seconds = [r.seconds for r in self.trials if r.status == DONE and r.seconds is not None]
+        if not seconds:
             return ""
-        left = statistics.median(took) * (self.total - len(self.trials))
+        left = statistics.median(seconds) * (self.total - len(self.trials))
         return f" (about {format_seconds(left)} left)"
 
     def _final(self, context: SweepContext) -> FinalResult | None:

@@ -1,4 +1,8 @@
-"""What a sweep tries: for each setting a list of values, or a range. No torch here."""
+"""What a sweep tries: for each setting a list of values, or a range. No torch here.
+
+A trial's settings are a pure function of the sweep and of the trials before it, so that a sweep
+which goes on after an interruption makes the same trials.
+"""
 
 from __future__ import annotations
 
@@ -202,9 +206,6 @@ def _number_kinds(name: str) -> set[str]:
     kinds = {part.get("type") for part in [schema, *schema.get("anyOf", ())]}
     return kinds & {"integer", "number"}
 
-
-# A trial's settings are a pure function of the sweep and of the trials before it, so that a sweep
-# which goes on after an interruption makes the same trials.
 
 Settings = dict[str, Any]
 MAX_DRAWS = 200

@@ -52,8 +52,8 @@ class Checkpoint:
     @property
     def bytes(self) -> int:
         """Bytes of its tensors."""
-        every = (tensor for part in self.tensors.values() for tensor in part.values())
-        return sum(tensor.numel() * tensor.element_size() for tensor in every)
+        tensors = (tensor for part in self.tensors.values() for tensor in part.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -189,7 +189,7 @@ def prune(folder: Path, step: int, keep: int, protect: Collection[int] = ()) -> 
             _remove(folder / f"step-{number}")
 
 
-def sweep(folder: Path) -> None:
+def remove_partial(folder: Path) -> None:
     """Remove what kills left of saves and removals."""
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from smoldpo.config.schema import TrainConfig
-from smoldpo.training.checkpoint import load_checkpoint, prune, save_checkpoint, sweep
+from smoldpo.training.checkpoint import load_checkpoint, prune, remove_partial, save_checkpoint
 from smoldpo.training.metrics_file import MetricsFile
 from smoldpo.training.phases import checkpoint_due
 from smoldpo.training.policy_and_reference import PolicyAndReference
@@ -32,7 +32,7 @@ class Checkpointer:
         self._saved: int | None = None
         self._rows_at_end: int | None = None
         self._when = time.monotonic()
-        sweep(folder)
+        remove_partial(folder)
 
     def save(self) -> None:
         """The state as it is now, and then the removal of older ones."""
@@ -84,7 +84,7 @@ def require_disk(
     needed = model + count * state
     purpose = f"the model ({model:,} bytes) and {count} checkpoints ({count * state:,})"
     store = models.engine.disk_bytes(data.train + data.eval)
-    if store and any(_same_disk(folder, kept) for kept in models.cache_folders):
+    if store and any(_same_disk(folder, cache_folder) for cache_folder in models.cache_folders):
         needed += store
         purpose += f", and the frozen layers' output ({store:,}; none with --cache memory)"
     require_space(folder, needed, purpose)

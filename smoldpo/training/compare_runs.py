@@ -37,8 +37,8 @@ def differences(one: Path, other: Path) -> list[str]:
         found.append("model: neither run has saved one")
     for name in ("evaluation.json", *sorted(weights)):
         files = one / name, other / name
-        there = [file.is_file() for file in files]
-        if there[0] != there[1] or (all(there) and sha256_of(files[0]) != sha256_of(files[1])):
+        exist = [file.is_file() for file in files]
+        if exist[0] != exist[1] or (all(exist) and sha256_of(files[0]) != sha256_of(files[1])):
             found.append(name)
     return found
 

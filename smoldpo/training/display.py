@@ -101,7 +101,7 @@ class View:
         if not self._now:
             return []
         pairs, seconds = (sum(column) for column in zip(*self._steps, strict=True))
-        return [*_said(self._now, ""), f"{pairs / max(seconds, 1e-9):.1f} pairs/s"]
+        return [*_figures(self._now, ""), f"{pairs / max(seconds, 1e-9):.1f} pairs/s"]
 
     def _memory(self) -> list[str]:
         now, peak = self._process.memory_info().rss / 1e9, peak_megabytes()
@@ -112,18 +112,18 @@ class View:
         row = self._evaluated()
         if "eval_loss" not in row:
             return []
-        first, *others = _said(row, "eval_")
+        first, *others = _figures(row, "eval_")
         return [f"evaluated at step {row['step']:,}: {first}", *others]
 
 
-def _said(row: Figures, prefix: str) -> list[str]:
+def _figures(row: Figures, prefix: str) -> list[str]:
     """Loss, accuracy and margin, the latter two by implicit reward if there is a reference."""
     kind = "rewards" if f"{prefix}rewards/accuracies" in row else "logps"
-    said = [f"loss {row[f'{prefix}loss']:.4f}"]
+    items = [f"loss {row[f'{prefix}loss']:.4f}"]
     for name, title, form in (("accuracies", "accuracy", ".2f"), ("margins", "margin", ".3f")):
         value = row.get(f"{prefix}{kind}/{name}")
-        said += [] if value is None else [f"{title} {value:{form}}"]
-    return said
+        items += [] if value is None else [f"{title} {value:{form}}"]
+    return items
 
 
 def flowed(items: Sequence[str], width: int) -> list[str]:

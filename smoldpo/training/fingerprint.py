@@ -21,7 +21,7 @@ from smoldpo.data.load import TrainingData
 from smoldpo.engine.cache.keys import code_sha256
 from smoldpo.training.policy_and_reference import EngineRecord, PolicyAndReference
 from smoldpo.training.setup import TokenizedData
-from smoldpo.types import PLAIN, PreferencePair, TokenizedPair
+from smoldpo.types import NO_NUMBERS, PreferencePair, TokenizedPair
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.files import processor_name, write_json
 
@@ -144,7 +144,7 @@ def tokens_sha256(pairs: Sequence[TokenizedPair]) -> str:
 
 def _numbers(pair: PreferencePair) -> str:
     """A pair's own weight, margin and beta, where it has any."""
-    return "" if pair.numbers == PLAIN else f" {pair.numbers}"
+    return "" if pair.numbers == NO_NUMBERS else f" {pair.numbers}"
 
 
 def differences(began: Fingerprint, now: Fingerprint) -> list[str]:

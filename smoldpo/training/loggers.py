@@ -52,7 +52,7 @@ class About:
     settings: dict[str, Any]
     id: str
     """The run's own in that service; made at its beginning, and the same when it goes on."""
-    goes_on: bool
+    resumed: bool
     """Whether the service knows the run already."""
 
 
@@ -90,7 +90,7 @@ class Trackio:
             project=os.environ.get("TRACKIO_PROJECT") or PROJECT,
             name=f"{about.name}-{about.id[:6]}",  # it knows runs by their names alone
             config=about.settings,
-            resume="allow" if about.goes_on else "never",
+            resume="allow" if about.resumed else "never",
             embed=False,
         )
 
@@ -137,7 +137,7 @@ class MLflow:
         from mlflow.entities import Metric, Param
 
         self._client, self._metric = MlflowClient(), Metric
-        if about.goes_on:
+        if about.resumed:
             self._id = about.id
             self._client.update_run(self._id, status="RUNNING")
             return
@@ -207,11 +207,11 @@ class Reporting:
         earlier: Iterable[dict[str, Any]] = (),
     ):
         self._path = folder / FILE
-        self._told: dict[str, dict[str, Any]] = _read(self._path)
+        self._logged: dict[str, dict[str, Any]] = _read(self._path)
         self._loggers: dict[str, Logger] = {}
         safe = {name: redact(str(value)) for name, value in settings.items()}
         for name in names:
-            known = self._told.get(name)
+            known = self._logged.get(name)
             id = known["id"] if known else secrets.token_hex(16)
             about = About(folder.resolve().name, folder, safe, id, known is not None)
             try:
@@ -225,14 +225,14 @@ class Reporting:
                 ) from None
             self._loggers[name] = logger
             new: dict[str, Any] = {"id": getattr(logger, "id", id), "step": 0, "evaluations": []}
-            self._told[name] = new if name == "tensorboard" else known or new
+            self._logged[name] = new if name == "tensorboard" else known or new
         self._write()
         for row in earlier:
-            self._tell(row)
+            self._forward(row)
 
     def log(self, row: dict[str, Any]) -> None:
         """Tell every logger a row of metrics.jsonl, unless it was told already."""
-        self._tell(row)
+        self._forward(row)
 
     def close(self) -> None:
         """Close every logger; one that fails is named."""
@@ -244,11 +244,11 @@ class Reporting:
                 progress.say(f"report_to {name}: could not be closed ({error})")
         self._loggers = {}
 
-    def _tell(self, row: dict[str, Any]) -> None:
+    def _forward(self, row: dict[str, Any]) -> None:
         step = int(row["step"])
         numbers = {k: float(v) for k, v in row.items() if k not in ("step", "pairs")}
         for name in list(self._loggers):
-            if self._is_told(name, step, numbers):
+            if self._is_logged(name, step, numbers):
                 continue
             try:
                 with _on_standard_error():
@@ -262,25 +262,25 @@ class Reporting:
                 continue
             self._mark(name, step, numbers)
 
-    def _is_told(self, name: str, step: int, numbers: dict[str, float]) -> bool:
+    def _is_logged(self, name: str, step: int, numbers: dict[str, float]) -> bool:
         """A resumed run computes the steps behind its checkpoint again, to the same bits."""
-        told = self._told[name]
+        logged = self._logged[name]
         if "loss" in numbers:
-            return step <= told["step"]
-        return _key(step, numbers) in told["evaluations"]
+            return step <= logged["step"]
+        return _key(step, numbers) in logged["evaluations"]
 
     def _mark(self, name: str, step: int, numbers: dict[str, float]) -> None:
         if "loss" in numbers:
-            self._told[name]["step"] = step
+            self._logged[name]["step"] = step
         else:
-            self._told[name]["evaluations"].append(_key(step, numbers))
+            self._logged[name]["evaluations"].append(_key(step, numbers))
         if name != "tensorboard":  # its entry begins anew with every start, as its files do
             self._write()
 
     def _write(self) -> None:
         """Whole or not at all; not synced to disk each time: at worst a row is told twice."""
         staging = self._path.with_name(f".{FILE}.{os.getpid()}")
-        staging.write_text(json.dumps(self._told), encoding="utf-8")
+        staging.write_text(json.dumps(self._logged), encoding="utf-8")
         staging.replace(self._path)
 
 
@@ -292,10 +292,10 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        for entry in told.values():
+        logged = json.loads(path.read_text(encoding="utf-8"))
+        for entry in logged.values():
             entry["id"], entry["step"] + 0, entry["evaluations"] + []
-        return told
+        return logged
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SmoldpoError(
             f"{path}: cannot be read ({error}); remove it, and the loggers begin a new run"

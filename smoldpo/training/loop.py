@@ -121,9 +121,9 @@ def train(
         optimizer.step()
         state.finish_step()
 
-        compared = None if reference is None else loss.compared(reference)
+        reference_seen = None if reference is None else loss.logps_for_loss(reference)
         own_beta = betas(beta, batch, policy)
-        row = step_metrics(losses, loss.compared(policy), compared, own_beta)
+        row = step_metrics(losses, loss.logps_for_loss(policy), reference_seen, own_beta)
         if (step + 1) % config.logging_steps == 0 or step + 1 == schedule.total_steps:
             metrics.log(
                 {"step": step + 1, "epoch": round((step + 1) / schedule.steps_per_epoch, 6)}
@@ -159,7 +159,7 @@ def step_metrics(
 ) -> dict[str, float]:
     """Means over the pairs of one optimizer step, under TRL's names. Inputs are [pairs].
 
-    Log-probabilities are those that the loss compares (Objective.compared), as in TRL.
+    Log-probabilities are those that the loss compares (Objective.logps_for_loss), as in TRL.
 
     Without a reference there is no implicit reward: accuracy and margin are of log-probabilities.
     """

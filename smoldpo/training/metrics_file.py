@@ -59,8 +59,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def cut_back(path: Path, rows: int) -> None:
     """Leave the first `rows` rows of a metrics file; a kill leaves the old file or the new one."""
-    kept = _rows(path)[:rows]
-    write_text(path, "".join(row + "\n" for row in kept))
+    rows_left = _rows(path)[:rows]
+    write_text(path, "".join(row + "\n" for row in rows_left))
 
 
 def _rows(path: Path) -> list[str]:

@@ -1,7 +1,8 @@
-"""Optimizers by transformers' names: parameter groups, and what a checkpoint holds of their state.
+"""Optimizers by transformers' names, their state, the learning rate, and averaged weights.
 
-Each is the one that transformers' Trainer takes under its name: torch's AdamW and SGD,
-transformers' own Adafactor with external rates, bitsandbytes' AdamW with 8-bit moments.
+Each optimizer is the one that transformers' Trainer takes under its name: torch's AdamW and SGD,
+transformers' own Adafactor with external rates, bitsandbytes' AdamW with 8-bit moments. The
+learning rate is a pure function of the step.
 """
 
 from __future__ import annotations
@@ -91,10 +92,10 @@ def require_optimizer(config: TrainConfig) -> None:
             f"{otherwise}"
         ) from None
     except Exception as error:  # whatever a build without support for the device says
-        said = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        message = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise UsageError(
             f"optim adamw_8bit: bitsandbytes cannot take a step on {device} here "
-            f"({said[0][:200]}); install a build of it for this machine, {otherwise}"
+            f"({message[0][:200]}); install a build of it for this machine, {otherwise}"
         ) from None
     if bool((probe == 1).all()):
         raise UsageError(
@@ -139,18 +140,15 @@ def restore_optimizer(
     """The state becomes what `capture_optimizer` found."""
     for name, parameter in named.items():
         keys = {key.partition("/")[0] for key in saved if key.endswith(f"/{name}")}
-        state = {key: _as_it_was(saved[f"{key}/{name}"], parameter) for key in sorted(keys)}
+        state = {key: _restored(saved[f"{key}/{name}"], parameter) for key in sorted(keys)}
         if state:
             optimizer.state[parameter] = state
 
 
-def _as_it_was(value: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor | int:
+def _restored(value: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor | int:
     if value.dtype == torch.int64 and value.ndim == 0:
         return int(value)
     return value.to(parameter.device)
-
-
-# The learning rate as a pure function of the step.
 
 
 def warmup_steps(config: TrainConfig, total: int) -> int:
@@ -182,16 +180,16 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     kind = config.lr_scheduler_type
     if step < warmup:
         begin = low if kind == "warmup_stable_decay" else 0.0
-        return config.learning_rate * _raised(step / max(1, warmup), begin)
+        return config.learning_rate * _scaled(step / max(1, warmup), begin)
     done = (step - warmup) / max(1, total - warmup)
     if kind == "constant":
         share = 1.0
     elif kind == "linear":
         share = max(0.0, 1.0 - done)
     elif kind in ("cosine", "cosine_with_min_lr"):
-        share = _raised(_half_cosine(min(done, 1.0)), low)
+        share = _scaled(_half_cosine(min(done, 1.0)), low)
     else:
-        share = _raised(_decaying(config, step, total), low)
+        share = _scaled(_decaying(config, step, total), low)
     return config.learning_rate * share
 
 
@@ -210,24 +208,19 @@ def _half_cosine(done: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def _raised(share: float, low: float) -> float:
+def _scaled(share: float, low: float) -> float:
     """A share of the way from `low` to 1."""
     return share * (1.0 - low) + low
 
 
-# Averaged weights: an exponential moving average of the policy's, which is what is evaluated and
-# saved.
-#
-# After each optimizer step, by torch's own function (torch.optim.swa_utils):
-#
-#     average ← d · average + (1 - d) · weights,    beginning at the policy's start; d is
-#     `ema_decay`
-#
-# Training goes on with the weights themselves.
-
-
 class AveragedWeights:
-    """The average of parameters, in their own precision.
+    """An exponential moving average of the policy's weights, which is evaluated and saved.
+
+    After each optimizer step, by torch's own function (torch.optim.swa_utils):
+
+        average ← d · average + (1 - d) · weights,    beginning at the policy's start
+
+    It has the weights' precision. Training goes on with the weights themselves.
 
     Args:
         parameters: by name, at their start.
@@ -251,9 +244,9 @@ class AveragedWeights:
         One parameter at a time, so that it takes no memory of the model's size.
         """
         for name, parameter in self._parameters.items():
-            kept = parameter.detach().clone()
+            own = parameter.detach().clone()
             parameter.copy_(self.tensors[name])
-            self.tensors[name].copy_(kept)
+            self.tensors[name].copy_(own)
 
     def restore(self, saved: Mapping[str, torch.Tensor]) -> None:
         """Become what was saved."""

@@ -104,15 +104,15 @@ class PhaseTimer:
             with bar(title, units) as advance:
                 yield self._checking(advance)
         finally:
-            took = time.perf_counter() - start
+            seconds = time.perf_counter() - start
             self.rows[title] = {
-                "seconds": round(took, 2),
+                "seconds": round(seconds, 2),
                 "units": units,
                 "unit": unit,
                 "peak_mb": peak_megabytes(),
             }
-        if took >= MINIMUM_TO_SAY:
-            progress.say(f"{title}: {took:.0f} s")
+        if seconds >= MINIMUM_TO_SAY:
+            progress.say(f"{title}: {seconds:.0f} s")
 
 
 def peak_megabytes() -> float | None:

@@ -147,9 +147,9 @@ def _smoldpo(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def _wait(process: subprocess.Popen[str]) -> None:
-    _, said = process.communicate()
+    _, errors = process.communicate()
     if process.returncode:
-        raise SmoldpoError(f"the training failed ({process.returncode}):\n{said.strip()}")
+        raise SmoldpoError(f"the training failed ({process.returncode}):\n{errors.strip()}")
 
 
 def _kill_in_or_after(

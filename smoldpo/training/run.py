@@ -360,8 +360,8 @@ class Run:
         }
         # Under TRL's names is what the loss compares; accuracies and evaluation.json are of whole
         # answers.
-        against = None if reference is None else loss.compared(reference)
-        seen = pair_scores(pairs, loss.compared(policy), against)
+        against = None if reference is None else loss.logps_for_loss(reference)
+        seen = pair_scores(pairs, loss.logps_for_loss(policy), against)
         means = logp_metrics(seen) if against is None else reward_metrics(seen, config.last_beta)
         row |= {f"eval_{k}": v for k, v in means.items()}
         row |= {f"eval_accuracy/{k}": v for k, v in accuracies(scores).items()}

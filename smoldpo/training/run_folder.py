@@ -121,23 +121,23 @@ def make_folder(folder: Path, sources: Sequence[str] = ()) -> None:
         sources: what the new run reads; pairs handed over to it lie in the folder already, perhaps
             beside those of the run that it replaces.
     """
-    given = folder / IN_MEMORY_PAIRS
+    pairs_folder = folder / IN_MEMORY_PAIRS
     read = [Path(source).resolve() for source in sources if source]
-    kept = [
+    reused = [
         path
-        for path in (given.iterdir() if given.is_dir() else ())
-        if any(_reads(source, path.resolve(), given.resolve()) for source in read)
+        for path in (pairs_folder.iterdir() if pairs_folder.is_dir() else ())
+        if any(_reads(source, path.resolve(), pairs_folder.resolve()) for source in read)
     ]
-    if not kept:
+    if not reused:
         make_empty(folder, (*CONTENTS, IN_MEMORY_PAIRS))
         return
-    others = [f"{IN_MEMORY_PAIRS}/{path.name}" for path in given.iterdir() if path not in kept]
-    make_empty(folder, (*CONTENTS, *others))
+    others = [path.name for path in pairs_folder.iterdir() if path not in reused]
+    make_empty(folder, (*CONTENTS, *(f"{IN_MEMORY_PAIRS}/{name}" for name in others)))
 
 
-def _reads(source: Path, path: Path, given: Path) -> bool:
+def _reads(source: Path, path: Path, pairs_folder: Path) -> bool:
     """Whether a source is this file or folder of `given`, lies in it, or is all of `given`."""
-    return source == given or source.is_relative_to(path)
+    return source == pairs_folder or source.is_relative_to(path)
 
 
 def make_empty(folder: Path, contents: Iterable[str]) -> None:

@@ -335,12 +335,11 @@ def tokenize(config: TrainConfig, models: PolicyAndReference, data: TrainingData
     return TokenizedData(train_pairs, eval_pairs, data.eval, account)
 
 
-# What can be refused before anything is read or loaded, in one place for all that train or
-# forecast.
-
-
 def preflight(config: TrainConfig) -> tuple[list[Judge], dict[str, float]]:
-    """The judges and the gates that a configuration names; cheap, so that wrong ones fail early.
+    """The judges and the gates that a configuration names.
+
+    All that train or forecast call this first: what can be refused before anything is read is
+    refused here.
 
     Raises:
         UsageError: a logger or an optimizer that is not installed or cannot run here, no such

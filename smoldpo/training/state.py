@@ -188,12 +188,9 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-# The best evaluation so far, and when to stop for want of a better one.
-
-
 @dataclass
 class BestSoFar:
-    """Follows one metric of the evaluations during training.
+    """The best evaluation so far by one metric, and when to stop for want of a better one.
 
     Attributes:
         metric: its name in metrics.jsonl, such as eval_loss.

@@ -13,13 +13,13 @@ def pick_device(name: str) -> str:
     Raises:
         UsageError: the device asked for is not there.
     """
-    there = {
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        return next(device for device, is_there in there.items() if is_there)
-    if not there[name]:
+        return next(device for device, is_there in available.items() if is_there)
+    if not available[name]:
         raise UsageError(f"device {name}: this machine, or this build of torch, has none")
     return name

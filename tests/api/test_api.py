@@ -1,6 +1,4 @@
-"""smoldpo from Python: light to import, the same results as the command line, and good manners as a
-guest.
-"""
+"""smoldpo from Python: light to import, equal to the command line, good manners in its host."""
 
 import ast
 import dataclasses
@@ -276,7 +274,7 @@ def test_wrong_settings_are_all_said_at_once():
         smoldpo.train(3)
 
 
-# A guest
+# Inside another program
 
 
 def test_silence_is_silence_and_ends(tiny_folder, pairs_file, capfd):
@@ -300,6 +298,17 @@ def test_random_generators_and_handlers_are_put_back(tiny_folder, pairs_file):
     with pytest.raises(smoldpo.SmoldpoError):
         smoldpo.train(data="nowhere.jsonl", verbose=False)
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_what_a_call_compiles_is_compiled_for_that_call_alone():
+    from smoldpo.api.train import inside_host
+    from smoldpo.engine.kernels import elementwise
+
+    with pytest.raises(smoldpo.UsageError), inside_host(verbose=False):
+        elementwise.set_compiled(True)
+        assert elementwise.rotate.compiled is not None
+        raise smoldpo.UsageError("however it ends")
+    assert elementwise.rotate.compiled is None
 
 
 def kill_at_step(monkeypatch, number, times=1):

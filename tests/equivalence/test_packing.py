@@ -3,7 +3,7 @@
 from test_fast_engine import PAIRS
 
 from smoldpo.engine.packing import batch_by_length, pack, pair_length
-from smoldpo.types import PLAIN, TokenizedPair
+from smoldpo.types import NO_NUMBERS, TokenizedPair
 
 
 def drawn(batch):
@@ -72,7 +72,7 @@ def test_packing_written_out():
 
 def test_packing_with_tokens_that_are_not_scored_written_out():
     pair = TokenizedPair(
-        "a", (1, 2), (3, 4, 5, 6), (7, 8), (), PLAIN, (False, True, False, True), (False, True)
+        "a", (1, 2), (3, 4, 5, 6), (7, 8), (), NO_NUMBERS, (False, True, False, True), (False, True)
     )
     batch = pack([pair, TokenizedPair("b", (1,), (9,), (10,))])
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 1, 9, 10]]

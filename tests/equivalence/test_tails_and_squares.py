@@ -324,7 +324,7 @@ def test_one_store_serves_every_ld_alpha(tmp_path, monkeypatch):
     assert folders == same and computed == still == len(PAIRS), "the second run scores no reference"
     for ld_alpha in (0.0, 0.4, 1.0):
         loss = of("sigmoid", ld_alpha=ld_alpha)
-        assert torch.equal(loss.compared(first).chosen, loss.compared(again).chosen)
+        assert torch.equal(loss.logps_for_loss(first).chosen, loss.logps_for_loss(again).chosen)
     assert again.chosen_tail.abs().sum() > 0
 
 

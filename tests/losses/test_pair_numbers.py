@@ -10,7 +10,7 @@ from conftest import rows
 from smoldpo.data.schemas import SCHEMAS, PairReader
 from smoldpo.data.sources import Row
 from smoldpo.data.tokenize import PairTokenizer
-from smoldpo.types import PLAIN, PairNumbers
+from smoldpo.types import NO_NUMBERS, PairNumbers
 from smoldpo.utils.errors import DataError, UsageError
 
 VALUES = {"prompt": "How are you?", "chosen": "Well.", "rejected": "No."}
@@ -25,7 +25,7 @@ def read(columns, values=VALUES | OWN):
 
 def test_columns_of_these_names_mean_nothing_unless_asked_for():
     pair, reader = read({})
-    assert pair.numbers == PLAIN and reader.unused == ("weight", "margin", "b")
+    assert pair.numbers == NO_NUMBERS and reader.unused == ("weight", "margin", "b")
 
 
 def test_columns_that_are_asked_for(tiny_tokenizer):

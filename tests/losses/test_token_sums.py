@@ -9,7 +9,7 @@ import torch
 import trl_oracle
 from smoldpo.config.losses import FACTS, OPTIONS
 from smoldpo.losses import Objective
-from smoldpo.losses.inputs import desensitised, pair_weights
+from smoldpo.losses.inputs import discount_tails, pair_weights
 from smoldpo.types import PairLogps, TokenizedPair
 
 LN2 = math.log(2)
@@ -83,11 +83,15 @@ def test_lengths_by_hand(ld_alpha, logits):
 
 
 def test_the_effective_log_probabilities():
-    found = desensitised(POLICY, 0.5)
+    found = discount_tails(POLICY, 0.5)
     assert found.chosen.tolist() == [-6.5, -2, -2] and found.rejected.tolist() == [-6, -5, -5]
-    assert desensitised(POLICY, 0.0).chosen.tolist() == [-3, -2, -2]
-    assert Objective.of(beta=1).compared(POLICY) is POLICY
-    assert Objective.of(beta=1, ld_alpha=0.5).compared(POLICY).chosen.tolist() == [-6.5, -2, -2]
+    assert discount_tails(POLICY, 0.0).chosen.tolist() == [-3, -2, -2]
+    assert Objective.of(beta=1).logps_for_loss(POLICY) is POLICY
+    assert Objective.of(beta=1, ld_alpha=0.5).logps_for_loss(POLICY).chosen.tolist() == [
+        -6.5,
+        -2,
+        -2,
+    ]
 
 
 def test_likelihood_terms_take_whole_answers():
@@ -175,7 +179,7 @@ def ours_and_trls(names, weights, use_weighting=False, **settings):
             value = loss(logps_of(*policy, squares), against, pairs, pairs).mean()
         else:
             if settings.get("ld_alpha") is not None:
-                against = desensitised(against, settings["ld_alpha"])
+                against = discount_tails(against, settings["ld_alpha"])
             value = trl_oracle.dpo(
                 policy, (against.chosen, against.rejected), names, beta=0.2, loss_weights=weights,
                 squares=squares if use_weighting else None, **settings,

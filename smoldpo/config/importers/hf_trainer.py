@@ -231,8 +231,8 @@ def _best(draft: Draft) -> None:
     for key, setting in {best: best, patience: patience, "early_stopping_steps": patience}.items():
         evaluates = "eval_steps" in draft.settings
         draft.apply({key: keep(setting, off=OFF) if evaluates else unsupported(BEST)})
-    said = str(draft.recipe.get("metric_for_best_model") or "eval_loss")
-    metric = said if said.startswith("eval_") else f"eval_{said}"
+    asked = str(draft.recipe.get("metric_for_best_model") or "eval_loss")
+    metric = asked if asked.startswith("eval_") else f"eval_{asked}"
     order = "of losses the lowest is the best, of all else the highest"
     greater = not is_off(draft.recipe.get("greater_is_better"))
     for key in ("metric_for_best_model", "greater_is_better"):
@@ -249,11 +249,13 @@ def _metric(draft: Draft, metric: str) -> Rule:
     losses = listed(draft.settings.get("loss_type", default_of("loss_type")))
     if metric.startswith("eval_rewards") and not needs_reference(losses):
         return refuse("a loss without a reference has no rewards: set eval_accuracy/logp")
-    said = complaint("metric_for_best_model", metric)
-    return refuse(f"no such figure: {said}") if said else keep("metric_for_best_model", metric)
+    problem = complaint("metric_for_best_model", metric)
+    return (
+        refuse(f"no such figure: {problem}") if problem else keep("metric_for_best_model", metric)
+    )
 
 
-def unsaid(draft: Draft) -> None:
+def note_omissions(draft: Draft) -> None:
     """Notes on what a recipe leaves to its command line: model, data, and how many GPUs run it."""
     for setting in ("model", "data"):
         if setting not in draft.settings:

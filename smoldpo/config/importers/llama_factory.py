@@ -133,12 +133,12 @@ def _some_layers(draft: Draft, switch: str) -> None:
         draft.apply({f"{switch} freeze_trainable_layers": keep("train_layers", [chosen])})
     modules = _names(draft.recipe.get("freeze_trainable_modules"))
     everything = drop("all of these layers, as by default")
-    some = keep("train", [f"*.{name}.*" for name in modules])
+    patterns = keep("train", [f"*.{name}.*" for name in modules])
     extra = "train_layers trains nothing outside its layers: set freeze_layers instead"
     empty = Rule("unsupported", extra, True, off=OFF, off_reason="empty")
     draft.apply(
         {
-            "freeze_trainable_modules": everything if modules in ([], ["all"]) else some,
+            "freeze_trainable_modules": everything if modules in ([], ["all"]) else patterns,
             "freeze_extra_modules": empty,
             FROZEN_KEYS: refuse(f"see {switch}"),
             ADAPTER_KEYS: drop(NOT_ADAPTERS),
@@ -201,8 +201,8 @@ def _interleave_probs(draft: Draft, key: str, value: Any) -> Rule:
 
 def _dataset_info(draft: Draft) -> tuple[dict[str, Any], Path | None]:
     """What dataset_info.json says of each name, and its folder; nothing where there is none."""
-    place = str(draft.recipe.get("dataset_dir") or "data")
-    for folder in (draft.folder / place, Path(place)):
+    dataset_dir = str(draft.recipe.get("dataset_dir") or "data")
+    for folder in (draft.folder / dataset_dir, Path(dataset_dir)):
         try:
             info = json.loads((folder / INFO).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):

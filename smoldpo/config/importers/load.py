@@ -98,7 +98,7 @@ def import_recipe(path: Path, dialect: str | None = None) -> Imported:
     recipe = {str(key): value for key, value in load_yaml(path).items()}
     name = dialect or recognise(recipe, path)
     rules = DIALECTS[name]
-    method = method_of(recipe, path, name, told=dialect is not None)
+    method = method_of(recipe, path, name, named=dialect is not None)
     recipe = _flat(recipe, rules.nested)
     draft = Draft(recipe, path.parent, method)
     if method in METHODS:
@@ -113,7 +113,7 @@ def import_recipe(path: Path, dialect: str | None = None) -> Imported:
     for setting, value in rules.defaults.items():
         if value != default_of(setting) and not _is_decided(draft, setting):
             draft.default(f"({setting})", setting, value, why)
-    hf_trainer.unsaid(draft)
+    hf_trainer.note_omissions(draft)
     config = _checked(draft, path)
     values = config.model_dump()
     settings = {name: values[name] for name in values if name in draft.settings}

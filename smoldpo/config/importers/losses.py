@@ -60,7 +60,7 @@ DPO_WORDS = {"dpo", "apo"}
 """Words in names of files and outputs that stand for DPO."""
 
 
-def method_of(recipe: dict[str, Any], path: Path, dialect: str, *, told: bool) -> str:
+def method_of(recipe: dict[str, Any], path: Path, dialect: str, *, named: bool) -> str:
     """What a recipe is for: "dpo", "orpo", "cpo" or "simpo".
 
     TRL's and the handbook's recipes say it by keys, else by names, of their output first and then
@@ -75,19 +75,19 @@ def method_of(recipe: dict[str, Any], path: Path, dialect: str, *, told: bool) -
         loss = str(recipe.get("pref_loss")).lower()
         return loss if loss in ("orpo", "simpo") else "dpo"
     if dialect == "axolotl":
-        said = _named(path, "rl", recipe.get("rl"), "sft", ("dpo", "ipo", *METHODS))
+        method = _named(path, "rl", recipe.get("rl"), "sft", ("dpo", "ipo", *METHODS))
         # axolotl's SimPO is TRL's CPOTrainer with the loss simpo.
-        return {"ipo": "dpo", "simpo": "cpo"}.get(said, said)
-    return _by_keys(recipe, path) or _by_names(recipe, path, told)
+        return {"ipo": "dpo", "simpo": "cpo"}.get(method, method)
+    return _by_keys(recipe, path) or _by_names(recipe, path, named)
 
 
 def _named(path: Path, key: str, value: Any, default: str, fine: tuple[str, ...]) -> str:
     method = default if is_off(value) else str(value).lower()
     if method in fine:
         return method
-    said = f"{key} is {short(value)}" if not is_off(value) else f"{key} is not set"
+    setting = f"{key} is {short(value)}" if not is_off(value) else f"{key} is not set"
     raise UsageError(
-        f"{path}: {said}: a recipe for {NAMES.get(method, short(method))}, not for DPO"
+        f"{path}: {setting}: a recipe for {NAMES.get(method, short(method))}, not for DPO"
     )
 
 
@@ -107,7 +107,7 @@ def _by_keys(recipe: dict[str, Any], path: Path) -> str | None:
     return "dpo" if any(recipe.get(key) is not None for key in DPO_ALONE) else None
 
 
-def _by_names(recipe: dict[str, Any], path: Path, told: bool) -> str:
+def _by_names(recipe: dict[str, Any], path: Path, named: bool) -> str:
     loss = _loss(recipe)
     compares = any(recipe.get(key) is not None for key in WITH_REFERENCE)
     compares = compares or not (is_off(loss) or loss in CPO_LOSSES)
@@ -119,7 +119,7 @@ def _by_names(recipe: dict[str, Any], path: Path, told: bool) -> str:
     others = [word for word in NAMES if word in words and (word in free or word not in METHODS)]
     if others and not DPO_WORDS & words:
         ours = [word for word in others if word in METHODS]
-        if not ours and not told:
+        if not ours and not named:
             raise UsageError(
                 f"{path}: a recipe for {NAMES[others[0]]}, not for DPO, by the names that it gives "
                 "to its output"
@@ -128,7 +128,7 @@ def _by_names(recipe: dict[str, Any], path: Path, told: bool) -> str:
     if compares or DPO_WORDS & (words | path_words):
         return "dpo"
     found = [word for word in free if word in path_words]
-    if not found and not told and not DPO_KEYS & set(recipe):
+    if not found and not named and not DPO_KEYS & set(recipe):
         raise UsageError(
             f"{path}: no key says for which method it is; if it is for DPO, say so with --from trl"
         )
@@ -137,8 +137,8 @@ def _by_names(recipe: dict[str, Any], path: Path, told: bool) -> str:
 
 def _loss(recipe: dict[str, Any]) -> Any:
     """loss_type, hashable."""
-    said = alone(recipe.get("loss_type"))
-    return tuple(map(str, said)) or None if isinstance(said, list) else said
+    loss = alone(recipe.get("loss_type"))
+    return tuple(map(str, loss)) or None if isinstance(loss, list) else loss
 
 
 def _words(*names: str) -> set[str]:
@@ -191,10 +191,10 @@ def set_loss(draft: Draft, dialect: str) -> None:
 def _orpo(draft: Draft, dialect: str) -> None:
     differs = ANSWERS_ALIKE if dialect == "llama-factory" else PROMPT_TOKENS
     _write(draft, dialect, ["orpo"], differs, matters=True)
-    said = alone(draft.recipe.get("loss_type") or "orpo")
-    if dialect not in METHOD_KEYS and said != "orpo":  # ORPO's trainer itself has no such key
+    loss = alone(draft.recipe.get("loss_type") or "orpo")
+    if dialect not in METHOD_KEYS and loss != "orpo":  # ORPO's trainer itself has no such key
         draft.notes.append(differs)
-        _refuse_loss(draft, "ORPO", said, "orpo")
+        _refuse_loss(draft, "ORPO", loss, "orpo")
     beta = drop("beta says it") if draft.undecided("trl.beta", "rl_beta", "beta") else keep("beta")
     draft.apply(
         {
@@ -206,14 +206,14 @@ def _orpo(draft: Draft, dialect: str) -> None:
 
 
 def _cpo(draft: Draft, dialect: str) -> None:
-    said = alone(draft.recipe.get("rl" if dialect == "axolotl" else "loss_type") or "sigmoid")
-    if said == "simpo":
+    loss = alone(draft.recipe.get("rl" if dialect == "axolotl" else "loss_type") or "sigmoid")
+    if loss == "simpo":
         weight = number(draft.recipe.get("cpo_alpha", 1.0))
         _with_likelihood(draft, dialect, "cpo_alpha", 1.0 if weight is None else weight)
     else:
         _write(draft, dialect, ["cpo"])
-        if said not in ("sigmoid", "cpo"):
-            _refuse_loss(draft, "CPO", said, "cpo")
+        if loss not in ("sigmoid", "cpo"):
+            _refuse_loss(draft, "CPO", loss, "cpo")
         draft.apply({"simpo_gamma": drop("of the loss simpo")})
     draft.apply({"alpha": unsupported("AlphaPO is not one of smoldpo's losses: leave it out")})
 
@@ -224,9 +224,9 @@ def _simpo(draft: Draft, dialect: str) -> None:
         return
     weight = number(draft.recipe.get("sft_weight", 0.0))
     _with_likelihood(draft, dialect, "sft_weight", weight or 0.0)
-    said = alone(draft.recipe.get("loss_type") or "sigmoid")
-    if said not in ("sigmoid", "simpo"):
-        _refuse_loss(draft, "SimPO", said, "simpo")
+    loss = alone(draft.recipe.get("loss_type") or "sigmoid")
+    if loss not in ("sigmoid", "simpo"):
+        _refuse_loss(draft, "SimPO", loss, "simpo")
     beta = number(draft.recipe.get("beta", 2.0))
     ratio = number(draft.recipe.get("gamma_beta_ratio", 0.25))
     if "beta" not in draft.recipe:

@@ -216,8 +216,8 @@ def complaint(setting: str, value: Any) -> str | None:
     try:
         TrainConfig(**{setting: value})
     except ValidationError as error:
-        said = [detail["msg"] for detail in error.errors() if detail["loc"][:1] == (setting,)]
-        return said[0][0].lower() + said[0][1:] if said else None
+        problems = [detail["msg"] for detail in error.errors() if detail["loc"][:1] == (setting,)]
+        return problems[0][0].lower() + problems[0][1:] if problems else None
     return None
 
 

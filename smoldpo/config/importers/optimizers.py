@@ -104,9 +104,9 @@ def _of_schedule(draft: Draft, name: Any, given: dict[str, Any]) -> dict[str, An
                     "min_lr is a rate, and learning_rate is not given: set min_lr_rate"
                 )
             value = lowest / peak
-        said = complaint(setting, value)
-        if said is not None:
-            raise ValueError(f"{key} cannot be {short(value)} as {setting}: {said}")
+        problem = complaint(setting, value)
+        if problem is not None:
+            raise ValueError(f"{key} cannot be {short(value)} as {setting}: {problem}")
         settings[setting] = value
     return settings
 

@@ -90,10 +90,10 @@ def _about(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def clear(kept: list[Entry]) -> int:
+def clear(entries: list[Entry]) -> int:
     """Remove entries; returns the bytes that this frees."""
     freed = 0
-    for entry in kept:
+    for entry in entries:
         shutil.rmtree(entry.folder, ignore_errors=True)  # another process may be at it too
         freed += entry.bytes - size_of(entry.folder)
     return freed

@@ -100,16 +100,16 @@ class ReferenceStore:
             return {}
         path = self.folder / "logps.json"
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["format"] != FORMAT:
-                raise ValueError(f"its form is {kept['format']!r}, this smoldpo reads {FORMAT}")
-            body = json.dumps(kept["logps"])
-            if hashlib.sha256(body.encode()).hexdigest() != kept["sha256"]:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["format"] != FORMAT:
+                raise ValueError(f"its form is {stored['format']!r}, this smoldpo reads {FORMAT}")
+            body = json.dumps(stored["logps"])
+            if hashlib.sha256(body.encode()).hexdigest() != stored["sha256"]:
                 raise ValueError("its checksum does not fit")
             if not self._read_only:
                 with contextlib.suppress(OSError):  # a cache that may only be read
                     os.utime(self.folder)
-            return {key: _sides(*numbers) for key, numbers in kept["logps"].items()}
+            return {key: _sides(*numbers) for key, numbers in stored["logps"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._warn(f"reference store: {path} is damaged ({error}); its pairs are computed anew")
             return {}

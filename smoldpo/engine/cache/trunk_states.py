@@ -121,7 +121,7 @@ class DiskStore(TrunkStore):
         self.folder = self._folder = folder
         self.room = room
         self._width, self._dtype, self._about, self._warn = width, dtype, about, warn
-        self._index: dict[str, _Place] = {}
+        self._index: dict[str, _StoredStates] = {}
         self._checked: set[str] = set()
         self._unreadable: set[Path] = set()
         self._shard: _Shard | None = None
@@ -138,18 +138,18 @@ class DiskStore(TrunkStore):
         return self._index.keys()
 
     def get(self, key: str) -> torch.Tensor | None:
-        place = self._index.get(key)
-        if place is None:
+        stored = self._index.get(key)
+        if stored is None:
             return None
-        states = torch.empty(place.tokens, self._width, dtype=self._dtype)
+        states = torch.empty(stored.tokens, self._width, dtype=self._dtype)
         raw = _raw(states)
-        if _read(place, raw) and (key in self._checked or _checksum(raw) == place.checksum):
+        if _read(stored, raw) and (key in self._checked or _checksum(raw) == stored.checksum):
             self._checked.add(key)
             return states
         del self._index[key]
-        if place.file not in self._unreadable:
-            self._unreadable.add(place.file)
-            self._warn(f"trunk store: {place.file} is damaged; what it holds is computed anew")
+        if stored.file not in self._unreadable:
+            self._unreadable.add(stored.file)
+            self._warn(f"trunk store: {stored.file} is damaged; what it holds is computed anew")
         return None
 
     def put(self, key: str, states: torch.Tensor) -> None:
@@ -164,11 +164,11 @@ class DiskStore(TrunkStore):
             self.room = 0
             self._warn(f"trunk store: {error.strerror}; the other pairs are not kept")
             return
-        place = _Place(shard.path, shard.size, len(states), _checksum(raw))
+        stored = _StoredStates(shard.path, shard.size, len(states), _checksum(raw))
         self.room -= len(raw)
         shard.size += len(raw)
-        shard.pairs[key] = [place.offset, place.tokens, place.checksum]
-        self._index[key] = place
+        shard.pairs[key] = [stored.offset, stored.tokens, stored.checksum]
+        self._index[key] = stored
         if shard.size >= SHARD_BYTES:
             self.commit()
 
@@ -200,7 +200,8 @@ class DiskStore(TrunkStore):
         try:
             pairs = json.loads(index.read_text(encoding="utf-8"))["pairs"]
             places = {
-                str(k): _Place(states, int(o), int(n), str(c)) for k, (o, n, c) in pairs.items()
+                str(k): _StoredStates(states, int(o), int(n), str(c))
+                for k, (o, n, c) in pairs.items()
             }
             row = self._width * self._dtype.itemsize
             size = states.stat().st_size
@@ -246,7 +247,7 @@ def damage(folder: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _StoredStates:
     """Where a pair's states lie: file, first byte, how many tokens; and their checksum."""
 
     file: Path
@@ -262,11 +263,11 @@ class _Shard:
         self.pairs: dict[str, list[Any]] = {}
 
 
-def _read(place: _Place, raw: memoryview) -> bool:
+def _read(stored: _StoredStates, raw: memoryview) -> bool:
     """Fill `raw` from the file; whether all of it was there."""
     try:
-        with place.file.open("rb", buffering=0) as file:
-            return os.preadv(file.fileno(), [raw], place.offset) == len(raw)
+        with stored.file.open("rb", buffering=0) as file:
+            return os.preadv(file.fileno(), [raw], stored.offset) == len(raw)
     except OSError:
         return False
 

@@ -10,7 +10,7 @@ below, and the layout of the stream travels to it as a keyword argument of the m
     else    pair by pair, masked matrix products with autograd's backward; on CUDA too in float64,
             which FlexAttention's kernel does not keep, and where it cannot be compiled
 
-Pair by pair means: each pair is laid into a slot whose length is a multiple of STEP, filled up with
+Pair by pair means: each pair is laid into a slot whose length is a multiple of STEP, padded with
 rows that no query sees. Libraries compile a kernel for every shape they meet, which takes
 milliseconds and hundreds of kilobytes each, so there must be few shapes.
 
@@ -39,8 +39,8 @@ NAME = "smoldpo_shared_prefix"
 
 
 @dataclass(frozen=True)
-class _How:
-    """What one call of attention is told besides queries, keys and values."""
+class _Options:
+    """What a call of attention has besides queries, keys and values."""
 
     scaling: float
     layout: Layout
@@ -74,11 +74,11 @@ def shared_prefix_attention(
         fused: on a CPU, whether the forward pass is torch's fused kernel.
     """
     assert dropout == 0.0 and query.shape[0] == 1
-    read = module.layer_idx == last_layer
+    read = bool(module.layer_idx == last_layer)
     if query.is_cuda and flex_is_usable(query.dtype):
         return stream_attention(query, key, value, scaling, layout.stream, sliding_window), None
-    call = (query, key, value, scaling, layout, sliding_window, read)
-    return pair_attention(*call, fused), None
+    out = pair_attention(query, key, value, scaling, layout, sliding_window, read, fused)
+    return out, None
 
 
 def pair_attention(
@@ -92,22 +92,23 @@ def pair_attention(
     fused: bool,
 ) -> torch.Tensor:
     """Attention pair by pair, [1, T, H, d]; with `read`, right for those rows alone."""
-    how = _How(scaling, layout, window, read)
-    if query.device.type == "cpu":
-        return _SharedPrefix.apply(query, key, value, how, _fused if fused else _products)
-    slots = (_spread(states, layout) for states in (query, key, value))
-    return _gathered(_by_blocks(*slots, how, _products), layout, query.shape[2])
+    options = _Options(scaling, layout, window, read)
+    if query.device.type != "cpu":
+        return _by_blocks(query, key, value, options, _products)
+    attend = _fused if fused else _products
+    result: torch.Tensor = _SharedPrefix.apply(query, key, value, options, attend)
+    return result
 
 
-def _spread(states: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _to_slots(states: torch.Tensor, layout: Layout) -> torch.Tensor:
     """[1, H, T, d] laid into the slots: [H, S, d], rows of a token staying together in memory."""
     return states[0].transpose(0, 1).index_select(0, layout.token_of_row).transpose(0, 1)
 
 
-def _gathered(states: torch.Tensor, layout: Layout, tokens: int) -> torch.Tensor:
-    """[S, H, d] taken out of the slots: [1, T, H, d], zeros behind the last pair."""
-    found = states.index_select(0, layout.row_of_token)
-    return F.pad(found, (0, 0, 0, 0, 0, tokens - len(found)))[None]
+def _from_slots(states: torch.Tensor, layout: Layout, tokens: int) -> torch.Tensor:
+    """[S, H, d] grads out of the slots: [1, T, H, d], zeros behind the last pair."""
+    rows = states.index_select(0, layout.row_of_token)
+    return F.pad(rows, (0, 0, 0, 0, 0, tokens - len(rows)))[None]
 
 
 def _blocks(slot: Slot, read: bool) -> Iterator[tuple[slice, slice]]:
@@ -124,9 +125,8 @@ def _blocks(slot: Slot, read: bool) -> Iterator[tuple[slice, slice]]:
     yield slice(first, slot.length), slice(0, slot.length)
 
 
-def _folded(states: torch.Tensor, groups: int) -> torch.Tensor:
-    """[H, m, d] with the query heads of a group as further rows: [K, G m, d], so that keys and
-    values need not be repeated for each query head."""
+def _fold_heads(states: torch.Tensor, groups: int) -> torch.Tensor:
+    """[H, m, d] with a group's query heads as further rows, [K, G m, d]: no key is repeated."""
     return states.reshape(states.shape[0] // groups, -1, states.shape[-1])
 
 
@@ -141,7 +141,7 @@ def _products(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, scaling: float
 ) -> torch.Tensor:
     """Attention of one block by matrix products: queries [H, m, d], keys [K, n, d] to [H, m, d]."""
-    weights = _weights(_folded(query, len(query) // len(key)) * scaling, key, bias)
+    weights = _weights(_fold_heads(query, len(query) // len(key)) * scaling, key, bias)
     return torch.matmul(weights, value).reshape(query.shape)
 
 
@@ -160,29 +160,29 @@ def _fused(
 
 
 def _by_blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: _How, attend: Attend
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: _Options, attend: Attend
 ) -> torch.Tensor:
-    """Attention over slots [H, S, d], block by block: [S, H, d], zeros where nothing is asked."""
+    """`pair_attention` block by block: [1, T, H, d], zeros in rows that are not read."""
+    layout, tokens = options.layout, query.shape[2]
+    query, key, value = (_to_slots(states, layout) for states in (query, key, value))
     parts = []
-    for slot in how.layout.slots:
-        bias = slot.bias(how.window, query)
-        blocks = list(_blocks(slot, how.read))
+    for slot in layout.slots:
+        bias = slot.bias(options.window, query)
+        blocks = list(_blocks(slot, options.read))
         parts.append(query.new_zeros(blocks[0][0].start, len(query), query.shape[2]))
-        for rows, keys in blocks:
-            here, there = _moved(rows, slot.start), _moved(keys, slot.start)
-            found = attend(
-                query[:, here], key[:, there], value[:, there], bias[rows, keys], how.scaling
-            )
-            parts.append(found.transpose(0, 1))
-    return torch.cat(parts)
+        for rows, columns in blocks:
+            queries, keys = _shifted(rows, slot.start), _shifted(columns, slot.start)
+            states = query[:, queries], key[:, keys], value[:, keys]
+            parts.append(attend(*states, bias[rows, columns], options.scaling).transpose(0, 1))
+    return _from_slots(torch.cat(parts), layout, tokens)
 
 
-def _moved(rows: slice, start: int) -> slice:
+def _shifted(rows: slice, start: int) -> slice:
     return slice(start + rows.start, start + rows.stop)
 
 
 class _SharedPrefix(torch.autograd.Function):
-    """Keeps queries, keys and values; the weights exist for one pair at a time, and never twice."""
+    """Saves queries, keys and values; the weights exist for one pair at a time."""
 
     @staticmethod
     def forward(
@@ -190,33 +190,33 @@ class _SharedPrefix(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        how: _How,
+        options: _Options,
         attend: Attend,
     ) -> torch.Tensor:
         ctx.save_for_backward(query, key, value)
-        ctx.how = how
-        slots = (_spread(states, how.layout) for states in (query, key, value))
-        return _gathered(_by_blocks(*slots, how, attend), how.layout, query.shape[2])
+        ctx.options = options
+        return _by_blocks(query, key, value, options, attend)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """W = softmax(S): dV = Wᵀ dO, dS = W (dO Vᵀ - rowsum(W dO Vᵀ)), dQ = dS K, dK = dSᵀ Q.
 
-        Over whole slots, so that there is one shape to a slot's length; dO is zero in rows not
+        Over d_states slots, so that there is one shape to a slot's length; dO is zero in rows not
         read.
         """
-        scaling, layout, window = ctx.how.scaling, ctx.how.layout, ctx.how.window
-        query, key, value = (_spread(states, layout) for states in ctx.saved_tensors)
+        scaling, layout, window = ctx.options.scaling, ctx.options.layout, ctx.options.window
+        query, key, value = (_to_slots(states, layout) for states in ctx.saved_tensors)
         groups = len(query) // len(key)
-        slope = grad.new_zeros(query.shape[1], len(query), query.shape[2])  # [S, H, d]
-        slope.index_copy_(0, layout.row_of_token, grad[0, : len(layout.row_of_token)])
-        slope = slope.transpose(0, 1)
+        slot_grads = grad.new_zeros(query.shape[1], len(query), query.shape[2])  # [S, H, d]
+        slot_grads.index_copy_(0, layout.row_of_token, grad[0, : len(layout.row_of_token)])
+        slot_grads = slot_grads.transpose(0, 1)
         d_query, d_key, d_value = (torch.empty_like(states) for states in (query, key, value))
         scaled_query = query * scaling
         for slot in layout.slots:
             here = slice(slot.start, slot.start + slot.length)
             keys, values = key[:, here], value[:, here]
-            scaled, d_output = (_folded(rows[:, here], groups) for rows in (scaled_query, slope))
+            scaled = _fold_heads(scaled_query[:, here], groups)
+            d_output = _fold_heads(slot_grads[:, here], groups)
             weights = _weights(scaled, keys, slot.bias(window, query))
             d_value[:, here] = torch.bmm(weights.transpose(1, 2), d_output)
             d_weights = torch.bmm(d_output, values.transpose(1, 2))
@@ -224,17 +224,17 @@ class _SharedPrefix(torch.autograd.Function):
             d_query[:, here] = torch.bmm(d_scores, keys).view(len(query), -1, query.shape[2])
             d_key[:, here] = torch.bmm(d_scores.transpose(1, 2), scaled)
         d_query *= scaling
-        taken = [
-            _gathered(states.transpose(0, 1), layout, grad.shape[1])
+        grads = [
+            _from_slots(states.transpose(0, 1), layout, grad.shape[1])
             for states in (d_query, d_key, d_value)
         ]
         if len(layout.prefix_rows):
             # Every pair that goes on from what is shared adds to the gradient of its keys and
             # values.
-            for whole, states in zip(taken[1:], (d_key, d_value), strict=True):
+            for d_states, states in zip(grads[1:], (d_key, d_value), strict=True):
                 copies = states.transpose(0, 1)[layout.prefix_rows]  # [pairs, tokens, K, d]
-                whole[0, : copies.shape[1]] += copies.sum(0)
-        return *(whole.transpose(1, 2) for whole in taken), None, None
+                d_states[0, : copies.shape[1]] += copies.sum(0)
+        return *(d_states.transpose(1, 2) for d_states in grads), None, None
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)

@@ -4,12 +4,13 @@ Eager, each line is a pass over memory. torch.compile makes one pass of each fun
 to 15% of the time on a CPU and takes some twenty seconds. So the run's length decides whether it is
 done (engine/compile.py), and the results differ by rounding alone.
 
-Every function takes and returns [rows, width] tensors; `wide` is float32, or float64 for float64.
+Every function takes and returns [rows, width] tensors. "Full" precision is float32, or float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,43 +27,53 @@ class Elementwise:
 
     def __init__(self, function: Callable[..., Any]):
         self.plain = function
-        self._compiled: Callable[..., Any] | None = None
+        self.compiled: Callable[..., Any] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
-        if self._compiled is None:
+        if self.compiled is None:
             return self.plain(*arguments)
         tensors = (a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
-        return self._compiled(*tensors)
+        return self.compiled(*tensors)
 
-    def set_compiled(self, compiled: bool) -> None:
-        """Compile from the next call on, or go back to the plain function."""
-        self._compiled = torch.compile(self.plain, dynamic=True) if compiled else None
+
+def _functions() -> list[Elementwise]:
+    return [member for member in globals().values() if isinstance(member, Elementwise)]
 
 
 def set_compiled(compiled: bool) -> None:
     """Compile all functions of this module from their next call on, or stop doing so."""
-    for found in globals().values():
-        if isinstance(found, Elementwise):
-            found.set_compiled(compiled)
+    for function in _functions():
+        function.compiled = torch.compile(function.plain, dynamic=True) if compiled else None
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """What the block compiles is compiled in the block alone: others compute as before."""
+    before = [(function, function.compiled) for function in _functions()]
+    try:
+        yield
+    finally:
+        for function, compiled in before:
+            function.compiled = compiled
 
 
 @Elementwise
 def rms_norm(
     states: torch.Tensor, weight: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """RMSNorm: w x r, and r = (mean(x²) + ε)^-1/2 [rows, 1] in wide."""
-    wide = states.to(torch.promote_types(states.dtype, torch.float32))
-    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    """RMSNorm: w x r, and r = (mean(x²) + ε)^-1/2 [rows, 1] in full."""
+    full = states.to(torch.promote_types(states.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(full, dim=-1, keepdim=True)
     scale = norm.square().div(states.shape[-1]).add(epsilon).rsqrt()
     # Rounded before the weight is applied, as transformers does.
-    return (wide * scale).to(weight.dtype) * weight, scale
+    return (full * scale).to(weight.dtype) * weight, scale
 
 
 @Elementwise
 def rms_norm_grads(
     states: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dx = r (w g - n mean(w g n)) with n = x r, and dw = sum over rows of g n, in wide."""
+    """dx = r (w g - n mean(w g n)) with n = x r, and dw = sum over rows of g n, in full."""
     unit = states.to(scale.dtype) * scale
     grad = grad.to(scale.dtype)
     d_weight = (grad * unit).sum(0)

@@ -50,7 +50,7 @@ def stream_attention(
             sees(stream, window), None, None, tokens, tokens, device=query.device
         )
     attend = _compiled() if query.is_cuda else flex_attention
-    found = attend(
+    result: torch.Tensor = attend(
         query,
         key,
         value,
@@ -58,7 +58,7 @@ def stream_attention(
         scale=scaling,
         enable_gqa=query.shape[1] > key.shape[1],
     )
-    return found.transpose(1, 2)
+    return result.transpose(1, 2)
 
 
 @functools.cache

@@ -10,15 +10,15 @@ share the model's parameters and compute by the classes below:
     rotary embedding  y = x cos + rot(x) sin                its backward is the opposite rotation
 
 Frozen matrices may lie in a narrower dtype than x: both passes upcast what they need, so that
-between them nothing wider is kept. Every number of bfloat16 and float16 is one of float32, so
+between them nothing wider is saved. Every number of bfloat16 and float16 is one of float32, so
 nothing is rounded.
 
 Why blocks of rows: a CPU's matrix product may add in another order for another number of rows
 (oneDNN on AMX does), so a pair's log-probabilities would depend on what else is in the stream, in
 bfloat16 by whole nats. Every forward product here has the same number of rows, the last block
 padded, so a row's result depends on that row alone, to the last bit. That is why the first loss is
-ln 2 exactly, and why stored trunk states equal recomputed ones. Backward products are not filled
-up: they are not compared across streams.
+ln 2 exactly, and why stored trunk states equal recomputed ones. Backward products are not
+padded: they are not compared across streams.
 
 Dimensions: T rows, D model width, F width inside the MLP.
 """
@@ -102,8 +102,8 @@ class LinearFunction(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             d_weight = flat.T @ states.flatten(0, -2)
         if ctx.needs_input_grad[2]:
-            wide = torch.promote_types(flat.dtype, torch.float32)
-            d_bias = flat.sum(0, dtype=wide).to(flat.dtype)
+            sum_dtype = torch.promote_types(flat.dtype, torch.float32)
+            d_bias = flat.sum(0, dtype=sum_dtype).to(flat.dtype)
         return d_states, d_weight, d_bias, None
 
 
@@ -116,8 +116,8 @@ class RMSNormFunction(torch.autograd.Function):
     ) -> torch.Tensor:
         flat = states.flatten(0, -2)
         result = torch.empty_like(flat, dtype=weight.dtype)
-        wide = torch.promote_types(states.dtype, torch.float32)
-        scale = flat.new_empty(len(flat), 1, dtype=wide)
+        scale_dtype = torch.promote_types(states.dtype, torch.float32)
+        scale = flat.new_empty(len(flat), 1, dtype=scale_dtype)
         for rows in row_blocks(flat, ROWS):
             result[rows], scale[rows] = rms_norm(flat[rows], weight, epsilon)
         ctx.save_for_backward(flat, weight, scale)
@@ -161,10 +161,10 @@ class GatedMLPFunction(torch.autograd.Function):
             for _ in range(2)
         )
         for rows in blocks:
-            kept = rows if keep else slice(0, rows.stop - rows.start)
-            block_product(flat[rows], gate_weight, gate[kept], size)
-            block_product(flat[rows], up_weight, up[kept], size)
-            block_product(gated_product(gate[kept], up[kept]), down_weight, result[rows], size)
+            into = rows if keep else slice(0, rows.stop - rows.start)
+            block_product(flat[rows], gate_weight, gate[into], size)
+            block_product(flat[rows], up_weight, up[into], size)
+            block_product(gated_product(gate[into], up[into]), down_weight, result[rows], size)
         if keep:
             read = flat if any(ctx.needs_input_grad[1:3]) else None
             ctx.save_for_backward(read, gate, up, *weights)
@@ -201,7 +201,8 @@ class RotaryFunction(torch.autograd.Function):
         ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        return rotate(states, cos, sin, 1)
+        rotated: torch.Tensor = rotate(states, cos, sin, 1)
+        return rotated
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -220,6 +221,12 @@ def rotary(
     return RotaryFunction.apply(query, cos, sin), RotaryFunction.apply(key, cos, sin)
 
 
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> torch.Tensor:
+    """`function.apply`, whose result autograd leaves without a type."""
+    result: torch.Tensor = function.apply(*arguments)
+    return result
+
+
 class Linear(nn.Linear):
     """A linear layer in blocks of rows."""
 
@@ -227,7 +234,7 @@ class Linear(nn.Linear):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., F]."""
-        return LinearFunction.apply(states, self.weight, self.bias, self.rows)
+        return apply(LinearFunction, states, self.weight, self.bias, self.rows)
 
 
 class RMSNorm(nn.Module):
@@ -238,24 +245,26 @@ class RMSNorm(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[..., D] to the same shape."""
-        return RMSNormFunction.apply(states, self.weight, self.variance_epsilon)
+        return apply(RMSNormFunction, states, self.weight, self.variance_epsilon)
 
 
 class GatedMLP(nn.Module):
     """Llama's MLP: no bias, SiLU."""
 
     rows: int
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[..., D] to the same shape."""
-        parts = (self.gate_proj, self.up_proj, self.down_proj)
-        weights = (part.weight for part in parts)
-        return GatedMLPFunction.apply(states, *weights, torch.is_grad_enabled(), self.rows)
+        weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+        return apply(GatedMLPFunction, states, *weights, torch.is_grad_enabled(), self.rows)
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
     """The class above that computes what the module does; its own class where there is none."""
-    kind = type(module)
+    kind: Any = type(module)
     if isinstance(module, nn.Linear):
         return Linear
     if kind.__name__.endswith("RMSNorm"):
@@ -263,7 +272,8 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
     projections = mlp_projections(module)
     if projections and all(isinstance(p, nn.Linear) and p.bias is None for p in projections):
         return GatedMLP
-    return _with_rotary(kind)
+    rotating: type[nn.Module] = _with_rotary(kind)
+    return rotating
 
 
 def mlp_projections(module: nn.Module) -> list[nn.Module]:
@@ -327,11 +337,11 @@ def own_modules(
 def compute_in(model: nn.Module, dtype: torch.dtype) -> bool:
     """Let linear layers and embeddings whose weights are in another dtype compute in this one."""
     kinds = (nn.Linear, nn.Embedding)
-    narrow = [m for m in model.modules() if isinstance(m, kinds) and m.weight.dtype != dtype]
-    for module in narrow:
-        forward = _linear if isinstance(module, nn.Linear) else _embedded
-        module.forward = partial(forward, module, dtype)
-    return bool(narrow)
+    others = [m for m in model.modules() if isinstance(m, kinds) and m.weight.dtype != dtype]
+    for module in others:
+        forward: Any = _linear if isinstance(module, nn.Linear) else _embedded
+        vars(module)["forward"] = partial(forward, module, dtype)
+    return bool(others)
 
 
 def _linear(module: nn.Linear, dtype: torch.dtype, states: torch.Tensor) -> torch.Tensor:

@@ -36,10 +36,10 @@ CHUNK = 128
 """Rows at a time without the fused kernel: [128, 49152] in float32 is 25 MB."""
 FILL = 64
 """Rows are padded to a multiple of this, for few shapes (kernels/attention.py)."""
-WORDS = 4096
-"""Words of the head at a time in the fused kernel and for dW."""
+VOCAB_SLICE = 4096
+"""Words of the vocabulary at a time in the fused kernel and for dW."""
 
-_fused_kernel = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_fused_kernel: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 def completion_logps(
@@ -84,21 +84,26 @@ class _Scored:
     squares: torch.Tensor | None = None  # [N] log Σ p², where it is wanted
 
 
-def _by_fused_kernel(states: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor) -> _Scored:
-    """In slices of words, with logits in float32 throughout; `chosen` [N, D] is W_y."""
-    query, mean, total = states[None, None], None, None
-    for words in weight.split(WORDS):
-        key = words[None, None]
-        found, part = (out[0, 0] for out in _fused_kernel(query, key, key, 0.0, False, scale=1.0))
-        found = found.to(part.dtype)
+def _by_fused_kernel(
+    states: torch.Tensor, weight: torch.Tensor, target_rows: torch.Tensor
+) -> _Scored:
+    """In slices of the vocabulary, logits in float32 throughout; `target_rows` [N, D] is W_y."""
+    query = states[None, None]
+    mean: Any = None
+    total: Any = None
+    for vocab_slice in weight.split(VOCAB_SLICE):
+        key = vocab_slice[None, None]
+        outputs = _fused_kernel(query, key, key, 0.0, False, scale=1.0)
+        slice_mean, slice_total = (output[0, 0] for output in outputs)
+        slice_mean = slice_mean.to(slice_total.dtype)
         if total is None:
-            mean, total = found, part
+            mean, total = slice_mean, slice_total
             continue
-        whole = torch.logaddexp(total, part)
-        mean.mul_((total - whole).exp_()[:, None])
-        mean.addcmul_(found, (part - whole).exp_()[:, None])
-        total = whole
-    logits = torch.linalg.vecdot(states.to(total.dtype), chosen.to(total.dtype))
+        both = torch.logaddexp(total, slice_total)
+        mean.mul_((total - both).exp_()[:, None])
+        mean.addcmul_(slice_mean, (slice_total - both).exp_()[:, None])
+        total = both
+    logits = torch.linalg.vecdot(states.to(total.dtype), target_rows.to(total.dtype))
     return _Scored(logits - total, total, mean)
 
 
@@ -107,12 +112,12 @@ def _by_products(
 ) -> _Scored:
     """In chunks of rows; logits are rounded to the dtype of the product, for all words alike."""
     rows = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
-    parts = [_chunk(some, weight, their, mean, squares) for some, their in rows]
+    parts = [_chunk(chunk, weight, theirs, mean, squares) for chunk, theirs in rows]
     return _Scored(
         torch.cat([part.logps for part in parts]),
         torch.cat([part.total for part in parts]),
-        torch.cat([part.mean for part in parts]) if mean else None,
-        torch.cat([part.squares for part in parts]) if squares else None,
+        torch.cat([p.mean for p in parts if p.mean is not None]) if mean else None,
+        torch.cat([p.squares for p in parts if p.squares is not None]) if squares else None,
     )
 
 
@@ -129,19 +134,19 @@ def _chunk(
         # (layers.py).
         states = F.pad(states, (0, 0, 0, CHUNK - rows))
     logits = (states @ weight.T)[:rows]
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    probs = torch.softmax(logits, dim=-1, dtype=wide)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    probs = torch.softmax(logits, dim=-1, dtype=dtype)
     # logit - log p is the same for every word; log p of the likeliest is near 0, so this loses
     # nothing.
     best, where = probs.max(-1)
-    total = logits.gather(1, where[:, None]).squeeze(1).to(wide) - best.log()
-    logps = logits.gather(1, targets[:, None]).squeeze(1).to(wide) - total
+    total = logits.gather(1, where[:, None]).squeeze(1).to(dtype) - best.log()
+    logps = logits.gather(1, targets[:, None]).squeeze(1).to(dtype) - total
     mean = None
     if wants_mean:
-        narrow = probs.to(weight.dtype)
+        factors = probs.to(weight.dtype)
         if states.device.type == "cpu":
-            narrow = F.pad(narrow, (0, 0, 0, len(states) - rows))
-        mean = (narrow @ weight)[:rows].to(wide)
+            factors = F.pad(factors, (0, 0, 0, len(states) - rows))
+        mean = (factors @ weight)[:rows].to(dtype)
     return _Scored(logps, total, mean, torch.linalg.vecdot(probs, probs).log() if squares else None)
 
 
@@ -155,14 +160,14 @@ class _Head(torch.autograd.Function):
         fused: bool,
         squares: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        chosen = weight[targets]  # [N, D]
+        target_rows = weight[targets]  # [N, D]
         if fused and states.device.type == "cpu" and _fused_kernel is not None:
-            scored = _by_fused_kernel(states, weight, chosen)  # the mean comes along, wanted or not
+            scored = _by_fused_kernel(states, weight, target_rows)  # gives the mean, too
         else:
             scored = _by_products(states, weight, targets, ctx.needs_input_grad[0], squares)
         saved = []
         if scored.mean is not None:
-            saved = [(chosen.to(scored.mean.dtype) - scored.mean).to(states.dtype)]
+            saved = [(target_rows.to(scored.mean.dtype) - scored.mean).to(states.dtype)]
         if ctx.needs_input_grad[1]:
             saved += [states, weight, targets, scored.total, scored.logps]
         ctx.save_for_backward(*saved)
@@ -179,32 +184,31 @@ class _Head(torch.autograd.Function):
             direction = saved.pop(0)
             d_states = direction * grad[:, None].to(direction.dtype)
         if ctx.needs_input_grad[1]:
-            d_weight = _weight_gradient(*saved, grad)
+            d_weight = _weight_gradient(grad, *saved)
         return d_states, d_weight, None, None, None
 
 
 def _weight_gradient(
+    grad: torch.Tensor,
     states: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
     total: torch.Tensor,
     logps: torch.Tensor,
-    grad: torch.Tensor,
 ) -> torch.Tensor:
     """Sum over rows of grad (e_y - p) hᵀ: [V, D].
 
-    The target's own share, 1 - p(y), comes from its log-probability: logits formed anew in a narrow
-    dtype are too coarse for it where p(y) is near 1.
+    The target's own share, 1 - p(y), comes from its log-probability: logits recomputed in a
+    narrow dtype are too coarse for it where p(y) is near 1.
     """
     d_weight = torch.empty_like(weight)
-    wide = total.dtype
-    for start in range(0, len(weight), WORDS):
-        words = slice(start, min(start + WORDS, len(weight)))
-        logits = (states @ weight[words].T).to(wide)
+    for start in range(0, len(weight), VOCAB_SLICE):
+        vocab_slice = slice(start, min(start + VOCAB_SLICE, len(weight)))
+        logits = (states @ weight[vocab_slice].T).to(total.dtype)
         probs = logits.sub_(total[:, None]).exp_().mul_(grad[:, None])
-        rows = ((targets >= words.start) & (targets < words.stop)).nonzero().squeeze(1)
-        probs[rows, targets[rows] - words.start] = 0
-        torch.mm(probs.to(weight.dtype).T, states, out=d_weight[words])
+        rows = ((targets >= start) & (targets < vocab_slice.stop)).nonzero().squeeze(1)
+        probs[rows, targets[rows] - start] = 0
+        torch.mm(probs.to(weight.dtype).T, states, out=d_weight[vocab_slice])
     share = grad * -torch.expm1(logps)
-    towards = (states.to(wide) * share[:, None]).to(weight.dtype)
-    return d_weight.neg_().index_add_(0, targets, towards)
+    target_grads = (states.to(total.dtype) * share[:, None]).to(weight.dtype)
+    return d_weight.neg_().index_add_(0, targets, target_grads)

@@ -26,7 +26,7 @@ from torch import nn
 
 from smoldpo.engine.kernels import layers
 from smoldpo.engine.kernels.elementwise import gated_product, gated_product_grads
-from smoldpo.engine.kernels.layers import block_product, row_blocks, upcast
+from smoldpo.engine.kernels.layers import apply, block_product, row_blocks, upcast
 from smoldpo.engine.layout import ROWS
 from smoldpo.models.adapters import NAME, is_adapted, magnitude_of
 
@@ -34,13 +34,13 @@ from smoldpo.models.adapters import NAME, is_adapted, magnitude_of
 def _add_low_rank(
     low: torch.Tensor, up: torch.Tensor, scaling: float, result: torch.Tensor, rows: int
 ) -> None:
-    """result [n, F] += s low [n, r] upᵀ, filled up to `rows`: each row as if it were alone."""
+    """result [n, F] += s low [n, r] upᵀ, padded to `rows`: each row as if it were alone."""
     if len(low) == rows or low.device.type != "cpu":
         result.addmm_(low, up.T, alpha=scaling)
         return
-    filled_low, filled = low.new_zeros(rows, low.shape[1]), result.new_zeros(rows, len(up))
-    filled_low[: len(low)], filled[: len(low)] = low, result
-    result.copy_(filled.addmm_(filled_low, up.T, alpha=scaling)[: len(low)])
+    padded_low, padded = low.new_zeros(rows, low.shape[1]), result.new_zeros(rows, len(up))
+    padded_low[: len(low)], padded[: len(low)] = low, result
+    result.copy_(padded.addmm_(padded_low, up.T, alpha=scaling)[: len(low)])
 
 
 class AdaptedLinearFunction(torch.autograd.Function):
@@ -117,7 +117,7 @@ def _product_and_grads(
 
 
 class GatedProductFunction(torch.autograd.Function):
-    """silu(a) u, which keeps a and u alone."""
+    """silu(a) u; saves a and u alone."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -144,26 +144,37 @@ def row_lengths(module: Any, weight: torch.Tensor) -> torch.Tensor:
     Args:
         weight: W in the adapters' precision.
     """
-    start, scaling = module.smoldpo_lengths, module.scaling[NAME]
+    start: torch.Tensor = module.smoldpo_lengths
+    scaling: float = module.scaling[NAME]
     down, up = (getattr(module, part)[NAME].weight for part in ("lora_A", "lora_B"))
-    wide = up.to(start.dtype)
-    crossed = (wide * (weight @ down.T).to(wide.dtype)).sum(1)
-    own = ((up @ (down @ down.T)).to(wide.dtype) * wide).sum(1)
-    return start * (1 + (2 * scaling * crossed + scaling**2 * own) / start.square()).sqrt()
+    full = up.to(start.dtype)
+    crossed = (full * (weight @ down.T).to(full.dtype)).sum(1)
+    own = ((up @ (down @ down.T)).to(full.dtype) * full).sum(1)
+    squares: torch.Tensor = 1 + (2 * scaling * crossed + scaling**2 * own) / start.square()
+    return start * squares.sqrt()
 
 
 class AdaptedLinear(nn.Module):
     """peft's linear layer with one adapter, computed here."""
 
     rows: int
+    base_layer: nn.Linear
+    lora_A: Any
+    lora_B: Any
+    scaling: dict[str, float]
+    _disable_adapters: bool
 
     def forward(self, states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
         """[..., D] to [..., F]; with a gate the input is silu(gate) states."""
         base = self.base_layer
         if self._disable_adapters:
-            return base(states if gate is None else GatedProductFunction.apply(gate, states))
+            result: torch.Tensor = base(
+                states if gate is None else apply(GatedProductFunction, gate, states)
+            )
+            return result
         magnitude, upcast_weight = magnitude_of(self), upcast(base.weight, states)
-        return AdaptedLinearFunction.apply(
+        return apply(
+            AdaptedLinearFunction,
             states,
             gate,
             base.weight,
@@ -180,12 +191,17 @@ class AdaptedLinear(nn.Module):
 class AdaptedMLP(nn.Module):
     """Llama's MLP with adapters on some of its layers."""
 
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[..., D] to the same shape."""
         gate, up = self.gate_proj(states), self.up_proj(states)
-        if isinstance(self.down_proj, AdaptedLinear):
-            return self.down_proj(up, gate)
-        return self.down_proj(GatedProductFunction.apply(gate, up))
+        adapted = isinstance(self.down_proj, AdaptedLinear)
+        inputs = (up, gate) if adapted else (apply(GatedProductFunction, gate, up),)
+        result: torch.Tensor = self.down_proj(*inputs)
+        return result
 
 
 def kind_of(module: nn.Module, dtype: torch.dtype) -> type[nn.Module]:
@@ -235,14 +251,15 @@ class FrozenAdapter(nn.Module):
         magnitude = magnitude_of(module)
         self.scale = self.bias = None
         if magnitude is not None:
-            self.bias, linear.bias = linear.bias, None
+            self.bias = linear.bias
+            linear.register_parameter("bias", None)
             self.scale = magnitude.weight / row_lengths(module, upcast(linear.weight, down))
             up = (self.scale[:, None] * up).to(up.dtype)
         self.down, self.up = (nn.Parameter(p.detach(), requires_grad=False) for p in (down, up))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., F]."""
-        result = self.linear(states)
+        result: torch.Tensor = self.linear(states)
         if self.scale is not None:
             result = result.mul_(self.scale)
         result += F.linear(F.linear(states, self.down), self.up)
@@ -253,5 +270,6 @@ def copy_adapters(model: nn.Module, policy: nn.Module) -> None:
     """Give `model`, in place, the adapters that `policy` has in peft's modules, as they are now."""
     for name, module in policy.named_modules():
         if is_adapted(module):
-            frozen = FrozenAdapter(model.get_submodule(name), module)
-            model.set_submodule(name, frozen, strict=True)
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            model.set_submodule(name, FrozenAdapter(linear, module), strict=True)

@@ -153,9 +153,9 @@ class EndpointJudge:
             return bytes(response.read(LARGEST))
 
     def _refused(self, error: urllib.error.HTTPError) -> str:
-        said = ""
+        excerpt = ""
         with error, contextlib.suppress(OSError, http.client.HTTPException):
-            said = self._excerpt(error.read(LARGEST))
+            excerpt = self._excerpt(error.read(LARGEST))
         advice = {
             400: "" if self._model else "; name a model: URL#model",
             401: f"; set {KEYS[0]} to a key that it takes",
@@ -167,7 +167,7 @@ class EndpointJudge:
             advice = (
                 "; redirects are not followed, as they would take the key along; give the final URL"
             )
-        return f"judge {self.name}: refused with {error.code}: {said or error.reason}{advice}"
+        return f"judge {self.name}: refused with {error.code}: {excerpt or error.reason}{advice}"
 
     def _excerpt(self, reply: bytes) -> str:
         """The beginning of what came, fit for a terminal, and without anything that is secret."""

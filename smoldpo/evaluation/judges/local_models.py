@@ -122,11 +122,8 @@ class _Scored:
         return float(logps.chosen.double() - logps.rejected.double())
 
 
-# Reward models: a number for an answer, from a sequence classifier with a single label.
-
-
 class RewardModel:
-    """A reward model with its own tokenizer, in the precision that its weights are stored in."""
+    """A sequence classifier with one label, in its weights' precision, with its own tokenizer."""
 
     def __init__(self, source: ModelSource, device: str):
         """Load it.
