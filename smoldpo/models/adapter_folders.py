@@ -156,7 +156,7 @@ def _require_exact(adapted: Any, folder: Path) -> None:
                 )
 
 
-def _untie(model: PreTrainedModel) -> None:
+def _untie(model: Any) -> None:
     """Give the LM head a matrix of its own, where an adapter is on it or on tied embeddings."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -93,14 +93,16 @@ def add_adapters(model: PreTrainedModel, settings: AdapterSettings, full: torch.
         raise UsageError(
             f"freeze_layers is {below}, so no layer is left for adapters; freeze fewer layers"
         )
+    scale: Any = _plain_number(settings.lora_alpha)  # peft takes fractions too
+    targets: dict[str, Any] = _targets(model, layers, settings.lora_target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_r,
-        lora_alpha=_plain_number(settings.lora_alpha),
+        lora_alpha=scale,
         lora_dropout=0.0,
         use_dora=settings.use_dora,
         use_rslora=settings.use_rslora,
-        **_targets(model, layers, settings.lora_target_modules),
+        **targets,
     )
     with torch.random.fork_rng(devices=[]), quiet(), _shapes_in(full, model):
         torch.manual_seed(settings.seed)

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import (
@@ -61,7 +62,8 @@ def generate_answer(
     ids = torch.tensor([list(prompt_ids)], device=model.device)
     ends = end_ids(model, tokenizer)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    output = model.generate(
+    answering: Any = model
+    output = answering.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
@@ -116,11 +118,11 @@ def generate_answers(
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends an answer: those the model's settings name, and the tokenizer's own."""
-    found: set[int] = set()
+    found: set[int | None] = set()
     for settings in (model.generation_config, model.config.get_text_config(), tokenizer):
         ids = getattr(settings, "eos_token_id", None)
         found |= set(ids if isinstance(ids, list | tuple) else [ids])
-    return sorted(found - {None})
+    return sorted(token for token in found if token is not None)
 
 
 @torch.no_grad()
@@ -140,9 +142,9 @@ def _new_tokens(
     noise = [_Gumbel(temperature, [_generator(seed, ids) for ids in prompts])]
     # Settings passed to `generate` only lie on top of the model's own, so each that may change a
     # distribution would have to be known by name. A shallow copy that has none is asked instead.
-    model = copy.copy(model)
-    model.generation_config = GenerationConfig()
-    output = model.generate(
+    answering: Any = copy.copy(model)
+    answering.generation_config = GenerationConfig()
+    output = answering.generate(
         input_ids=torch.tensor(padded, device=model.device),
         attention_mask=torch.tensor(seen, device=model.device),
         max_new_tokens=max_new_tokens,
@@ -162,7 +164,7 @@ def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: list[int])
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 class _Gumbel(LogitsProcessor):

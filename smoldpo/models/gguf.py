@@ -134,8 +134,9 @@ def _read_model(
     set_rope(config, metadata, None if frequencies is None else frequencies.data)
     _set_heads(config, metadata)
     read = modeling_gguf_pytorch_utils.load_gguf_checkpoint
+    loaded: Any
     if is_gguf_arch_supported(architecture) or not uses_global(read, "tqdm"):
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
             config=config,
@@ -144,7 +145,7 @@ def _read_model(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        loading["unexpected_keys"] -= {FREQUENCIES}
+        loaded[1]["unexpected_keys"] -= {FREQUENCIES}
     else:
         with torch.device("meta"):
             named = AutoModelForCausalLM.from_config(config)
@@ -153,7 +154,7 @@ def _read_model(
         found = quiet_read(
             path, return_tensors=True, model_to_load=named, torch_dtype=torch.float32
         )
-        model, loading = type(named).from_pretrained(
+        loaded = type(named).from_pretrained(
             None,
             config=config,
             state_dict=found["tensors"],
@@ -161,6 +162,7 @@ def _read_model(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    model, loading = loaded
     require_complete(model, loading, {})
     return model
 

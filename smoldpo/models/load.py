@@ -124,8 +124,10 @@ def load_model(
             (models/completeness.py); a hub out of reach; a model that needs code of its own; an
             adapter whose model is not the one that it was trained on.
     """
+    model: Any
     if source.base is not None:
-        return merged(_base_model(source, dtype), Path(source.location)).to(device).eval()
+        model = merged(_base_model(source, dtype), Path(source.location))
+        return model.to(device).eval()
     model = _load_complete(source, AutoModelForCausalLM, dtype, as_stored)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -212,7 +214,7 @@ def _base_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     assert base is not None and said is not None
     if said.sha256 is None:
         return load_model(base, dtype)
-    model = load_model(base, getattr(torch, str(said.dtype), torch.float32))
+    model: Any = load_model(base, getattr(torch, str(said.dtype), torch.float32))
     if weights_sha256(model) != said.sha256:
         raise ModelError(
             f"{source.name}: is an adapter of {said.model}, whose weights are no longer those that "

@@ -39,7 +39,7 @@ def tensors_sha256(
     for name, tensor in sorted(named, key=lambda item: item[0]):
         values = tensor.detach().to(dtype or tensor.dtype).cpu().contiguous()
         digest.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
-        digest.update(memoryview(values.view(torch.uint8).numpy().reshape(-1)))
+        digest.update(values.view(torch.uint8).numpy().reshape(-1).data)
         if done is not None:
             done(tensor)
     return digest.hexdigest()
