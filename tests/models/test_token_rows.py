@@ -55,7 +55,7 @@ def test_a_template_that_uses_it_is_refused_before_anything_is_computed(
     def computed(*_, **__):
         raise AssertionError("computed")
 
-    monkeypatch.setattr("transformers.LlamaForCausalLM.forward", computed)
+    monkeypatch.setattr("torch.nn.functional.embedding", computed)
     result = cli(*(word.format(m=used, data=pairs_file) for word in arguments))
     assert result.code == 1 and result.out == ""
     assert "the tokenizer has 3" in result.err and "'<|extra|>'" in result.err
