@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -36,6 +36,24 @@ NO_NUMBERS = PairNumbers()
 
 
 @dataclass(frozen=True)
+class TemplateArguments:
+    """What a row gives to the chat template besides its messages.
+
+    Attributes:
+        kwargs: by name, such as enable_thinking; they come before those of the settings.
+        tools: JSON schemas of the functions that the assistant may call; None: those of the settings.
+        documents: what the assistant may look things up in; None: those of the settings.
+    """
+
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] | None = None
+    documents: tuple[dict[str, Any], ...] | None = None
+
+
+NO_ARGUMENTS = TemplateArguments()
+
+
+@dataclass(frozen=True)
 class PreferencePair:
     """One prompt with the answer that people prefer and the one that they do not.
 
@@ -45,20 +63,29 @@ class PreferencePair:
     prompt: Prompt
     chosen: str
     rejected: str
+    """Text. Of a side that is a conversation, what the assistant says in it."""
     file: str = ""
     row: int = 0
     id: str = ""
     source: str = ""
     category: str = ""
     numbers: PairNumbers = NO_NUMBERS
+    chosen_messages: tuple[Message, ...] | None = None
+    rejected_messages: tuple[Message, ...] | None = None
+    """The messages of a side that is more than one text: several turns, tool calls, thinking."""
+    arguments: TemplateArguments = NO_ARGUMENTS
 
     def __post_init__(self) -> None:
         if not self.id:
             object.__setattr__(self, "id", self.content_hash()[:16])
 
     def content_hash(self) -> str:
-        """SHA-256 (hex) of the three texts: equal exactly when two pairs say the same."""
-        texts = [self.prompt, self.chosen, self.rejected]
+        """SHA-256 (hex) of what is said: equal exactly when two pairs say the same."""
+        texts: list[Any] = [self.prompt, self.chosen, self.rejected]
+        if self.chosen_messages or self.rejected_messages:
+            texts += [self.chosen_messages, self.rejected_messages]
+        if self.arguments != NO_ARGUMENTS:
+            texts.append(asdict(self.arguments))
         canonical = json.dumps(texts, ensure_ascii=True, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from smoldpo.cli.data import Columns, Format, parse_columns
-from smoldpo.cli.support import fail_gates, names, verb, writable
+from smoldpo.cli.support import (
+    ChatTemplate,
+    Documents,
+    Score,
+    TemplateDate,
+    TemplateKwargs,
+    Tools,
+    Truncation,
+    fail_gates,
+    names,
+    verb,
+    writable,
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -67,6 +79,13 @@ def evaluate(
     engine: Annotated[str, typer.Option(help="auto, fast or plain.")] = "auto",
     format: Format = None,
     columns: Columns = None,
+    chat_template: ChatTemplate = None,
+    chat_template_kwargs: TemplateKwargs = None,
+    tools: Tools = None,
+    documents: Documents = None,
+    template_date: TemplateDate = None,
+    truncation: Truncation = None,
+    score: Score = None,
 ) -> None:
     """Measure preference accuracy of a model on pairs, or compare two models on them."""
     from smoldpo.config.evaluate_options import evaluate_options
@@ -92,6 +111,13 @@ def evaluate(
             "max_new_tokens": max_new_tokens,
             "judges": judge or [],
             "fail_under": names(fail_under),
+            "chat_template": chat_template,
+            "chat_template_kwargs": chat_template_kwargs,
+            "tools": tools,
+            "documents": documents,
+            "template_date": template_date,
+            "truncation": truncation,
+            "score": score,
         }
     )
     writable("--rows", rows)

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from smoldpo.config.field_types import Device, Dtype, EngineName, Judges, Names, PositiveInt
+from smoldpo.config.field_types import (
+    Day,
+    Device,
+    Dtype,
+    EngineName,
+    Judges,
+    Names,
+    PositiveInt,
+    Score,
+    Truncate,
+    arguments,
+)
 from smoldpo.config.load import read_fields
 from smoldpo.utils.errors import ConfigError
 
@@ -41,6 +52,14 @@ class EvaluateOptions(BaseModel):
     max_new_tokens: PositiveInt = 128
     judges: Judges = []
     fail_under: Names = []
+    chat_template: str | None = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(arguments)] = None
+    tools: str | None = None
+    documents: str | None = None
+    template_date: Day = None
+    truncation: Truncate | None = None
+    score: Score | None = None
+    """Those that are None are the run's, where the last model is one, and else train's defaults."""
 
 
 def evaluate_options(given: Mapping[str, Any]) -> EvaluateOptions:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -38,6 +40,34 @@ def _split_judges(value: Any) -> Any:
 
 def _none_word(value: Any) -> Any:
     return None if isinstance(value, str) and value.lower() in ("none", "null") else value
+
+
+def arguments(value: Any) -> Any:
+    """Arguments by name: a mapping, or name=value, the value as JSON or else as text."""
+    items = _split_commas(value)
+    if not isinstance(items, list):
+        return value
+    found = {}
+    for item in items:
+        name, is_given, text = str(item).partition("=")
+        if not is_given or not name.strip():
+            raise ValueError(f"{item!r} is not name=value, such as enable_thinking=false")
+        try:
+            found[name.strip()] = json.loads(text)
+        except ValueError:
+            found[name.strip()] = text.strip()
+    return found
+
+
+def _day(value: Any) -> Any:
+    """A day as YYYY-MM-DD, which YAML reads as a date."""
+    value = _none_word(value)
+    if value is None:
+        return None
+    try:
+        return datetime.date.fromisoformat(str(value)).isoformat()
+    except ValueError:
+        raise ValueError("give a day as YYYY-MM-DD, such as 2026-01-31") from None
 
 
 def _loss_names(value: Any) -> Any:
@@ -78,6 +108,10 @@ Judges = Annotated[list[str], BeforeValidator(_split_judges)]
 Layers = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"] | None, BeforeValidator(_layers)]
 LayerWords = Annotated[Names, BeforeValidator(_words)]
 Duration = Annotated[str, AfterValidator(_duration)]
+Arguments = Annotated[dict[str, Any], BeforeValidator(arguments)]
+Day = Annotated[str | None, BeforeValidator(_day)]
+Truncate = Literal["turns", "tokens", "drop"]
+Score = Literal["assistant", "last"]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 EngineName = Literal["auto", "fast", "plain"]

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from smoldpo.config.field_types import (
+    Arguments,
+    Day,
     Device,
     Dtype,
     Duration,
@@ -27,6 +29,8 @@ from smoldpo.config.field_types import (
     Positive,
     PositiveInt,
     ScheduleName,
+    Score,
+    Truncate,
 )
 from smoldpo.config.losses import FACTS
 
@@ -148,7 +152,43 @@ class TrainConfig(BaseModel):
         None, description="evaluate on the first N held-out pairs only"
     )
     max_length: Annotated[int, Field(ge=2)] = Field(
-        1024, description="tokens of prompt and completion together; the prompt's oldest go first"
+        1024, description="tokens of prompt and completion together"
+    )
+    truncation: Truncate = Field(
+        "turns",
+        description="of what is longer: turns, a dialogue's oldest turns go, then the prompt's "
+        "oldest tokens; tokens, the prompt's oldest tokens; drop, the pair is left out",
+    )
+
+    # Chat template
+    chat_template: OrNone[str] = Field(
+        None, description="a file with a chat template (Jinja) to use in place of the model's"
+    )
+    chat_template_kwargs: Arguments = Field(
+        {},
+        description="arguments for the chat template, such as enable_thinking=false "
+        "(docs/conversations.md), comma-separated",
+    )
+    tools: OrNone[str] = Field(
+        None, description="a JSON file with the tools of every prompt; rows may have their own"
+    )
+    documents: OrNone[str] = Field(
+        None, description="a JSON file with documents that every prompt may use"
+    )
+    template_date: Day = Field(
+        None,
+        description="the day that a chat template takes for today, as YYYY-MM-DD; by default the "
+        "day on which the run begins",
+    )
+    score: Score = Field(
+        "assistant",
+        description="what is scored of a side of several messages: all turns of the assistant, or "
+        "the last",
+    )
+    allow_template_mismatch: bool = Field(
+        False,
+        description="train even where what is scored is not what the model would write in use "
+        "(docs/conversations.md)",
     )
 
     # Loss
@@ -379,7 +419,8 @@ class TrainConfig(BaseModel):
 SECTIONS = {
     "Model": ("model", "train"),
     "Adapters": ("use_peft", "merge"),
-    "Data": ("data", "max_length"),
+    "Data": ("data", "truncation"),
+    "Chat template": ("chat_template", "allow_template_mismatch"),
     "Loss": ("loss_type", "cpo_alpha"),
     "Training": ("learning_rate", "seed"),
     "Evaluation": ("per_device_eval_batch_size", "fail_under"),

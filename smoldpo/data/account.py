@@ -84,12 +84,19 @@ class SplitAccount(BaseModel):
 
 
 class TokenAccount(BaseModel):
-    """Lengths in tokens, and the number of pairs for each note of the tokenizer."""
+    """Lengths in tokens, and the number of pairs for each note of the tokenizer.
+
+    Attributes:
+        left_out: pairs without anything to learn from, by the reason.
+        template_mismatches: where the chat template and what is scored do not agree, in words.
+    """
 
     max_length: int
     longest: int
     mean: float
     notes: dict[str, int] = {}
+    left_out: dict[str, int] = {}
+    template_mismatches: list[str] = []
 
 
 class DataAccount(BaseModel):

@@ -16,7 +16,6 @@ import numpy as np
 
 from smoldpo.data.cleaning.rules import Problem
 from smoldpo.data.cleaning.text import prompt_text
-from smoldpo.data.schemas.fields import as_messages
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import DataError
 
@@ -56,38 +55,12 @@ class TokenCounter:
         from smoldpo.data.tokenize import PairTokenizer  # torch and transformers come with it
 
         self.exact = PairTokenizer(tokenizer, max_length=10**9)
-        tokens = control_tokens(tokenizer)
-        self._control = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
 
     def count(self, pairs: Sequence[PreferencePair]) -> list[Lengths | str]:
-        """Lengths of each pair, or why it has none. Tokenising many texts at once is faster."""
-        rendered = [self._render(pair) for pair in pairs]
-        texts = [text for each in rendered if each is not None for text in each]
-        encode = self.exact.tokenizer
-        ids = encode(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-        lengths = map(len, ids)
-        return [
-            (next(lengths), next(lengths), next(lengths)) if each else self._count_exactly(pair)
-            for pair, each in zip(pairs, rendered, strict=True)
-        ]
+        """Lengths of each pair, or why it has none."""
+        return [self._count(pair) for pair in pairs]
 
-    def _render(self, pair: PreferencePair) -> tuple[str, str, str] | None:
-        """Prompt and answers as they are tokenised; None where only the exact way will do."""
-        from smoldpo.data.tokenize import render
-
-        turn = self.exact.turn
-        texts = f"{prompt_text(pair.prompt)} {pair.chosen} {pair.rejected}"
-        if turn is None or self._control.search(texts):
-            return None
-        try:
-            messages = list(as_messages(pair.prompt))
-            prompt = render(self.exact.tokenizer, messages, add_generation_prompt=True)
-        except Exception:  # a template can fail in any way; the exact path names the row
-            return None
-        sides = [side.strip() if turn.trims else side for side in (pair.chosen, pair.rejected)]
-        return prompt, sides[0] + turn.end_of_turn, sides[1] + turn.end_of_turn
-
-    def _count_exactly(self, pair: PreferencePair) -> Lengths | str:
+    def _count(self, pair: PreferencePair) -> Lengths | str:
         try:
             done = self.exact.tokenize(pair)
         except DataError as error:

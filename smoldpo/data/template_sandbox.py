@@ -10,15 +10,17 @@ for everyone else.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2.meta
 import jinja2.sandbox
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
@@ -77,7 +79,37 @@ def _environment() -> GuardedEnvironment:
     )
     ours.filters |= theirs.filters
     ours.globals |= theirs.globals
+    # A prompt must be the same each time that it is rendered; the clock comes with `render`.
+    ours.filters["random"] = ours.globals["lipsum"] = _refuse_chance
     return ours
+
+
+def _refuse_chance(*_: Any, **__: Any) -> str:
+    raise jinja2.TemplateRuntimeError("it draws at random, so no prompt would be the same twice")
+
+
+def variables(template: str) -> set[str]:
+    """Names that a template reads and does not set first: its arguments.
+
+    Raises:
+        jinja2.TemplateError: it cannot be parsed.
+    """
+    with limits():
+        return jinja2.meta.find_undeclared_variables(_environment().parse(template))
+
+
+def day_writer(day: datetime.date, used: list[str] | None = None) -> Callable[[str], str]:
+    """`strftime_now` of templates, for which it is always the midnight that begins `day`.
+
+    Its formats are added to `used`.
+    """
+
+    def strftime_now(format: str) -> str:
+        if used is not None:
+            used.append(format)
+        return datetime.datetime.combine(day, datetime.time()).strftime(format)
+
+    return strftime_now
 
 
 @functools.lru_cache
@@ -97,9 +129,15 @@ def _apply() -> Any:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    add_generation_prompt: bool,
+    **arguments: Any,
 ) -> str:
     """The dialogue as the tokenizer's chat template writes it, sandboxed and within limits.
+
+    Args:
+        arguments: what the template reads besides: tools, documents, strftime_now, its own names.
 
     Raises:
         TemplateLimitError: it takes more time or memory than `limits` allows.
@@ -107,7 +145,11 @@ def render(
     """
     with limits():
         return _apply()(
-            tokenizer, messages, add_generation_prompt=add_generation_prompt, tokenize=False
+            tokenizer,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **arguments,
         )
 
 

@@ -6,74 +6,113 @@ r"""From texts to token ids: chat template, boundary, end of turn, truncation.
 
 * The prompt is tokenised once and shared by both sides; the answer's tokens follow it. Where the
   tokenizer would have merged characters across that boundary the pair carries "boundary_merge".
-* The template's own end of the assistant's turn, up to and including its first special token, is
-  scored; what the template puts after it (a newline, often) is left away.
+* An answer is what the template writes behind the generation prompt, up to and including its end of
+  turn; what it puts after that (a newline, often) is left away. See data/chat_template.py.
+* Of a side of several messages the assistant's turns are scored, and what tools and users say
+  between them is not.
 * A model without a chat template reads plain text: at most one BOS before it, EOS after it once.
-* Truncation keeps completions: the prompt loses its oldest tokens first; a completion that does not
-  fit even then loses its end, and gets no end of turn.
+* Truncation keeps completions: the dialogue loses its oldest turns, then the prompt its oldest
+  tokens; a completion that does not fit even then loses its end, and gets no end of turn.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from smoldpo.data.template_sandbox import TemplateLimitError, render
+from smoldpo.config.field_types import Score, Truncate
+from smoldpo.data.chat_template import (
+    REWRITES,
+    SWITCHES,
+    TEMPLATE_ERRORS,
+    ChatTemplate,
+    Mismatch,
+    TemplateSettings,
+    reasoning_of,
+)
+from smoldpo.data.dialogue import as_messages, as_text, sides, without_oldest_turn
+from smoldpo.data.text_encoder import HIDDEN, TextEncoder
 from smoldpo.types import (
-    NO_NUMBERS,
     Advance,
     Message,
     PreferencePair,
     Prompt,
+    TemplateArguments,
     TokenizedPair,
     no_progress,
 )
 from smoldpo.utils.errors import DataError, ModelError, UsageError
 
-PROBE = "smoldpo probe"
-TEMPLATE_ERRORS = (
-    jinja2.TemplateError,
-    TemplateLimitError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-"""What a template that is wrong, or hostile, may raise: it is a program."""
-PRIVATE = re.compile("\ue000(\\d+)\ue001")
+Part = tuple[str, bool]
+"""A piece of a rendered side, and whether it is scored."""
+TOO_LONG, SAME, UNSCORED = "too_long", "same_after_truncation", "nothing_scored_after_truncation"
 
 
 @dataclass(frozen=True)
-class TurnShape:
-    """What a chat template does around an answer, found by rendering one."""
+class Tokenization:
+    """How pairs become tokens, beside the tokenizer.
 
-    end_of_turn: str
-    trims: bool
-    agrees: bool
-    """Whether the answer stands right behind the generation prompt when the whole is rendered."""
+    Attributes:
+        max_length: tokens of prompt and completion together.
+        template: what the chat template reads besides messages.
+        truncation: of a dialogue that is too long: `turns`, the oldest whole turns go, then tokens;
+            `tokens`, the prompt's oldest; `drop`, the pair is left out.
+        score: of a side of several messages: every turn of the `assistant`, or the `last`.
+    """
+
+    max_length: int
+    template: TemplateSettings = field(default_factory=TemplateSettings)
+    truncation: Truncate = "turns"
+    score: Score = "assistant"
+
+
+@dataclass
+class FoundMismatch:
+    """A mismatch, the first pair that has it, and how many have it."""
+
+    mismatch: Mismatch
+    file: str
+    row: int
+    pairs: int = 0
+
+    def __str__(self) -> str:
+        where = f"{self.file}, row {self.row}" if self.file else "the first one"
+        return f"{self.mismatch} ({self.pairs:,} pairs; {where}). {self.mismatch.advice}"
 
 
 class PairTokenizer:
-    """Tokenises pairs for one model and one `max_length`, and counts what happened on the way."""
+    """Tokenises pairs for one model, and counts what happened on the way.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
+    Attributes:
+        notes: pairs by what happened to them, such as "prompt_truncated".
+        left_out: pairs that `select` left out, by the reason.
+        mismatches: ways in which what is scored is not what the model would write in use.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, how: Tokenization | int):
+        """`how`: all of it, or max_length alone.
+
+        Raises:
+            ModelError, UsageError: as `ChatTemplate`; or the settings need a chat template, and the
+                model has none.
+        """
         self.tokenizer = tokenizer
-        self.max_length = max_length
+        self.how = how if isinstance(how, Tokenization) else Tokenization(how)
         self.is_chat = bool(tokenizer.chat_template)
-        self.turn = _probe_turn(tokenizer) if self.is_chat else None
-        self.notes: Counter[str] = Counter()
-        added = tokenizer.added_tokens_decoder.values()
-        control = sorted((token.content for token in added if token.special), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, control)) or "(?!)")
+        self.template = ChatTemplate(tokenizer, self.how.template) if self.is_chat else None
+        if self.template is None and self.how.template != TemplateSettings(self.how.template.date):
+            raise UsageError(
+                "the model has no chat template, so that arguments, tools and documents for one say "
+                "nothing to it; give one with --chat-template"
+            )
+        self._encoder = TextEncoder(tokenizer, self.template.marks if self.template else ())
         self._bos = _leading_bos(tokenizer)
+        self.notes: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        self.mismatches: dict[str, FoundMismatch] = {}
 
     def tokenize(self, pair: PreferencePair) -> TokenizedPair:
         """One pair as token ids.
@@ -82,16 +121,8 @@ class PairTokenizer:
             DataError: the template refuses the dialogue, or the prompt has no tokens.
         """
         notes: set[str] = set()
-        if self.is_chat:
-            prompt_ids, (chosen_ids, rejected_ids) = self._chat(pair, notes)
-        else:
-            prompt_ids, (chosen_ids, rejected_ids) = self._plain(pair, notes)
-        if not prompt_ids:
-            raise DataError("the prompt has no tokens", pair.file, pair.row)
-        tokenized = self._truncate(pair.id, prompt_ids, chosen_ids, rejected_ids, notes)
-        if pair.numbers != NO_NUMBERS:
-            tokenized = replace(tokenized, numbers=pair.numbers)
-        self.notes.update(notes)
+        tokenized = self._tokens(pair, notes)
+        self.notes.update(tokenized.notes)
         return tokenized
 
     def tokenize_all(
@@ -104,65 +135,152 @@ class PairTokenizer:
             advance(1)
         return tokenized
 
+    def select(
+        self, pairs: Iterable[PreferencePair], advance: Advance = no_progress
+    ) -> tuple[list[PreferencePair], list[TokenizedPair]]:
+        """The pairs that can be learned from, and their tokens; the others are counted.
+
+        Left out are pairs whose sides are the same tokens after truncation: they have no gradient.
+        With `truncation` drop, those are left out that are too long.
+        """
+        chosen, tokens = [], []
+        for pair in pairs:
+            tokenized = self.tokenize(pair)
+            if (reason := self._reason_to_leave_out(tokenized)) is None:
+                chosen.append(pair)
+                tokens.append(tokenized)
+            else:
+                self.left_out[reason] += 1
+            advance(1)
+        return chosen, tokens
+
+    def _reason_to_leave_out(self, pair: TokenizedPair) -> str | None:
+        if self.how.truncation == "drop" and pair.notes & CUT:
+            return TOO_LONG
+        if UNSCORED in pair.notes:
+            return UNSCORED
+        ours, theirs = pair.completions
+        return SAME if ours == theirs else None
+
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """A prompt alone, ready for the model to answer."""
-        pair = PreferencePair(prompt, "", "")
-        return (self._chat if self.is_chat else self._plain)(pair, set())[0]
-
-    def _chat(
-        self, pair: PreferencePair, notes: set[str]
-    ) -> tuple[list[int], tuple[list[int], list[int]]]:
-        assert self.turn is not None
-        forged: list[str] = []
-        messages = _as_messages(pair.prompt)
-        messages = [
-            _map_content(message, lambda text: self._hide(text, forged)) for message in messages
-        ]
-        try:
-            rendered = render(self.tokenizer, messages, add_generation_prompt=True)
-        except TEMPLATE_ERRORS as error:
-            raise DataError(
-                f"the model's chat template refuses this dialogue: {error}", pair.file, pair.row
-            ) from None
-        prompt_ids = self._encode(rendered, forged)
-        completions = []
-        for side in (pair.chosen, pair.rejected):
-            answer = self._hide(side.strip() if self.turn.trims else side, forged)
-            completion = self._encode(answer + self.turn.end_of_turn, forged)
-            if not forged and self._encode(rendered + answer, forged) != prompt_ids + self._encode(
-                answer, forged
-            ):
-                notes.add("boundary_merge")
-            completions.append(completion)
-        if forged:
-            notes.add("forged_control_token")
-        if not self.turn.agrees:
-            notes.add("template_puts_text_before_answer")
-        return prompt_ids, (completions[0], completions[1])
-
-    def _plain(
-        self, pair: PreferencePair, notes: set[str]
-    ) -> tuple[list[int], tuple[list[int], list[int]]]:
-        if not isinstance(pair.prompt, str):
-            raise DataError(
-                "the prompt is a list of messages, but the model has no chat template; "
-                "use a chat (Instruct) model, or a prompt that is text",
-                pair.file,
-                pair.row,
+        """A prompt alone, ready for the model to answer; never truncated."""
+        hidden: list[str] = []
+        if self.template is None:
+            return self._bos + self._encoder.encode(
+                self._encoder.hide(as_text(PreferencePair(prompt, "", "")), hidden), hidden
             )
-        forged: list[str] = []
-        prompt = self._hide(pair.prompt, forged)
-        prompt_ids = self._encode(prompt, forged)
-        completions = []
-        for side in (pair.chosen, pair.rejected):
-            answer = self._hide(side, forged)
-            completion = self._encode(answer, forged)
-            if not forged and self._encode(prompt + answer, forged) != prompt_ids + completion:
-                notes.add("boundary_merge")
-            completions.append([*completion, self._eos()])
-        if forged:
+        messages = [self._hide(message, hidden) for message in as_messages(prompt)]
+        return self._encoder.encode(
+            self._render(PreferencePair(prompt, "", ""), messages, True), hidden
+        )
+
+    def ids_behind_answer(self) -> list[int]:
+        """What the chat template puts behind an answer's end of turn: a line break, often."""
+        return self._encoder.encode(self.template.behind_turn, []) if self.template else []
+
+    def _tokens(self, pair: PreferencePair, notes: set[str]) -> TokenizedPair:
+        if self.template is None:
+            return self._finish(pair, *self._plain(pair, notes), notes)
+        prompt, ours = self._chat(pair, notes)
+        if self.how.truncation == "turns":
+            while (shorter := without_oldest_turn(pair)) and self._is_too_long(prompt, ours):
+                pair, notes = shorter, notes - {"boundary_merge"} | {"turns_dropped"}
+                prompt, ours = self._chat(pair, notes)
+        return self._finish(pair, prompt, ours, notes)
+
+    def _is_too_long(self, prompt: list[int], both: Sequence[_Side]) -> bool:
+        return len(prompt) + max(len(side.ids) for side in both) > self.how.max_length
+
+    def _chat(self, pair: PreferencePair, notes: set[str]) -> tuple[list[int], list[_Side]]:
+        assert self.template is not None
+        hidden: list[str] = []
+        before = [self._hide(message, hidden) for message in as_messages(pair.prompt)]
+        prompt = self._render(pair, before, True)
+        prompt_ids = self._encoder.encode(prompt, hidden)
+        notes.update(f"{name}_not_read" for name in self.template.unread(pair.arguments))
+        encoded = []
+        for side in sides(pair):
+            messages = [self._hide(message, hidden, answer=True) for message in side]
+            parts = self._parts(pair, before, prompt, messages, notes)
+            encoded.append(self._encode(prompt, prompt_ids, parts, hidden, notes))
+        if hidden:
             notes.add("forged_control_token")
-        return self._bos + prompt_ids, (completions[0], completions[1])
+        if not self.template.ends_turns:
+            notes.add("template_ends_no_turn")
+        return prompt_ids, encoded
+
+    def _parts(
+        self,
+        pair: PreferencePair,
+        before: list[Message],
+        prompt: str,
+        side: list[Message],
+        notes: set[str],
+    ) -> list[Part]:
+        """A side as the template writes it behind the prompt, up to its last end of turn."""
+        assert self.template is not None
+        parts: list[Part] = []
+        at = prompt
+        for index, message in enumerate(side):
+            if message["role"] != "assistant":
+                continue
+            seen = self._render(pair, before + side[:index], True) if index else prompt
+            written = self._render(pair, [*before, *side[: index + 1]], False)
+            if not seen.startswith(at):
+                self._report(pair, Mismatch(REWRITES), before, side[: index + 1], notes)
+                if not seen.startswith(prompt):
+                    raise DataError(
+                        "the chat template writes the prompt otherwise once the dialogue goes on, "
+                        "so that both sides have no prompt in common",
+                        pair.file,
+                        pair.row,
+                    )
+                parts, at = [], prompt
+            said, mismatch = self.template.answer(seen, written, message)
+            if mismatch:
+                self._report(pair, mismatch, before, side[: index + 1], notes)
+            if (thought := reasoning_of(message)) and thought.strip() not in said:
+                notes.add("reasoning_not_written")
+            content = str(message.get("content") or "")
+            if content != content.strip() and content not in said:
+                notes.add("template_trims_answer")
+            parts += [(seen[len(at) :], False), (said, True)]
+            at = seen + said
+        if self.how.score == "last":
+            parts = [(text, False) for text, _ in parts[:-1]] + parts[-1:]
+        return parts
+
+    def _encode(
+        self,
+        prompt: str,
+        prompt_ids: list[int],
+        parts: list[Part],
+        hidden: list[str],
+        notes: set[str],
+    ) -> _Side:
+        text, ids, scored = prompt, list(prompt_ids), []
+        for part, is_scored in parts:
+            if not part:
+                continue
+            more, merged = self._encoder.continuation(text, ids, part, hidden)
+            if merged:
+                notes.add("boundary_merge")
+            text, ids = text + part, ids + more
+            scored += [is_scored] * len(more)
+        return _Side(ids[len(prompt_ids) :], scored)
+
+    def _plain(self, pair: PreferencePair, notes: set[str]) -> tuple[list[int], list[_Side]]:
+        hidden: list[str] = []
+        prompt = self._encoder.hide(as_text(pair), hidden)
+        prompt_ids = self._encoder.encode(prompt, hidden)
+        encoded = []
+        for text in (pair.chosen, pair.rejected):
+            parts = [(self._encoder.hide(text, hidden), True)]
+            side = self._encode(prompt, prompt_ids, parts, hidden, notes)
+            encoded.append(_Side([*side.ids, self._eos()], [*side.scored, True]))
+        if hidden:
+            notes.add("forged_control_token")
+        return self._bos + prompt_ids, encoded
 
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:
@@ -171,50 +289,108 @@ class PairTokenizer:
             )
         return self.tokenizer.eos_token_id
 
-    def _hide(self, text: str, forged: list[str]) -> str:
-        """Replace control tokens written out in `text` by private marks; `forged` remembers them.
+    def _hide(self, message: Message, hidden: list[str], answer: bool = False) -> Message:
+        """A message without control tokens in its texts.
 
         Text that people wrote must never become a control token: a forged end of turn would split a
-        message in two. The template sees the marks, and `_encode` spells the texts out again.
+        message in two.
         """
 
-        def mark(match: re.Match[str]) -> str:
-            forged.append(match.group())
-            return f"\ue000{len(forged) - 1}\ue001"
+        def change(value: object) -> object:
+            if isinstance(value, str):
+                return self._encoder.hide(value, hidden, answer or message["role"] == "assistant")
+            if isinstance(value, dict):
+                return {key: change(item) for key, item in value.items()}
+            return [change(item) for item in value] if isinstance(value, list | tuple) else value
 
-        return self._control.sub(mark, text)
+        return {k: v if k == "role" else change(v) for k, v in message.items()}
 
-    def _encode(self, text: str, forged: list[str]) -> list[int]:
-        if not forged:
-            return self._ids(text)
-        ids: list[int] = []
-        for index, piece in enumerate(PRIVATE.split(text)):
-            is_mark = index % 2 == 1 and int(piece) < len(forged)
-            ids += (
-                self._ids(forged[int(piece)], split_special=True) if is_mark else self._ids(piece)
-            )
-        return ids
+    def _render(self, pair: PreferencePair, messages: list[Message], in_use: bool) -> str:
+        assert self.template is not None
+        try:
+            return self.template.render(messages, in_use, pair.arguments)
+        except TEMPLATE_ERRORS as error:
+            raise DataError(
+                f"the model's chat template refuses this dialogue: {error}", pair.file, pair.row
+            ) from None
 
-    def _ids(self, text: str, split_special: bool = False) -> list[int]:
-        return self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=split_special, verbose=False
-        )["input_ids"]
+    def _report(
+        self,
+        pair: PreferencePair,
+        mismatch: Mismatch,
+        before: list[Message],
+        side: list[Message],
+        notes: set[str],
+    ) -> None:
+        """Count a mismatch, once a pair; for the first of its kind, look for what helps."""
+        found = self.mismatches.get(mismatch.note)
+        if found is None:
+            setting = self._setting_without_mismatch(before, side, pair.arguments)
+            shown = HIDDEN.sub("", mismatch.text)[:200]
+            mismatch = replace(mismatch, text=shown, setting=setting)
+            found = self.mismatches[mismatch.note] = FoundMismatch(mismatch, pair.file, pair.row)
+        if mismatch.note not in notes:
+            found.pairs += 1
+        notes.add(mismatch.note)
 
-    def _truncate(
-        self, id: str, prompt: list[int], chosen: list[int], rejected: list[int], notes: set[str]
+    def _setting_without_mismatch(
+        self, before: list[Message], side: list[Message], arguments: TemplateArguments
+    ) -> str | None:
+        """The first argument of the template under which the last turn of `side` has none."""
+        assert self.template is not None
+        for name in SWITCHES:
+            if name not in self.template.variables or name in arguments.kwargs:
+                continue
+            for value in (False, True):
+                try:
+                    template = self.template.with_argument(name, value)
+                    seen = template.render([*before, *side[:-1]], True, arguments)
+                    written = template.render([*before, *side], False, arguments)
+                except (*TEMPLATE_ERRORS, ModelError):
+                    continue
+                if template.answer(seen, written, side[-1])[1] is None:
+                    return f"{name}={str(value).lower()}"
+        return None
+
+    def _finish(
+        self, pair: PreferencePair, prompt: list[int], both: Sequence[_Side], notes: set[str]
     ) -> TokenizedPair:
-        room = max(1, self.max_length - max(len(chosen), len(rejected)))
+        """The pair cut to max_length."""
+        if not prompt:
+            raise DataError("the prompt has no tokens", pair.file, pair.row)
+        limit = self.how.max_length
+        room = max(1, limit - max(len(side.ids) for side in both))
         if len(prompt) > room:
             prompt = prompt[-room:]
             notes.add("prompt_truncated")
-        room = self.max_length - len(prompt)
-        if len(chosen) > room:
-            notes.add("chosen_truncated")
-        if len(rejected) > room:
-            notes.add("rejected_truncated")
+        room = limit - len(prompt)
+        cut = [_Side(side.ids[:room], side.scored[:room]) for side in both]
+        for name, side, whole in zip(("chosen", "rejected"), cut, both, strict=True):
+            if len(side.ids) < len(whole.ids):
+                notes.add(f"{name}_truncated")
+        if not all(any(side.scored) for side in cut):
+            notes.add(UNSCORED)
+        masks = [tuple(side.scored) if any(side.scored) else None for side in cut]
         return TokenizedPair(
-            id, tuple(prompt), tuple(chosen[:room]), tuple(rejected[:room]), frozenset(notes)
+            pair.id,
+            tuple(prompt),
+            *(tuple(side.ids) for side in cut),
+            notes=frozenset(notes),
+            numbers=pair.numbers,
+            chosen_scored=masks[0],
+            rejected_scored=masks[1],
         )
+
+
+CUT = frozenset({"prompt_truncated", "chosen_truncated", "rejected_truncated"})
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A completion's ids, and which of them are scored."""
+
+    ids: list[int]
+    scored: list[bool]
 
 
 def require_room(pairs: Sequence[TokenizedPair], positions: int | None) -> None:
@@ -229,48 +405,6 @@ def require_room(pairs: Sequence[TokenizedPair], positions: int | None) -> None:
             f"the longest pair has {longest:,} tokens, but the model only {positions:,} positions; "
             f"give --max-length {positions} (or less)"
         )
-
-
-def _as_messages(prompt: Prompt) -> list[Message]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-def _map_content(message: Message, change: Any) -> Message:
-    content = message.get("content")
-    return message if content is None else message | {"content": change(content)}
-
-
-def _probe_turn(tokenizer: PreTrainedTokenizerBase) -> TurnShape:
-    """Render a small dialogue and look at what stands around the answer.
-
-    Raises:
-        ModelError: the template fails, or leaves the answer out.
-    """
-    question: list[Message] = [{"role": "user", "content": "question"}]
-    answered = [*question, {"role": "assistant", "content": f" {PROBE} "}]
-    try:
-        prompt = render(tokenizer, question, add_generation_prompt=True)
-        whole = render(tokenizer, answered, add_generation_prompt=False)
-    except TEMPLATE_ERRORS as error:
-        raise ModelError(f"the model's chat template cannot be used: {error}") from None
-    before, found, after = whole.rpartition(PROBE)
-    if not found:
-        raise ModelError("the model's chat template leaves the assistant's answer out")
-    trims = not (before.endswith(" ") and after.startswith(" "))
-    after = after.removeprefix("" if trims else " ")
-    before = before if trims else before[:-1]
-    return TurnShape(_end_of_turn(tokenizer, after), trims, agrees=before == prompt)
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, after: str) -> str:
-    """The text behind an answer up to its first special token; EOS where the template has none."""
-    specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    ends = [after.find(token) + len(token) for token in specials if token in after]
-    if ends:
-        return after[: min(ends)]
-    if tokenizer.eos_token is None:
-        raise ModelError("the chat template ends no turn, and the tokenizer has no EOS token")
-    return tokenizer.eos_token
 
 
 def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:

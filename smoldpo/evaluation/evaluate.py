@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo.config.evaluate_options import EvaluateOptions
 from smoldpo.data.load import LoadedPairs, load_pairs
+from smoldpo.data.template_settings import replace_template, settings_of_run, tokenization
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.autotune import choose_kernels, compute_dtype
 from smoldpo.engine.base import EngineSettings
@@ -93,8 +94,8 @@ def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) 
         format=options.format,
         columns=options.columns,
     )
-    pairs = loaded.pairs[: options.max_samples]
-    scorer = _ModelScorer(models, reference, pairs, options)
+    scorer = _ModelScorer(models, reference, loaded.pairs[: options.max_samples], options)
+    pairs = scorer.pairs
     scores = [scorer.scores(name) for name in models]
     facts = [PairFacts.of(pair) for pair in pairs]
     record: Evaluation | ModelEvaluation
@@ -157,10 +158,23 @@ class _ModelScorer:
         for source in list(self._sources.values())[1:]:
             require_same_tokens(self._tokenizer, source)
             check_model(source)  # before the first one is scored
-        pair_tokenizer = PairTokenizer(self._tokenizer, options.max_length)
+        replace_template(self._tokenizer, options.chat_template)
+        of_run = settings_of_run(self._sources[models[-1]].location)
+        given = {name: value for name, value in vars(options).items() if value is not None}
+        pair_tokenizer = PairTokenizer(
+            self._tokenizer, tokenization(options.max_length, of_run | given)
+        )
+        self._pairs: list[TokenizedPair]
         with progress.bar("tokenising", len(pairs)) as advance:
-            self._pairs: list[TokenizedPair] = pair_tokenizer.tokenize_all(pairs, advance)
-        self.notes = dict(pair_tokenizer.notes)
+            self.pairs, self._pairs = pair_tokenizer.select(pairs, advance)
+        if not self.pairs:
+            raise UsageError(
+                f"no pair is left of {len(pairs)}: both sides are the same tokens, or are too long; "
+                "give a larger --max-length, or other pairs"
+            )
+        for found in pair_tokenizer.mismatches.values():
+            progress.say(f"warning: {found}")
+        self.notes = dict(pair_tokenizer.notes + pair_tokenizer.left_out)
         # Chosen once, so that equal models give equal numbers.
         self._kernels = choose_kernels(self._dtype, self._device)
         self._positions: int | None = None

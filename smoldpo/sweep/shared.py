@@ -13,6 +13,7 @@ from pathlib import Path
 
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
+from smoldpo.data.template_settings import NAMES
 from smoldpo.evaluation.schema import Record
 from smoldpo.sweep.spec import SPLIT_SETTINGS
 from smoldpo.training.fingerprint import Computing, Fingerprint, tokenizer_sha256
@@ -121,10 +122,15 @@ class SharedInputs:
         """As tokenize: once for the same pairs, tokenizer, and room in the model."""
         tokenizer = models.tokenizer
         parts = [_data_key(config), tokenizer_sha256(tokenizer), str(tokenizer.chat_template)]
-        key = json.dumps([*parts, config.max_length, models.facts.positions])
+        key = json.dumps([*parts, config.max_length, _template(config), models.facts.positions])
         if key not in self._tokens:
             self._tokens[key] = tokenize(config, models, data)
         return self._tokens[key]
+
+
+def _template(config: TrainConfig) -> dict[str, Any]:
+    """What the tokens follow from beside the pairs, the tokenizer and max_length."""
+    return config.model_dump(include={*NAMES, "allow_template_mismatch"})
 
 
 def _data_key(config: TrainConfig) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smoldpo.config.schema import TrainConfig
+from smoldpo.data.template_settings import tokenization
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.evaluation.analysis import analyse, pair_rows
@@ -45,7 +46,8 @@ def tokenize_sample_prompt(config: TrainConfig, models: PolicyAndReference) -> E
     """The sample prompt; made before training, so that a bad one costs none."""
     if config.sample_prompt is None:
         return None
-    ids = PairTokenizer(models.tokenizer, config.max_length).prompt_ids(config.sample_prompt)
+    how = tokenization(config.max_length, config.model_dump())
+    ids = PairTokenizer(models.tokenizer, how).prompt_ids(config.sample_prompt)
     return EvalPrompt(SAMPLE_PROMPT, config.sample_prompt, tuple(ids))
 
 

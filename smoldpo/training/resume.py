@@ -61,7 +61,9 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
 
 def _config(folder: Path, began: Fingerprint, extend: float | None) -> TrainConfig:
     """The run's configuration with what was decided at its start; more epochs if extended."""
-    config = build_config(load_yaml(folder / "config.yaml"))
+    settings = load_yaml(folder / "config.yaml")
+    settings.setdefault("truncation", "tokens")  # a run from before there was a choice
+    config = build_config(settings)
     computing = began.computing
     then = {
         "engine": computing.engine,

@@ -14,6 +14,7 @@ import torch
 from smoldpo.config.checks import require_sync
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
+from smoldpo.data.template_settings import today
 from smoldpo.engine.batch_budget import fit_budget, retry_with_smaller_budget
 from smoldpo.engine.cache import folder as cache
 from smoldpo.evaluation.gates import failures
@@ -111,6 +112,7 @@ def run_training(
         InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
     """
     with interruption or Interruption() as interruption:
+        config = config.model_copy(update={"template_date": config.template_date or today()})
         folder = choose_folder(config)
         inputs = load_inputs(config)
         require_disk(folder, config, inputs.models, inputs.data)

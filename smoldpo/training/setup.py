@@ -15,6 +15,7 @@ from smoldpo.config.optimizers import parse_rates
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.account import DataAccount, TokenAccount
 from smoldpo.data.load import TrainingData, load_mixture
+from smoldpo.data.template_settings import replace_template, tokenization
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine import build
 from smoldpo.engine.autotune import KernelChoice, compute_dtype
@@ -155,6 +156,7 @@ def load_policy_and_reference(config: TrainConfig) -> LoadedModels:
     _require_a_base(config, source)
     with progress.spinner(f"loading {config.model}"):
         tokenizer = load_tokenizer(source)
+        replace_template(tokenizer, config.chat_template)
         full = master_dtype(dtype)
         policy = load_model(source, full, device, as_stored=FAMILIES)
         reference = None
@@ -314,10 +316,13 @@ def tokenize(config: TrainConfig, models: PolicyAndReference, data: TrainingData
         UsageError, DataError: pairs too long for the model, or that its template refuses.
         ModelError: a token for which a model has no row.
     """
-    reader = PairTokenizer(models.tokenizer, config.max_length)
+    how = tokenization(config.max_length, config.model_dump())
+    reader = PairTokenizer(models.tokenizer, how)
     with progress.bar("tokenising", len(data.train) + len(data.eval)) as advance:
-        train_pairs = reader.tokenize_all(data.train, advance)
-        eval_pairs = reader.tokenize_all(data.eval, advance)
+        _, train_pairs = reader.select(data.train, advance)
+        eval_data, eval_pairs = reader.select(data.eval, advance)
+    _require_pairs(reader, len(data.train), len(train_pairs), len(data.eval), len(eval_pairs))
+    require_match(reader, config.allow_template_mismatch)
     require_room(train_pairs + eval_pairs, models.facts.positions)
     require_rows_of_pairs(models.tokenizer, models.facts.rows, train_pairs + eval_pairs)
     notes = dict(reader.notes)
@@ -327,12 +332,40 @@ def tokenize(config: TrainConfig, models: PolicyAndReference, data: TrainingData
         longest=max(lengths),
         mean=sum(lengths) / len(lengths),
         notes=notes,
+        left_out=dict(reader.left_out),
+        template_mismatches=[str(found) for found in reader.mismatches.values()],
     )
+    if reader.left_out:
+        reasons = ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in reader.left_out.items())
+        progress.say(f"left out: {reasons}")
     if notes:
         happened = ", ".join(f"{count} {note.replace('_', ' ')}" for note, count in notes.items())
         progress.say(f"tokens: {happened} (of {len(lengths):,} pairs)")
     account = data.account.model_copy(update={"tokens": tokens})
-    return TokenizedData(train_pairs, eval_pairs, data.eval, account)
+    return TokenizedData(train_pairs, eval_pairs, eval_data, account)
+
+
+def _require_pairs(reader: PairTokenizer, train: int, left: int, held: int, held_left: int) -> None:
+    if left and (held_left or not held):
+        return
+    part = "train on" if not left else "evaluate on"
+    reasons = ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in reader.left_out.items())
+    raise UsageError(
+        f"no pair is left to {part} of {train + held:,} ({reasons}); give a larger --max-length, "
+        "or other pairs"
+    )
+
+
+def require_match(reader: PairTokenizer, allowed: bool) -> None:
+    """Say where what is scored is not what the model would write in use.
+
+    Raises:
+        UsageError: no setting makes both agree, and it is not allowed.
+    """
+    for found in reader.mismatches.values():
+        if found.mismatch.setting is None and not allowed:
+            raise UsageError(f"{found}, or --allow-template-mismatch")
+        progress.say(f"warning: {found}")
 
 
 def preflight(config: TrainConfig) -> tuple[list[Judge], dict[str, float]]:

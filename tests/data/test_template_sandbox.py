@@ -83,7 +83,7 @@ def test_a_product_just_over_the_limit(opened, template, says):
 
 @pytest.mark.parametrize("template", JUST_WITHIN)
 def test_a_product_just_within_the_limit(opened, template):
-    assert opened(template).turn.end_of_turn == "<|im_end|>"
+    assert opened(template).template.end_of_turn == "<|im_end|>"
 
 
 def test_a_loop_just_over_the_time(opened, lowered):
@@ -105,7 +105,7 @@ tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
 for template in json.loads(sys.argv[3]):
     tokenizer.chat_template = template
     try:
-        print(PairTokenizer(tokenizer, 512).turn.end_of_turn)
+        print(PairTokenizer(tokenizer, 512).template.end_of_turn)
     except ModelError as error:
         print(error)
 """
@@ -138,7 +138,7 @@ def test_deeper_than_python_goes(opened):
 
 @pytest.mark.parametrize("template", [TIME, *MEMORY.values()], ids=["time", *MEMORY])
 def test_nothing_but_the_low_limit_is_in_the_way(opened, template):
-    assert opened(template).turn.end_of_turn == "<|im_end|>"
+    assert opened(template).template.end_of_turn == "<|im_end|>"
 
 
 @on_linux

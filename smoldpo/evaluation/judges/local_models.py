@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from smoldpo.data.tokenize import PairTokenizer, render
+from smoldpo.data.tokenize import PairTokenizer, Tokenization
 from smoldpo.engine.autotune import KernelChoice, choose_kernels
 from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.build import choose_engine
@@ -143,8 +143,8 @@ class RewardModel:
         # read.
         room = positions(self.model) or sys.maxsize
         self.reader = PairTokenizer(self.tokenizer, room)
-        self._behind = self._ids_behind_answer()
-        self.reader.max_length = room - len(self._behind)
+        self._behind = self.reader.ids_behind_answer()
+        self.reader.how = Tokenization(room - len(self._behind))
 
     @torch.no_grad()
     def reward(self, prompt: Prompt, answer: str) -> float:
@@ -168,14 +168,6 @@ class RewardModel:
         """
         pair = self.reader.tokenize(PreferencePair(prompt, answer, answer))
         return [*pair.prompt_ids, *pair.chosen_ids, *self._behind]
-
-    def _ids_behind_answer(self) -> list[int]:
-        turn = self.reader.turn
-        assert turn is not None
-        dialogue = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-        whole = render(self.tokenizer, dialogue, add_generation_prompt=False)
-        _, found, behind = whole.rpartition(turn.end_of_turn)
-        return self.tokenizer(behind, add_special_tokens=False)["input_ids"] if found else []
 
 
 def _classifier(source: ModelSource) -> Any:

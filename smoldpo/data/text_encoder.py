@@ -1,0 +1,139 @@
+"""Text to token ids. What people wrote never becomes a control token of the chat template.
+
+Control tokens that are written out in a text are replaced by private marks before the template is
+rendered, and spelled out, as ordinary text, when the rendered dialogue is encoded.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+HIDDEN = re.compile("\ue000(\\d+)\ue001")
+THINKING_TAGS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+)
+"""Around what a model thinks before it answers. Answers may hold them: models write them."""
+ANCHORS = ("\n", ":", "x")
+
+
+class TextEncoder:
+    """Encodes rendered dialogues and plain texts with one tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, marks: Iterable[str] = ()):
+        """`marks`: added tokens that the template writes around turns, special or not."""
+        self.tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder
+        control = {token.content for token in added.values() if token.special} | set(marks)
+        self._ids_of_control = {id for id, token in added.items() if token.content in control}
+        tags = {tag for pair in THINKING_TAGS for tag in pair}
+        self._hidden = _any_of(control, or_else=HIDDEN.pattern)
+        self._hidden_in_answers = _any_of(control - tags, or_else=HIDDEN.pattern)
+        self._added = _any_of(token.content for token in added.values())
+        self._anchor = self._find_anchor()
+
+    def hide(self, text: str, hidden: list[str], answer: bool = False) -> str:
+        """The text with private marks for control tokens; `hidden` remembers what they stand for.
+
+        In an `answer` the tags of thinking stay: the model is to write them.
+        """
+
+        def mark(match: re.Match[str]) -> str:
+            hidden.append(match.group())
+            return f"\ue000{len(hidden) - 1}\ue001"
+
+        return (self._hidden_in_answers if answer else self._hidden).sub(mark, text)
+
+    def encode(self, text: str, hidden: list[str]) -> list[int]:
+        """The token ids of a text from `hide`, or of a template's rendering of such texts."""
+        if not hidden or not HIDDEN.search(text):
+            return self._ids(text)
+        # Each section with the added token before it, which decides how the section begins.
+        starts = [0, *(match.start() for match in self._added.finditer(text)), len(text)]
+        ids: list[int] = []
+        for start, end in itertools.pairwise(starts):
+            section = text[start:end]
+            if not HIDDEN.search(section):
+                ids += self._ids(section)
+                continue
+            opening = self._added.match(section)
+            lead = opening.group() if opening else ""
+            spelled = HIDDEN.sub(lambda m: _spelled(m, hidden), section[len(lead) :])
+            ids += self._ids(lead) + self._literal(spelled, first=start == 0 and not lead)
+        return ids
+
+    def continuation(
+        self, before: str, before_ids: list[int], text: str, hidden: list[str]
+    ) -> tuple[list[int], bool]:
+        """The ids of `text` behind `before`, and whether the tokenizer would merge across.
+
+        Where it would not, `before` and `text` together have these ids as one text, too.
+        """
+        whole = self.encode(before + text, hidden)
+        if whole[: len(before_ids)] == before_ids:
+            return whole[len(before_ids) :], False
+        if self._anchor and not HIDDEN.search(text):
+            anchor = self._ids(self._anchor)
+            behind = self._ids(self._anchor + text)
+            if behind[: len(anchor)] == anchor:
+                return behind[len(anchor) :], True
+        return self.encode(text, hidden), True
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _find_anchor(self) -> str:
+        """A text behind which another begins without the space that stands before a first one.
+
+        "" for tokenizers that put no space before the first text (most; Llama 2's does).
+        """
+        alone = self._ids("x")
+        for anchor in ANCHORS:
+            ids, both = self._ids(anchor), self._ids(f"{anchor}x")
+            if both[: len(ids)] == ids:
+                return "" if both[len(ids) :] == alone else anchor
+        return ""
+
+    def _literal(self, text: str, first: bool) -> list[int]:
+        """The ids of a text in which no added token is looked for; never a control token."""
+        if self._plain is None:  # a tokenizer in Python: it leaves special ones alone if asked
+            ids = self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True, verbose=False
+            )["input_ids"]
+        else:
+            ids = self._plain.encode(text, add_special_tokens=False).ids
+            if self._anchor and not first:
+                anchor = self._plain.encode(self._anchor, add_special_tokens=False).ids
+                behind = self._plain.encode(self._anchor + text, add_special_tokens=False).ids
+                ids = behind[len(anchor) :] if behind[: len(anchor)] == anchor else ids
+        if self._ids_of_control.isdisjoint(ids):
+            return ids
+        return [id for letter in text for id in self._ids(letter)]
+
+    @functools.cached_property
+    def _plain(self) -> Tokenizer | None:
+        """The same tokenizer without added tokens."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        return Tokenizer.from_str(json.dumps(json.loads(backend.to_str()) | {"added_tokens": []}))
+
+
+def _spelled(match: re.Match[str], hidden: list[str]) -> str:
+    number = int(match.group(1))
+    return hidden[number] if number < len(hidden) else match.group()
+
+
+def _any_of(texts: Iterable[str], or_else: str = "(?!)") -> re.Pattern[str]:
+    """Any of the texts that are more than white space, the longest first, or a pattern."""
+    written = sorted({text for text in texts if text.strip()}, key=len, reverse=True)
+    return re.compile("|".join([*map(re.escape, written), or_else]))
