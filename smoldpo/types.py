@@ -41,8 +41,8 @@ class TemplateArguments:
 
     Attributes:
         kwargs: by name, such as enable_thinking; they come before those of the settings.
-        tools: JSON schemas of the functions that the assistant may call; None: those of the settings.
-        documents: what the assistant may look things up in; None: those of the settings.
+        tools: JSON schemas of functions that may be called; None: those of the settings.
+        documents: texts to look things up in; None: those of the settings.
     """
 
     kwargs: dict[str, Any] = field(default_factory=dict)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
+from smoldpo.config.evaluate_options import evaluate_options
+from smoldpo.data.template_settings import replace_template, settings_of_run, tokenization
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.models.generate import generate_answer
 from smoldpo.models.load import find_model, load_model, load_tokenizer
@@ -16,7 +20,14 @@ from smoldpo.utils.errors import UsageError
 class Chat:
     """A model with the conversation so far."""
 
-    def __init__(self, model: str, system: str | None, max_new_tokens: int, temperature: float):
+    def __init__(
+        self,
+        model: str,
+        system: str | None,
+        max_new_tokens: int,
+        temperature: float,
+        template: Mapping[str, Any],
+    ):
         import torch
 
         source = find_model(model)
@@ -24,7 +35,11 @@ class Chat:
             self.tokenizer = load_tokenizer(source)
             self.model = load_model(source, torch.float32, pick_device("auto"))
         window = getattr(self.model.config, "max_position_embeddings", 2048)
-        self.reader = PairTokenizer(self.tokenizer, window)
+        options = evaluate_options(template)
+        replace_template(self.tokenizer, options.chat_template)
+        asked = {name: value for name, value in vars(options).items() if value is not None}
+        how = tokenization(window, settings_of_run(source.location) | asked)
+        self.reader = PairTokenizer(self.tokenizer, how)
         self.room = window - max_new_tokens
         if system and not self.reader.is_chat:
             raise UsageError("--system needs a chat model; this one has no chat template")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smoldpo.cli.support import names, verb, writable
+from smoldpo.cli.template_options import takes_template_options
+from smoldpo.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +38,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 @app.command()
 @verb
+@takes_template_options()
 def check(
     data: Data,
     eval_data: Annotated[
@@ -63,6 +66,8 @@ def check(
     write: Annotated[
         Path | None, typer.Option(help="Write the cleaned pairs to this .jsonl file.")
     ] = None,
+    *,
+    template: dict[str, Any],
 ) -> None:
     """Say what is wrong with which row, and what the set is like."""
     writable("--html", html)
@@ -75,7 +80,7 @@ def check(
     from smoldpo.utils.progress import spinner
 
     with spinner("starting"):
-        counter, tokens = _counter(model)
+        counter, tokens = _counter(model, max_length, template)
     rules = choose_rules(off_names, on_names, near_identical=near_identical, control_tokens=tokens)
     mapped = parse_columns(columns)
     options = CheckOptions(subset, split, eval_data, format, mapped, max_length, rules)
@@ -92,6 +97,7 @@ def check(
 
 @app.command()
 @verb
+@takes_template_options()
 def show(
     data: Data,
     row: Annotated[int, typer.Option(min=1, help="Number of the row, from 1.")],
@@ -102,6 +108,8 @@ def show(
     format: Format = None,
     columns: Columns = None,
     as_json: Json = False,
+    *,
+    template: dict[str, Any],
 ) -> None:
     """Show one row as the model sees it: tokens, which are scored, what truncation cuts."""
     from smoldpo.utils.progress import spinner
@@ -111,9 +119,10 @@ def show(
         from smoldpo.models.load import find_model, load_tokenizer
 
         tokenizer = load_tokenizer(find_model(model))
+        how = _tokenization(tokenizer, max_length, template)
     mapped = parse_columns(columns)
     pairs, schema = find_row(data, row, subset=subset, split=split, format=format, columns=mapped)
-    shown = [show_pair(pair, schema, tokenizer, max_length) for pair in pairs]
+    shown = [show_pair(pair, schema, tokenizer, how) for pair in pairs]
     if as_json:
         print(json.dumps(shown[0].as_dict() if len(shown) == 1 else [s.as_dict() for s in shown]))
         return
@@ -165,16 +174,30 @@ def convert(
         say(f"left out: {len(reader.findings) - 10:,} more; smoldpo data check {data} lists them")
 
 
-def _counter(model: str) -> tuple[Any, tuple[str, ...]]:
+def _tokenization(tokenizer: Any, max_length: int, template: dict[str, Any]) -> Any:
+    """How pairs become tokens; the tokenizer gets the template that was asked for."""
+    from smoldpo.config.evaluate_options import evaluate_options
+    from smoldpo.data.template_settings import replace_template, tokenization
+
+    options = evaluate_options(template)
+    replace_template(tokenizer, options.chat_template)
+    return tokenization(max_length, vars(options))
+
+
+def _counter(model: str, max_length: int, template: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
     """What counts, and the model's control tokens."""
     from smoldpo.data.length_stats import TokenCounter, WordCounter, control_tokens
 
     if model == "none":
+        if template:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in template)
+            raise UsageError(f"{given}: --model none counts words and reads no chat template")
         return WordCounter(), ()
     from smoldpo.models.load import find_model, load_tokenizer
 
     tokenizer = load_tokenizer(find_model(model))
-    return TokenCounter(tokenizer), control_tokens(tokenizer)
+    how = _tokenization(tokenizer, max_length, template)
+    return TokenCounter(tokenizer, how), control_tokens(tokenizer)
 
 
 def _save(
@@ -225,8 +248,6 @@ def _mappings(given: str) -> Iterator[tuple[str, str]]:
     for part in given.split(","):
         name, equals, column = (piece.strip() for piece in part.partition("="))
         if not (name and equals and column):
-            from smoldpo.utils.errors import UsageError
-
             raise UsageError(f"--columns {part!r}: write name=column, such as prompt=question")
         yield name, column
 

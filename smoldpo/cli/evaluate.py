@@ -9,24 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from smoldpo.cli.data import Columns, Format, parse_columns
-from smoldpo.cli.support import (
-    ChatTemplate,
-    Documents,
-    Score,
-    TemplateDate,
-    TemplateKwargs,
-    Tools,
-    Truncation,
-    fail_gates,
-    names,
-    verb,
-    writable,
-)
+from smoldpo.cli.support import fail_gates, names, verb, writable
+from smoldpo.cli.template_options import takes_template_options
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @verb
+@takes_template_options()
 def evaluate(
     what: Annotated[
         list[str],
@@ -79,13 +69,8 @@ def evaluate(
     engine: Annotated[str, typer.Option(help="auto, fast or plain.")] = "auto",
     format: Format = None,
     columns: Columns = None,
-    chat_template: ChatTemplate = None,
-    chat_template_kwargs: TemplateKwargs = None,
-    tools: Tools = None,
-    documents: Documents = None,
-    template_date: TemplateDate = None,
-    truncation: Truncation = None,
-    score: Score = None,
+    *,
+    template: dict[str, Any],
 ) -> None:
     """Measure preference accuracy of a model on pairs, or compare two models on them."""
     from smoldpo.config.evaluate_options import evaluate_options
@@ -111,14 +96,8 @@ def evaluate(
             "max_new_tokens": max_new_tokens,
             "judges": judge or [],
             "fail_under": names(fail_under),
-            "chat_template": chat_template,
-            "chat_template_kwargs": chat_template_kwargs,
-            "tools": tools,
-            "documents": documents,
-            "template_date": template_date,
-            "truncation": truncation,
-            "score": score,
         }
+        | template
     )
     writable("--rows", rows)
     from smoldpo.utils.progress import spinner

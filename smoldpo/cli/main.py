@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from smoldpo.cli.data import app as data_app
 from smoldpo.cli.evaluate import evaluate, report, show
 from smoldpo.cli.support import fail_gates, one_of, verb, writable
 from smoldpo.cli.sweep import finish, sweep
+from smoldpo.cli.template_options import takes_template_options
 
 app = typer.Typer(
     name="smoldpo",
@@ -235,6 +236,7 @@ def config_import(
 
 @app.command()
 @verb
+@takes_template_options("tools", "documents", "truncation", "score")
 def chat(
     model: Annotated[
         str, typer.Argument(help="builtin, a folder, a run, a .gguf file, or a hub id.")
@@ -245,6 +247,8 @@ def chat(
     temperature: Annotated[
         float, typer.Option(min=0, help="0: the likeliest token each time; above: sampled.")
     ] = 0.0,
+    *,
+    template: dict[str, Any],
 ) -> None:
     """Talk to a model; with --prompt, get one answer."""
     if prompt is not None and not prompt.strip():
@@ -254,7 +258,7 @@ def chat(
     with spinner("starting"):
         from smoldpo.cli.chat import Chat
 
-    talk = Chat(model, system, max_new_tokens, temperature)
+    talk = Chat(model, system, max_new_tokens, temperature, template)
     if prompt is not None:
         talk.answer(prompt)
     else:

@@ -65,33 +65,6 @@ def fail_sweep(failed: Sequence[str], of: int, missed: Sequence[str]) -> None:
         _fail("\n".join(lines), 1)
 
 
-ChatTemplate = Annotated[
-    str | None, typer.Option(help="A file with a chat template in place of the model's.")
-]
-TemplateKwargs = Annotated[
-    str | None,
-    typer.Option(
-        "--chat-template-kwargs", help="Arguments of the chat template: enable_thinking=false."
-    ),
-]
-Tools = Annotated[str | None, typer.Option(help="A JSON file with the tools of every prompt.")]
-Documents = Annotated[
-    str | None, typer.Option(help="A JSON file with documents that every prompt may use.")
-]
-TemplateDate = Annotated[
-    str | None,
-    typer.Option(help="What the chat template takes for today: YYYY-MM-DD; of a run, its own."),
-]
-Truncation = Annotated[
-    str | None,
-    typer.Option(help="Of what is too long: turns (the oldest go), tokens, or drop (the pair)."),
-]
-Score = Annotated[
-    str | None,
-    typer.Option(help="Of a side of several messages: all turns of the assistant, or the last."),
-]
-
-
 def one_of(option: str, value: Any, known: tuple[str, ...]) -> None:
     """Refuse a value that an option does not know.
 

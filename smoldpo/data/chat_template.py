@@ -1,8 +1,8 @@
 """A model's chat template with everything that it reads: messages, arguments, tools, the day.
 
-What is scored must be what the model would write in use. So each answer is taken from the template's
-own rendering of prompt and answer, behind the prompt as a model in use is given it, and where the
-two do not go together, a `Mismatch` says how.
+What is scored must be what the model would write in use. So each answer is taken from the
+template's own rendering of prompt and answer, behind the prompt as a model in use is given it, and
+where the two do not go together, a `Mismatch` says how.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from smoldpo.data.template_sandbox import TemplateLimitError, day_writer, render, variables
+from smoldpo.data.schemas.fields import REASONING_KEYS
+from smoldpo.data.template_sandbox import TemplateLimitError, render, variables
 from smoldpo.data.text_encoder import THINKING_TAGS
 from smoldpo.types import NO_ARGUMENTS, Message, TemplateArguments
 from smoldpo.utils.errors import ModelError, UsageError, nearest
@@ -34,7 +35,9 @@ TEMPLATE_ERRORS = (
     ValueError,
 )
 """What a template that is wrong, or hostile, may raise: it is a program."""
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_BLOCKS = (rf"{re.escape(start)}\s*({re.escape(end)}\s*)?" for start, end in THINKING_TAGS)
+THINKING_AT_END = re.compile(rf"({'|'.join(_BLOCKS)})\Z")
+"""A thinking block that is open, or empty and closed, at the end of a prompt."""
 SWITCHES = ("enable_thinking", "thinking")
 """Arguments by which templates turn thinking on and off."""
 
@@ -102,7 +105,8 @@ class ChatTemplate:
         ends_turns: False where that is the tokenizer's EOS, since the template has no such token.
         behind_turn: what it writes behind that, such as a line break.
         marks: added tokens that it writes around turns.
-        formats: of the dates that it wrote, as they were asked for.
+        day: what it takes for today.
+        is_dated: whether it asks.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: TemplateSettings):
@@ -113,13 +117,12 @@ class ChatTemplate:
             UsageError: it does not read an argument that the settings have.
         """
         self._tokenizer, self.settings = tokenizer, settings
-        self.formats: list[str] = []
-        day = settings.date or datetime.date.today()
-        self._strftime = day_writer(day, self.formats)
+        self.day = settings.date or datetime.date.today()
         try:
             self.variables = variables(tokenizer.get_chat_template(tools=None))
-        except jinja2.TemplateError as error:
+        except TEMPLATE_ERRORS as error:
             raise ModelError(f"the model's chat template cannot be used: {error}") from None
+        self.is_dated = "strftime_now" in self.variables
         self._require_read()
         self._probe()
 
@@ -158,7 +161,6 @@ class ChatTemplate:
         self._behind = after
         around = longer.replace(ANSWER, "").replace(QUESTION, "")
         self.marks = {text for text in self._added if text in around}
-        self.formats.clear()
 
     def render(
         self,
@@ -167,8 +169,7 @@ class ChatTemplate:
         arguments: TemplateArguments = NO_ARGUMENTS,
     ) -> str:
         """The dialogue as the template writes it. Raises one of TEMPLATE_ERRORS."""
-        given: dict[str, Any] = {"strftime_now": self._strftime}
-        given |= dict(self.settings.kwargs) | arguments.kwargs
+        given = dict(self.settings.kwargs) | arguments.kwargs
         for name in ("tools", "documents"):
             own = getattr(arguments, name)
             if value := getattr(self.settings, name) if own is None else own:
@@ -177,6 +178,7 @@ class ChatTemplate:
             self._tokenizer,
             [_as_template_reads(message) for message in messages],
             add_generation_prompt,
+            self.day,
             **given,
         )
 
@@ -199,24 +201,25 @@ class ChatTemplate:
         whole = (content if content in written else said) + self.end_of_turn
         opened = _open_tags(seen)
         found: Mismatch | None = None
-        if written.startswith(seen):
-            text = self._up_to_end(written[len(seen) :])
-            lead = text.partition(said)[0] if said in text else ""
-            if _letters(said) not in _letters(text):
-                if _thinks(said):  # which the template takes from turns that are past
-                    text = whole
-                else:
-                    found = Mismatch(CHANGES, text)
-            elif bare and said and lead.strip():
-                if opened and opened[1] in lead:  # it closes the block that the prompt opened
-                    return text, Mismatch(OPENS, opened[0])
-                found, text = Mismatch(ADDS, lead), text[len(lead) :]
-        elif opened and said.startswith(opened[0]):  # the tag stands in the prompt already
-            text = whole.strip().removeprefix(opened[0]).removeprefix("\n")
-        else:
-            text = whole
-            if not opened and not _thinks(said):
+        start = next(
+            (s for s in (seen, THINKING_AT_END.sub("", seen)) if written.startswith(s)), None
+        )
+        text = whole if start is None else self._up_to_end(written[len(start) :])
+        lead = text.partition(said)[0] if said and said in text else ""
+        if start is None:
+            if not _thinks(said):
                 found = Mismatch(CHANGES, written[_common_length(seen, written) :])
+        elif _letters(said) not in _letters(text):
+            if _thinks(said):  # which the template takes from turns that are past
+                text = whole
+            else:
+                found = Mismatch(CHANGES, text)
+        elif bare and lead.strip():
+            if opened and opened[1] in lead and start == seen:
+                return text, Mismatch(OPENS, opened[0])  # the answer closes the prompt's block
+            found, text = Mismatch(ADDS, lead), text[len(lead) :]
+        if opened and start != seen and text.lstrip().startswith(opened[0]):
+            text = text.lstrip().removeprefix(opened[0]).removeprefix("\n")  # it stands already
         if opened and opened[1] not in text:
             return text, Mismatch(OPENS, opened[0])
         if _closed_empty(seen) and (said.startswith(OPENING) or reasoning_of(message)):

@@ -21,18 +21,19 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from smoldpo.data.dialogue import sides
 from smoldpo.data.schemas import PairReader, Unreadable
 from smoldpo.data.schemas.cells import refuse_printed, unpack
 from smoldpo.data.schemas.fields import TURN, as_messages
 from smoldpo.data.schemas.paired import PROMPT_IS_TEXT
 from smoldpo.data.sources import Row
-from smoldpo.types import Message, PreferencePair
+from smoldpo.types import NO_ARGUMENTS, Message, PreferencePair
 from smoldpo.utils.errors import DataError, UsageError, nearest
 
 Values = dict[str, Any]
@@ -135,8 +136,7 @@ def _read_back(layout: Layout, values: Values, pair: PreferencePair) -> None:
         (again,) = PairReader(layout.format).read(Row(pair.file, pair.row, values))
     except (DataError, Unreadable) as error:
         raise _NotRepresentable(f"it would not be read again ({error})") from None
-    ours = (as_messages(pair.prompt), pair.chosen, pair.rejected)
-    if (as_messages(again.prompt), again.chosen, again.rejected) != ours:
+    if _content(again) != _content(pair):
         raise _NotRepresentable(
             "its text would read differently (white space at an edge, or a speaker's mark inside)"
         )
@@ -144,12 +144,25 @@ def _read_back(layout: Layout, values: Values, pair: PreferencePair) -> None:
         raise _NotRepresentable("a text prompt and a prompt of messages would become alike")
 
 
+def _content(pair: PreferencePair) -> tuple[Any, ...]:
+    sides = (pair.chosen, pair.rejected, pair.chosen_messages, pair.rejected_messages)
+    return as_messages(pair.prompt), *sides, pair.arguments
+
+
 def _sides(pair: PreferencePair, write: Callable[[str], Any] = str) -> Values:
+    if pair.chosen_messages or pair.rejected_messages:
+        raise _NotRepresentable("a side holds several messages, tool calls or thinking")
+    if pair.arguments != NO_ARGUMENTS:
+        raise _NotRepresentable("it has tools, documents or arguments for the chat template")
     return {"chosen": write(pair.chosen), "rejected": write(pair.rejected)}
 
 
-def _answer(said: str) -> Message:
-    return {"role": "assistant", "content": said}
+def _side_messages(pair: PreferencePair, before: Sequence[Message] = ()) -> Values:
+    """Both sides as messages, and what the row gives to the chat template."""
+    ours, theirs = ([*before, *side] for side in sides(pair))
+    arguments = asdict(pair.arguments)
+    given = {"chat_template_kwargs": arguments.pop("kwargs"), **arguments}
+    return {"chosen": ours, "rejected": theirs} | {k: v for k, v in given.items() if v}
 
 
 def _text_mark(pair: PreferencePair) -> Values:
@@ -158,12 +171,11 @@ def _text_mark(pair: PreferencePair) -> Values:
 
 def _conversational(pair: PreferencePair) -> Values:
     prompt = {"prompt": list(as_messages(pair.prompt))}
-    return prompt | _sides(pair, lambda said: [_answer(said)]) | _text_mark(pair)
+    return prompt | _side_messages(pair) | _text_mark(pair)
 
 
 def _implicit(pair: PreferencePair) -> Values:
-    prompt = as_messages(pair.prompt)
-    return _sides(pair, lambda said: [*prompt, _answer(said)]) | _text_mark(pair)
+    return _side_messages(pair, as_messages(pair.prompt)) | _text_mark(pair)
 
 
 def _text(pair: PreferencePair) -> Values:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from smoldpo.data.cleaning.rules import Problem
 from smoldpo.data.cleaning.text import prompt_text
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from smoldpo.data.tokenize import Tokenization
 
 SAMPLE = 10_000
 """Pairs whose tokens are counted at least; up to this many, all are."""
@@ -51,10 +54,11 @@ class TokenCounter:
 
     unit = "tokens"
 
-    def __init__(self, tokenizer: Any):
-        from smoldpo.data.tokenize import PairTokenizer  # torch and transformers come with it
+    def __init__(self, tokenizer: Any, how: Tokenization | None = None):
+        from smoldpo.data.tokenize import PairTokenizer, Tokenization  # transformers comes with it
 
-        self.exact = PairTokenizer(tokenizer, max_length=10**9)
+        how = Tokenization(0) if how is None else how
+        self.exact = PairTokenizer(tokenizer, replace(how, max_length=10**9))
 
     def count(self, pairs: Sequence[PreferencePair]) -> list[Lengths | str]:
         """Lengths of each pair, or why it has none."""

@@ -16,7 +16,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def _environment() -> GuardedEnvironment:
     )
     ours.filters |= theirs.filters
     ours.globals |= theirs.globals
-    # A prompt must be the same each time that it is rendered; the clock comes with `render`.
+    # A prompt must be the same each time that it is rendered; the day is `_compiled`'s.
     ours.filters["random"] = ours.globals["lipsum"] = _refuse_chance
     return ours
 
@@ -98,32 +98,24 @@ def variables(template: str) -> set[str]:
         return jinja2.meta.find_undeclared_variables(_environment().parse(template))
 
 
-def day_writer(day: datetime.date, used: list[str] | None = None) -> Callable[[str], str]:
-    """`strftime_now` of templates, for which it is always the midnight that begins `day`.
-
-    Its formats are added to `used`.
-    """
+@functools.lru_cache
+def _compiled(template: str, day: datetime.date) -> jinja2.Template:
+    """A template for which it is always the midnight that begins `day`."""
 
     def strftime_now(format: str) -> str:
-        if used is not None:
-            used.append(format)
         return datetime.datetime.combine(day, datetime.time()).strftime(format)
 
-    return strftime_now
-
-
-@functools.lru_cache
-def _compiled(template: str) -> jinja2.Template:
-    return _environment().from_string(template)
+    return _environment().from_string(template, globals={"strftime_now": strftime_now})
 
 
 @functools.cache
-def _apply() -> Any:
+def _apply(day: datetime.date) -> Any:
     """transformers' apply_chat_template, but for how a template is compiled."""
     return with_globals(
         PreTrainedTokenizerBase.apply_chat_template,
         render_jinja_template=with_globals(
-            chat_template_utils.render_jinja_template, _compile_jinja_template=_compiled
+            chat_template_utils.render_jinja_template,
+            _compile_jinja_template=functools.partial(_compiled, day=day),
         ),
     )
 
@@ -132,19 +124,21 @@ def render(
     tokenizer: PreTrainedTokenizerBase,
     messages: list[Message],
     add_generation_prompt: bool,
+    day: datetime.date | None = None,
     **arguments: Any,
 ) -> str:
     """The dialogue as the tokenizer's chat template writes it, sandboxed and within limits.
 
     Args:
-        arguments: what the template reads besides: tools, documents, strftime_now, its own names.
+        day: what the template takes for today; None: today.
+        arguments: what it reads besides: tools, documents, names of its own.
 
     Raises:
         TemplateLimitError: it takes more time or memory than `limits` allows.
         Exception: whatever the template, a program, raises.
     """
     with limits():
-        return _apply()(
+        return _apply(day or datetime.date.today())(
             tokenizer,
             messages,
             add_generation_prompt=add_generation_prompt,

@@ -28,7 +28,9 @@ def today() -> str:
 
 
 def tokenization(max_length: int, options: Mapping[str, Any]) -> Tokenization:
-    """How pairs become tokens, from the settings in NAMES by name; those that are None are defaults.
+    """How pairs become tokens; `options` holds settings by name, of which NAMES are read.
+
+    Those that are None have their defaults.
 
     Raises:
         UsageError: a file of tools or documents that cannot be read.

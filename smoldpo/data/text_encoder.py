@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -53,22 +53,27 @@ class TextEncoder:
 
         return (self._hidden_in_answers if answer else self._hidden).sub(mark, text)
 
-    def encode(self, text: str, hidden: list[str]) -> list[int]:
-        """The token ids of a text from `hide`, or of a template's rendering of such texts."""
-        if not hidden or not HIDDEN.search(text):
-            return self._ids(text)
+    def encode(self, text: str, hidden: list[str], behind_text: bool = False) -> list[int]:
+        """The token ids of a text from `hide`, or of a template's rendering of such texts.
+
+        `behind_text`: without the space that some tokenizers put before a first text.
+        """
+        if not HIDDEN.search(text) or not hidden:
+            return self._ids_behind_text(text) if behind_text else self._ids(text)
         # Each section with the added token before it, which decides how the section begins.
         starts = [0, *(match.start() for match in self._added.finditer(text)), len(text)]
         ids: list[int] = []
-        for start, end in itertools.pairwise(starts):
+        for start, end in itertools.pairwise(sorted(set(starts))):
             section = text[start:end]
-            if not HIDDEN.search(section):
-                ids += self._ids(section)
-                continue
-            opening = self._added.match(section)
-            lead = opening.group() if opening else ""
-            spelled = HIDDEN.sub(lambda m: _spelled(m, hidden), section[len(lead) :])
-            ids += self._ids(lead) + self._literal(spelled, first=start == 0 and not lead)
+            token = self._added.match(section)
+            lead = token.group() if token else ""
+            inner = not lead and (start > 0 or behind_text)
+            if HIDDEN.search(section):
+                spelled = HIDDEN.sub(lambda m: _spelled(m, hidden), section[len(lead) :])
+                spaced = self._is_spaced_behind(lead) if lead else not inner
+                ids += (self._ids(lead) if lead else []) + self._literal(spelled, spaced)
+            else:
+                ids += self._ids_behind_text(section) if inner else self._ids(section)
         return ids
 
     def continuation(
@@ -81,12 +86,7 @@ class TextEncoder:
         whole = self.encode(before + text, hidden)
         if whole[: len(before_ids)] == before_ids:
             return whole[len(before_ids) :], False
-        if self._anchor and not HIDDEN.search(text):
-            anchor = self._ids(self._anchor)
-            behind = self._ids(self._anchor + text)
-            if behind[: len(anchor)] == anchor:
-                return behind[len(anchor) :], True
-        return self.encode(text, hidden), True
+        return self.encode(text, hidden, behind_text=True), True
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -103,21 +103,26 @@ class TextEncoder:
                 return "" if both[len(ids) :] == alone else anchor
         return ""
 
-    def _literal(self, text: str, first: bool) -> list[int]:
+    def _ids_behind_text(self, text: str) -> list[int]:
+        return _without_anchor(self._ids, self._anchor, text)
+
+    def _is_spaced_behind(self, token: str) -> bool:
+        """Whether a text behind an added token begins as a first text does."""
+        return not self._anchor or self._ids(f"{token}x")[1:] == self._ids("x")
+
+    def _literal(self, text: str, spaced: bool) -> list[int]:
         """The ids of a text in which no added token is looked for; never a control token."""
-        if self._plain is None:  # a tokenizer in Python: it leaves special ones alone if asked
-            ids = self.tokenizer(
-                text, add_special_tokens=False, split_special_tokens=True, verbose=False
-            )["input_ids"]
-        else:
-            ids = self._plain.encode(text, add_special_tokens=False).ids
-            if self._anchor and not first:
-                anchor = self._plain.encode(self._anchor, add_special_tokens=False).ids
-                behind = self._plain.encode(self._anchor + text, add_special_tokens=False).ids
-                ids = behind[len(anchor) :] if behind[: len(anchor)] == anchor else ids
+        ids = _without_anchor(self._plain_ids, "" if spaced else self._anchor, text)
         if self._ids_of_control.isdisjoint(ids):
             return ids
-        return [id for letter in text for id in self._ids(letter)]
+        return [id for letter in text for id in self._ids_behind_text(letter)]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        if self._plain is None:  # a tokenizer in Python: it leaves special ones alone if asked
+            return self.tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True, verbose=False
+            )["input_ids"]
+        return self._plain.encode(text, add_special_tokens=False).ids
 
     @functools.cached_property
     def _plain(self) -> Tokenizer | None:
@@ -131,6 +136,12 @@ class TextEncoder:
 def _spelled(match: re.Match[str], hidden: list[str]) -> str:
     number = int(match.group(1))
     return hidden[number] if number < len(hidden) else match.group()
+
+
+def _without_anchor(encode: Callable[[str], list[int]], anchor: str, text: str) -> list[int]:
+    """The ids of `text` as they are behind `anchor`."""
+    before, both = encode(anchor) if anchor else [], encode(anchor + text)
+    return both[len(before) :] if both[: len(before)] == before else encode(text)
 
 
 def _any_of(texts: Iterable[str], or_else: str = "(?!)") -> re.Pattern[str]:

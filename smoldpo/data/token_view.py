@@ -6,8 +6,8 @@ with max_length, and without. What the second has more is what truncation cuts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +19,7 @@ from smoldpo.data.cleaning.text import escape_hidden
 from smoldpo.data.length_stats import SIDES, control_tokens
 from smoldpo.data.schemas.reader import SplitReader
 from smoldpo.data.sources import open_source
-from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.data.tokenize import PairTokenizer, Tokenization
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import DataError, UsageError
 
@@ -51,6 +51,7 @@ class ShownPair:
     chosen: Tokens
     rejected: Tokens
     notes: tuple[str, ...]
+    mismatches: tuple[str, ...]
     findings: tuple[Finding, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,6 +63,7 @@ class ShownPair:
             "format": self.format,
             "max_length": self.max_length,
             "notes": list(self.notes),
+            "template_mismatches": list(self.mismatches),
             "touched": [item.as_dict() for item in self.findings],
             "rendered_prompt": "".join(token.text for token in self.prompt),
         } | {side: [asdict(token) for token in getattr(self, side)] for side in SIDES}
@@ -99,7 +101,9 @@ def find_row(
     )
 
 
-def show_pair(pair: PreferencePair, format: str, tokenizer: Any, max_length: int) -> ShownPair:
+def show_pair(
+    pair: PreferencePair, format: str, tokenizer: Any, how: Tokenization | int
+) -> ShownPair:
     """Clean a pair (a dropped one is shown all the same) and tokenise it.
 
     Raises:
@@ -107,26 +111,46 @@ def show_pair(pair: PreferencePair, format: str, tokenizer: Any, max_length: int
     """
     cleaner = Cleaner(choose_rules(control_tokens=control_tokens(tokenizer)))
     cleaned = cleaner.clean_row(pair) or Cleaner(cleaner.rules).mend(pair)
-    whole = PairTokenizer(tokenizer, max_length=10**9).tokenize(cleaned)
-    cut = PairTokenizer(tokenizer, max_length).tokenize(cleaned)
-    lost = len(whole.prompt_ids) - len(cut.prompt_ids)
+    reader = PairTokenizer(tokenizer, how)
+    cut = reader.tokenize(cleaned)
+    whole = PairTokenizer(tokenizer, replace(reader.how, max_length=10**9)).tokenize(cleaned)
+    start, end = _kept_ends(whole.prompt_ids, cut.prompt_ids)
 
-    def tokens(ids: tuple[int, ...], kept: range, scored: bool) -> Tokens:
+    def tokens(ids: tuple[int, ...], kept: Sequence[bool], scored: Sequence[bool]) -> Tokens:
         return tuple(
-            Token(id, tokenizer.decode([id]), scored and index in kept, index in kept)
-            for index, id in enumerate(ids)
+            Token(id, tokenizer.decode([id]), is_scored and is_kept, is_kept)
+            for id, is_kept, is_scored in zip(ids, kept, scored, strict=True)
         )
+
+    sides = [
+        tokens(side.ids, [n < len(left.ids) for n in range(len(side.ids))], side.scored)
+        for side, left in zip(whole.completions, cut.completions, strict=True)
+    ]
+    prompt = range(len(whole.prompt_ids))
 
     return ShownPair(
         pair=cleaned,
         format=format,
-        max_length=max_length,
-        prompt=tokens(whole.prompt_ids, range(lost, len(whole.prompt_ids)), scored=False),
-        chosen=tokens(whole.chosen_ids, range(len(cut.chosen_ids)), scored=True),
-        rejected=tokens(whole.rejected_ids, range(len(cut.rejected_ids)), scored=True),
+        max_length=reader.how.max_length,
+        prompt=tokens(
+            whole.prompt_ids, [n < start or n >= end for n in prompt], [False for _ in prompt]
+        ),
+        chosen=sides[0],
+        rejected=sides[1],
         notes=tuple(sorted(cut.notes)),
+        mismatches=tuple(
+            f"{each.mismatch}. {each.mismatch.advice}" for each in reader.mismatches.values()
+        ),
         findings=tuple(cleaner.findings),
     )
+
+
+def _kept_ends(whole: tuple[int, ...], cut: tuple[int, ...]) -> tuple[int, int]:
+    """Of the tokens in `whole`, those that stay: before the first index, and from the second on."""
+    behind = 0
+    while behind < len(cut) and whole[-1 - behind] == cut[-1 - behind]:
+        behind += 1
+    return len(cut) - behind, len(whole) - behind
 
 
 def print_shown(shown: ShownPair, console: Console) -> None:
@@ -136,6 +160,10 @@ def print_shown(shown: ShownPair, console: Console) -> None:
     console.print(place, markup=False, style="bold")
     for item in shown.findings:
         console.print(f"  {item.action}: {item.rule}: {item.detail}", markup=False)
+    for words in shown.mismatches:
+        console.print(f"  warning: {words}", markup=False)
+    for note in shown.notes:
+        console.print(f"  note: {note.replace('_', ' ')}", markup=False)
     console.print(_legend(shown, plain))
     for side in SIDES:
         tokens: Tokens = getattr(shown, side)

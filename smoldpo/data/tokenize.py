@@ -105,8 +105,8 @@ class PairTokenizer:
         self.template = ChatTemplate(tokenizer, self.how.template) if self.is_chat else None
         if self.template is None and self.how.template != TemplateSettings(self.how.template.date):
             raise UsageError(
-                "the model has no chat template, so that arguments, tools and documents for one say "
-                "nothing to it; give one with --chat-template"
+                "the model has no chat template to give arguments, tools or documents to; give one "
+                "with --chat-template"
             )
         self._encoder = TextEncoder(tokenizer, self.template.marks if self.template else ())
         self._bos = _leading_bos(tokenizer)

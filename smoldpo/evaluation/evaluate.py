@@ -169,7 +169,7 @@ class _ModelScorer:
             self.pairs, self._pairs = pair_tokenizer.select(pairs, advance)
         if not self.pairs:
             raise UsageError(
-                f"no pair is left of {len(pairs)}: both sides are the same tokens, or are too long; "
+                f"no pair is left of {len(pairs)}: their sides are the same tokens, or too long; "
                 "give a larger --max-length, or other pairs"
             )
         for found in pair_tokenizer.mismatches.values():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData

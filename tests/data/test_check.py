@@ -17,7 +17,7 @@ from conftest import SHARED
 from smoldpo.cli.data import app
 from smoldpo.data.audit import CheckOptions, check_data
 from smoldpo.data.length_stats import LengthStats, TokenCounter, Truncation, WordCounter
-from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.data.tokenize import PairTokenizer, Tokenization
 from smoldpo.reports.data_audit import html_report, print_report
 from smoldpo.types import PreferencePair
 
@@ -89,8 +89,9 @@ def test_lengths_and_truncation_are_those_of_training(tiny_tokenizer):
     for pair, length in zip(pairs[:25], lengths, strict=False):
         longer = max(length[1:])
         for edge in (min(length[1:]), longer, longer + 1, length[0] + longer):
-            for cutting.max_length in (edge - 1, edge, edge + 1):
-                notes, rule = cutting.tokenize(pair).notes, Truncation(cutting.max_length)
+            for limit in (edge - 1, edge, edge + 1):
+                cutting.how = Tokenization(limit)
+                notes, rule = cutting.tokenize(pair).notes, Truncation(limit)
                 assert rule.prompt(length) == ("prompt_truncated" in notes)
                 sides = ["chosen_truncated" in notes, "rejected_truncated" in notes]
                 assert rule.answers(length).tolist() == sides

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from smoldpo.data.dialogue import sides
 from smoldpo.data.schemas import SCHEMAS, PairReader, Unreadable
 from smoldpo.data.schemas.scored import AnswerGroups
 from smoldpo.data.sources import Row, open_source
@@ -96,7 +97,7 @@ EXPECTED = {
     "summaries.jsonl": ("summaries", [1, 2, 3, 4, 5], [], None),
     "unpaired.jsonl": ("unpaired", [2], [(3, "unpaired"), (4, "tie"), (5, "tie")], ASKED),
     "json_text.jsonl": ("explicit", [1, 2, 3, 4, 5], [], ASKED),
-    "arena_kaggle.csv": ("arena", [1, 2, 4], [(3, "tie"), (5, "prompts_differ")], ASKED),
+    "arena_kaggle.csv": ("arena", [1, 2, 4, 5], [(3, "tie")], ASKED),
 }
 
 
@@ -120,8 +121,9 @@ def test_reader_on_its_fixture(name):
     better = {GOOD, "17 times 6 is 102.", "Vienna lies on the Danube.", "It rains."}
     better |= {"Thank you for covering my shift, Ana!", "Yes: ice is less dense than water."}
     better |= {"Yes, it is raining in Oslo, at 8 degrees."}
-    assert {pair.chosen.strip() for pair in pairs} <= better
-    assert not {pair.rejected.strip() for pair in pairs} & better
+    last = [sides(pair) for pair in pairs]
+    assert {chosen[-1]["content"].strip() for chosen, _ in last} <= better
+    assert not {rejected[-1]["content"].strip() for _, rejected in last} & better
     assert all(pair.file.endswith(name) for pair in pairs)
 
 

@@ -149,7 +149,7 @@ def test_every_rendering_has_these_limits(tiny_tokenizer, monkeypatch):
         return signal.getitimer(signal.ITIMER_REAL)[0], spare
 
     before = resource.getrlimit(resource.RLIMIT_AS)
-    monkeypatch.setattr(template_sandbox, "_apply", lambda: witness)
+    monkeypatch.setattr(template_sandbox, "_apply", lambda _: witness)
     seconds, spare = template_sandbox.render(tiny_tokenizer, [], False)
     assert (template_sandbox.SECONDS, template_sandbox.BYTES) == (4.0, 256 << 20)
     assert 0 < seconds <= 4.0 and 0 < spare < 320 << 20

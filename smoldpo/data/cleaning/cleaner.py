@@ -193,9 +193,17 @@ class Cleaner:
         prompt = self._mend_value(pair, "the prompt", pair.prompt)
         chosen = self._mend_answer(pair, "chosen", pair.chosen)
         rejected = self._mend_answer(pair, "rejected", pair.rejected)
-        if (prompt, chosen, rejected) == (pair.prompt, pair.chosen, pair.rejected):
-            return pair
-        return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
+        ours = self._mend_value(pair, "chosen", pair.chosen_messages)
+        theirs = self._mend_value(pair, "rejected", pair.rejected_messages)
+        mended = replace(
+            pair,
+            prompt=prompt,
+            chosen=chosen,
+            rejected=rejected,
+            chosen_messages=ours,
+            rejected_messages=theirs,
+        )
+        return pair if mended == pair else mended
 
     def _mend_value(self, pair: PreferencePair, where: str, value: Any) -> Any:
         """A text, or messages and whatever lies in them (tool calls are nested), mended."""

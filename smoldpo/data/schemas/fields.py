@@ -6,16 +6,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import reprlib
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from smoldpo.data.cleaning.text import mend_unicode
 from smoldpo.data.sources import Row
-from smoldpo.types import Message, PairNumbers, PreferencePair, Prompt
+from smoldpo.types import (
+    NO_ARGUMENTS,
+    Message,
+    PairNumbers,
+    PreferencePair,
+    Prompt,
+    TemplateArguments,
+)
 from smoldpo.utils.errors import DataError
 
 _SPEAKERS = {
@@ -31,6 +39,8 @@ ROLES = {name: role for role, names in _SPEAKERS.items() for name in names.split
 SYSTEM_KEYS = ("system", "system_prompt")
 SPEAKER_KEYS = ("role", "from")
 TEXT_KEYS = ("content", "value")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Where a message holds what was thought before it was said."""
 NUMBERS = tuple(field.name for field in fields(PairNumbers))
 """Columns of a pair's own weight, margin and β. They are read only where they are asked for: data
 may have a `margin` that means another thing."""
@@ -191,20 +201,13 @@ def as_messages(prompt: Prompt) -> tuple[Message, ...]:
     return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
 
 
-def split_last(turns: list[Message]) -> tuple[tuple[Message, ...], str]:
-    """The messages before the last, and what the assistant says in it.
-
-    Raises:
-        Unreadable: the last message is not what the assistant says (`unparsable`).
-    """
+def _require_answer(turns: Sequence[Message]) -> None:
     if not turns:
         raise Unreadable("unparsable", "a side holds no message")
-    last = turns[-1]
-    if last["role"] != "assistant":
-        raise Unreadable("unparsable", f"a side ends with the {last['role']}, not the assistant")
-    if "content" not in last or last.get("tool_calls"):
-        raise Unreadable("unparsable", "the answer is a tool call, not text")
-    return tuple(turns[:-1]), last["content"]
+    if turns[-1]["role"] != "assistant":
+        raise Unreadable(
+            "unparsable", f"a side ends with the {turns[-1]['role']}, not the assistant"
+        )
 
 
 def join(
@@ -212,26 +215,25 @@ def join(
 ) -> PreferencePair:
     """The pair of a row, given its parts; a system column goes before the prompt.
 
-    Sides that are whole dialogues bring their own prompt.
+    Sides that are whole dialogues bring their own prompt: what both begin with. They part where the
+    assistant speaks, and may go on for several turns from there.
 
     Raises:
-        Unreadable: the sides' prompts differ, or a side has no answer.
+        Unreadable: the sides part elsewhere, or a side has no answer.
     """
-    (ours, chosen_text), (theirs, rejected_text) = (_side(prompt, s) for s in (chosen, rejected))
-    common = _common(ours, theirs)
-    return make_pair(row, _with_system(row, common), chosen_text, rejected_text)
-
-
-def _common(ours: Prompt, theirs: Prompt) -> Prompt:
-    """The prompt that both sides answer: one that has no system turn takes the other's."""
-    if ours == theirs:
-        return ours
-    if isinstance(ours, str) or isinstance(theirs, str):
-        ours, theirs = as_messages(ours), as_messages(theirs)
-    (told, turns), (also_told, other) = split_system(ours), split_system(theirs)
-    if not alike(turns, other) or (told and also_told and not alike(told, also_told)):
-        raise Unreadable("prompts_differ", "the messages before the last one differ")
-    return ours if told or not also_told else theirs
+    ours, theirs = _dialogue(prompt, chosen), _dialogue(prompt, rejected)
+    if ours.prompt != theirs.prompt:  # one side alone brings its prompt
+        ours, theirs = ours.with_prompt(), theirs.with_prompt()
+    (told, turns), (also_told, others) = split_system(ours.turns), split_system(theirs.turns)
+    if told and also_told and not alike(told, also_told):
+        raise Unreadable("prompts_differ", "the sides' system turns differ")
+    same = _common_turns(turns, others)
+    left, right = turns[same:], others[same:]
+    if left[0]["role"] != "assistant" or right[0]["role"] != "assistant":
+        raise Unreadable("prompts_differ", "the messages before the assistant's differ")
+    shared = (told or also_told) + turns[:same]
+    before = as_messages(ours.prompt) + shared if shared else ours.prompt
+    return make_pair(row, _with_system(row, before), left, right)
 
 
 def alike(ours: Sequence[Message], theirs: Sequence[Message]) -> bool:
@@ -249,24 +251,44 @@ def split_system(turns: Sequence[Message]) -> tuple[tuple[Message, ...], tuple[M
     return tuple(turns[:at]), tuple(turns[at:])
 
 
-def _side(prompt: Prompt, side: str | list[Message]) -> tuple[Prompt, str]:
-    """A side's own prompt and completion, given the row's prompt.
+@dataclass(frozen=True)
+class _Dialogue:
+    """A side: the row's prompt, and the turns behind it, which end with the assistant."""
+
+    prompt: Prompt
+    turns: tuple[Message, ...]
+
+    def with_prompt(self) -> _Dialogue:
+        """The same, all of it as turns."""
+        return _Dialogue((), as_messages(self.prompt) + self.turns)
+
+
+def _dialogue(prompt: Prompt, side: str | list[Message]) -> _Dialogue:
+    """A side as a dialogue, given the row's prompt.
 
     A prompt column that is text (UltraFeedback) repeats a message of the dialogue; one that is
     messages may stand before it, and overlap with it.
     """
     if isinstance(side, str):
-        return prompt, side
-    before, answer = split_last(side)
-    if not before:
-        return prompt, answer
+        return _Dialogue(prompt, ({"role": "assistant", "content": side},))
+    turns = tuple(side)
+    _require_answer(turns)
+    if turns[0]["role"] == "assistant" and prompt != ():
+        return _Dialogue(prompt, turns)
     if isinstance(prompt, str):
-        told = [(message.get("content") or "").strip() for message in before]
+        told = [(message.get("content") or "").strip() for message in turns[:-1]]
         asked = prompt.strip()
         if asked and not any(said and (asked in said or said in asked) for said in told):
             raise Unreadable("prompts_differ", "the prompt's text is in no message of the sides")
-        return before, answer
-    return _joined(prompt, before), answer
+        return _Dialogue((), turns)
+    return _Dialogue((), _joined(prompt, turns))
+
+
+def _common_turns(ours: Sequence[Message], theirs: Sequence[Message]) -> int:
+    """How many messages both begin with; each keeps at least the last one."""
+    most = min(len(ours), len(theirs)) - 1
+    pairs = zip(ours[:most], theirs[:most], strict=True)
+    return next((n for n, (a, b) in enumerate(pairs) if not alike([a], [b])), most)
 
 
 def _joined(prompt: tuple[Message, ...], before: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -297,19 +319,92 @@ def _with_system(row: Row, prompt: Prompt) -> Prompt:
     return ({"role": "system", "content": system}, *turns)
 
 
-def make_pair(row: Row, prompt: Prompt, chosen: str, rejected: str) -> PreferencePair:
-    """A pair with where it was read, and its id, source and category where the row has them."""
+Side = str | Sequence[Message]
+
+
+def make_pair(row: Row, prompt: Prompt, chosen: Side, rejected: Side) -> PreferencePair:
+    """A pair with where it was read, and its id, source and category where the row has them.
+
+    A side that is one message of text alone becomes that text.
+    """
     id, source, category = (row.values.get(key) for key in ("id", "source", "category"))
+    (ours, our_turns), (theirs, their_turns) = (_side(side) for side in (chosen, rejected))
     return PreferencePair(
         prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
+        chosen=ours,
+        rejected=theirs,
         file=row.file,
         row=row.row,
         id=mend_unicode(str(id)) if isinstance(id, str | int) else "",
         source=mend_unicode(source) if isinstance(source, str) else "",
         category=mend_unicode(category) if isinstance(category, str) else "",
+        chosen_messages=our_turns,
+        rejected_messages=their_turns,
+        arguments=template_arguments(row),
     )
+
+
+def _side(side: Side) -> tuple[str, tuple[Message, ...] | None]:
+    """What the assistant says in a side, and its messages where they hold more than one text."""
+    if isinstance(side, str):
+        return side, None
+    turns = tuple(side)
+    if len(turns) == 1 and set(turns[0]) == {"role", "content"}:
+        return turns[0]["content"], None
+    return said_by_assistant(turns), turns
+
+
+def said_by_assistant(turns: Sequence[Message]) -> str:
+    """Everything that the assistant says in these turns: thoughts, texts and tool calls."""
+    parts: list[str] = []
+    for message in turns:
+        if message["role"] == "assistant":
+            values = [message.get(key) for key in (*REASONING_KEYS, "content")]
+            parts += [value for value in values if isinstance(value, str) and value]
+            if calls := message.get("tool_calls"):
+                parts.append(json.dumps(calls, ensure_ascii=False))
+    return "\n\n".join(parts)
+
+
+def template_arguments(row: Row) -> TemplateArguments:
+    """What a row's columns give to the chat template; JSON text is taken for what it holds.
+
+    Raises:
+        DataError: a column that is no such thing.
+    """
+    kwargs = _parsed(row.values.get("chat_template_kwargs"))
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise wrong(row, f"'chat_template_kwargs' is {kind(kwargs)}, not an object")
+    lists: dict[str, tuple[dict[str, Any], ...] | None] = {}
+    for name in ("tools", "documents"):
+        value = _parsed(row.values.get(name))
+        value = [_parsed(item) for item in value] if isinstance(value, list) else value
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(item, dict) for item in value)
+        ):
+            raise wrong(row, f"{name!r} is {kind(value)}, not a list of objects")
+        lists[name] = tuple(without_nulls(value)) if value else None
+    given = without_nulls(kwargs or {})
+    if not given and not any(lists.values()):
+        return NO_ARGUMENTS
+    return TemplateArguments(given, **lists)
+
+
+def _parsed(value: Any) -> Any:
+    """JSON text as what it holds; any other value as it is, empty text as nothing."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except ValueError:
+        return value
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without the keys that columnar files fill with null."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 TURN = re.compile(r"\n\n(Human|Assistant):")

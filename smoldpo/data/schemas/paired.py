@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from smoldpo.data.cleaning.text import first_difference
 from smoldpo.data.schemas.fields import (
@@ -14,11 +15,9 @@ from smoldpo.data.schemas.fields import (
     dialogue,
     join,
     kind,
-    make_pair,
     number,
     parse_transcript,
     present,
-    split_last,
     text,
     text_or_messages,
     wrong,
@@ -84,12 +83,10 @@ def read_implicit(row: Row) -> PreferencePair:
         return join(row, chosen[:cut], chosen[cut:], rejected[cut:])
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise wrong(row, "'chosen' or 'rejected' is text, the other messages; make them alike")
-    for side in (chosen, rejected):
-        if not split_last(side)[0]:
-            raise Unreadable("unparsable", "there is no message before the answer")
     pair = join(row, (), chosen, rejected)
-    prompt = _restore_text(row, pair.prompt)
-    return pair if prompt is pair.prompt else make_pair(row, prompt, pair.chosen, pair.rejected)
+    if not pair.prompt:
+        raise Unreadable("unparsable", "there is no message before the answer")
+    return replace(pair, prompt=_restore_text(row, pair.prompt))
 
 
 def _common_prompt(chosen: str, rejected: str) -> int:
@@ -112,7 +109,10 @@ def read_transcripts(row: Row) -> PreferencePair:
     A `prompt` beside them is text that they repeat.
     """
     prompt = text(row, "prompt") if present(row, "prompt") else ()
-    return join(row, prompt, *(parse_transcript(text(row, key)) for key in ("chosen", "rejected")))
+    ours, theirs = (parse_transcript(text(row, key)) for key in ("chosen", "rejected"))
+    if ours[:-1] != theirs[:-1]:
+        raise Unreadable("prompts_differ", "the turns before the last one differ")
+    return join(row, prompt, ours, theirs)
 
 
 def read_transcript_prompt(row: Row) -> PreferencePair:

@@ -157,8 +157,8 @@ def read_helpsteer3(row: Row) -> PreferencePair:
 def read_arena(row: Row) -> PreferencePair:
     """Arena votes: two answers and a winner. Votes for neither are ties.
 
-    Where two models talked for several turns their prompts differ as soon as their first answers
-    do; those rows are dropped under `prompts_differ`.
+    Where two models talked for several turns, each side is all that came from their first answers
+    on.
     """
     winner = _winner(row)
     if winner is None:

@@ -22,7 +22,10 @@ from smoldpo.utils.errors import DataError
 Values = Mapping[str, Any]
 Test = Callable[[Values], bool]
 SIDES = ("chosen", "rejected")
-COMMON = (*SYSTEM_KEYS, "id", "source", "category")
+COMMON = (
+    *SYSTEM_KEYS,
+    *("id", "source", "category", "tools", "documents", "chat_template_kwargs"),
+)
 VERDICTS = ("status", *(name for both in paired.SCORE_COLUMNS for name in both))
 
 
