@@ -82,8 +82,8 @@ def test_the_tools_of_a_packed_dialogue_become_the_rows():
     tools = [{"type": "function", "function": {"name": "clock"}}]
     reader = PairReader()
     packed = [json.dumps({"tools": tools, "messages": talk}) for talk in (TALK, OTHER)]
-    reader.read(Row("f", 1, {"chosen": packed[0], "rejected": packed[1]}))
-    assert reader.unused == ("tools",)
+    (pair,) = reader.read(Row("f", 1, {"chosen": packed[0], "rejected": packed[1]}))
+    assert reader.unused == () and pair.arguments.tools == (tools[0],)
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,10 @@ from typing import Any
 from smoldpo.data.cleaning.text import mend_unicode
 from smoldpo.data.sources import Row
 from smoldpo.types import (
-    NO_ARGUMENTS,
     Message,
     PairNumbers,
     PreferencePair,
     Prompt,
-    TemplateArguments,
 )
 from smoldpo.utils.errors import DataError
 
@@ -340,7 +338,6 @@ def make_pair(row: Row, prompt: Prompt, chosen: Side, rejected: Side) -> Prefere
         category=mend_unicode(category) if isinstance(category, str) else "",
         chosen_messages=our_turns,
         rejected_messages=their_turns,
-        arguments=template_arguments(row),
     )
 
 
@@ -364,47 +361,6 @@ def said_by_assistant(turns: Sequence[Message]) -> str:
             if calls := message.get("tool_calls"):
                 parts.append(json.dumps(calls, ensure_ascii=False))
     return "\n\n".join(parts)
-
-
-def template_arguments(row: Row) -> TemplateArguments:
-    """What a row's columns give to the chat template; JSON text is taken for what it holds.
-
-    Raises:
-        DataError: a column that is no such thing.
-    """
-    kwargs = _parsed(row.values.get("chat_template_kwargs"))
-    if kwargs is not None and not isinstance(kwargs, dict):
-        raise wrong(row, f"'chat_template_kwargs' is {kind(kwargs)}, not an object")
-    lists: dict[str, tuple[dict[str, Any], ...] | None] = {}
-    for name in ("tools", "documents"):
-        value = _parsed(row.values.get(name))
-        value = [_parsed(item) for item in value] if isinstance(value, list) else value
-        if value is not None and not (
-            isinstance(value, list) and all(isinstance(item, dict) for item in value)
-        ):
-            raise wrong(row, f"{name!r} is {kind(value)}, not a list of objects")
-        lists[name] = tuple(without_nulls(value)) if value else None
-    given = without_nulls(kwargs or {})
-    if not given and not any(lists.values()):
-        return NO_ARGUMENTS
-    return TemplateArguments(given, **lists)
-
-
-def _parsed(value: Any) -> Any:
-    """JSON text as what it holds; any other value as it is, empty text as nothing."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value) if value.strip() else None
-    except ValueError:
-        return value
-
-
-def without_nulls(value: Any) -> Any:
-    """The value without the keys that columnar files fill with null."""
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 TURN = re.compile(r"\n\n(Human|Assistant):")

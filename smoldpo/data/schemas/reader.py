@@ -14,6 +14,7 @@ from smoldpo.data.schemas.fields import NUMBERS, MissingColumn, Unreadable, with
 from smoldpo.data.schemas.paired import check_scores, score_columns
 from smoldpo.data.schemas.scored import AnswerGroups
 from smoldpo.data.schemas.table import SCHEMAS, Schema, contradiction, detect, renamed
+from smoldpo.data.schemas.template_arguments import with_arguments
 from smoldpo.data.sources import Row, Split
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import DataError, UsageError, nearest
@@ -100,7 +101,8 @@ class PairReader:
             return self._groups.read(row)
         if schema.has_sides:
             check_scores(row)
-        return [with_numbers(refuse_printed(schema.read(row)), row, self._numbers)]
+        pair = with_numbers(refuse_printed(schema.read(row)), row, self._numbers)
+        return [with_arguments(pair, row)]
 
     def _count_lost(self, row: Row) -> None:
         lost = [
