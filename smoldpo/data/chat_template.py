@@ -38,6 +38,9 @@ TEMPLATE_ERRORS = (
 _BLOCKS = (rf"{re.escape(start)}\s*({re.escape(end)}\s*)?" for start, end in THINKING_TAGS)
 THINKING_AT_END = re.compile(rf"({'|'.join(_BLOCKS)})\Z")
 """A thinking block that is open, or empty and closed, at the end of a prompt."""
+_EMPTY = (rf"({re.escape(start)})?\s*{re.escape(end)}" for start, end in THINKING_TAGS)
+THINKING_BLOCK = re.compile(rf"\s*({'|'.join(_EMPTY)})\s*")
+"""One without thoughts, whole or its end. What else stands before an answer a model writes, too."""
 SWITCHES = ("enable_thinking", "thinking")
 """Arguments by which templates turn thinking on and off."""
 
@@ -206,23 +209,29 @@ class ChatTemplate:
         )
         text = whole if start is None else self._up_to_end(written[len(start) :])
         lead = text.partition(said)[0] if said and said in text else ""
+        told = said.removeprefix(opened[0]) if opened else said
+        thought = reasoning_of(message)
         if start is None:
             if not _thinks(said):
                 found = Mismatch(CHANGES, written[_common_length(seen, written) :])
-        elif _letters(said) not in _letters(text):
+        elif _letters(told) not in _letters(text):
             if _thinks(said):  # which the template takes from turns that are past
                 text = whole
             else:
                 found = Mismatch(CHANGES, text)
-        elif bare and lead.strip():
+        elif bare and THINKING_BLOCK.fullmatch(lead):
             if opened and opened[1] in lead and start == seen:
                 return text, Mismatch(OPENS, opened[0])  # the answer closes the prompt's block
             found, text = Mismatch(ADDS, lead), text[len(lead) :]
-        if opened and start != seen and text.lstrip().startswith(opened[0]):
-            text = text.lstrip().removeprefix(opened[0]).removeprefix("\n")  # it stands already
+        if opened and text.lstrip().startswith(opened[0]):  # the tag stands in the prompt already
+            text = text.lstrip().removeprefix(opened[0]).removeprefix("\n")
+        if opened and thought and thought not in text:  # taken from past turns, as DeepSeek's does
+            return f"{thought.strip()}\n{opened[1]}\n\n{whole.lstrip()}", None
+        if any(name not in text for name in _called(message)):
+            return text, Mismatch(CHANGES, text)
         if opened and opened[1] not in text:
             return text, Mismatch(OPENS, opened[0])
-        if _closed_empty(seen) and (said.startswith(OPENING) or reasoning_of(message)):
+        if _closed_empty(seen) and (said.startswith(OPENING) or thought):
             return text, Mismatch(CLOSES)
         return text, found
 
@@ -250,6 +259,13 @@ def reasoning_of(message: Message) -> str:
     """What an assistant's message has thought, in a field of its own; "" where it has none."""
     found = (message.get(key) for key in REASONING_KEYS)
     return next((text for text in found if isinstance(text, str) and text.strip()), "")
+
+
+def _called(message: Message) -> list[str]:
+    """The names of the functions that a message calls."""
+    calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
+    inner = [call.get("function", call) for call in calls]
+    return [call["name"] for call in inner if isinstance(call, dict) and call.get("name")]
 
 
 def _thinks(said: str) -> bool:

@@ -49,7 +49,8 @@ CLOSES_THINKING = (
 WITH_TOOLS = (
     "{% if tools %}{{ '<|im_start|>system\\n' + (tools | tojson) + '<|im_end|>\\n' }}{% endif %}"
     "{% for m in messages %}" + TURN + "{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}{{ '<call>' + (c.function.arguments | tojson) + '</call>' }}"
+    "{% for c in m.tool_calls or [] %}{{ '<call>' + c.function.name }}"
+    "{{ (c.function.arguments | tojson) + '</call>' }}"
     "{% endfor %}" + END + "{% endfor %}{% if add_generation_prompt %}" + START + "{% endif %}"
 )
 DATED = (
@@ -163,13 +164,13 @@ def test_a_side_of_several_turns_scores_what_the_assistant_says(reader):
     prompt, chosen, rejected = texts(made, pair)
     assert '"name": "look"' in prompt
     assert chosen == (
-        '<call>{"q": "x"}</call><|im_end|>'
+        '<call>look{"q": "x"}</call><|im_end|>'
         "[\n<|im_start|>tool\nfound<|im_end|>\n<|im_start|>assistant\n]"
         "Eight minutes.<|im_end|>"
     )
     assert rejected == "No idea.<|im_end|>" and not found(made)
     _, chosen, _ = texts(reader(WITH_TOOLS, tools=TOOLS, score="last"), pair)
-    assert chosen.startswith("[<call>") and chosen.endswith("]Eight minutes.<|im_end|>")
+    assert chosen.startswith("[<call>look") and chosen.endswith("]Eight minutes.<|im_end|>")
 
 
 def test_several_turns_are_the_tokens_of_the_dialogue_as_a_whole(reader):
@@ -223,7 +224,7 @@ def test_arguments_that_no_template_reads_are_refused(reader):
 def test_tool_calls_without_content_are_rendered(reader):
     prompt = (*QUESTION, CALL, RESULT)
     text, *_ = texts(reader(WITH_TOOLS), PreferencePair(prompt, "Yes.", "No."))
-    assert '<|im_start|>assistant\n<call>{"q": "x"}</call><|im_end|>' in text
+    assert '<|im_start|>assistant\n<call>look{"q": "x"}</call><|im_end|>' in text
 
 
 def test_added_tokens_that_are_not_special_end_turns_and_are_never_forged(tiny_tokenizer):
