@@ -26,7 +26,7 @@ class Chat:
         system: str | None,
         max_new_tokens: int,
         temperature: float,
-        template: Mapping[str, Any],
+        template: Mapping[str, Any] | None = None,
     ):
         import torch
 
@@ -35,7 +35,7 @@ class Chat:
             self.tokenizer = load_tokenizer(source)
             self.model = load_model(source, torch.float32, pick_device("auto"))
         window = getattr(self.model.config, "max_position_embeddings", 2048)
-        options = evaluate_options(template)
+        options = evaluate_options(template or {})
         replace_template(self.tokenizer, options.chat_template)
         asked = {name: value for name, value in vars(options).items() if value is not None}
         how = tokenization(window, settings_of_run(source.location) | asked)
