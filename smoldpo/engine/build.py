@@ -24,9 +24,10 @@ from smoldpo.engine.fast import FastEngine
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights, cast, cast_frozen, master_dtype
 from smoldpo.engine.ref_sync import synced_copy, synced_model
-from smoldpo.engine.trunk import boundary, names_kept_as_stored
+from smoldpo.engine.trunk import boundary
 from smoldpo.models.adapters import adapted_modules
 from smoldpo.models.families import unsupported
+from smoldpo.models.mapped_weights import names_kept_as_stored
 from smoldpo.models.weights import tensors_sha256
 from smoldpo.utils import progress
 from smoldpo.utils.errors import UsageError

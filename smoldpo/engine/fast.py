@@ -33,8 +33,9 @@ from smoldpo.engine.packing import PackedBatch, common_prefix, pack, pair_length
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.engine.ref_sync import SyncedReference
 from smoldpo.engine.trunk import boundary
+from smoldpo.models.mapped_weights import release_file_pages
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
-from smoldpo.utils.memory import free_memory, release_file_pages
+from smoldpo.utils.memory import free_memory
 
 COMMIT_SECONDS = 30.0
 """What is computed once a pair is written at least this often."""
@@ -45,7 +46,7 @@ class FastEngine(Engine):
 
     Args:
         policy: its weights in the compute dtype, but for those that stay as they are stored
-            (trunk.py); `requires_grad` set on what trains.
+            (mapped_weights.py); `requires_grad` set on what trains.
         masters: what trains, in float32 (or float64), for the optimizer.
         reference: a model of its own, only where the reference is not the policy's start.
         settings: of these max_tokens, kernels, needs_reference and use_weighting.

@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from smoldpo.engine.kernels.layers import compute_in
-from smoldpo.engine.trunk import names_kept_as_stored
 from smoldpo.models.families import unsupported
-from smoldpo.utils.memory import file_page_releaser, keep_freed_memory
+from smoldpo.models.mapped_weights import file_page_releaser, names_kept_as_stored
+from smoldpo.utils.memory import keep_freed_memory
 
 FULL_PRECISION = "lora_magnitude_vector"
 """DoRA's magnitudes, one number a row, scale whole results: computed in master precision."""

@@ -39,36 +39,9 @@ def head_weight(model: PreTrainedModel) -> torch.nn.Parameter:
     return weight
 
 
-def frozen_matrices(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
-    """The matrices of layers, and of embeddings to which no head is tied, that do not train."""
-    embeddings, head = model.get_input_embeddings().weight, head_weight(model)
-    return {
-        name: weight
-        for name, weight in model.named_parameters()
-        if weight.dim() == 2
-        and not weight.requires_grad
-        and (layer_of(name) >= 0 or (weight is embeddings and weight is not head))
-    }
-
-
 def below_boundary(name: str, at: int) -> bool:
     """Whether a weight is of the embeddings or of a layer below `at`, where nothing trains."""
     return at > 0 and layer_of(name) < at
-
-
-def holds_exactly(compute: torch.dtype, stored: torch.dtype) -> bool:
-    """Whether `compute` holds every number of `stored`, so that weights may stay as stored.
-
-    A product converts what it needs (engine/kernels/layers.py); in memory they are a part of their
-    file.
-    """
-    return torch.promote_types(stored, compute) == compute
-
-
-def names_kept_as_stored(model: PreTrainedModel, compute: torch.dtype) -> set[str]:
-    """Names of the matrices that do not train and need no conversion."""
-    frozen = frozen_matrices(model).items()
-    return {name for name, weight in frozen if holds_exactly(compute, weight.dtype)}
 
 
 class LastLayer(torch.nn.Module):

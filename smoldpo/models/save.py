@@ -16,9 +16,9 @@ from smoldpo.models.adapter_folders import AdapterBase, sort_modules, write_base
 from smoldpo.models.builtin import BUILTIN, CARD_BASE
 from smoldpo.models.hf_logging import quiet
 from smoldpo.models.load import ModelSource
+from smoldpo.models.mapped_weights import release_file_pages
 from smoldpo.models.older_readers import add_older_names
 from smoldpo.utils.files import not_saved, staged_folder, write_json, write_text
-from smoldpo.utils.memory import release_file_pages
 
 
 def model_bytes(model: PreTrainedModel, dtype: torch.dtype) -> int:

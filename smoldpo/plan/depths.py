@@ -9,14 +9,9 @@ import torch
 
 from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.precision import master_dtype
-from smoldpo.engine.trunk import (
-    below_boundary,
-    boundary,
-    frozen_matrices,
-    head_weight,
-    holds_exactly,
-)
+from smoldpo.engine.trunk import below_boundary, boundary, head_weight
 from smoldpo.models.freeze import decoder_layers, freeze
+from smoldpo.models.mapped_weights import frozen_matrices, holds_exactly
 from smoldpo.training.optim import optimizer_bytes
 from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.setup import layer_selection

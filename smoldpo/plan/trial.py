@@ -19,6 +19,7 @@ from smoldpo.engine.packing import common_prefix
 from smoldpo.engine.precision import master_dtype
 from smoldpo.engine.trunk import head_weight
 from smoldpo.models.freeze import layer_of
+from smoldpo.models.mapped_weights import file_page_bytes
 from smoldpo.models.save import SHARD_BYTES
 from smoldpo.plan.cache_lookup import NOTHING_CACHED, CacheLookup, CacheMisses
 from smoldpo.plan.cost_model import MachineSpeed, Rates, fit_rates
@@ -39,7 +40,7 @@ from smoldpo.training.sampler import Schedule
 from smoldpo.training.setup import load_data, load_models, tokenize
 from smoldpo.utils import progress
 from smoldpo.utils.errors import OutOfMemoryError
-from smoldpo.utils.memory import file_page_bytes, free_memory, trim_memory
+from smoldpo.utils.memory import free_memory, trim_memory
 
 
 class Trial:

@@ -17,10 +17,11 @@ from smoldpo.engine.precision import cast_frozen, master_dtype
 from smoldpo.models.adapters import Adapter
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.load import ModelSource, load_model
+from smoldpo.models.mapped_weights import file_page_releaser
 from smoldpo.models.save import base_of, save_adapter, save_model
 from smoldpo.models.weights import copy_sharing, weights_sha256
 from smoldpo.utils.errors import ModelError
-from smoldpo.utils.memory import file_page_releaser, trim_memory
+from smoldpo.utils.memory import trim_memory
 
 
 @dataclass(frozen=True)

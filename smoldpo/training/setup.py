@@ -36,6 +36,7 @@ from smoldpo.models.load import (
     positions,
     require_same_tokens,
 )
+from smoldpo.models.mapped_weights import file_page_bytes, file_page_releaser
 from smoldpo.models.save import model_bytes
 from smoldpo.models.token_rows import require_rows_of_pairs, token_rows
 from smoldpo.models.weights import weights_sha256
@@ -52,7 +53,6 @@ from smoldpo.types import PreferencePair, TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.devices import pick_device
 from smoldpo.utils.errors import UsageError
-from smoldpo.utils.memory import file_page_bytes, file_page_releaser
 
 
 @dataclass

@@ -17,10 +17,10 @@ from smoldpo.engine.fast import FastEngine
 from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
 from smoldpo.models.load import ModelSource, load_model
+from smoldpo.models.mapped_weights import file_page_bytes, release_file_pages
 from smoldpo.plan import measure
 from smoldpo.plan.trial import Trial
 from smoldpo.types import TokenizedPair
-from smoldpo.utils.memory import file_page_bytes, release_file_pages
 from wide import below, make_wide
 
 PAIRS = [TokenizedPair(f"{n}", (5, 6, n), (8, 9, n, 2), (10, n, 2)) for n in range(20, 28)]

@@ -28,11 +28,11 @@ from smoldpo.models.adapters import AdapterSettings, add_adapters
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.freeze import freeze
 from smoldpo.models.load import ModelSource, load_model
+from smoldpo.models.mapped_weights import file_page_bytes
 from smoldpo.models.weight_files import narrow_dtype
 from smoldpo.plan.trial import Trial
 from smoldpo.training.setup import load_data, load_models
 from smoldpo.types import TokenizedPair
-from smoldpo.utils.memory import file_page_bytes
 from wide import LAYERS, below, make_wide
 
 PAIRS = [TokenizedPair(f"{n}", (5, 6, n), (8, 9, n, 2), (10, n, 2)) for n in range(20, 28)]
