@@ -13,9 +13,9 @@ from smoldpo.training.checkpoint import (
     load_checkpoint,
     newest,
     prune,
+    remove_partial,
     save_checkpoint,
     saved_steps,
-    sweep,
     verify,
 )
 from smoldpo.utils import rng
@@ -89,7 +89,7 @@ def test_leftovers_are_swept_and_nothing_else(tmp_path):
     (tmp_path / ".step-3-abc").mkdir()
     (tmp_path / ".step-3-abc" / "weights.safetensors").write_text("half")
     (tmp_path / "notes").write_text("mine")
-    sweep(tmp_path)
+    remove_partial(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-1"]
 
 
