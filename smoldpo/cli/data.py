@@ -245,7 +245,9 @@ def parse_columns(given: str | None) -> dict[str, str] | None:
 
 
 def _mappings(given: str) -> Iterator[tuple[str, str]]:
-    for part in given.split(","):
+    from smoldpo.config.field_types import split_columns
+
+    for part in split_columns(given):
         name, equals, column = (piece.strip() for piece in part.partition("="))
         if not (name and equals and column):
             raise UsageError(f"--columns {part!r}: write name=column, such as prompt=question")

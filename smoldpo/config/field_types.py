@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -17,6 +19,41 @@ def _split_commas(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def split_columns(value: Any) -> Any:
+    """prompt=question,chosen=better as its parts; a part without = belongs to the name before."""
+    if not isinstance(value, str):
+        return value
+    parts: list[str] = []
+    for part in filter(str.strip, value.split(",")):
+        if parts and "=" in parts[-1] and "=" not in part:
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return [part.strip() for part in parts]
+
+
+def _split_sources(value: Any) -> Any:
+    """Commas part sources, but for those in the name of a file that is there."""
+    if not isinstance(value, str):
+        return value
+    parts = value.split(",")
+    names: list[str] = []
+    while parts:
+        taken = 1
+        if not _is_there(parts[0]):
+            whole = (n for n in range(len(parts), 1, -1) if _is_there(",".join(parts[:n])))
+            taken = next(whole, 1)
+        names.append(",".join(parts[:taken]).strip())
+        parts = parts[taken:]
+    return [name for name in names if name]
+
+
+def _is_there(name: str) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # longer than a name can be; a NUL
+        return Path(name.strip()).exists()
+    return False
 
 
 def _words(value: Any) -> Any:
@@ -103,6 +140,8 @@ OrNone = Annotated[T | None, BeforeValidator(_none_word)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 Names = Annotated[list[str], BeforeValidator(_split_commas)]
+Columns = Annotated[list[str], BeforeValidator(split_columns)]
+Sources = Annotated[list[str], BeforeValidator(_split_sources)]
 Numbers = Annotated[list[float], BeforeValidator(_split_commas)]
 Judges = Annotated[list[str], BeforeValidator(_split_judges)]
 Layers = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"] | None, BeforeValidator(_layers)]

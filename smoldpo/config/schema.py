@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from smoldpo.config.field_types import (
     Arguments,
+    Columns,
     Day,
     Device,
     Dtype,
@@ -30,6 +31,7 @@ from smoldpo.config.field_types import (
     PositiveInt,
     ScheduleName,
     Score,
+    Sources,
     Truncate,
 )
 from smoldpo.config.losses import FACTS
@@ -112,7 +114,7 @@ class TrainConfig(BaseModel):
     )
 
     # Data
-    data: Names = Field(
+    data: Sources = Field(
         ["builtin"],
         min_length=1,
         description="preference pairs: builtin, a file (.jsonl, .json, .csv, .parquet, ...), a "
@@ -125,7 +127,7 @@ class TrainConfig(BaseModel):
         None,
         description="the rows' schema (docs/data-reading.md); found by looking at them by default",
     )
-    columns: Names = Field(
+    columns: Columns = Field(
         [], description="other names of the schema's columns: prompt=question,chosen=better"
     )
     rules_off: Names = Field(

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import BaseModel
+
+from smoldpo.data.cleaning.text import escape_hidden
 
 DROP, MEND, WARN = "drop", "mend", "warn"
 
@@ -39,6 +43,17 @@ def in_reading_order(findings: list[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda item: (files[item.file], item.row))
 
 
+LOUD = re.compile(
+    r"(?:.*_)?(?:tools?|functions?|documents|chat_template_kwargs|images?|videos?|audios?)"
+)
+"""Columns that a model would see in use, were they read."""
+
+
+def loud(lost: Mapping[str, int]) -> dict[str, int]:
+    """Of the columns that are not read, those whose loss matters, with their number of rows."""
+    return {name: rows for name, rows in lost.items() if LOUD.fullmatch(name)}
+
+
 class SourceAccount(BaseModel):
     """One source: numbers of rows, by action and rule, and the findings without the warnings."""
 
@@ -47,10 +62,26 @@ class SourceAccount(BaseModel):
     rows_read: int
     rows_kept: int
     columns_not_read: list[str] = []
+    rows_with_lost: dict[str, int] = {}
+    """Rows that hold something in a column whose loss changes what the model would see."""
+    files_left_out: list[str] = []
     dropped: dict[str, int] = {}
     mended: dict[str, int] = {}
     warned: dict[str, int] = {}
     touched: list[Finding] = []
+
+    def losses(self) -> list[str]:
+        """What was not read of it, in sentences."""
+        lines = [
+            f"warning: {name} of {rows:,} rows is not read: the model sees nothing of it"
+            for name, rows in self.rows_with_lost.items()
+        ]
+        quiet = [name for name in self.columns_not_read if name not in self.rows_with_lost]
+        if quiet:
+            lines.append(f"columns not read: {', '.join(quiet)}")
+        if self.files_left_out:
+            lines.append(f"left out, no list of rows: {', '.join(self.files_left_out)}")
+        return [escape_hidden(line) for line in lines]
 
     def by_action(self) -> dict[str, dict[str, int]]:
         """Rows by rule, for dropped, mended, warned."""

@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from smoldpo.data.account import DROP, MEND, WARN, Finding, in_reading_order
+from smoldpo.data.account import (
+    DROP,
+    MEND,
+    WARN,
+    Finding,
+    SourceAccount,
+    in_reading_order,
+    loud,
+)
 from smoldpo.data.cleaning.cleaner import Cleaner, RuleSet
 from smoldpo.data.cleaning.duplicates import PairIndex
 from smoldpo.data.length_stats import LengthStats, TokenCounter, WordCounter
@@ -47,6 +55,8 @@ class CheckedSplit:
     format: str
     rows_read: int
     rows_kept: int
+    losses: list[str]
+    """Columns and files that were not read, in sentences."""
     keep: np.ndarray
     """Of the pairs that passed the rules on single rows, those that also passed the others, [N]."""
 
@@ -98,6 +108,7 @@ class CheckReport:
                     "rows_read": part.rows_read,
                     "rows_kept": part.rows_kept,
                     "pairs_kept": int(part.keep.sum()),
+                    "not_read": part.losses,
                 }
                 for part in self.parts
             ],
@@ -129,6 +140,7 @@ class _Audit:
             if rule in self.options.rules:
                 cleaner.record(pair, rule, *problem)
 
+        before = len(self.stats)
         for pair in reader:
             cleaned = cleaner.clean(pair)
             if cleaned is not None:
@@ -138,10 +150,22 @@ class _Audit:
             advance(1)
         self.stats.flush(report)
         keep = cleaner.finish()
+        if "not_tokenizable" in self.options.rules:
+            keep[[index - before for index in self.stats.refused if index >= before]] = False
         self.findings += in_reading_order(reader.findings + cleaner.findings)
         self.prompts.append(cleaner.index.prompt_numbers(keep))
         rows_kept = cleaner.index.locations.distinct_rows(keep)
-        return CheckedSplit(split, reader.format, reader.rows_read, rows_kept, keep)
+        lost = SourceAccount.of(
+            [],
+            source=split.name,
+            format=", ".join(reader.formats),
+            rows_read=reader.rows_read,
+            rows_kept=rows_kept,
+            columns_not_read=list(reader.lost),
+            rows_with_lost=loud(reader.lost),
+            files_left_out=list(split.left_out),
+        )
+        return CheckedSplit(split, lost.format, reader.rows_read, rows_kept, lost.losses(), keep)
 
 
 def check_data(

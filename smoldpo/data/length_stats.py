@@ -42,6 +42,9 @@ class WordCounter:
 
     unit = "words"
 
+    def refusal(self, pair: PreferencePair) -> None:
+        """Words can always be counted."""
+
     def count(self, pairs: Sequence[PreferencePair]) -> list[Lengths | str]:
         return [
             (len(prompt_text(p.prompt).split()), len(p.chosen.split()), len(p.rejected.split()))
@@ -63,6 +66,10 @@ class TokenCounter:
     def count(self, pairs: Sequence[PreferencePair]) -> list[Lengths | str]:
         """Lengths of each pair, or why it has none."""
         return [self._count(pair) for pair in pairs]
+
+    def refusal(self, pair: PreferencePair) -> str | None:
+        """Why a pair cannot be tokenised, or None; the template is rendered, no token is made."""
+        return self.exact.refusal(pair)
 
     def _count(self, pair: PreferencePair) -> Lengths | str:
         try:
@@ -116,16 +123,23 @@ class LengthStats:
     """Numbers about the pairs that are added, in bounded memory.
 
     Pairs that truncation would cut, or that cannot be tokenised, are reported.
+
+    Attributes:
+        refused: numbers of the pairs, in the order in which they were added, that cannot be.
     """
 
     def __init__(self, counter: WordCounter | TokenCounter, max_length: int, sample: int = SAMPLE):
         self.counter, self.truncation, self.sample = counter, Truncation(max_length), sample
         self.characters = (array("I"), array("I"))
         self.counted_at = array("I")
+        self.refused = array("I")
         self.lengths = array("I")
         self.vocabulary: tuple[set[str], set[str]] = (set(), set())
         self._stride, self._sampled = 1, 0
         self._pending: list[tuple[int, PreferencePair]] = []
+
+    def __len__(self) -> int:
+        return len(self.characters[0])
 
     def add(self, pair: PreferencePair, report: Report) -> None:
         index = len(self.characters[0])
@@ -141,6 +155,12 @@ class LengthStats:
             self._pending.append((index, pair))
             if len(self._pending) >= BATCH:
                 self.flush(report)
+        elif (refusal := self.counter.refusal(pair)) is not None:
+            self._refuse(index, pair, refusal, report)
+
+    def _refuse(self, index: int, pair: PreferencePair, why: str, report: Report) -> None:
+        self.refused.append(index)
+        report(pair, "not_tokenizable", (why, ""))
 
     def _may_be_cut(self, pair: PreferencePair) -> bool:
         text = prompt_text(pair.prompt) + max(pair.chosen, pair.rejected, key=len)
@@ -153,7 +173,7 @@ class LengthStats:
         counted = self.counter.count([pair for _, pair in pending])
         for (index, pair), lengths in zip(pending, counted, strict=True):
             if isinstance(lengths, str):
-                report(pair, "not_tokenizable", (lengths, ""))
+                self._refuse(index, pair, lengths, report)
                 continue
             for rule, problem in self.truncation.problems(lengths, self.counter.unit):
                 report(pair, rule, problem)

@@ -44,11 +44,13 @@ from smoldpo.types import (
     TokenizedPair,
     no_progress,
 )
+from smoldpo.utils import progress
 from smoldpo.utils.errors import DataError, ModelError, UsageError
 
 Part = tuple[str, bool]
 """A piece of a rendered side, and whether it is scored."""
 TOO_LONG, SAME, UNSCORED = "too_long", "same_after_truncation", "nothing_scored_after_truncation"
+REFUSED = "not_tokenizable"
 
 
 @dataclass(frozen=True)
@@ -140,19 +142,48 @@ class PairTokenizer:
     ) -> tuple[list[PreferencePair], list[TokenizedPair]]:
         """The pairs that can be learned from, and their tokens; the others are counted.
 
-        Left out are pairs whose sides are the same tokens after truncation: they have no gradient.
-        With `truncation` drop, those are left out that are too long.
+        Left out are pairs whose sides are the same tokens after truncation: they have no gradient;
+        and those that the chat template refuses. With `truncation` drop, those are left out that
+        are too long.
+
+        Raises:
+            DataError: the template refuses all of them; the message is the first one's.
         """
         chosen, tokens = [], []
+        refused: list[DataError] = []
         for pair in pairs:
-            tokenized = self.tokenize(pair)
+            try:
+                tokenized = self.tokenize(pair)
+            except DataError as error:
+                refused.append(error)
+                self.left_out[REFUSED] += 1
+                advance(1)
+                continue
             if (reason := self._reason_to_leave_out(tokenized)) is None:
                 chosen.append(pair)
                 tokens.append(tokenized)
             else:
                 self.left_out[reason] += 1
             advance(1)
+        if refused and not chosen:
+            raise refused[0]
+        if refused:
+            progress.say(f"left out: {len(refused):,} that the template refuses: {refused[0]}")
         return chosen, tokens
+
+    def refusal(self, pair: PreferencePair) -> str | None:
+        """Why the chat template refuses a pair, or None; nothing is tokenised."""
+        try:
+            if self.template is None:
+                as_text(pair)
+                return None
+            before = as_messages(pair.prompt)
+            prompt = self._render(pair, [*before], True)
+            for side in sides(pair):
+                self._parts(pair, [*before], prompt, [*side], set())
+        except DataError as error:
+            return str(error)
+        return None
 
     def _reason_to_leave_out(self, pair: TokenizedPair) -> str | None:
         if self.how.truncation == "drop" and pair.notes & CUT:

@@ -94,6 +94,8 @@ def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) 
         format=options.format,
         columns=options.columns,
     )
+    for line in loaded.account.losses():
+        progress.say(f"{data}: {line}")
     scorer = _ModelScorer(models, reference, loaded.pairs[: options.max_samples], options)
     pairs = scorer.pairs
     scores = [scorer.scores(name) for name in models]

@@ -32,6 +32,8 @@ def print_report(report: CheckReport, console: Console) -> None:
             f"{name}: {part.format} format, {part.rows_read:,} rows read, {part.rows_kept:,} kept",
             markup=False,
         )
+        for line in part.losses:
+            console.print(f"  {line}", markup=False)
     if report.evaluation:
         sources = ", ".join(report.evaluation["sources"])
         console.print(f"evaluation prompts: {sources}", markup=False)

@@ -89,6 +89,8 @@ def load_data(config: TrainConfig) -> TrainingData:
             if rows:
                 rules = ", ".join(f"{count} {rule}" for rule, count in rows.items())
                 progress.say(f"  {action}: {rules}")
+        for line in source.losses():
+            progress.say(f"  {line}")
     split = data.account.split
     assert split is not None
     progress.say(
@@ -310,10 +312,10 @@ def describe_parameters(model: PreTrainedModel) -> str:
 
 
 def tokenize(config: TrainConfig, models: PolicyAndReference, data: TrainingData) -> TokenizedData:
-    """The pairs as the model sees them.
+    """The pairs as the model sees them, without those that its template refuses.
 
     Raises:
-        UsageError, DataError: pairs too long for the model, or that its template refuses.
+        UsageError, DataError: pairs too long for the model, or all refused by its template.
         ModelError: a token for which a model has no row.
     """
     how = tokenization(config.max_length, config.model_dump())

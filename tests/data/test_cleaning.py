@@ -58,6 +58,9 @@ FAULTS = {
             {"role": "assistant", "content": "A second."},
         ],
     ),
+    "repeats_prompt": lambda row: row.update(
+        rejected=f"{row['prompt'][0]['content']}\n{row['rejected']}"
+    ),
     "role_label": lambda row: row.update(rejected=row["rejected"] + "\n\nHuman: And you?\nI see."),
     "forged_control_token": lambda row: row.update(chosen="Well<|im_end|> " + row["chosen"]),
     "cut_off": lambda row: row.update(chosen=row["chosen"] + " Then put the other half of the"),

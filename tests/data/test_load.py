@@ -166,3 +166,76 @@ def test_the_split_never_shares_a_prompt(prompts, fraction):
 def opening(pair):
     first = pair.prompt if isinstance(pair.prompt, str) else pair.prompt[0]["content"]
     return prompt_key(first)
+
+
+# --- several sources ------------------------------------------------------------------------------
+
+
+def as_orca(row):
+    return {
+        "question": f" {row['prompt'][0]['content']}\n",
+        "chosen": row["chosen"],
+        "rejected": f"{row['rejected']} ",
+    }
+
+
+def test_a_pair_that_stands_in_two_sources_is_learnt_once(tmp_path, rows):
+    a, b = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", map(as_orca, rows))
+    data = load_mixture([a, b], (), 0)
+    first, second = (account.train for account in data.account.sources)
+    assert (first.rows_kept, second.rows_kept) == (40, 0)
+    assert second.dropped == {"exact_duplicate": 40} and first.dropped == {}
+    assert second.touched[2].detail == f"the same as {a}, row 3"
+    assert len(data.train) + len(data.eval) == 40
+    folder = tmp_path / "both"
+    folder.mkdir()
+    write(folder / "a.jsonl", rows)
+    write(folder / "b.jsonl", map(as_orca, rows))
+    whole = load_training_data(str(folder)).account.train
+    assert (whole.dropped, whole.format) == ({"exact_duplicate": 40}, "explicit, orca")
+    both = load_mixture([a, b], (), 0, rules_off=["exact_duplicate", "near_duplicate"])
+    assert len(both.train) + len(both.eval) == 80
+
+
+def test_sources_that_contradict_each_other_lose_both_pairs(tmp_path, rows):
+    swapped = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows[:2]]
+    a, b = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", swapped)
+    data = load_mixture([a, b], (), 0)
+    assert [s.train.dropped for s in data.account.sources] == [{"contradictory": 2}] * 2
+    assert f"{b}, row 1 prefers the other" in data.account.sources[0].train.touched[0].detail
+    assert len(data.train) + len(data.eval) == 38
+
+
+def test_a_pair_that_two_sources_hold_out_is_judged_once(tmp_path, rows):
+    held_out = [clean_row(number) for number in range(100, 104)]
+    for name, own in (("a", rows[:20]), ("b", rows[20:])):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.jsonl", own)
+        write(tmp_path / name / "test.jsonl", held_out)
+    data = load_mixture([str(tmp_path / "a"), str(tmp_path / "b")], (), 0)
+    assert (len(data.train), len(data.eval)) == (40, 4)
+
+
+def test_a_source_that_is_all_in_another_has_no_weight(tmp_path, rows):
+    a, b = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows)
+    with pytest.raises(UsageError, match=r"b\.jsonl: every pair of it stands in another"):
+        load_mixture([a, b], (2, 1), 0)
+
+
+def test_why_nothing_is_left_to_train_on_or_to_judge_by(tmp_path, rows):
+    a = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UsageError, match="all 40 training pairs.*eval_prompt.*--rules-off"):
+        load_training_data(a, eval_data=a)
+    with pytest.raises(UsageError, match="all 40 training pairs.*eval_prompt"):
+        load_mixture([a, write(tmp_path / "b.jsonl", rows)], (), 0, eval_data=a)
+    same = [row | {"prompt": rows[0]["prompt"]} for row in rows]
+    with pytest.raises(UsageError, match="all 40 pairs have one prompt.*--eval-fraction 0"):
+        load_training_data(write(tmp_path / "c.jsonl", same))
+    turns = [row | {"prompt": [*rows[0]["prompt"], *reply(n)]} for n, row in enumerate(rows)]
+    with pytest.raises(UsageError, match="begin with one question"):
+        load_training_data(write(tmp_path / "d.jsonl", turns))
+
+
+def reply(number):
+    said = ("assistant", "Tell me more."), ("user", f"It is number {number}.")
+    return [{"role": role, "content": text} for role, text in said]

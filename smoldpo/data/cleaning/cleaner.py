@@ -48,6 +48,7 @@ RULES: dict[str, Rule] = {
     "exact_duplicate": Rule(DROP, "the pair stood before"),
     "near_duplicate": Rule(WARN, "nearly the same pair stood before (MinHash)"),
     "eval_prompt_near": Rule(WARN, "nearly the same prompt stands in evaluation (MinHash)"),
+    "repeats_prompt": Rule(WARN, "an answer begins with the whole question"),
     "role_label": Rule(WARN, "another speaker's label inside an answer"),
     "forged_control_token": Rule(WARN, "a control token written out; never encoded as one"),
     "cut_off": Rule(WARN, "an answer ends in the middle"),
@@ -55,7 +56,7 @@ RULES: dict[str, Rule] = {
     "mixed_language": Rule(WARN, "question and answer in two languages (off by default)"),
     "long_prompt": Rule(WARN, "truncation will take the prompt's oldest tokens"),
     "long_answer": Rule(WARN, "truncation will take an answer's end"),
-    "not_tokenizable": Rule(WARN, "the model's chat template refuses the dialogue"),
+    "not_tokenizable": Rule(DROP, "the model's chat template refuses the dialogue"),
 }
 """Every rule that can be turned off, in the order in which they are applied. A schema's reader sets
 rows aside under names of its own (prompts_differ, unparsable, ...): they hold no pair to keep."""
@@ -127,11 +128,13 @@ class Cleaner:
     Attributes:
         findings: so far, in the order of reading; those of rules across rows come at the end.
         index: hashes of the pairs that `clean` gave back.
+        compared: of each finding that `finish` adds, the number of its pair among these.
     """
 
     def __init__(self, rules: RuleSet | None = None, evaluation: PairIndex | None = None):
         self.rules = rules or RuleSet()
         self.findings: list[Finding] = []
+        self.compared: list[int] = []
         if not evaluation or not self.rules.on & {"eval_prompt", "eval_prompt_near"}:
             evaluation = None
         answers = "near_duplicate" in self.rules
@@ -173,6 +176,7 @@ class Cleaner:
                 file, row = self.index.locations[index]
                 before = self.index.excerpts[index]
                 self.findings.append(Finding(file, row, name, action, detail, before))
+                self.compared.append(index)
                 keep[index] &= action != DROP
         return keep
 

@@ -73,6 +73,18 @@ class Locations:
         return f"row {row}" if same else f"{file}, row {row}"
 
 
+def side_hashes(pair: PreferencePair) -> tuple[int, int]:
+    """The prompt with each answer, as numbers: by role and text, without white space at the ends.
+
+    A prompt that is text is what the user says.
+    """
+    prompt = pair.prompt
+    turns = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+    trimmed = [turn | {"content": (turn.get("content") or "").strip()} for turn in turns]
+    exact = json.dumps(trimmed, sort_keys=True, default=str)
+    return hash64(exact, pair.chosen.strip()), hash64(exact, pair.rejected.strip())
+
+
 class PairIndex:
     """Hashes of the pairs seen so far, and the decisions that follow from them.
 
@@ -100,12 +112,10 @@ class PairIndex:
 
     def add(self, pair: PreferencePair) -> None:
         prompt, said = pair.prompt, prompt_text(pair.prompt)
-        exact = (
-            prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
-        )
+        chosen, rejected = side_hashes(pair)
         self.prompts.append(int(prompt_key(prompt)[:16], 16))
-        self.chosen.append(hash64(exact, pair.chosen.strip()))
-        self.rejected.append(hash64(exact, pair.rejected.strip()))
+        self.chosen.append(chosen)
+        self.rejected.append(rejected)
         self.locations.add(pair)
         self.excerpts.append(excerpt(said, width=60))
         if self.compares_prompts:

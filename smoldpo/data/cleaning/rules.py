@@ -64,6 +64,8 @@ _NO_LAST_WORDS = (
 NO_LAST_WORDS = frozenset(_NO_LAST_WORDS.split())
 LONG_TEXT = 20
 """Words from which on an answer is expected to end like a text."""
+REPEATED_WORDS = 3
+"""Words that a question needs; an answer may well begin with a shorter one ("Paris")."""
 MAY_FOLLOW = {
     "user": ("", "assistant", "tool"),
     "assistant": ("", "user", "tool"),
@@ -179,6 +181,17 @@ def not_user_last(pair: PreferencePair) -> Problem | None:
     return f"the prompt ends with the {last}", tail(prompt_text(pair.prompt))
 
 
+def repeats_prompt(pair: PreferencePair) -> Problem | None:
+    """An answer that begins with the question: text that was not parted into prompt and answer."""
+    asked = _last_question(pair.prompt).strip()
+    if len(asked.split()) < REPEATED_WORDS:
+        return None
+    for side, text in _sides(pair):
+        if text.lstrip().startswith(asked):
+            return f"{side} begins with the whole question", excerpt(text)
+    return None
+
+
 def _sides(pair: PreferencePair) -> tuple[tuple[str, str], tuple[str, str]]:
     return ("chosen", pair.chosen), ("rejected", pair.rejected)
 
@@ -284,7 +297,7 @@ def _last_question(prompt: Prompt) -> str:
 
 _CHECKS = (
     empty_prompt, empty_chosen, empty_rejected, identical, not_alternating, not_user_last,
-    role_label, cut_off, refusal, mixed_language,
+    repeats_prompt, role_label, cut_off, refusal, mixed_language,
 )  # fmt: skip
 CHECKS: dict[str, Check] = {check.__name__: check for check in _CHECKS}
 """Checks by rule name; `near_identical` and `forged_control_token` take a parameter."""

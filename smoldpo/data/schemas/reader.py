@@ -13,7 +13,7 @@ from smoldpo.data.schemas.cells import refuse_printed, unpack_row
 from smoldpo.data.schemas.fields import NUMBERS, MissingColumn, Unreadable, with_numbers
 from smoldpo.data.schemas.paired import check_scores, score_columns
 from smoldpo.data.schemas.scored import AnswerGroups
-from smoldpo.data.schemas.table import SCHEMAS, Schema, contradiction, detect, renamed
+from smoldpo.data.schemas.table import SCHEMAS, Schema, contradiction, detect, no_schema, renamed
 from smoldpo.data.schemas.template_arguments import with_arguments
 from smoldpo.data.sources import Row, Split
 from smoldpo.types import PreferencePair
@@ -218,8 +218,8 @@ class SplitReader(PairReader):
         self._seen |= seen
         try:
             name = detect(fullest, ignored=fullest.values.keys() - seen)
-        except Unreadable as reason:
-            return DataError(str(reason), fullest.file, fullest.row)
+        except Unreadable:
+            return DataError(no_schema(fullest.values), fullest.file, fullest.row)
         except DataError as error:
             raise self._stray(error, fullest) from None
         self._use(name)
