@@ -18,6 +18,7 @@ from smoldpo.config.field_types import (
     Score,
     Truncate,
     arguments,
+    beta_in_range,
 )
 from smoldpo.config.load import read_fields
 from smoldpo.utils.errors import ConfigError
@@ -35,7 +36,7 @@ class EvaluateOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     reference: str | None = None
-    beta: Annotated[float, AfterValidator(_above_zero)] = 0.1
+    beta: Annotated[float, AfterValidator(_above_zero), AfterValidator(beta_in_range)] = 0.1
     seed: Annotated[int, Field(ge=0)] = 42
     subset: str | None = None
     split: str | None = None

@@ -130,6 +130,13 @@ def _duration(value: str) -> str:
     return value
 
 
+def beta_in_range(value: float) -> float:
+    """β, unless the sigmoid would be flat, or a step, whatever the answers: nothing to learn."""
+    if not 1e-6 <= value <= 1000:
+        raise ValueError("input should be from 0.000001 to 1000")
+    return value
+
+
 def _logger_names(value: Any) -> Any:
     return [] if _none_word(value) is None else _split_commas(value)
 
@@ -139,6 +146,7 @@ OrNone = Annotated[T | None, BeforeValidator(_none_word)]
 """A value, or the word none."""
 PositiveInt = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(gt=0), AfterValidator(beta_in_range)]
 Names = Annotated[list[str], BeforeValidator(_split_commas)]
 Columns = Annotated[list[str], BeforeValidator(split_columns)]
 Sources = Annotated[list[str], BeforeValidator(_split_sources)]

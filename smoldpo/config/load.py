@@ -140,7 +140,7 @@ def build_config(settings: dict[str, Any], *, extra_problems: Sequence[str] = ()
     known = TrainConfig.model_fields
     config, found = read_fields(TrainConfig, settings)
     given = {key: value for key, value in settings.items() if key in known}
-    problems = [*extra_problems, *secrets_in(given), *found]
+    problems = [*extra_problems, *secrets_in(given), *_not_utf8(given), *found]
     if config is not None:
         problems += cross_checks(config)
     if problems or config is None:
@@ -175,6 +175,20 @@ def secrets_in(settings: Mapping[str, Any], files: str = "run") -> list[str]:
         for key, value in settings.items()
         if holds_secret(value)
     ]
+
+
+def _not_utf8(settings: Mapping[str, Any]) -> list[str]:
+    """A sentence for each setting with a text that UTF-8 cannot hold, such as the name of a file."""
+    problems = []
+    for key, value in settings.items():
+        for text in value if isinstance(value, list) else [value]:
+            shown = str(text).encode("utf-8", "backslashreplace").decode()
+            if isinstance(text, str) and shown != text:
+                problems.append(
+                    f"{key} holds bytes that are not UTF-8 ({shown}); no file of a run could name "
+                    "it: rename it"
+                )
+    return problems
 
 
 def explain(detail: Any) -> str:

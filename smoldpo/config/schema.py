@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from smoldpo.config.field_types import (
     Arguments,
+    Beta,
     Columns,
     Day,
     Device,
@@ -203,10 +204,8 @@ class TrainConfig(BaseModel):
     loss_weights: Numbers = Field(
         [], description="weight of each of several losses, such as 1,0.2; by default 1 each"
     )
-    beta: float = Field(
-        0.1, gt=0, description="β: how strongly the policy is held to the reference"
-    )
-    beta_end: OrNone[Positive] = Field(
+    beta: Beta = Field(0.1, description="β: how strongly the policy is held to the reference")
+    beta_end: OrNone[Beta] = Field(
         None, description="β goes from beta to this in equal steps; by default it stays"
     )
     label_smoothing: float = Field(

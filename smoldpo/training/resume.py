@@ -11,6 +11,7 @@ import torch
 from smoldpo.config.load import build_config, load_yaml, to_yaml
 from smoldpo.config.schema import TrainConfig
 from smoldpo.training.checkpoint import Checkpoint, newest
+from smoldpo.training.claim import claimed
 from smoldpo.training.fingerprint import (
     Fingerprint,
     ResumeRecord,
@@ -41,7 +42,7 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
     began = record.began
     config = _config(folder, began, extend)
     torch.set_num_threads(began.computing.threads)
-    with Interruption() as interruption, in_folder(record.folder):
+    with Interruption() as interruption, in_folder(record.folder), claimed(folder):
         inputs = load_inputs(config, began.computing.kernels)
         _require_same(folder, began, inputs.fingerprint, config, extend)
         total = Schedule.of(config, len(inputs.data.train)).total_steps

@@ -32,6 +32,7 @@ from smoldpo.reports.run_files import read_run
 from smoldpo.training import display
 from smoldpo.training.checkpoint import Checkpoint
 from smoldpo.training.checkpointer import Checkpointer, require_disk
+from smoldpo.training.claim import claimed
 from smoldpo.training.final_evaluation import FinalEvaluation, tokenize_sample_prompt
 from smoldpo.training.fingerprint import (
     Fingerprint,
@@ -114,12 +115,13 @@ def run_training(
     with interruption or Interruption() as interruption:
         config = config.model_copy(update={"template_date": config.template_date or today()})
         folder = choose_folder(config)
-        inputs = load_inputs(config)
-        require_disk(folder, config, inputs.models, inputs.data)
-        make_folder(folder, [*config.data, config.eval_data or ""])
-        write_start(folder, config, inputs.models, inputs.data.account, command, picked)
-        write_beginning(folder, inputs.fingerprint)
-        return Run(folder, config, inputs, interruption).run()
+        with claimed(folder):
+            inputs = load_inputs(config)
+            require_disk(folder, config, inputs.models, inputs.data)
+            make_folder(folder, [*config.data, config.eval_data or ""])
+            write_start(folder, config, inputs.models, inputs.data.account, command, picked)
+            write_beginning(folder, inputs.fingerprint)
+            return Run(folder, config, inputs, interruption).run()
 
 
 def load_inputs(

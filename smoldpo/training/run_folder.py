@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -67,7 +68,8 @@ def choose_folder(config: TrainConfig) -> Path:
     """Where this run is to write; nothing is made or removed yet.
 
     Raises:
-        UsageError: the folder holds a run (and `overwrite` is not set), or something else.
+        UsageError: the folder holds a run (and `overwrite` is not set), or something else, or
+            cannot be written.
     """
     if config.output_dir is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -82,6 +84,7 @@ def choose_folder(config: TrainConfig) -> Path:
     folder = Path(config.output_dir).expanduser()
     if folder.is_file():
         raise UsageError(f"output_dir {folder}: is a file; give a folder")
+    _require_writable(folder)
     found = [name for name in CONTENTS if (folder / name).exists()]
     if _holds_run(folder) and not config.overwrite:
         raise UsageError(
@@ -98,6 +101,21 @@ def choose_folder(config: TrainConfig) -> Path:
     for source in config.data:
         _require_outside(folder, "data", source)
     return folder
+
+
+def _require_writable(folder: Path) -> None:
+    """Refuse a folder that could not be made, or written into, once a run has been computed.
+
+    Raises:
+        UsageError: with what the system says.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"output_dir {folder}: cannot be written: {there}: {reason}") from None
 
 
 def _require_outside(folder: Path, setting: str, name: str | None) -> None:

@@ -1,10 +1,12 @@
 """Bad input: a message that says what, where and what to do; exit 1 or 2; never a traceback."""
 
 import json
+import os
 
 import pytest
 
 from conftest import rows
+from smoldpo.training.claim import claimed
 
 
 @pytest.fixture
@@ -86,6 +88,10 @@ def test_pickled_weights_are_never_read(train, tmp_path, pairs_file, tiny_folder
     "arguments, words",
     [
         (["--beta", "0"], ["beta is '0'", "greater than 0"]),
+        (["--beta", "1e30"], ["beta is '1e30'", "from 0.000001 to 1000"]),
+        (["--beta-end", "1e-9"], ["beta_end", "from 0.000001 to 1000"]),
+        (["--columns", "prompt"], ["'prompt' is not name=column"]),
+        (["--columns", "prompt=a,b"], ["has no column 'a,b'", "it has: 'prompt'"]),
         (["--per-device-train-batch-size", "0"], ["per_device_train_batch_size is '0'"]),
         (["--learning-rte", "1"], ["'learning_rte'", "did you mean learning_rate?"]),
         (["--freeze-layers", "9"], ["freeze_layers is 9", "4 layers"]),
@@ -96,6 +102,28 @@ def test_pickled_weights_are_never_read(train, tmp_path, pairs_file, tiny_folder
 )
 def test_settings_that_cannot_be(train, pairs_file, arguments, words):
     check(train("--data", pairs_file, *arguments), 2, *words)
+
+
+@pytest.mark.parametrize("folder", ["there.txt/run", "there.txt/deep/run", "/proc/run"])
+def test_an_output_folder_that_cannot_be_is_said_before_anything_is_read(cli, tmp_path, folder):
+    (tmp_path / "there.txt").write_text("")
+    result = cli("train", "--data", "nowhere.jsonl", "--output-dir", folder)
+    check(result, 2, f"output_dir {folder}: cannot be written")
+
+
+@pytest.mark.parametrize("setting", ["output-dir", "model", "eval-data"])
+def test_names_that_no_file_of_a_run_could_hold(cli, pairs_file, setting):
+    odd = os.fsdecode(b"sw\xe4lbe")
+    result = cli("train", "--data", pairs_file, f"--{setting}", odd)
+    check(result, 2, setting.replace("-", "_"), "not UTF-8")
+    assert "Traceback" not in result.err
+
+
+def test_two_runs_into_one_folder(train, pairs_file, tmp_path):
+    with claimed(tmp_path / "run"):
+        check(train("--data", pairs_file), 2, "another run is being written there")
+    with claimed(tmp_path / "run"), claimed(tmp_path / "other"):
+        pass
 
 
 def test_nothing_left_after_cleaning(train, write_rows):

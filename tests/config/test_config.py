@@ -114,6 +114,38 @@ def test_judges_are_parted_at_the_right_commas(given, judges):
     assert build_config({"judges": given}).judges == judges
 
 
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("a.jsonl,b.jsonl", ["a.jsonl", "b.jsonl"]),
+        ("pairs, v2.jsonl", ["pairs, v2.jsonl"]),
+        ("a.jsonl,pairs, v2.jsonl,b.jsonl", ["a.jsonl", "pairs, v2.jsonl", "b.jsonl"]),
+        ("1,2,3.jsonl", ["1,2,3.jsonl"]),
+        ("none, v2.jsonl", ["none", "v2.jsonl"]),
+        ("x" * 300 + ",b.jsonl", ["x" * 300, "b.jsonl"]),
+        (["none, v2.jsonl"], ["none, v2.jsonl"]),
+    ],
+)
+def test_a_comma_in_the_name_of_a_file_that_is_there(tmp_path, monkeypatch, given, names):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "pairs, v2.jsonl", "1,2,3.jsonl"):
+        (tmp_path / name).write_text("")
+    assert build_config({"data": given}).data == names
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("prompt=question, chosen = better", {"prompt": "question", "chosen": "better"}),
+        ("prompt=prompt, text", {"prompt": "prompt, text"}),
+        ("prompt=a,b,c,chosen=d", {"prompt": "a,b,c", "chosen": "d"}),
+        (["prompt=prompt, text", "chosen=a=b"], {"prompt": "prompt, text", "chosen": "a=b"}),
+    ],
+)
+def test_a_comma_in_the_name_of_a_column(given, names):
+    assert build_config({"columns": given}).column_names == names
+
+
 def test_help_shows_every_option_with_its_meaning():
     lines: list[str] = []
     describe_options(lines.append)

@@ -306,6 +306,33 @@ def test_a_proposed_mapping_works_when_it_is_followed():
     assert (pair.prompt, pair.chosen, pair.rejected) == ("P", "C", "R")
 
 
+PROPOSED = [
+    {"query": "P", "better": "C", "worse": "R"},
+    {"question": "P", "accepted": "C", "rejected_answer": "R"},
+    {"input": "P", "preferred": [assistant("C")], "dispreferred": [assistant("R")]},
+    {"instruction": "P", "winner": "C", "loser": "R", "judge": "m"},
+    {"prompt": "P", "response_A": "C", "response_B": "R", "winner": "model_a"},
+    {"input": {"messages": [user("P")]}, "preferred": [assistant("C")], "notes": "x"},
+    {"instruction": "P", "input": "", "outputs": ["C", "R"], "history": []},
+    {"text": 5, "good": "C", "bad": "R"},
+    {"prompt, text": "P", "good": "C", "bad": "R"},
+    {"messages": [user("P"), assistant("C")], "rejected_answer": "R"},
+]
+
+
+@pytest.mark.parametrize("values", PROPOSED, ids=lambda values: "+".join(values))
+def test_what_an_error_proposes_reads_the_row_or_asks_for_names(values):
+    with pytest.raises(DataError) as caught:
+        read_one(values)
+    message = str(caught.value)
+    written = message.split("--columns ")[1].split(", or")[0]
+    if "COLUMN" in written or "The nearest" not in message:
+        assert "name them with --columns prompt=" in message
+        return
+    pair = read_one(values, columns=dict(part.split("=") for part in written.split(",")))
+    assert (pair.chosen, pair.rejected) == ("C", "R")
+
+
 def test_an_empty_first_row_decides_nothing():
     reader = PairReader()
     with pytest.raises(Unreadable) as caught:

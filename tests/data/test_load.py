@@ -224,12 +224,12 @@ def test_a_source_that_is_all_in_another_has_no_weight(tmp_path, rows):
 
 def test_why_nothing_is_left_to_train_on_or_to_judge_by(tmp_path, rows):
     a = write(tmp_path / "a.jsonl", rows)
-    with pytest.raises(UsageError, match="all 40 training pairs.*eval_prompt.*--rules-off"):
+    with pytest.raises(UsageError, match=r"all 40 training pairs.*eval_prompt.*--rules-off"):
         load_training_data(a, eval_data=a)
-    with pytest.raises(UsageError, match="all 40 training pairs.*eval_prompt"):
+    with pytest.raises(UsageError, match=r"all 40 training pairs.*eval_prompt"):
         load_mixture([a, write(tmp_path / "b.jsonl", rows)], (), 0, eval_data=a)
     same = [row | {"prompt": rows[0]["prompt"]} for row in rows]
-    with pytest.raises(UsageError, match="all 40 pairs have one prompt.*--eval-fraction 0"):
+    with pytest.raises(UsageError, match=r"all 40 pairs have one prompt.*--eval-fraction 0"):
         load_training_data(write(tmp_path / "c.jsonl", same))
     turns = [row | {"prompt": [*rows[0]["prompt"], *reply(n)]} for n, row in enumerate(rows)]
     with pytest.raises(UsageError, match="begin with one question"):

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import random
 import socket
 import time
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smoldpo.data import files, sources
+from smoldpo.data.schemas import SplitReader
 from smoldpo.data.sources import mix, open_source
 from smoldpo.utils import hub
 from smoldpo.utils.errors import DataError, UsageError
@@ -469,3 +471,101 @@ def test_random_seeds_are_the_only_chance():
     state = random.getstate()
     list(mix([range(5), range(5)], [1, 2], seed=3))
     assert random.getstate() == state
+
+
+# --- folders, names and headers as people have them -----------------------------------------------
+
+TALK = {
+    key: [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": key}]
+    for key in ("chosen", "rejected")
+}
+SCHEMAS_OF = {
+    "a.jsonl": ("explicit", {"prompt": "Q?", "chosen": "chosen", "rejected": "rejected"}),
+    "b.jsonl": ("orca", {"question": "Q?", "chosen": "chosen", "rejected": "rejected"}),
+    "c.jsonl": ("implicit", TALK),
+    "d.jsonl": ("transcripts", {k: f"\n\nHuman: Q?\n\nAssistant: {k}" for k in TALK}),
+}
+
+
+def pairs_of(path, **how):
+    reader = SplitReader(open_source(str(path)).train, **how)
+    return reader, list(reader)
+
+
+@pytest.mark.parametrize("names", ["abc", "cba", "dcab", "cd", "dc"])
+def test_each_file_of_a_folder_has_its_own_schema(tmp_path, names):
+    order = [f"{name}.jsonl" for name in names]
+    for number, name in enumerate(order):
+        write(tmp_path, f"{number}{name}", as_jsonl([SCHEMAS_OF[name][1]] * 2))
+    reader, pairs = pairs_of(tmp_path)
+    assert reader.formats == [SCHEMAS_OF[name][0] for name in order]
+    assert reader.findings == [] and len(pairs) == 2 * len(order)
+    assert {(pair.chosen, pair.rejected) for pair in pairs} == {("chosen", "rejected")}
+
+
+def test_a_group_of_answers_may_go_on_in_the_next_file(tmp_path):
+    row = {"prompt": "Q?", "response": "good", "helpfulness": 4}
+    write(tmp_path, "1.jsonl", as_jsonl([row]))
+    write(tmp_path, "2.jsonl", as_jsonl([row | {"response": "bad", "helpfulness": 1}]))
+    write(tmp_path, "3.jsonl", as_jsonl([SCHEMAS_OF["b.jsonl"][1]]))
+    reader, pairs = pairs_of(tmp_path)
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [
+        ("good", "bad"),
+        ("chosen", "rejected"),
+    ]
+    assert reader.formats == ["helpsteer", "orca"] and reader.findings == []
+
+
+CARD = b'{\n "name": "swifts",\n "tags": ["birds"]\n}'
+
+
+@pytest.mark.parametrize("inner", ["data/train-00000.jsonl", "data/0.parquet", "train/0.csv"])
+def test_a_card_beside_the_rows_folder_is_left_out_by_name(tmp_path, inner):
+    write(tmp_path, inner, KINDS[f"a.{inner.split('.')[1]}"])
+    write(tmp_path, "card.json", CARD)
+    split = open_source(str(tmp_path)).train
+    assert [row.values["prompt"] for row in split.rows()] == [row["prompt"] for row in ROWS]
+    assert split.left_out == (str(tmp_path / "card.json"),)
+
+
+@pytest.mark.parametrize("name", ["pairs.json", "pairs.jsonl"])
+def test_rows_beside_folders_are_read_as_before(tmp_path, name):
+    write(tmp_path, name, json.dumps(ROWS).encode() if name == "pairs.json" else as_jsonl())
+    write(tmp_path, "old/train.jsonl", as_jsonl(ROWS[:1]))
+    split = open_source(str(tmp_path)).train
+    assert len(list(split.rows())) == 3 and split.left_out == ()
+
+
+def test_a_stray_file_among_the_rows_is_named(tmp_path):
+    write(tmp_path, "a.jsonl", as_jsonl([SCHEMAS_OF["a.jsonl"][1]]))
+    write(tmp_path, "card.json", CARD)
+    with pytest.raises(DataError, match=r"card\.json, row 1: .*beside 1 others.*move it out"):
+        pairs_of(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["file", "in a folder", "folder"])
+def test_names_that_no_utf8_holds_are_refused_at_once(tmp_path, kind):
+    odd = os.fsdecode(b"sw\xe4lbe")
+    if kind == "folder":
+        path = write(tmp_path / odd, "a.jsonl", as_jsonl()).parent
+    else:
+        path = write(tmp_path, f"{odd}.jsonl", as_jsonl())
+    with pytest.raises(UsageError, match=r"sw\\xe4lbe.*not UTF-8; rename it"):
+        open_source(str(tmp_path if kind == "in a folder" else path))
+
+
+@pytest.mark.parametrize("quote", ['"', ""])
+@pytest.mark.parametrize("gap", [" ", "  "])
+def test_csv_with_spaces_behind_its_commas(tmp_path, quote, gap):
+    lines = [["prompt", "chosen", "rejected"], ["Well; is it?", "Yes - it is.", "No."]]
+    if quote:
+        lines[1][0] = 'Well, is ""it""?'
+    text = "\n".join(f",{gap}".join(f"{quote}{cell}{quote}" for cell in line) for line in lines)
+    _, (pair,) = pairs_of(write(tmp_path, "a.csv", text.encode()))
+    assert pair.prompt == lines[1][0].replace('""', '"')
+    assert (pair.chosen, pair.rejected) == ("Yes - it is.", "No.")
+
+
+def test_csv_without_spaces_in_its_header_keeps_those_of_its_cells(tmp_path):
+    _, (pair,) = pairs_of(write(tmp_path, "a.csv", b"prompt,chosen,rejected\nQ?, yes,no\n"))
+    assert pair.chosen == " yes"
