@@ -178,7 +178,7 @@ def secrets_in(settings: Mapping[str, Any], files: str = "run") -> list[str]:
 
 
 def _not_utf8(settings: Mapping[str, Any]) -> list[str]:
-    """A sentence for each setting with a text that UTF-8 cannot hold, such as the name of a file."""
+    """A sentence for each setting with text that UTF-8 cannot hold, such as a file name."""
     problems = []
     for key, value in settings.items():
         for text in value if isinstance(value, list) else [value]:
