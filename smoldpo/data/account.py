@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from smoldpo.data.cleaning.text import escape_hidden
+from smoldpo.utils.text import escape_hidden
 
 DROP, MEND, WARN = "drop", "mend", "warn"
 

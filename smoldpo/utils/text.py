@@ -114,3 +114,11 @@ def redact(text: str) -> str:
 def holds_secret(value: object) -> bool:
     """Whether a setting holds one; a list, or text."""
     return redact(str(value)) != str(value)
+
+
+UNPRINTED = re.compile("[\ud800-\udfff\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def escape_hidden(text: str) -> str:
+    """`text` with characters that do not print, or that reorder others, written as escapes."""
+    return UNPRINTED.sub(lambda match: match.group().encode("unicode_escape").decode(), text)

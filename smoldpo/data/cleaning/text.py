@@ -8,16 +8,11 @@ import re
 import unicodedata
 
 from smoldpo.types import Prompt
+from smoldpo.utils.text import escape_hidden
 
 WIDTH = 80
-HIDDEN = re.compile("[\ud800-\udfff\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 NOT_WORDS = re.compile(r"[\W_]+")
-
-
-def escape_hidden(text: str) -> str:
-    """`text` with characters that do not print, or that reorder others, written as escapes."""
-    return HIDDEN.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def mend_unicode(text: str) -> str:
