@@ -18,7 +18,7 @@ import numpy as np
 from smoldpo.data.account import DROP, MEND, WARN, Finding
 from smoldpo.data.cleaning import rules as checks
 from smoldpo.data.cleaning.duplicates import PairIndex
-from smoldpo.data.cleaning.text import excerpt, first_difference, tail
+from smoldpo.data.cleaning.text import excerpt, first_difference, mend_unicode, tail
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import UsageError, nearest
 
@@ -122,6 +122,11 @@ def evaluation_rules(off: Iterable[str] = ()) -> RuleSet:
     return replace(chosen, on=chosen.on & EVALUATION)
 
 
+def _mended_names(pair: PreferencePair) -> dict[str, str]:
+    """Id, source and category as UTF-8 can hold them, whatever the rules: they go into files."""
+    return {name: mend_unicode(getattr(pair, name)) for name in ("id", "source", "category")}
+
+
 class Cleaner:
     """Applies rules to a stream of pairs and accounts for every one they touch.
 
@@ -206,6 +211,7 @@ class Cleaner:
             rejected=rejected,
             chosen_messages=ours,
             rejected_messages=theirs,
+            **_mended_names(pair),
         )
         return pair if mended == pair else mended
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from smoldpo.data.cleaning.text import mend_unicode
 from smoldpo.data.sources import Row
 from smoldpo.types import (
     Message,
@@ -333,9 +332,9 @@ def make_pair(row: Row, prompt: Prompt, chosen: Side, rejected: Side) -> Prefere
         rejected=theirs,
         file=row.file,
         row=row.row,
-        id=mend_unicode(str(id)) if isinstance(id, str | int) else "",
-        source=mend_unicode(source) if isinstance(source, str) else "",
-        category=mend_unicode(category) if isinstance(category, str) else "",
+        id=str(id) if isinstance(id, str | int) else "",
+        source=source if isinstance(source, str) else "",
+        category=category if isinstance(category, str) else "",
         chosen_messages=our_turns,
         rejected_messages=their_turns,
     )
