@@ -9,7 +9,6 @@ import json
 import math
 
 import pytest
-from smoldpo.data.usable import tokenize_usable
 
 from smoldpo.data.audit import CheckOptions, check_data, kept_pairs
 from smoldpo.data.cleaning.cleaner import Cleaner
@@ -174,15 +173,16 @@ def test_check_keeps_no_row_that_training_leaves_out(tmp_path, refusing, sample,
     assert found == [(3, "not_tokenizable", "drop"), (8, "not_tokenizable", "drop")]
     assert [pair.row for pair in kept_pairs(report)] == [1, 2, 4, 5, 6, 7, 9]
 
-    usable = tokenize_usable(PairTokenizer(refusing, 64), load_pairs(data).pairs)
-    assert [pair.row for pair in usable.pairs] == [1, 2, 4, 5, 6, 7, 9]
-    assert len(usable.tokenized) == 7 and [f.row for f in usable.left_out] == [3, 8]
+    reader = PairTokenizer(refusing, 64)
+    pairs, tokenized = reader.select(load_pairs(data).pairs)
+    assert [pair.row for pair in pairs] == [1, 2, 4, 5, 6, 7, 9] and len(tokenized) == 7
+    assert reader.left_out == {"not_tokenizable": 2}
 
 
 def test_pairs_that_are_all_refused_are_an_error(refusing):
     pairs = [PreferencePair((SYSTEM, USER), "a", "b", "f.jsonl", n) for n in (1, 2)]
     with pytest.raises(DataError, match=r"f\.jsonl, row 1: .*no system"):
-        tokenize_usable(PairTokenizer(refusing, 64), pairs)
+        PairTokenizer(refusing, 64).select(pairs)
 
 
 # --- text that only looks like an answer ----------------------------------------------------------

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from smoldpo.data.cleaning.text import (
     prompt_key,
     prompt_text,
 )
-from smoldpo.types import PreferencePair
+from smoldpo.types import NO_ARGUMENTS, Message, PreferencePair
 
 ANSWERS_ALIKE, PROMPTS_ALIKE = 0.7, 0.5
 """Similarity of a near-duplicate pair, at the least: of both answers together, of the prompts."""
@@ -79,10 +80,18 @@ def side_hashes(pair: PreferencePair) -> tuple[int, int]:
     A prompt that is text is what the user says.
     """
     prompt = pair.prompt
-    turns = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+    asked = _exact(({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt)
+    if pair.arguments != NO_ARGUMENTS:  # thinking or not: another prompt
+        asked += json.dumps(asdict(pair.arguments), sort_keys=True, default=str)
+    return (
+        hash64(asked, pair.chosen.strip(), _exact(pair.chosen_messages or ())),
+        hash64(asked, pair.rejected.strip(), _exact(pair.rejected_messages or ())),
+    )
+
+
+def _exact(turns: Sequence[Message]) -> str:
     trimmed = [turn | {"content": (turn.get("content") or "").strip()} for turn in turns]
-    exact = json.dumps(trimmed, sort_keys=True, default=str)
-    return hash64(exact, pair.chosen.strip()), hash64(exact, pair.rejected.strip())
+    return json.dumps(trimmed, sort_keys=True, default=str)
 
 
 class PairIndex:

@@ -82,6 +82,8 @@ def refuse_printed(pair: PreferencePair) -> PreferencePair:
         ("the prompt", pair.prompt),
         ("chosen", pair.chosen),
         ("rejected", pair.rejected),
+        ("chosen", pair.chosen_messages or ()),
+        ("rejected", pair.rejected_messages or ()),
     ):
         texts = [value] if isinstance(value, str) else _said(value)
         if any(map(is_printed, texts)):
