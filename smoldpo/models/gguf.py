@@ -107,6 +107,7 @@ def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedToke
         raise ModelError(f"{path}: cannot be read as a GGUF model: {whole_reason(error)}") from None
     advance(1)
     _mend_model(model)
+    _set_ends(model, fields)
     return model, tokenizer
 
 
@@ -206,6 +207,14 @@ def _set_heads(config: PreTrainedConfig, metadata: Mapping[str, Any]) -> None:
     for key, neutral in UNREAD.items():
         if metadata.get(key, neutral) != neutral:
             raise ModelError(f"its {key} is {metadata[key]}, which is not read")
+
+
+def _set_ends(model: PreTrainedModel, fields: Mapping[str, Any]) -> None:
+    """Let every token that ends a turn end an answer; transformers reads one of three keys."""
+    keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+    ends = list(dict.fromkeys(fields[key] for key in keys if key in fields))
+    if len(ends) > 1 and model.generation_config is not None:
+        model.generation_config.eos_token_id = ends
 
 
 def _mend_model(model: PreTrainedModel) -> None:

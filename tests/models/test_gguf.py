@@ -6,6 +6,7 @@ import torch
 from gguf import GGUFWriter, RopeScalingType
 
 import smoldpo
+from smoldpo.models.generate import end_ids
 from smoldpo.models.load import find_model, load_model, load_tokenizer
 from smoldpo.types import TokenizedPair
 from smoldpo.utils.errors import ModelError
@@ -211,6 +212,33 @@ def test_other_ways_of_splitting(tmp_path, pre, pieces):
     tokenizer = load_tokenizer(find_model(str(write(tmp_path / "m.gguf", pre=pre))))
     split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
     assert [text for text, _ in split("ab 1234c")] == pieces
+
+
+@pytest.mark.parametrize(("more", "ends"), [((), [39]), (("eot",), [38, 39]), (("eom",), [38, 39])])
+def test_every_token_that_ends_a_turn_ends_an_answer(tmp_path, more, ends):
+    def say(writer):
+        for name in more:
+            writer.add_uint32(f"tokenizer.ggml.{name}_token_id", 38)
+
+    source = find_model(str(write(tmp_path / "m.gguf", say=say)))
+    assert end_ids(load_model(source, torch.float32), load_tokenizer(source)) == ends
+
+
+def test_no_file_is_read_whose_tensors_are_not_the_models(tmp_path):
+    for name in ("token_embd", "blk.0.attn_q", "blk.1.ffn_norm", "blk.1.ffn_down"):
+        for kind in ("remove", "rename", "reshape", "add"):
+
+            def change(tensors, name=f"{name}.weight", kind=kind):
+                found = tensors[name]
+                if kind in ("remove", "rename"):
+                    del tensors[name]
+                if kind in ("rename", "add"):
+                    tensors[name.replace(".weight", "_more.weight")] = found
+                if kind == "reshape":
+                    tensors[name] = np.concatenate([found, found[:HEAD]])
+
+            with pytest.raises(ModelError, match="cannot be read as a GGUF model: "):
+                load(write(tmp_path / "m.gguf", change=change))
 
 
 def test_the_fast_engine_computes_the_same(tmp_path):
