@@ -123,7 +123,8 @@ class SharedInputs:
         """As tokenize: once for the same pairs, tokenizer, and room in the model."""
         tokenizer = models.tokenizer
         parts = [_data_key(config), tokenizer_sha256(tokenizer), str(tokenizer.chat_template)]
-        key = json.dumps([*parts, config.max_length, _template(config), models.facts.positions])
+        room = [models.facts.positions, models.facts.rows]
+        key = json.dumps([*parts, config.max_length, _template(config), *room])
         if key not in self._tokens:
             self._tokens[key] = tokenize(config, models, data)
         return self._tokens[key]

@@ -69,14 +69,19 @@ def test_tokens_are_shared_where_they_would_be_the_same(tmp_path, tiny_tokenizer
     monkeypatch.setattr(shared, "tokenize", lambda *given: object())
     inputs = shared.SharedInputs(tmp_path)
 
-    def tokens(positions=512, **settings):
-        facts = types.SimpleNamespace(positions=positions)
+    def tokens(positions=512, rows=300, **settings):
+        facts = types.SimpleNamespace(positions=positions, rows=rows)
         models = types.SimpleNamespace(tokenizer=tiny_tokenizer, facts=facts)
         return inputs._encode(build_config(settings), models, None)
 
     first = tokens(beta=0.1)
     assert tokens(beta=0.5) is first
-    for other in (tokens(max_length=64), tokens(positions=64), tokens(max_train_samples=3)):
+    for other in (
+        tokens(max_length=64),
+        tokens(positions=64),
+        tokens(rows=299),
+        tokens(max_train_samples=3),
+    ):
         assert other is not first
 
 
