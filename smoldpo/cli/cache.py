@@ -1,4 +1,4 @@
-"""`smoldpo cache`: what is kept between runs, and its removal."""
+"""`smoldpo cache`: what is stored between runs, and its removal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from smoldpo.cli.support import verb
+from smoldpo.utils.errors import UsageError
 
 app = typer.Typer(
     help="Look at, or clear, what is kept between runs: trunk states and reference "
@@ -43,9 +44,8 @@ def clear(
     ] = None,
 ) -> None:
     """Remove what is kept; runs compute and measure it anew. Unpacked models stay."""
+    from smoldpo.engine.autotune import forget_choices
     from smoldpo.engine.cache import folder as cache
-    from smoldpo.engine.cache.choices import forget_choices
-    from smoldpo.utils.errors import UsageError
 
     cached = cache.entries()
     if "" in (keys or []):

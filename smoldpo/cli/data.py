@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -241,17 +240,15 @@ def parse_columns(given: str | None) -> dict[str, str] | None:
     """prompt=question,chosen=better as a mapping."""
     if given is None:
         return None
-    return dict(_mappings(given))
-
-
-def _mappings(given: str) -> Iterator[tuple[str, str]]:
     from smoldpo.config.field_types import split_columns
 
+    columns: dict[str, str] = {}
     for part in split_columns(given):
-        name, equals, column = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and column):
+        name, _, column = (piece.strip() for piece in part.partition("="))
+        if not (name and column):
             raise UsageError(f"--columns {part!r}: write name=column, such as prompt=question")
-        yield name, column
+        columns[name] = column
+    return columns
 
 
 def own_numbers(columns: dict[str, str] | None) -> list[str]:

@@ -114,13 +114,11 @@ def as_text(found: dict[str, Any]) -> str:
             continue
         lines.append(part)
         for key, value in content.items():
-            words = json.dumps(value) if isinstance(value, (dict, list)) else value
+            text = json.dumps(value) if isinstance(value, (dict, list)) else value
             if key.endswith("bytes"):
-                key, words = (
-                    key.removesuffix("bytes").rstrip("_") or "size",
-                    f"{value / 1e9:,.1f} GB",
-                )
-            lines.append(f"  {key.replace('_', ' '):<14}{words}")
+                text = f"{value / 1e9:,.1f} GB"
+                key = key.removesuffix("bytes").rstrip("_") or "size"
+            lines.append(f"  {key.replace('_', ' '):<14}{text}")
     lines.append("")
     lines += [f"problem: {problem}" for problem in found["problems"]] or ["nothing is wrong"]
     return "\n".join(lines)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from smoldpo.cli.data import Columns, Format, parse_columns
 from smoldpo.cli.support import fail_gates, names, verb, writable
 from smoldpo.cli.template_options import takes_template_options
+from smoldpo.utils.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -121,7 +122,7 @@ def evaluate(
 
 def _models_and_data(what: list[str]) -> tuple[list[str], str]:
     if len(what) not in (2, 3):
-        raise _usage(
+        raise UsageError(
             f"evaluate takes one or two models and then the data, not {len(what)} names: smoldpo "
             "evaluate runs/mine pairs.jsonl, or smoldpo evaluate builtin runs/mine pairs.jsonl"
         )
@@ -138,7 +139,7 @@ def show(run: Run, as_json: Json = False) -> None:
 
     files = read_run(run)
     if files.evaluation is None:
-        raise _usage(f"{run}: {files.absent['evaluation.json']}")
+        raise UsageError(f"{run}: {files.absent['evaluation.json']}")
     if as_json:
         print(json.dumps(files.evaluation.model_dump(mode="json", exclude={"pairs"}), indent=2))
         return
@@ -169,9 +170,3 @@ def report(
         path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
         write_report([read_run(run) for run in runs], path)
     print(path)
-
-
-def _usage(message: str) -> Any:
-    from smoldpo.utils.errors import UsageError
-
-    return UsageError(message)

@@ -7,7 +7,6 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from smoldpo.cli.evaluate import evaluate, report, show
 from smoldpo.cli.support import fail_gates, one_of, verb, writable
 from smoldpo.cli.sweep import finish, sweep
 from smoldpo.cli.template_options import takes_template_options
+from smoldpo.utils.errors import UsageError
 
 app = typer.Typer(
     name="smoldpo",
@@ -43,6 +43,10 @@ app.command()(report)
 SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 SETTINGS_HELP = "[CONFIG.yaml] [--key value ...]"
 Settings = Annotated[list[str] | None, typer.Argument(metavar=SETTINGS_HELP)]
+PLAN_HELP = (
+    "Forecast a run's time, memory and disk from a few real steps of it, at every freeze depth. "
+    "Takes the settings of train; --json prints one JSON object."
+)
 app.command(context_settings=SETTINGS)(sweep)
 
 
@@ -74,10 +78,8 @@ def _top(
 def train(settings: Settings = None) -> None:
     """Tune a policy on preference pairs; without arguments, the demo. See train --help."""
     arguments = settings or []
-    if _asks_for_help(arguments):
-        _print_settings_help(
-            "train", "Tune a policy on preference pairs; without arguments, the demo."
-        )
+    what = "Tune a policy on preference pairs; without arguments, the demo."
+    if _prints_help(arguments, "train", what):
         return
     from smoldpo.config.load import config_from_arguments
 
@@ -100,10 +102,27 @@ def train(settings: Settings = None) -> None:
 def plan(settings: Settings = None) -> None:
     """Forecast a run's time, memory and disk from a few real steps of it. See plan --help."""
     arguments = settings or []
-    if _asks_for_help(arguments):
-        _print_settings_help("plan", WHAT)
+    if _prints_help(arguments, "plan", PLAN_HELP):
         return
-    plan_run(arguments)
+    as_json = "--json" in arguments
+    from smoldpo.config.load import config_from_arguments
+
+    config = config_from_arguments([word for word in arguments if word != "--json"])
+
+    from smoldpo.utils.progress import spinner
+
+    with spinner("starting"):
+        from smoldpo.plan.planner import choose_depth, make_plan
+        from smoldpo.plan.table import as_dict, print_plan
+
+    plan, chosen = make_plan(config, seconds_since_start()), None
+    if config.budget is not None:
+        # The run will plan, too, before it begins.
+        chosen = choose_depth(plan.depths, config.budget, plan.seconds)
+    if as_json:
+        print(json.dumps(as_dict(plan, chosen), indent=2))
+    else:
+        print_plan(plan, chosen)
 
 
 @app.command()
@@ -126,7 +145,7 @@ def resume(
     check_epochs(extend)
     if is_sweep(run):
         if extend is not None:
-            raise _usage(
+            raise UsageError(
                 "--extend adds epochs to a run, and this is a sweep; to train its best settings "
                 f"for longer: smoldpo train {shlex.quote(str(run / 'best' / 'config.yaml'))} "
                 "--output-dir FOLDER, with more --num-train-epochs (or --max-steps, where they "
@@ -151,15 +170,13 @@ def doctor(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Look at the machine, versions, precision, compiler, disk and cache;
-    or prove that resumes are exact.
-    """
+    """Look at machine, versions, precision, compiler, disk and cache; or prove exact resumes."""
     from smoldpo.utils.progress import say, spinner
 
     if prove_resume:
-        from smoldpo.training.prove_resume import prove_resume as compare_runs
+        from smoldpo.training.prove_resume import prove_resume as prove
 
-        found = compare_runs(say)
+        found = prove(say)
         print(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
         raise typer.Exit(0 if found.proven else 1)
     with spinner("looking"):
@@ -175,8 +192,8 @@ def doctor(
 def config_show(settings: Settings = None) -> None:
     """Print the complete effective configuration as YAML."""
     arguments = settings or []
-    if _asks_for_help(arguments):
-        _print_settings_help("config show", "Print the complete effective configuration as YAML.")
+    what = "Print the complete effective configuration as YAML."
+    if _prints_help(arguments, "config show", what):
         return
     from smoldpo.config.load import config_from_arguments, to_yaml
 
@@ -211,16 +228,14 @@ def config_import(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Turn a recipe of TRL, the alignment handbook, axolotl or LLaMA-Factory into a
-    configuration.
-    """
+    """Turn a recipe of TRL, alignment-handbook, axolotl or LLaMA-Factory into a configuration."""
     from smoldpo.config.importers import DIALECTS, import_recipe
 
     if dialect is not None:
         one_of("from", dialect, tuple(DIALECTS))
     writable("--out", out, ".yaml")
     if out is not None and out.exists() and not overwrite:
-        raise _usage(f"--out {out}: exists; give another name, or --overwrite")
+        raise UsageError(f"--out {out}: exists; give another name, or --overwrite")
     imported = import_recipe(recipe, dialect)
     if out is not None:
         from smoldpo.utils.files import write_text
@@ -252,7 +267,7 @@ def chat(
 ) -> None:
     """Talk to a model; with --prompt, get one answer."""
     if prompt is not None and not prompt.strip():
-        raise _usage("--prompt is empty")
+        raise UsageError("--prompt is empty")
     from smoldpo.utils.progress import spinner
 
     with spinner("starting"):
@@ -265,51 +280,16 @@ def chat(
         talk.converse()
 
 
-def _asks_for_help(arguments: list[str]) -> bool:
-    return "--help" in arguments or "-h" in arguments
-
-
-def _print_settings_help(name: str, what: str) -> None:
+def _prints_help(arguments: list[str], name: str, what: str) -> bool:
+    """Print the help of a command that takes settings, if asked for; whether it was."""
+    if not {"--help", "-h"} & set(arguments):
+        return False
     from smoldpo.config.load import describe_options
 
     print(f"Usage: smoldpo {name} {SETTINGS_HELP}\n\n{what}\n")
     print("Hyphens and underscores are alike. Settings given here win over the file's.\n")
     describe_options(print)
-
-
-def _usage(message: str) -> Exception:
-    from smoldpo.utils.errors import UsageError
-
-    return UsageError(message)
-
-
-WHAT = (
-    "Forecast a run's time, memory and disk from a few real steps of it, at every freeze depth. "
-    "Takes the settings of train; --json prints one JSON object."
-)
-
-
-def plan_run(arguments: Sequence[str]) -> None:
-    """Parse, plan, print."""
-    as_json = "--json" in arguments
-    from smoldpo.config.load import config_from_arguments
-
-    config = config_from_arguments([word for word in arguments if word != "--json"])
-
-    from smoldpo.utils.progress import spinner
-
-    with spinner("starting"):
-        from smoldpo.plan.planner import choose_depth, make_plan
-        from smoldpo.plan.table import as_dict, print_plan
-
-    plan, chosen = make_plan(config, seconds_since_start()), None
-    if config.budget is not None:
-        # The run will plan, too, before it begins.
-        chosen = choose_depth(plan.depths, config.budget, plan.seconds)
-    if as_json:
-        print(json.dumps(as_dict(plan, chosen), indent=2))
-    else:
-        print_plan(plan, chosen)
+    return True
 
 
 def seconds_since_start() -> float:

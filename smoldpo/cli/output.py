@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
+from rich.markup import escape as _safe
 from rich.table import Table
 from rich.text import Text
 
@@ -14,7 +15,7 @@ from smoldpo.engine.cache.folder import Entry
 from smoldpo.evaluation.metrics import METRICS
 from smoldpo.evaluation.schema import Estimate, Evaluation, ModelEvaluation
 from smoldpo.sweep.space import value_text
-from smoldpo.utils.text import p_value, percent, redact
+from smoldpo.utils.text import p_value, redact
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,9 +73,9 @@ def _before_after(evaluation: Evaluation) -> Table:
         if row is not None:
             table.add_row(
                 METRICS[name],
-                _share(row.before),
-                _share(row.after),
-                _points(row.change),
+                _safe(_with_interval(row.before)),
+                _safe(_with_interval(row.after)),
+                _safe(_with_interval(row.change, sign="+", unit="")),
                 p_value(row.p_corrected),
             )
     return table
@@ -86,16 +87,14 @@ def _corrected(evaluation: Evaluation) -> str:
     return f"{made} made; p is corrected for that ({evaluation.correction})."
 
 
-def _share(estimate: Estimate) -> str:
+def _with_interval(estimate: Estimate, sign: str = "", unit: str = "%") -> str:
     low, high = estimate.low, estimate.high
-    interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return _safe(f"{estimate.value:.1%}{interval}")
-
-
-def _points(estimate: Estimate) -> str:
-    low, high = estimate.low, estimate.high
-    interval = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return _safe(f"{100 * estimate.value:+.1f}{interval}")
+    text = f"{100 * estimate.value:{sign}.1f}{unit}"
+    return (
+        text
+        if low is None or high is None
+        else (f"{text} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]")
+    )
 
 
 def _answers_line(evaluation: Evaluation | ModelEvaluation) -> list[str]:
@@ -197,17 +196,14 @@ def print_imported(imported: Imported, out: Path | None) -> None:
         table.add_row(*cells, style=style)
     console.print(table)
     console.print(", ".join(f"{count} {status}" for status, count in imported.counts.items()))
-    for title, lines in (
-        ("Run first:", imported.commands),
-        ("What differs from the recipe's run:", imported.differences),
-    ):
-        if lines:
-            console.print(f"\n[bold]{title}[/bold]")
-        for line in lines:
-            command = lines is imported.commands  # stays whole, to be copied
-            console.print(
-                _safe(one_line(f"  {line}" if command else f"- {line}")), soft_wrap=command
-            )
+    if imported.commands:
+        console.print("\n[bold]Run first:[/bold]")
+    for line in imported.commands:  # whole, to be copied
+        console.print(_safe(one_line(f"  {line}")), soft_wrap=True)
+    if imported.differences:
+        console.print("\n[bold]What differs from the recipe's run:[/bold]")
+    for line in imported.differences:
+        console.print(_safe(one_line(f"- {line}")))
     if out is None:
         print(imported.as_yaml(), end="")
     else:
@@ -225,12 +221,6 @@ def _console(stream: TextIO | None = None) -> Console:
     """Standard output, or `stream`; as wide as a table needs where it is no terminal."""
     stream = stream or sys.stdout
     return Console(highlight=False, width=None if stream.isatty() else 110, file=stream)
-
-
-def _safe(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def print_sweep(result: SweepResult) -> None:
@@ -271,8 +261,6 @@ def _trial_cells(trial: RankedTrial) -> tuple[Text | str, str, str]:
     accuracy, standing = trial.accuracy, trial.standing
     if accuracy is None or standing is None:
         return "–", "", "failed"
-    estimate = percent(accuracy.value)
-    if accuracy.low is not None and accuracy.high is not None:
-        estimate += f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
-    p = "" if standing == "winner" else p_value(trial.p_corrected)
-    return Text(estimate), p, "the winner" if standing == "winner" else standing
+    if standing == "winner":
+        return Text(_with_interval(accuracy)), "", "the winner"
+    return Text(_with_interval(accuracy)), p_value(trial.p_corrected), standing

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smoldpo.cli.support import fail_sweep, verb
+from smoldpo.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from smoldpo.sweep.run import SweepResult
@@ -30,7 +31,6 @@ def sweep(settings: Annotated[list[str] | None, typer.Argument(metavar=HELP)] = 
     with spinner("starting"):
         from smoldpo.sweep.run import is_sweep, resume_sweep, run_sweep
         from smoldpo.sweep.spec import spec_from_arguments
-        from smoldpo.utils.errors import UsageError
 
     if arguments and is_sweep(Path(arguments[0])):
         if len(arguments) > 1:

@@ -20,8 +20,8 @@ from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import cast, cast_frozen, master_dtype
 from smoldpo.evaluation.analysis import analyse, pair_rows
 from smoldpo.evaluation.gates import failures, parse_gates
+from smoldpo.evaluation.judges import parse_judge
 from smoldpo.evaluation.judges.base import Judge
-from smoldpo.evaluation.judges.registry import parse_judge
 from smoldpo.evaluation.metrics import PairFacts, PairScore, pair_scores
 from smoldpo.evaluation.schema import Evaluation, ModelEvaluation, Names
 from smoldpo.evaluation.side_by_side import (

@@ -23,8 +23,8 @@ from smoldpo.engine.base import Engine, EngineSettings
 from smoldpo.engine.compile import CompileChoice, Parameters, set_up_compiling
 from smoldpo.engine.precision import master_dtype
 from smoldpo.evaluation.gates import parse_gates
+from smoldpo.evaluation.judges import parse_judge
 from smoldpo.evaluation.judges.base import Judge
-from smoldpo.evaluation.judges.registry import parse_judge
 from smoldpo.models.adapters import AdapterSettings, add_adapters
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.freeze import freeze, parameters_of, summarize

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from smoldpo.engine import autotune
-from smoldpo.engine.autotune import CLOSE, SWITCH_KERNELS, KernelChoice, choose_kernels
-from smoldpo.engine.cache.choices import choices_file, forget_choices, rates_file
+from smoldpo.engine.autotune import (
+    CLOSE,
+    SWITCH_KERNELS,
+    KernelChoice,
+    choices_file,
+    choose_kernels,
+    forget_choices,
+    rates_file,
+)
 
 FIRST_IS_FASTER, KEEP, KEEP_RATE = (
     autotune._fused_is_faster,

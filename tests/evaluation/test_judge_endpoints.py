@@ -10,8 +10,8 @@ import pytest
 from test_judges import CHAT
 
 from smoldpo.evaluation.judges import endpoint as endpoint_judge
+from smoldpo.evaluation.judges import parse_judge
 from smoldpo.evaluation.judges.base import Verdict, compare_all, judgement
-from smoldpo.evaluation.judges.registry import parse_judge
 from smoldpo.utils.errors import SmoldpoError, UsageError
 
 

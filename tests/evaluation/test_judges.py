@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from smoldpo.data.tokenize import PairTokenizer
+from smoldpo.evaluation.judges import parse_judge
 from smoldpo.evaluation.judges.base import Verdict, by_score, compare_all, judgement
 from smoldpo.evaluation.judges.local_models import RewardModel
-from smoldpo.evaluation.judges.registry import parse_judge
 from smoldpo.evaluation.statistics import sign_test, wilson
 from smoldpo.models.load import find_model
 from smoldpo.types import PreferencePair

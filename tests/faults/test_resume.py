@@ -11,8 +11,8 @@ import pytest
 from faults import planted
 from faults.conftest import LONG
 from smoldpo.training.checkpoint import saved_steps
-from smoldpo.training.compare_runs import differences, metrics
 from smoldpo.training.fingerprint import FREE_SETTINGS, FROM_NAMES
+from smoldpo.training.prove_resume import differences, metrics
 
 KILLS = 30 if LONG else 4
 

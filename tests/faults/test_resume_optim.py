@@ -9,7 +9,7 @@ import pytest
 
 from faults import planted
 from smoldpo.training.checkpoint import load_checkpoint
-from smoldpo.training.compare_runs import differences
+from smoldpo.training.prove_resume import differences
 
 MOVING = ["--sync-ref-model", "--ref-model-sync-steps", 3, "--ref-model-mixup-alpha", 0.5]
 AVERAGED = ["--ema-decay", 0.9]

@@ -13,7 +13,7 @@ from conftest import rows
 from faults import planted
 from faults.conftest import workplace
 from smoldpo.training.checkpoint import load_checkpoint, saved_steps, verify
-from smoldpo.training.compare_runs import differences, metrics
+from smoldpo.training.prove_resume import differences, metrics
 
 ANSWERS = ["--generate-prompts", 2, "--max-new-tokens", 4]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForSequenceClassification
 
 from conftest import make_tiny
-from smoldpo.evaluation.judges.registry import parse_judge
+from smoldpo.evaluation.judges import parse_judge
 from smoldpo.models.load import find_model, load_classifier, load_model, load_tokenizer
 from smoldpo.utils.errors import ModelError
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, LlamaForSequenceClassification
 
 import smoldpo
 from conftest import CHAT_TEMPLATE
-from smoldpo.evaluation.judges.registry import parse_judge
+from smoldpo.evaluation.judges import parse_judge
 from smoldpo.models.load import find_model, load_model
 from smoldpo.models.token_rows import require_rows, token_rows
 from smoldpo.types import PreferencePair

@@ -7,7 +7,7 @@ import pytest
 
 import smoldpo
 from conftest import rows
-from smoldpo.training.compare_runs import differences
+from smoldpo.training.prove_resume import differences
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
     <cache>/trunk/<key>/...        smoldpo/engine/cache/trunk_states.py
     <cache>/reference/<key>/...    smoldpo/engine/cache/reference_logps.py
-    <cache>/machine.json, ...      smoldpo/engine/cache/choices.py
+    <cache>/machine.json, ...      smoldpo/engine/autotune.py
 
 Each <key> is one entry. When all entries together exceed the limit, the ones used longest ago go.
 """
