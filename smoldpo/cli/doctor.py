@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from smoldpo._version import __version__
-from smoldpo.engine.autotune import NAMES, choose_kernels, compute_dtype, matmul_rate
+from smoldpo.engine.autotune import NAMES, choose_kernels, compute_dtype, dtype_name, matmul_rate
 from smoldpo.engine.cache import folder as cache
 from smoldpo.engine.cache.reference_logps import damage as reference_damage
 from smoldpo.engine.cache.trunk_states import damage as trunk_damage
@@ -45,7 +45,7 @@ def examine() -> dict[str, Any]:
         "versions": {"smoldpo": __version__, "python": platform.python_version()}
         | {name: _version(name) for name in LIBRARIES},
         "precision": {
-            "chosen": str(dtype).removeprefix("torch."),
+            "chosen": dtype_name(dtype),
             "why": why,
             "gflops": {n: round(matmul_rate(NAMES[n], device)) for n in ("float32", "bfloat16")},
             "kernels": str(choose_kernels(dtype, device)),

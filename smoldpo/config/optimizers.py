@@ -52,9 +52,8 @@ def _two_bytes(shape: tuple[int, ...], _: int, __: TrainConfig) -> int:
     count = math.prod(shape)
     if count < SMALL:
         return 8 * count + 8
-    return (
-        2 * count + 2 * 4 * math.ceil(count / BLOCK) + 2 * 4 * BLOCK + 8
-    )  # with its two code books
+    scales, code_books = 2 * 4 * math.ceil(count / BLOCK), 2 * 4 * BLOCK
+    return 2 * count + scales + code_books + 8
 
 
 ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")

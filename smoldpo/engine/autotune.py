@@ -87,6 +87,13 @@ def _fused_is_faster(way: Callable[[bool], object], before: object = None) -> bo
 
 
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as settings and files name it, such as float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 SPEEDUP = {"bfloat16": 1.0, "float32": 2.0, "None": 1.3}
 """How many times faster than float32 bfloat16 must be to be chosen, by an earlier run's choice."""
 
@@ -111,7 +118,7 @@ def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
 
 def earlier_rates(dtype: torch.dtype, device: str) -> list[float]:
     """GFLOP/s measured by the last commands with dtype auto, at their start; the latest last."""
-    return stored_rates(f"{str(dtype).removeprefix('torch.')}, {device}")
+    return stored_rates(f"{dtype_name(dtype)}, {device}")
 
 
 def matmul_rate(dtype: torch.dtype, device: str) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from smoldpo.engine.autotune import KernelChoice, choose_kernels
+from smoldpo.engine.autotune import KernelChoice, choose_kernels, dtype_name
 from smoldpo.engine.base import Engine, EngineSettings
 from smoldpo.engine.cache import folder as cache
 from smoldpo.engine.cache import reference_logps, trunk_states
@@ -165,7 +165,7 @@ class EngineStores:
             if reason is not None and not read_only:
                 progress.say(f"cache: {reason}, so states are kept in memory, for this run alone")
             settings = replace(settings, cache="disk" if reason is None else "memory")
-        dtype = str(settings.compute_dtype).removeprefix("torch.")
+        dtype = dtype_name(settings.compute_dtype)
         self._about = dict(about or {}) | {"dtype": dtype, "kernels": str(settings.kernels)}
         self.settings = settings
         self._policy, self._reference, self._sha256 = policy, reference, reference_sha256

@@ -25,6 +25,7 @@ from smoldpo.models.generate import generate_answers
 from smoldpo.training.final_evaluation import tokenize_sample_prompt
 from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.setup import TokenizedData
+from smoldpo.utils.files import existing_parent
 from smoldpo.utils.memory import trim_memory
 
 SAMPLE_SECONDS = 0.005
@@ -86,11 +87,8 @@ def measure_disk(folder: Path) -> DiskSpeed:
     Raises:
         OSError: nothing can be written there.
     """
-    folder = folder.absolute()
-    while not folder.is_dir():
-        folder = folder.parent
     block = os.urandom(1 << 20)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=existing_parent(folder)) as file:
         times = [time.perf_counter()]
         for _ in range(PROBE_BYTES >> 20):
             file.write(block)

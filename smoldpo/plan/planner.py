@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from smoldpo.config.schema import TrainConfig
+from smoldpo.engine.autotune import dtype_name
 from smoldpo.engine.batch_budget import RESERVE, fitting_batching
 from smoldpo.engine.batching import OpCounts
 from smoldpo.plan.cost_model import FixedCosts, MachineSpeed, Rates, Times, forecast
@@ -161,7 +162,7 @@ def _counts(trial: Trial) -> dict[str, Any]:
         "scored_tokens": sum(pair.scored_tokens for pair in train),
         "parameters": models.trainable.policy_bytes // trial.sizes.master,
         "engine": models.computing.engine,
-        "dtype": str(models.facts.dtype).removeprefix("torch."),
+        "dtype": dtype_name(models.facts.dtype),
         "free_bytes": trial.free,
     }
 

@@ -11,7 +11,7 @@ import torch
 
 from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
-from smoldpo.engine.autotune import NAMES, earlier_rates, matmul_rate
+from smoldpo.engine.autotune import NAMES, dtype_name, earlier_rates, matmul_rate
 from smoldpo.engine.batch_budget import with_memory_errors
 from smoldpo.engine.batching import TokenBatching
 from smoldpo.engine.compile import REACHED
@@ -238,7 +238,7 @@ class Trial:
             update={
                 "freeze_layers": None if self.config.train_layers else depth.frozen,
                 "cache": "memory",
-                "dtype": str(self.models.facts.dtype).removeprefix("torch."),
+                "dtype": dtype_name(self.models.facts.dtype),
                 "engine": computing.engine,
                 "compile": "on" if computing.compiled else "off",
             }

@@ -52,8 +52,7 @@ class Checkpoint:
     @property
     def bytes(self) -> int:
         """Bytes of its tensors."""
-        tensors = (tensor for part in self.tensors.values() for tensor in part.values())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.nbytes for part in self.tensors.values() for tensor in part.values())
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:

@@ -14,7 +14,7 @@ from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.setup import TokenizedData
 from smoldpo.training.state import TrainingState, checkpoint_bytes
 from smoldpo.utils import progress
-from smoldpo.utils.files import require_space
+from smoldpo.utils.files import existing_parent, require_space
 
 
 class Checkpointer:
@@ -91,11 +91,4 @@ def require_disk(
 
 
 def _same_disk(one: Path, other: Path) -> bool:
-    return _device(one) == _device(other)
-
-
-def _device(path: Path) -> int:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path.stat().st_dev
+    return existing_parent(one).stat().st_dev == existing_parent(other).stat().st_dev

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from smoldpo._version import __version__
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.load import TrainingData
+from smoldpo.engine.autotune import dtype_name
 from smoldpo.engine.cache.keys import code_sha256
 from smoldpo.training.policy_and_reference import EngineRecord, PolicyAndReference
 from smoldpo.training.setup import TokenizedData
@@ -121,7 +122,7 @@ def fingerprint(
         settings={k: v for k, v in settings.items() if k not in FREE_SETTINGS | FROM_NAMES},
         computing=Computing(
             **models.computing.model_dump(),
-            dtype=str(facts.dtype).removeprefix("torch."),
+            dtype=dtype_name(facts.dtype),
             device=facts.device,
             frozen_layers=models.trainable.frozen_layers,
             threads=torch.get_num_threads(),

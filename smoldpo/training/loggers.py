@@ -83,9 +83,8 @@ class Trackio:
     def __init__(self, about: About):
         import trackio
 
-        self._finish = (
-            trackio.finish
-        )  # the run's own leaves it to be finished once more, at the exit
+        # The run's own `finish` leaves it to be finished once more, at the exit.
+        self._finish = trackio.finish
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT") or PROJECT,
             name=f"{about.name}-{about.id[:6]}",  # it knows runs by their names alone
@@ -228,11 +227,7 @@ class Reporting:
             self._logged[name] = new if name == "tensorboard" else known or new
         self._write()
         for row in earlier:
-            self._forward(row)
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Tell every logger a row of metrics.jsonl, unless it was told already."""
-        self._forward(row)
+            self.log(row)
 
     def close(self) -> None:
         """Close every logger; one that fails is named."""
@@ -244,7 +239,8 @@ class Reporting:
                 progress.say(f"report_to {name}: could not be closed ({error})")
         self._loggers = {}
 
-    def _forward(self, row: dict[str, Any]) -> None:
+    def log(self, row: dict[str, Any]) -> None:
+        """Give every logger a row of metrics.jsonl, unless it has it already."""
         step = int(row["step"])
         numbers = {k: float(v) for k, v in row.items() if k not in ("step", "pairs")}
         for name in list(self._loggers):

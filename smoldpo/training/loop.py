@@ -160,13 +160,10 @@ def step_metrics(
     """Means over the pairs of one optimizer step, under TRL's names. Inputs are [pairs].
 
     Log-probabilities are those that the loss compares (Objective.logps_for_loss), as in TRL.
-
     Without a reference there is no implicit reward: accuracy and margin are of log-probabilities.
     """
-    losses, policy = (
-        losses.cpu(),
-        policy.map(torch.Tensor.cpu),
-    )  # some devices (MPS) have no float64
+    # Some devices (MPS) have no float64.
+    losses, policy = losses.cpu(), policy.map(torch.Tensor.cpu)
     beta = beta.cpu() if isinstance(beta, torch.Tensor) else beta
     row = {
         "loss": losses.double().mean().item(),
@@ -176,10 +173,8 @@ def step_metrics(
     if reference is None:
         name, (chosen, rejected) = "logps", (policy.chosen, policy.rejected)
     else:
-        name, (chosen, rejected) = (
-            "rewards",
-            implicit_rewards(policy, reference.map(torch.Tensor.cpu), beta),
-        )
+        name = "rewards"
+        chosen, rejected = implicit_rewards(policy, reference.map(torch.Tensor.cpu), beta)
         row["rewards/chosen"] = chosen.double().mean().item()
         row["rewards/rejected"] = rejected.double().mean().item()
     wins = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()

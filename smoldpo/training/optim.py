@@ -112,8 +112,7 @@ def optimizer_bytes(parameters: Iterable[torch.Tensor], config: TrainConfig) -> 
 
 def update_bytes(parameters: Iterable[torch.Tensor], config: TrainConfig) -> int:
     """Bytes that an update needs for a moment, beside gradients and state."""
-    largest = max(p.numel() * p.element_size() for p in parameters)
-    return OPTIMIZERS[config.optim].temporaries * largest
+    return OPTIMIZERS[config.optim].temporaries * max(p.nbytes for p in parameters)
 
 
 def capture_optimizer(optimizer: torch.optim.Optimizer, named: Named) -> dict[str, torch.Tensor]:

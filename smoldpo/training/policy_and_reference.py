@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from smoldpo.engine.autotune import dtype_name
 from smoldpo.engine.base import Engine
 from smoldpo.engine.kernels.lora import copy_adapters
 from smoldpo.engine.precision import cast_frozen, master_dtype
@@ -162,7 +163,7 @@ class PolicyAndReference:
             save_model(folder / "model", trained, self.tokenizer, card, full)
             return
         if self.facts.source.base is None:
-            dtype = str(full).removeprefix("torch.")
+            dtype = dtype_name(full)
             base = base_of(self.facts.source, self.facts.hashes["policy_start"], dtype)
             target = folder / ("adapter" if merge else "model")
             save_adapter(target, trained, self.tokenizer, card, self.facts.source, base)

@@ -23,6 +23,7 @@ from smoldpo._version import __version__
 from smoldpo.config.load import to_yaml
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.account import DataAccount
+from smoldpo.engine.autotune import dtype_name
 from smoldpo.types import TokenizedPair
 from smoldpo.utils.errors import UsageError
 from smoldpo.utils.files import processor_name, write_json, write_text
@@ -213,7 +214,7 @@ def write_start(
     """
     import torch
 
-    dtype = str(models.facts.dtype).removeprefix("torch.")
+    dtype = dtype_name(models.facts.dtype)
     frozen = None if config.train_layers else models.trainable.frozen_layers
     decided = {"overwrite": False, "freeze_layers": frozen, "dtype": dtype}
     write_text(folder / "config.yaml", to_yaml(config.model_copy(update=decided)))

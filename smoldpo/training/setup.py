@@ -203,7 +203,7 @@ def choose_trainable(config: TrainConfig, policy: PreTrainedModel, full: torch.d
     whole = model_bytes(policy, full)
     saved = whole
     if config.use_peft and not config.merge:
-        saved = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
+        saved = sum(p.nbytes for p in policy.parameters() if p.requires_grad)
     return Trainable(frozen, adapter, rates_of(policy, config.learning_rates), whole, saved)
 
 

@@ -2,7 +2,7 @@
 
 Saved are the weights that train (in the optimizer's precision), the optimizer's state, the random
 generators, a few numbers, and where there are such the averaged weights and those of a moving
-reference. The rest is made anew from the configuration: frozen weights and the reference from where
+reference. The rest follows from the configuration: frozen weights and the reference from where
 they were loaded, the order of the pairs and the learning rate from seed and step.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,17 +41,14 @@ def checkpoint_bytes(engine: Engine, config: TrainConfig) -> int:
 def saved_bytes(parameters: Sequence[torch.Tensor], config: TrainConfig) -> int:
     """Of a checkpoint, what follows from the shapes of what trains."""
     copies = 1 if config.ema_decay is None else 2
-    return copies * _bytes_of(parameters) + optimizer_bytes(parameters, config)
+    weights = sum(parameter.nbytes for parameter in parameters)
+    return copies * weights + optimizer_bytes(parameters, config)
 
 
 def step_bytes(parameters: Sequence[torch.Tensor], config: TrainConfig) -> int:
     """Bytes from the first step on: gradients, the optimizer's state, its temporaries."""
     state = optimizer_bytes(parameters, config) + update_bytes(parameters, config)
-    return _bytes_of(parameters) + state
-
-
-def _bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(parameter.nbytes for parameter in parameters) + state
 
 
 class TrainingState:

@@ -95,10 +95,15 @@ def sha256_of(path: Path) -> str:
 
 def free_bytes(folder: Path) -> int:
     """Bytes free on the disk that holds `folder`, or will hold it."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(existing_parent(folder)).free
+
+
+def existing_parent(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:

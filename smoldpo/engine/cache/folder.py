@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from smoldpo.utils.files import cache_folder
+from smoldpo.utils.files import cache_folder, existing_parent
 
 KINDS = ("trunk", "reference")
 
@@ -50,8 +50,7 @@ def unusable(read_only: bool = False) -> str | None:
     """Why nothing can be stored on disk, or None; `read_only` makes no folder or file."""
     folder = cache_folder()
     if read_only:
-        while not folder.exists():
-            folder = folder.parent
+        folder = existing_parent(folder)
         return None if os.access(folder, os.W_OK) else f"{folder} cannot be written"
     try:
         folder.mkdir(parents=True, exist_ok=True)
