@@ -203,16 +203,16 @@ class FastEngine(Engine):
             return self._in_stream(known, batch)
         states = self._policy.trunk_states(batch)
         for pair, segment in zip(pairs, batch.segments, strict=True):
-            whole = [states[tokens.start : tokens.stop] for tokens in segment.tokens if tokens]
-            self._states.put(self.batching.key(pair), torch.cat(whole))
+            parts = [states[tokens.start : tokens.stop] for tokens in segment.tokens if tokens]
+            self._states.put(self.batching.key(pair), torch.cat(parts))
         return states
 
     def _in_stream(self, stored: Sequence[torch.Tensor], batch: PackedBatch) -> torch.Tensor:
         """Each pair's states [n, D] in the stream's order, [T, D]; zeros where it is padded."""
         states = stored[0].new_zeros(batch.input_ids.shape[1], stored[0].shape[1])
-        for own, segment in zip(stored, batch.segments, strict=True):
-            states[: segment.shared] = own[: segment.shared]
-            states[segment.start : segment.start + segment.length] = own[segment.shared :]
+        for pair_states, segment in zip(stored, batch.segments, strict=True):
+            states[: segment.shared] = pair_states[: segment.shared]
+            states[segment.start : segment.start + segment.length] = pair_states[segment.shared :]
         return states.to(self.device)
 
     def _pack(self, pairs: Sequence[TokenizedPair]) -> PackedBatch:
@@ -228,9 +228,9 @@ class FastEngine(Engine):
         if not self._needs_reference:
             raise RuntimeError("this engine was made without a reference")
         sides = [self._reference_logps[self.batching.key(pair)] for pair in pairs]
-        wide = torch.promote_types(self._policy.head.dtype, torch.float32)
+        full_dtype = torch.promote_types(self._policy.head.dtype, torch.float32)
         # Through float64, which holds every float32 exactly, and which some devices do not have.
-        both = torch.tensor(sides, dtype=torch.float64).to(wide).to(device)
+        both = torch.tensor(sides, dtype=torch.float64).to(full_dtype).to(device)
         return PairLogps(*both.unbind(1))
 
     @torch.no_grad()

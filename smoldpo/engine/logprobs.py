@@ -91,9 +91,9 @@ class LogprobModel:
 
     def _run(self, part: PreTrainedModel, batch: PackedBatch, states: torch.Tensor) -> torch.Tensor:
         """[T, D] after some layers; float32 at least between layers, products in their dtype."""
-        wide = torch.promote_types(states.dtype, torch.float32)
+        states_dtype = torch.promote_types(states.dtype, torch.float32)
         found = part(
-            inputs_embeds=states[None].to(wide),
+            inputs_embeds=states[None].to(states_dtype),
             position_ids=batch.position_ids,
             layout=batch.layout,
             rows=batch.rows,
@@ -136,11 +136,11 @@ def token_logps(
     found: list[Sides] = [([], [])] * len(pairs)
     for indices in TokenBatching().indices(pairs):
         packed = pack([pairs[index] for index in indices], model.device, STREAM_MULTIPLE)
-        left = frozen.token_logps(packed, None).tolist()
+        logps = frozen.token_logps(packed, None).tolist()
         for index in indices:
             chosen, rejected = pairs[index].chosen_tokens, pairs[index].rejected_tokens
-            found[index] = (left[:chosen], left[chosen : chosen + rejected])
-            left = left[chosen + rejected :]
+            found[index] = (logps[:chosen], logps[chosen : chosen + rejected])
+            logps = logps[chosen + rejected :]
         advance(len(indices))
     return found
 
@@ -151,8 +151,8 @@ def _one_by_one(model: PreTrainedModel, pair: TokenizedPair, advance: Advance) -
     def of(completion: Completion) -> list[float]:
         ids = torch.tensor([pair.prompt_ids + completion.ids], device=model.device)
         logits = model(ids).logits[0, len(pair.prompt_ids) - 1 : -1]
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        logps = torch.log_softmax(logits, -1, dtype=wide)
+        full_dtype = torch.promote_types(logits.dtype, torch.float32)
+        logps = torch.log_softmax(logits, -1, dtype=full_dtype)
         found: list[float] = logps.gather(1, ids[0, len(pair.prompt_ids) :, None])[:, 0].tolist()
         return list(compress(found, completion.scored))
 

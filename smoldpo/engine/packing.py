@@ -80,8 +80,8 @@ def pack(
     Args:
         prefix: tokens with which most prompts begin; they are once at the head of the stream.
     """
-    has = [has_prefix(pair, prefix) for pair in pairs]
-    ids: list[int] = list(prefix) if any(has) else []
+    sharing = [has_prefix(pair, prefix) for pair in pairs]
+    ids: list[int] = list(prefix) if any(sharing) else []
     positions: list[int] = list(range(len(ids)))
     rows: dict[int, int] = {}  # stream position -> index in the order of the stream
     predictors: list[int] = []
@@ -90,7 +90,7 @@ def pack(
     tail: list[bool] = []
     segments = []
     for number, pair in enumerate(pairs):
-        shared = len(prefix) if has[number] else 0
+        shared = len(prefix) if sharing[number] else 0
         start, prompt = len(ids), len(pair.prompt_ids)
         segment = Segment(start, prompt, len(pair.chosen_ids), len(pair.rejected_ids), shared)
         ids += pair.prompt_ids[shared:]
@@ -134,15 +134,15 @@ def common_prefix(pairs: Sequence[TokenizedPair]) -> tuple[int, ...]:
     stream, so that what is computed for a pair does not depend on the other pairs of its stream.
     """
     prefix: list[int] = []
-    left = [pair.prompt_ids for pair in pairs]
+    prompts = [pair.prompt_ids for pair in pairs]
     while True:
         depth = len(prefix)
-        left = [ids for ids in left if len(ids) > depth + 1]
-        token, count = next(iter(Counter(ids[depth] for ids in left).most_common(1)), (0, 0))
+        prompts = [ids for ids in prompts if len(ids) > depth + 1]
+        token, count = next(iter(Counter(ids[depth] for ids in prompts).most_common(1)), (0, 0))
         if 2 * count <= len(pairs) or count < 2:
             return tuple(prefix) if len(prefix) >= MIN_SHARED_PREFIX else ()
         prefix.append(token)
-        left = [ids for ids in left if ids[depth] == token]
+        prompts = [ids for ids in prompts if ids[depth] == token]
 
 
 def batch_by_tokens(pairs: Sequence[TokenizedPair], max_tokens: int) -> list[list[int]]:

@@ -58,8 +58,8 @@ def token_logps(
     logits = model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     ).logits[:, :-1]
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    logps = torch.log_softmax(logits.to(wide), dim=-1)  # [R, T-1, V]
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    logps = torch.log_softmax(logits.to(dtype), dim=-1)  # [R, T-1, V]
     found = logps.gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)  # [R, T-1]
     return found, torch.logsumexp(2 * logps.detach(), -1) if squares else None
 

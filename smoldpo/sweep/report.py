@@ -71,8 +71,8 @@ class Axis:
         )
         self._values = sorted(values) if self.numeric else list(values)
         positive = self.numeric and self._values[0] > 0
-        wide = positive and self._values[-1] / self._values[0] >= 8
-        self.log = part.log if isinstance(part, Range) else wide
+        spans_decades = positive and self._values[-1] / self._values[0] >= 8
+        self.log = part.log if isinstance(part, Range) else spans_decades
         self.letters: dict[str, str] = {}
         if not self.numeric:
             words = [value_text(value) for value in self._values]
