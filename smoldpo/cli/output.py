@@ -13,7 +13,7 @@ from rich.text import Text
 
 from smoldpo.engine.cache.folder import Entry
 from smoldpo.evaluation.metrics import METRICS
-from smoldpo.evaluation.schema import Estimate, Evaluation, ModelEvaluation
+from smoldpo.evaluation.schema import Estimate, Evaluation, ModelEvaluation, all_alarms
 from smoldpo.sweep.space import value_text
 from smoldpo.utils.text import p_value, redact
 
@@ -52,11 +52,15 @@ def print_comparison(evaluation: Evaluation, console: Console | None = None) -> 
     lines = [_corrected(evaluation), *evaluation.explanations, *_answers_line(evaluation)]
     for line in lines:
         console.print(_safe(line), style="dim")
-    if evaluation.drift and evaluation.drift.alarm:
+    _print_alarms(evaluation, console)
+
+
+def _print_alarms(evaluation: Evaluation | ModelEvaluation, console: Console) -> None:
+    for alarm in all_alarms(evaluation):
         console.print()
-        console.print(f"[bold red]Alarm:[/bold red] {_safe(evaluation.drift.alarm)}")
+        console.print(f"[bold red]Alarm:[/bold red] {_safe(alarm.text)}")
         console.print("What helps:")
-        for advice in evaluation.drift.advice:
+        for advice in alarm.advice:
             console.print(f"  - {_safe(advice)}")
 
 
@@ -149,6 +153,7 @@ def _print_one(evaluation: ModelEvaluation) -> None:
     )
     for line in _answers_line(evaluation):
         console.print(_safe(line), style="dim")
+    _print_alarms(evaluation, console)
 
 
 def print_cache(entries: list[Entry], folder: str) -> None:

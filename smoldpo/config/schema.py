@@ -328,9 +328,10 @@ class TrainConfig(BaseModel):
         description="a prompt that reference and policy both answer at the end; none: skip",
     )
     generate_prompts: Annotated[int, Field(ge=0)] = Field(
-        8,
+        32,
         description="held-out prompts that reference and policy both answer at the end, for "
-        "samples, drift (KL) and judges; 0: none",
+        "samples, drift (KL), judges, and alarms where answers no longer end or repeat "
+        "themselves; 8 are too few for an alarm; 0: none",
     )
     temperature: float = Field(
         1.0,

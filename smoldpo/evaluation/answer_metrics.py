@@ -37,7 +37,7 @@ def answer_metrics(answers: Sequence[Answer]) -> Answers:
     """
     if not answers:
         raise ValueError("no answers to measure")
-    words = [answer.text.lower().split() for answer in answers]
+    words = [_words(answer.text) for answer in answers]
     distinct = (_distinct([gram for w in words for gram in _grams(w, n)]) for n in (1, 2, 3))
     return Answers(
         tokens=mean([len(answer.ids) for answer in answers]),
@@ -52,6 +52,15 @@ def repetition(words: Sequence[str]) -> float:
     """Share of an answer's 4-grams that stood in it before."""
     distinct = _distinct(_grams(words, 4))
     return 0.0 if distinct is None else 1.0 - distinct
+
+
+def repetition_of(text: str) -> float:
+    """`repetition` of an answer's text."""
+    return repetition(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    return text.lower().split()
 
 
 def _distinct(grams: Sequence[Gram]) -> float | None:

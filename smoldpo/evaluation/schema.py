@@ -190,6 +190,21 @@ class Answers(Record):
     repetition: float
 
 
+class Alarm(Record):
+    """Something that went wrong though the accuracy may have risen, and what helps against it."""
+
+    text: str
+    advice: list[str] = []
+
+
+class AnswerChange(Record):
+    """The policy's mean over answers less the reference's, tested prompt by prompt."""
+
+    change: Estimate
+    test: str
+    p: float
+
+
 class Generation(Record):
     """Answers of reference and policy to the same prompts, sampled with the same seeds."""
 
@@ -199,6 +214,11 @@ class Generation(Record):
     reference: Answers
     policy: Answers
     kl_per_token: Estimate | None = None
+    ended_change: AnswerChange | None = None
+    """Of the share that ended of themselves."""
+    repetition_change: AnswerChange | None = None
+    alarms: list[Alarm] = []
+    """Of answers that no longer end, and of repetition (answer_alarms.py)."""
 
 
 class WinRate(Record):
@@ -272,6 +292,13 @@ class PairRow(Record):
     @field_serializer("before", "after")
     def _score(self, score: PairScore | None) -> dict[str, Any] | None:
         return None if score is None else score.as_row()
+
+
+def all_alarms(record: Evaluation | ModelEvaluation) -> list[Alarm]:
+    """Every alarm of an evaluation: of the falling chosen side, and of the answers."""
+    drift = record.drift if isinstance(record, Evaluation) else None
+    fallen = [Alarm(text=drift.alarm, advice=drift.advice)] if drift and drift.alarm else []
+    return [*fallen, *(record.generation.alarms if record.generation else [])]
 
 
 class Evaluation(Record):

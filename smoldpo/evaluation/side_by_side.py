@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.engine.logprobs import token_logps
 from smoldpo.engine.precision import cast_frozen
+from smoldpo.evaluation.answer_alarms import answer_alarms
 from smoldpo.evaluation.answer_metrics import answer_metrics
 from smoldpo.evaluation.judges.base import Judge, compare_all, judgement
 from smoldpo.evaluation.metrics import PairScore
@@ -217,6 +218,8 @@ class Comparison:
         ours, theirs = ours[:measured], theirs[:measured]
         generation = None
         if measured:
+            most, seed = self.settings.max_new_tokens, self.settings.seed
+            ended, repeats, alarms = answer_alarms(ours, theirs, most, seed)
             generation = Generation(
                 prompts=measured,
                 temperature=self.settings.temperature,
@@ -224,6 +227,9 @@ class Comparison:
                 reference=answer_metrics(theirs),
                 policy=answer_metrics(ours),
                 kl_per_token=self._kl([policy for policy, _ in ratios[:measured]]),
+                ended_change=ended,
+                repetition_change=repeats,
+                alarms=alarms,
             )
         judgements = self.judge(judges, ours, theirs, lambda: advance(0)) if measured else []
         return SideBySide(samples, generation, judgements, self._notable(tokens[len(prompts) :]))

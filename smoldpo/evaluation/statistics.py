@@ -135,6 +135,20 @@ def _sign_flip_p(halves: NDArray[np.int_]) -> tuple[float, int]:
     return min(1.0, float(likely[far].sum())), len(sizes)
 
 
+def sign_flip_test(differences: Sequence[float], groups: Sequence[str], seed: int) -> float:
+    """Two-sided p of no change, for differences of any size: flips as `paired_test`, at random.
+
+    p is (1 + the draws at least as far from zero as what was seen) / (1 + draws), which is valid
+    at any number of draws (Phipson and Smyth 2010).
+    """
+    sums = _sums(np.asarray(differences, float), groups)
+    rng = np.random.default_rng(seed)
+    signs = rng.choice(np.array([-1.0, 1.0]), (RESAMPLES, len(sums)))
+    seen = abs(sums.sum())
+    far = np.abs(signs @ sums) >= seen - 1e-12 * max(1.0, seen)
+    return float((1 + far.sum()) / (1 + RESAMPLES))
+
+
 def mean_interval(
     values: Sequence[float],
     groups: Sequence[str],

@@ -14,7 +14,7 @@ import yaml
 
 from smoldpo.data.account import DataAccount, Finding, SourceAccount
 from smoldpo.data.cleaning.cleaner import RULES
-from smoldpo.evaluation.schema import SAMPLE_PROMPT, Evaluation, Group, Sample
+from smoldpo.evaluation.schema import SAMPLE_PROMPT, Evaluation, Group, Sample, all_alarms
 from smoldpo.reports import plots
 from smoldpo.reports.plots import CSS_COLOURS, METRIC_WORDS, Plot
 from smoldpo.reports.run_files import Environment, RunFiles
@@ -253,6 +253,7 @@ def _row(index: int, run: RunFiles, label: str) -> dict[str, Any]:
         "label": label,
         "evaluation": run.evaluation,
         "accuracy": run.evaluation and run.evaluation.accuracy.get("reward"),
+        "alarms": all_alarms(run.evaluation) if run.evaluation else [],
         "why_not": _why_not(run),
         "loss": plots.loss_name(run.config),
         "colour": CSS_COLOURS[colour],

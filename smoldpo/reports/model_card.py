@@ -9,7 +9,7 @@ from smoldpo._version import __version__
 from smoldpo.config.losses import needs_reference
 from smoldpo.config.schema import TrainConfig
 from smoldpo.evaluation.metrics import METRICS
-from smoldpo.evaluation.schema import Evaluation
+from smoldpo.evaluation.schema import Evaluation, all_alarms
 from smoldpo.models.builtin import CARD_BASE
 
 
@@ -55,7 +55,10 @@ def model_card(
             "",
             _about_ties(config),
             "",
+            *_about_answers(evaluation),
         ]
+        if alarms := all_alarms(evaluation):
+            lines += ["## Alarms", "", *(f"- {alarm.text}" for alarm in alarms), ""]
     lines += [
         "Preference accuracy says how often the model ranks the preferred answer higher, not that "
         "its answers are true or harmless. The licence is the base model's.",
@@ -150,6 +153,21 @@ def _about_ties(config: TrainConfig) -> str:
     if config.reference:
         return "A tie counts one half."
     return "A tie counts one half: before training, policy and reference are equal."
+
+
+def _about_answers(evaluation: Evaluation) -> list[str]:
+    """Whether answers end, and how far they repeat themselves; nothing where none were drawn."""
+    answers = evaluation.generation
+    if answers is None:
+        return []
+    before, after = answers.reference, answers.policy
+    return [
+        f"Of {answers.prompts} answers, {_percent(after.ended)} ended by themselves within "
+        f"{answers.max_new_tokens} tokens, before {_percent(before.ended)}; "
+        f"{_percent(after.repetition)} of an answer's runs of four words stood in it before, "
+        f"before training {_percent(before.repetition)}.",
+        "",
+    ]
 
 
 def _percent(share: float | None) -> str:

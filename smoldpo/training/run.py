@@ -43,6 +43,7 @@ from smoldpo.training.fingerprint import (
 from smoldpo.training.loggers import Reporting
 from smoldpo.training.loop import NotFiniteError, loss_function, train
 from smoldpo.training.metrics_file import MetricsFile, read_rows
+from smoldpo.training.moved import StartingWeights
 from smoldpo.training.phases import PhaseTimer, RunPhases
 from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.run_folder import (
@@ -257,11 +258,13 @@ class Run:
         seed_everything(self.config.seed)
         self._prepare()
         before = self._evaluate_before()
+        start = StartingWeights(self.engine.trainable_parameters())
         self._restore()
         if self.options.train:
             self._train()
         self._restore_best()
         self.checkpointer.end_training()
+        start.require_moved(self.engine.trainable_parameters(), self.folder / "metrics.jsonl")
         if self.options.save_model:  # before anything else can go wrong
             self._save_model()
         after = self._evaluate("evaluating after") if self.phases.after else None
@@ -275,6 +278,8 @@ class Run:
             sample = self.final_evaluation.write_side_by_side(
                 self.folder, evaluation, before, after, self.timer
             )
+        if self.options.save_model:  # once more, with what the answers are like
+            self._write_cards(evaluation)
         self.metrics.close()
         write_json(self.folder / "timings.json", self.timer.rows)
         mark_finished(self.folder, self.phases.steps)
@@ -284,10 +289,9 @@ class Run:
 
     def _write_cards(self, evaluation: Evaluation | None) -> None:
         card = model_card(self.config, evaluation, len(self.data.train), self.steps)
-        write_text(self.folder / "README.md", card)
-        for name in ("model", "adapter"):
-            if (self.folder / name).is_dir():
-                write_text(self.folder / name / "README.md", card)
+        for folder in (self.folder, self.folder / "model", self.folder / "adapter"):
+            if folder.is_dir():
+                write_text(folder / "README.md", card)
 
     def _write_report(self) -> Path | None:
         """The page; all that it shows is saved already, so that a run does not fail for it."""
@@ -359,9 +363,8 @@ class Run:
         reference, config, pairs = self.reference_logps, self.config, self.data.eval
         scores = pair_scores(pairs, policy, reference)
         loss = loss_function(config, config.last_beta)
-        row: dict[str, Any] = {
-            "eval_loss": loss(policy, reference, pairs, pairs).double().mean().item()
-        }
+        eval_loss = loss(policy, reference, pairs, pairs).double().mean().item()
+        row: dict[str, Any] = {"step": self.steps, "eval_loss": eval_loss}
         # Under TRL's names is what the loss compares; accuracies and evaluation.json are of whole
         # answers.
         against = None if reference is None else loss.logps_for_loss(reference)
@@ -371,8 +374,8 @@ class Run:
         row |= {f"eval_accuracy/{k}": v for k, v in accuracies(scores).items()}
         if not (self.checkpoint and self.checkpoint.state["metrics_rows"]):
             # Of a run that goes on, the evaluation before is in the file already.
-            self.metrics.log({"step": self.steps} | row)
-        self.latest = {"step": self.steps} | row
+            self.metrics.log(row)
+        self.latest = row
         return scores
 
     def _restore(self) -> None:
@@ -389,8 +392,7 @@ class Run:
         view = partial(
             display.training, step=lambda: self.state.figures, evaluation=lambda: self.latest
         )
-        left = self.phases.steps - self.steps
-        with self.timer.phase("training", left, "steps", view) as advance:
+        with self.timer.phase("training", self.phases.steps - self.steps, "steps", view) as advance:
             train(
                 self.engine,
                 self.data.train,
@@ -427,8 +429,7 @@ class Run:
             state.evaluated = steps
             if state.best.update(steps, self.latest) and config.load_best_model_at_end:
                 self.checkpointer.save()
-        last = steps == self.phases.steps
-        enough = not last and state.best.exhausted(config.early_stopping_patience)
+        enough = steps < self.phases.steps and state.best.exhausted(config.early_stopping_patience)
         if enough:
             progress.say(
                 f"stopped early: {state.best.since} evaluations without a better "

@@ -79,6 +79,9 @@ def test_texts_of_tokens_with_values_where_they_are_scored(tiny_tokenizer):
     chosen, rejected = pair.completions
     found = token_ratios(tiny_tokenizer, chosen, [0.25, 0.5, 1.0])
     assert found == [("fo", None), ("x", None), (" ", 0.25), ("\u00e9", 1.5)]
+    inside = replace(pair, chosen_scored=(False, False, True, True, False)).completions[0]
+    found = token_ratios(tiny_tokenizer, inside, [0.25, 0.5])
+    assert found[3:] == [("\ufffd", 0.5), ("\ufffd", None)], "a mask that parts a letter"
     assert token_ratios(tiny_tokenizer, rejected, [3.0, 2.0, 0.25, 0.5, 1.0])[1] == ("x", 2.0)
 
 

@@ -143,6 +143,21 @@ def test_the_alarm_is_a_box_with_advice(run):
     assert "the chosen side fell" in box[:300] and "an NLL term" in box[:400]
 
 
+def test_alarms_about_the_answers_are_boxes_with_advice(run):
+    assert "Alarm about the answers" not in page_of(run)[0]
+    generation = judged(run)["generation"]
+    generation["alarms"] = [{"text": "no answer ends", "advice": ["a smaller rate"]}]
+    found = {"change": {"value": -0.375, "low": -0.5, "high": -0.25}, "test": "exact", "p": 0.002}
+    generation["ended_change"] = found
+    change(run, "evaluation.json", generation=generation)
+    text, page = page_of(run)
+    box = text[text.index('class="alarm"') :]
+    assert "no answer ends" in box[:300] and "a smaller rate" in box[:400]
+    assert "Alarm about the answers" in page.text
+    assert "change −37.5 (−50.0 to −25.0) points, p 0.002" in page.text
+    assert "no answer ends" in page_of(run, run)[0]
+
+
 def test_hostile_texts_are_inert(tmp_path):
     folder = write_run(tmp_path / "<script>alert(1)<")
     plant(folder)
@@ -165,6 +180,7 @@ def plant(folder: Path) -> None:
     found["explanations"] = [HOSTILE]
     found["drift"] |= {"alarm": HOSTILE, "advice": [HOSTILE]}
     found["slices"]["category"][0]["name"] = HOSTILE
+    found["generation"]["alarms"] = [{"text": HOSTILE, "advice": [HOSTILE]}]
     found["judges"][0]["judge"] = found["accuracy"]["logp"]["words"] = HOSTILE
     found["baselines"][HOSTILE] = 0.5
     pair = found["notable"]["changed"][0]
