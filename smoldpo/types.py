@@ -45,9 +45,9 @@ class TemplateArguments:
         documents: texts to look things up in; None: those of the settings.
     """
 
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    tools: tuple[dict[str, Any], ...] | None = None
-    documents: tuple[dict[str, Any], ...] | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    tools: tuple[dict[str, Any], ...] | None = field(default=None, hash=False)
+    documents: tuple[dict[str, Any], ...] | None = field(default=None, hash=False)
 
 
 NO_ARGUMENTS = TemplateArguments()

@@ -402,10 +402,12 @@ class PairTokenizer:
         if not all(any(side.scored) for side in cut):
             notes.add(UNSCORED)
         masks = [tuple(side.scored) if any(side.scored) else None for side in cut]
+        chosen, rejected = (tuple(side.ids) for side in cut)
         return TokenizedPair(
             pair.id,
             tuple(prompt),
-            *(tuple(side.ids) for side in cut),
+            chosen,
+            rejected,
             notes=frozenset(notes),
             numbers=pair.numbers,
             chosen_scored=masks[0],

@@ -259,7 +259,9 @@ class Run:
         self._prepare()
         before = self._evaluate_before()
         start = StartingWeights(self.engine.trainable_parameters())
-        self._restore()
+        if self.checkpoint is not None:  # the reference is known: the policy may leave its start
+            self.state.restore(self.checkpoint)
+            self.steps, self.checkpoint = self.state.step, None
         if self.options.train:
             self._train()
         self._restore_best()
@@ -377,12 +379,6 @@ class Run:
             self.metrics.log(row)
         self.latest = row
         return scores
-
-    def _restore(self) -> None:
-        """A run that goes on: the policy leaves its start, now that the reference is known."""
-        if self.checkpoint is not None:
-            self.state.restore(self.checkpoint)
-            self.steps, self.checkpoint = self.state.step, None
 
     def _train(self) -> None:
         if self.steps and self._evaluate_if_due():

@@ -122,7 +122,7 @@ def evaluation_rules(off: Iterable[str] = ()) -> RuleSet:
     return replace(chosen, on=chosen.on & EVALUATION)
 
 
-def _mended_names(pair: PreferencePair) -> dict[str, str]:
+def _mended_names(pair: PreferencePair) -> dict[str, Any]:
     """Id, source and category as UTF-8 can hold them, whatever the rules: they go into files."""
     return {name: mend_unicode(getattr(pair, name)) for name in ("id", "source", "category")}
 
