@@ -189,7 +189,7 @@ CHANGES = {
         '"ignore_merges": true',
         "the tokenizer",
     ),
-    "template": ("chat_template.jinja", "<|im_start|>", "<|im_start|> ", "the chat template"),
+    "template": ("chat_template.jinja", "{% for", "{# another #}{% for", "the chat template"),
     "data": ("pairs.jsonl", "Question 7", "Question 77", "the preference pairs"),
     "setting": ("config.yaml", "beta: 0.1", "beta: 0.2", "beta"),
     "dtype": ("config.yaml", "dtype: float32", "dtype: bfloat16", "dtype"),
