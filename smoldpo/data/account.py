@@ -120,6 +120,7 @@ class TokenAccount(BaseModel):
     Attributes:
         left_out: pairs without anything to learn from, by the reason.
         template_mismatches: where the chat template and what is scored do not agree, in words.
+        template: what the chat template was given besides messages: date, kwargs, tools, documents.
     """
 
     max_length: int
@@ -128,6 +129,7 @@ class TokenAccount(BaseModel):
     notes: dict[str, int] = {}
     left_out: dict[str, int] = {}
     template_mismatches: list[str] = []
+    template: dict[str, Any] = {}
 
 
 class DataAccount(BaseModel):

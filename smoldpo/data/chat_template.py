@@ -129,6 +129,17 @@ class ChatTemplate:
         self._require_read()
         self._probe()
 
+    def facts(self) -> dict[str, Any]:
+        """What the template was given besides messages, for the record; {} where nothing was."""
+        given: dict[str, Any] = {"date": self.day.isoformat()} if self.is_dated else {}
+        if self.settings.kwargs:
+            given["kwargs"] = dict(self.settings.kwargs)
+        return given | {
+            name: list(value)
+            for name in ("tools", "documents")
+            if (value := getattr(self.settings, name))
+        }
+
     def _require_read(self) -> None:
         for name in self.settings.kwargs:
             if name not in self.variables:

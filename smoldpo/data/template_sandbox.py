@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2.meta
+import jinja2.nodes
 import jinja2.sandbox
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
@@ -89,13 +90,15 @@ def _refuse_chance(*_: Any, **__: Any) -> str:
 
 
 def variables(template: str) -> set[str]:
-    """Names that a template reads and does not set first: its arguments.
+    """Names that a template reads and does not set first: its arguments, and the clock's.
 
     Raises:
         jinja2.TemplateError: it cannot be parsed.
     """
     with limits():
-        return jinja2.meta.find_undeclared_variables(_environment().parse(template))
+        parsed = _environment().parse(template)
+        clock = {node.name for node in parsed.find_all(jinja2.nodes.Name)} & {"strftime_now"}
+        return jinja2.meta.find_undeclared_variables(parsed) | clock
 
 
 @functools.lru_cache

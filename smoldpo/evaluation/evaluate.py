@@ -107,6 +107,8 @@ def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) 
         record = analyse(before, after, facts, options.beta, options.seed, "compare", names)
     else:
         record = describe(scores[0], facts)
+    if scorer.template:
+        record.chat_template = scorer.template
     side_by_side = SideBySide()
     if options.generate_prompts:
         side_by_side = scorer.side_by_side(pairs, scores[-1], judges)
@@ -177,6 +179,7 @@ class _ModelScorer:
         for found in pair_tokenizer.mismatches.values():
             progress.say(f"warning: {found}")
         self.notes = dict(pair_tokenizer.notes + pair_tokenizer.left_out)
+        self.template = pair_tokenizer.template.facts() if pair_tokenizer.template else {}
         # Chosen once, so that equal models give equal numbers.
         self._kernels = choose_kernels(self._dtype, self._device)
         self._positions: int | None = None

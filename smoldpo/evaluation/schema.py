@@ -310,6 +310,8 @@ class Evaluation(Record):
     kind: str = "run"
     """`run`, or `compare` for two models."""
     names: Names = Names()
+    chat_template: dict[str, Any] = {}
+    """What the chat template was given besides messages: date, kwargs, tools, documents."""
     metric: str = "reward"
     """The metric that the headline is about."""
     level: float = 0.95
@@ -345,6 +347,7 @@ class ModelEvaluation(Record):
     accuracy: dict[str, float | None]
     level: float
     intervals: dict[str, Estimate | None]
+    chat_template: dict[str, Any] = {}
     baselines: dict[str, float | None]
     by_length: ByLength
     slices: Slices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from smoldpo._version import __version__
 from smoldpo.config.losses import needs_reference
@@ -36,6 +37,7 @@ def model_card(
         f"({config.lr_scheduler_type}), seed {config.seed}",
         *_about_adapter(config),
         *_about_training(config),
+        *_about_template(evaluation.chat_template if evaluation else {}),
         "",
         *_how_to_load(config),
     ]
@@ -113,6 +115,16 @@ def _how_to_load(config: TrainConfig) -> list[str]:
             "the adapter in them.",
             "",
         ]
+    return lines
+
+
+def _about_template(given: dict[str, Any]) -> list[str]:
+    """What the chat template was given, and a model in use should be given, too."""
+    parts = [f"{name}={json.dumps(value)}" for name, value in given.get("kwargs", {}).items()]
+    parts += [f"{len(given[name])} {name}" for name in ("tools", "documents") if given.get(name)]
+    lines = [f"- rendered with {', '.join(parts)}"] if parts else []
+    if date := given.get("date"):
+        lines.append(f"- the chat template writes the day; here it was always {date}")
     return lines
 
 

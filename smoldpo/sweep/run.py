@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from smoldpo.config.schema import TrainConfig
+from smoldpo.data.template_settings import today
 from smoldpo.engine.cache import folder as cache
 from smoldpo.evaluation.gates import failures, parse_gates
 from smoldpo.evaluation.schema import Evaluation
@@ -104,6 +105,7 @@ def run_sweep(spec: SweepSpec) -> SweepResult:
     )
     if is_sweep(folder) and not common.overwrite:
         record = _read(folder)
+        spec = spec.on_day(record.spec.get("template_date") or today())
         found = differences(record.spec, spec.as_plain())
         if found:
             raise UsageError(
@@ -113,6 +115,7 @@ def run_sweep(spec: SweepSpec) -> SweepResult:
                 "with --overwrite"
             )
         return _Sweep(folder, spec, record).run()
+    spec = spec.on_day(today())
     _require_replaceable(folder, spec)
     _check_models(spec)
     make_empty(folder, reversed(CONTENTS))  # FILE last: until then it is a sweep, to be replaced

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +41,7 @@ from smoldpo.sweep.space import (
     settings_text,
     size,
 )
-from smoldpo.training.fingerprint import FREE_SETTINGS
+from smoldpo.training.fingerprint import FREE_SETTINGS, default_of
 from smoldpo.utils.errors import ConfigError, UsageError, nearest
 
 SPLIT_SETTINGS = {
@@ -114,6 +114,12 @@ class SweepSpec:
             return at_random(self.space, self.trials, self.settings.sampler_seed)
         return None
 
+    def on_day(self, day: str) -> SweepSpec:
+        """The same sweep, in which chat templates take `day` for today unless it says which."""
+        if self.common.template_date or "template_date" in self.space:
+            return self
+        return replace(self, base=self.base | {"template_date": day})
+
     def as_plain(self) -> dict[str, Any]:
         """The whole sweep, every default written out; what it is told apart by."""
         common = self.common.model_dump()
@@ -135,7 +141,8 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{key} is {now.get(key)!r}, and was {then.get(key)!r} when it began"
         for key in dict.fromkeys([*then, *now])
-        if key not in {*FREE_SETTINGS, "name"} and then.get(key) != now.get(key)
+        if key not in {*FREE_SETTINGS, "name"}
+        and then.get(key, default_of(key)) != now.get(key, default_of(key))
     ]
 
 

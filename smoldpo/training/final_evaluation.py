@@ -76,6 +76,9 @@ class FinalEvaluation:
         evaluation = analyse(
             before, after, facts, config.last_beta, config.seed, logistic=_is_logistic(config)
         )
+        tokens = self._data.account.tokens
+        if tokens and tokens.template:
+            evaluation.chat_template = tokens.template
         SideBySide().add_to(evaluation)
         evaluation.pairs = pair_rows(before, after, facts)
         write_json(folder / "evaluation.json", evaluation.as_json())

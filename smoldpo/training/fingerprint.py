@@ -156,7 +156,7 @@ def differences(began: Fingerprint, now: Fingerprint) -> list[str]:
         if began.contents.get(key) != now.contents[key]:
             found.append(f"{words} ({key}) changed since the run began")
     for key in began.settings | now.settings:
-        then = began.settings.get(key, _default(key))
+        then = began.settings.get(key, default_of(key))
         today = now.settings.get(key)
         if then != today:
             more = "; epochs are added with --extend" if key == "num_train_epochs" else ""
@@ -168,7 +168,7 @@ def differences(began: Fingerprint, now: Fingerprint) -> list[str]:
     return found
 
 
-def _default(setting: str) -> Any:
+def default_of(setting: str) -> Any:
     """What a run had whose smoldpo did not know the setting yet."""
     field = TrainConfig.model_fields.get(setting)
     return None if field is None else field.get_default(call_default_factory=True)

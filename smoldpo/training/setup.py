@@ -336,6 +336,7 @@ def tokenize(config: TrainConfig, models: PolicyAndReference, data: TrainingData
         notes=notes,
         left_out=dict(reader.left_out),
         template_mismatches=[str(found) for found in reader.mismatches.values()],
+        template=reader.template.facts() if reader.template else {},
     )
     if reader.left_out:
         reasons = ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in reader.left_out.items())

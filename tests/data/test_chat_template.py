@@ -202,6 +202,8 @@ def test_the_day_is_the_one_of_the_settings(reader):
     day = datetime.date(2025, 3, 9)
     prompt, *_ = texts(reader(DATED, date=day), pair)
     assert "Today is 09 Mar 2025" in prompt
+    assert reader(DATED, date=day).template.facts() == {"date": "2025-03-09"}
+    assert reader(CHAT_TEMPLATE, date=day).template.facts() == {}
     today, *_ = texts(reader(DATED), pair)
     assert datetime.date.today().strftime("%d %b %Y") in today
 
