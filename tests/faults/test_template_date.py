@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from smoldpo.training.compare_runs import differences
 
 from conftest import CHAT_TEMPLATE
+from smoldpo.training.prove_resume import differences
 
 DATED = (
     "{{ '<|im_start|>system\nToday is ' + strftime_now('%d %B %Y') + '.<|im_end|>\n' }}"
