@@ -16,6 +16,7 @@ import numpy as np
 
 from smoldpo.data.cleaning.rules import Problem
 from smoldpo.data.cleaning.text import prompt_text
+from smoldpo.data.dialogue import as_messages, sides
 from smoldpo.types import PreferencePair
 from smoldpo.utils.errors import DataError
 
@@ -62,14 +63,25 @@ class TokenCounter:
 
         how = Tokenization(0) if how is None else how
         self.exact = PairTokenizer(tokenizer, replace(how, max_length=10**9))
+        self._rendered: set[int] = set()
 
     def count(self, pairs: Sequence[PreferencePair]) -> list[Lengths | str]:
         """Lengths of each pair, or why it has none."""
         return [self._count(pair) for pair in pairs]
 
     def refusal(self, pair: PreferencePair) -> str | None:
-        """Why a pair cannot be tokenised, or None; the template is rendered, no token is made."""
-        return self.exact.refusal(pair)
+        """Why a pair cannot be tokenised, or None.
+
+        The template is rendered for the first pair of every shape of dialogue: rendering each would
+        take ten times as long as reading does.
+        """
+        shape = _shape(pair)
+        if shape in self._rendered:
+            return None
+        refusal = self.exact.refusal(pair)
+        if refusal is None:
+            self._rendered.add(shape)
+        return refusal
 
     def _count(self, pair: PreferencePair) -> Lengths | str:
         try:
@@ -77,6 +89,18 @@ class TokenCounter:
         except DataError as error:
             return str(error)
         return len(done.prompt_ids), len(done.chosen_ids), len(done.rejected_ids)
+
+
+def _shape(pair: PreferencePair) -> int:
+    """What templates refuse dialogues by: who speaks in which order, and what a message holds."""
+    turns = (*as_messages(pair.prompt), None, *sides(pair)[0], None, *sides(pair)[1])
+    messages = tuple(
+        turn and (turn["role"], *sorted(key for key, value in turn.items() if value))
+        for turn in turns
+    )
+    arguments = pair.arguments
+    held = (sorted(arguments.kwargs), bool(arguments.tools), bool(arguments.documents))
+    return hash((isinstance(pair.prompt, str), messages, repr(held)))
 
 
 def control_tokens(tokenizer: Any) -> tuple[str, ...]:
