@@ -126,13 +126,36 @@ SECTIONS = {
 }
 
 
+def test_what_the_chat_template_reads_is_carried_over(tmp_path):
+    def settings(recipe, dialect):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(recipe)
+        return import_recipe(path, dialect).settings
+
+    kwargs = {"chat_template_kwargs": {"enable_thinking": False}}
+    common = "model_name_or_path: m\n"
+    found = settings(common + "stage: dpo\ndataset: d\nenable_thinking: false\n", "llama-factory")
+    assert found.items() >= kwargs.items()
+    axolotl = "base_model: m\nrl: dpo\ndatasets: [{path: d.jsonl, type: chatml.intel}]\n"
+    found = settings(
+        axolotl
+        + "chat_template_jinja: mine.jinja\nchat_template_kwargs: {enable_thinking: false}\n",
+        "axolotl",
+    )
+    assert found.items() >= (kwargs | {"chat_template": "mine.jinja"}).items()
+    found = settings(common + "dataset_name: d\nchat_template_path: mine.jinja\n", "trl")
+    assert found["chat_template"] == "mine.jinja"
+    found = settings(common + "dataset_name: d\nchat_template_path: some/model\n", "trl")
+    assert "chat_template" not in found
+
+
 @pytest.mark.parametrize("title, name", SECTIONS.items())
 def test_the_docs_tables_are_true(title, name):
     """Each key in them has a rule, or stands in the steps of its dialect; each setting exists."""
     text = (ROOT / "docs" / "recipes.md").read_text()
     section = text.partition(f"\n{title}\n")[2].partition("\n## ")[0]
     assert f"`--from {name}`" in section
-    own = name.replace("-", "_").removeprefix("alignment_")
+    own = {"alignment-handbook": "trl"}.get(name, name.replace("-", "_"))
     folder = ROOT / "smoldpo" / "config" / "importers"
     in_steps = {
         word

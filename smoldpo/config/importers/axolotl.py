@@ -43,6 +43,19 @@ def _template(draft: Draft, key: str, value: Any) -> Rule:
     return drop(hf.TEMPLATE, matters=True)
 
 
+def _jinja(draft: Draft, key: str, value: Any) -> Rule:
+    """A path, or the template itself."""
+    if isinstance(value, str) and "{" not in value and value.strip():
+        return keep("chat_template", value.strip())
+    return unsupported(hf.TEMPLATE_FILE)
+
+
+def _template_kwargs(draft: Draft, key: str, value: Any) -> Rule:
+    if isinstance(value, dict) and value:
+        return keep("chat_template_kwargs", value, hf.READ_BY_TEMPLATE)
+    return drop("off in the recipe")
+
+
 RULES: Table = {
     **hf.TRAINER,
     **hf.LOSS_PARTS,
@@ -56,7 +69,8 @@ RULES: Table = {
     ),
     "tokens": unsupported(f"{TOKENIZER}: the vocabulary stays as it is"),
     "chat_template": _template,
-    "chat_template_jinja": unsupported(hf.TEMPLATE),
+    "chat_template_jinja": _jinja,
+    "chat_template_kwargs": _template_kwargs,
     "default_system_message": unsupported(hf.SYSTEM),
     "load_in_8bit load_in_4bit gptq": unsupported(hf.QUANTISED),
     "bnb_config_kwargs": drop(hf.QUANTISED_PARTS),

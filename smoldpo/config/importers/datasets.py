@@ -79,7 +79,9 @@ def inner_keys(draft: Draft, key: str, listed: list[dict[str, Any]], known: str)
     """The further keys of listed sources: columns are found by looking, others are not known."""
     for name in dict.fromkeys(str(name) for item in listed for name in item):
         if name == "columns":
-            rule = drop("the columns are found by looking at the rows")
+            rule = drop(
+                "the columns are found by looking at the rows, those for the chat template too"
+            )
         else:
             rule = refuse("not known of a source; give the pairs as a file")
         if name not in f"{known} split".split():

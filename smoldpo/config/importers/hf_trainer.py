@@ -54,6 +54,8 @@ TEMPLATE = (
     "prompts get the chat template of the model's own tokenizer; look with smoldpo data show DATA "
     "--row 1 --model MODEL"
 )
+READ_BY_TEMPLATE = "refused at the start where the model's chat template does not read it"
+TEMPLATE_FILE = "write the template to a file, and set chat_template to its path"
 QUANTISED = "weights are not quantised: a small model needs no 4 or 8 bits"
 OTHER_LOSS = "part of a loss that smoldpo does not have (yet); leave it out, or train this with TRL"
 NOISE = "smoldpo trains without dropout and noise, as exactness needs"

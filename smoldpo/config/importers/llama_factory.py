@@ -48,6 +48,12 @@ def _ld_alpha(draft: Draft, key: str, value: Any) -> Rule:
     return rule if rule.setting is None else keep(reason=POLICY_ALONE, matters=True)
 
 
+def _thinking(draft: Draft, key: str, value: Any) -> Rule:
+    if value is None:
+        return drop("off in the recipe")
+    return keep("chat_template_kwargs", {"enable_thinking": bool(value)}, hf.READ_BY_TEMPLATE)
+
+
 RULES: Table = {
     **hf.TRAINER,
     **hf.LOSS_PARTS,
@@ -84,7 +90,7 @@ RULES: Table = {
     "*_hub_token": drop(hf.TOKEN),
     "template": drop(hf.TEMPLATE, matters=True),
     "default_system": unsupported(hf.SYSTEM),
-    "enable_thinking": unsupported("the chat template is the model's own, without arguments"),
+    "enable_thinking": _thinking,
     "tool_format": drop(hf.TEMPLATE),
     "cutoff_len": keep("max_length"),
     "train_on_prompt": unsupported(hf.COMPLETIONS),

@@ -44,6 +44,13 @@ ADAPTER_KEYS = (
 )
 
 
+def _template_path(draft: Draft, key: str, value: Any) -> Rule:
+    """A Jinja file; a model's name would mean that model's template."""
+    if str(value).endswith((".jinja", ".j2")):
+        return keep("chat_template", value)
+    return unsupported(hf.TEMPLATE_FILE)
+
+
 def _max_length(draft: Draft, key: str, value: Any) -> Rule:
     if value is None:
         return refuse("empty means no limit there: set max_length to what the longest pair needs")
@@ -58,7 +65,9 @@ RULES: Table = {
     "model_revision": unsupported(hf.REVISION, off=(None, "", "main")),
     "model_code_revision": drop(hf.NO_CODE),
     "tokenizer_name_or_path": unsupported("the tokenizer is the model's own"),
-    "chat_template": unsupported(hf.TEMPLATE),
+    "chat_template": unsupported(hf.TEMPLATE_FILE),
+    "chat_template_path": _template_path,
+    "chat_template_kwargs": keep(reason=hf.READ_BY_TEMPLATE, off=(None,)),
     "model_init_kwargs ref_model_init_kwargs": unsupported(
         "the model is loaded as its own config.json says"
     ),
@@ -71,7 +80,9 @@ RULES: Table = {
     "max_length": _max_length,
     "max_prompt_length max_completion_length max_target_length": drop(hf.BUDGET, matters=True),
     "truncation_mode": drop(
-        "a pair that is too long loses its prompt's oldest tokens first", matters=True
+        "a dialogue that is too long loses its oldest turns, then the prompt its oldest tokens, "
+        "and then completions their ends (truncation)",
+        matters=True,
     ),
     "padding_free": same(hf.NO_PADDING),
     "padding_value label_pad_token_id pad_to_multiple_of": drop(hf.NO_PADDING),
@@ -82,7 +93,7 @@ RULES: Table = {
     "generate_during_eval": drop("answers are drawn at the end: generate_prompts"),
     "force_use_ref_model": drop("the reference is the start of the policy, or reference"),
     "dataset_num_proc preprocessing_num_workers": drop(hf.LOADING),
-    "tools": unsupported("tools are read from the rows"),
+    "tools": unsupported("tools are read from the rows, or from a JSON file (tools)"),
     "base_model_attribute_name": drop(hf.MODEL_FOLDER),
     "model_adapter_name": drop("there is one adapter"),
     "ref_adapter_name": drop("the reference is the policy with its adapter off"),
