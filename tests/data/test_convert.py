@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smoldpo.data.convert import LAYOUTS, WRITERS, convert
-from smoldpo.data.schemas import PairReader, Unreadable
+from smoldpo.data.schemas import PairReader, SplitReader, Unreadable
 from smoldpo.data.schemas.fields import as_messages
 from smoldpo.data.sources import open_source
 from smoldpo.types import PairNumbers, PreferencePair
@@ -313,3 +314,13 @@ def test_the_commands_carry_numbers_on(cli, tmp_path):
         written = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         assert [row["weight"] for row in written] == [0.25, 0.5, 0.75, 1.0]
         assert all(row["beta"] == 0.2 and not {"w", "margin"} & set(row) for row in written)
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.iterdir()), ids=lambda path: path.name)
+def test_whatever_is_read_is_written_back(tmp_path, path):
+    pairs = list(SplitReader(open_source(str(path)).train))
+    convert(pairs, tmp_path / "x.jsonl")
+    again = list(SplitReader(open_source(str(tmp_path / "x.jsonl")).train))
+    assert [replace(p, file="", row=0) for p in again] == [
+        replace(p, file="", row=0) for p in pairs
+    ]
