@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
+import io
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -84,17 +91,44 @@ def tiny_model(tiny_config):
     return LlamaForCausalLM(tiny_config).double().eval()
 
 
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory, tiny_tokenizer, tiny_config) -> Path:
+def once(tmp_path_factory) -> Once:
+    """`once(name, make)`: a folder that is made once a test run, by the worker that first needs it.
+
+    Tests look at it, or take a copy.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder = shared / f"once-{name}"
+        with FileLock(f"{folder}.lock"):
+            if not (folder / ".made").exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a failure left of it
+                folder.mkdir()
+                make(folder)
+                (folder / ".made").touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(once, tiny_tokenizer, tiny_config) -> Path:
     """A model folder as users have them: config, safetensors, tokenizer."""
     import torch
     from transformers import LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny-model")
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_config).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+    def make(folder):
+        torch.manual_seed(0)
+        LlamaForCausalLM(tiny_config).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+
+    return once("tiny-model", make)
 
 
 @pytest.fixture(scope="module")
@@ -179,55 +213,148 @@ def pairs_file(write_rows) -> Path:
     return write_rows(rows(40))
 
 
-@pytest.fixture
-def cli(monkeypatch, tmp_path, tmp_path_factory, request) -> Iterator[Callable]:
-    """Run the command line in this process, in an empty folder; returns code, stdout and stderr."""
-    import contextlib
-    import io
+@dataclass
+class Result:
+    """What a command said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    def __post_init__(self) -> None:
+        assert "Traceback" not in self.out + self.err
+
+
+@functools.cache
+def commands():
+    """The command line, parsed from its functions once."""
+    import typer
 
     from smoldpo.cli import main
 
+    return typer.main.get_command(main.app)
+
+
+def command(*arguments: object) -> Result:
+    """Run the command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            commands()([str(argument) for argument in arguments], standalone_mode=True)
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def cli(monkeypatch, tmp_path, tmp_path_factory, request) -> Iterator[Callable]:
+    """Run the command line in this process, in an empty folder; returns code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     if "real" not in request.keywords:  # those need the unpacked model of the real cache
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield command
 
-    class Result:
-        def __init__(self, code: int, out: str, err: str):
-            self.code, self.out, self.err = code, out, err
-            assert "Traceback" not in out + err
 
-    def run(*arguments: object) -> Result:
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main.app([str(argument) for argument in arguments], standalone_mode=True)
-                code = 0
-            except SystemExit as end:
-                code = end.code or 0
-        return Result(code, out.getvalue(), err.getvalue())
+DRAWN = []
+"""What draws a plot, before tests go without."""
 
-    yield run
+
+@contextlib.contextmanager
+def _alone(folder: Path, pictures: bool) -> Iterator[None]:
+    """In this folder, with a cache in it; for what is made for many tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        if pictures:
+            patch.setattr("smoldpo.reports.plots._drawn", DRAWN[0])
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr("smoldpo.engine.autotune.SHAPE", (64, 64, 64))
+        patch.setattr("smoldpo.engine.autotune.SECONDS", 0.002)
+        yield
+
+
+def _copied(folder: Path, name: str, place: Path) -> tuple[Result, Path]:
+    """What was said while `name` was made in `folder`, and a copy of it in `place`."""
+    copy = Path(shutil.copytree(folder / name, place / name))
+    said = json.loads((folder / "said.json").read_text())
+    moved = {key: text.replace(str(folder / name), str(copy)) for key, text in said.items()}
+    return Result(0, **moved), copy
+
+
+Golden = Callable[..., tuple[Result, Path]]
+
+
+@pytest.fixture(scope="session")
+def golden(once, tiny_folder) -> Golden:
+    """`golden(name, place, *settings)`: what `train` said over forty pairs, and a copy of its run.
+
+    The run is made once a test run; the copy is `place`/run.
+    """
+
+    def run(name: str, place: Path, *settings: object, pictures: bool = False):
+        def make(folder: Path) -> None:
+            pairs = folder / "pairs.jsonl"
+            pairs.write_text(jsonl(rows(40)))
+            words = ("--model", tiny_folder, "--data", pairs, "--output-dir", folder / "run")
+            with _alone(folder, pictures):
+                result = command("train", *words, *settings)
+            assert result.code == 0, result.err
+            (folder / "said.json").write_text(json.dumps({"out": result.out, "err": result.err}))
+
+        return _copied(once(f"run-{name}", make), "run", place)
+
+    return run
+
+
+def jsonl(items: list) -> str:
+    return "".join(json.dumps(item) + "\n" for item in items)
+
+
+SWEEP = {
+    "data": "pairs.jsonl", "eval_fraction": 0.5, "max_steps": 5, "dtype": "float32",
+    "device": "cpu", "compile": "off", "freeze_layers": 2, "warmup_ratio": 0,
+    "per_device_train_batch_size": 4, "sample_prompt": "none", "generate_prompts": 0,
+    "learning_rate": 3e-3, "output_dir": "out",
+}  # fmt: skip
+
+
+def _sweep(folder: Path, model: Path, tried: dict, *more: object, code: int, **settings) -> Result:
+    import yaml
+
+    common = {"model": str(model)} | SWEEP
+    plain = {k: v for k, v in common.items() if k not in tried} | settings | {"sweep": tried}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    result = command("sweep", "mine.yaml", *more)
+    assert result.code == code, result.err + result.out
+    return result
 
 
 @pytest.fixture
 def sweep(cli, write_rows, tiny_folder, tmp_path):
     """Run a sweep in the folder out, of short trials."""
     write_rows(noisy_rows(90))
-    common = {
-        "model": str(tiny_folder), "data": "pairs.jsonl", "eval_fraction": 0.5, "max_steps": 5,
-        "dtype": "float32", "device": "cpu", "compile": "off", "freeze_layers": 2,
-        "warmup_ratio": 0, "per_device_train_batch_size": 4, "sample_prompt": "none",
-        "generate_prompts": 0, "learning_rate": 3e-3, "output_dir": "out",
-    }  # fmt: skip
 
     def run(tried, *more, code=0, **settings):
-        plain = {k: v for k, v in common.items() if k not in tried} | settings | {"sweep": tried}
-        import yaml
+        return _sweep(tmp_path, tiny_folder, tried, *more, code=code, **settings)
 
-        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
-        result = cli("sweep", "mine.yaml", *more)
-        assert result.code == code, result.err + result.out
-        return result
+    return run
+
+
+@pytest.fixture
+def swept(sweep, once, tiny_folder, tmp_path):
+    """The same, finished; it is made once a test run, and copied."""
+
+    def run(tried, pictures=False):
+        def make(folder):
+            (folder / "pairs.jsonl").write_text(jsonl(noisy_rows(90)))
+            with _alone(folder, pictures):
+                result = _sweep(folder, tiny_folder, tried, code=0)
+            (folder / "said.json").write_text(json.dumps({"out": result.out, "err": result.err}))
+
+        name = re.sub(r"\W+", "-", json.dumps(tried))
+        folder = once(f"sweep{name}", make)
+        shutil.copy(folder / "mine.yaml", tmp_path)
+        return _copied(folder, "out", tmp_path)[0]
 
     return run
 
@@ -259,6 +386,9 @@ def same_kernels():
     """Which kernel is faster is measured: beside other work now one, now the other, rounding
     otherwise.
     """
+    from smoldpo.reports import plots
+
+    DRAWN.append(plots._drawn)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("smoldpo.engine.autotune._fused_is_faster", lambda way, before: True)
         patch.setattr("smoldpo.engine.autotune.store_choice", lambda name, choice: None)
@@ -307,14 +437,11 @@ def write(tmp_path):
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True, scope="module")
 def frozen_libraries():
-    """plan looks for garbage between depths: a quarter of a second, if it goes through all
-    libraries.
-    """
+    """plan, sweeps and failed steps look for garbage: a third of a second through all libraries."""
+    gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

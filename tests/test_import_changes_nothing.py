@@ -4,6 +4,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+from conftest import rows
+
 SCRIPT = """
 import importlib, json, os, pathlib, pkgutil, signal, sys, types, warnings
 
@@ -78,51 +82,47 @@ for path in sorted(folder.rglob("*.py")):
 compare("import")
 if warnings.filters != filters:
     changed.append("import: warnings.filters")
-if PLANT:
-    exec(PLANT)
 result = smoldpo.train(
     model=sys.argv[1], data=sys.argv[2], output_dir="run", max_steps=2, device="cpu",
     dtype="float32", compile="off", freeze_layers=2, per_device_train_batch_size=4,
     eval_fraction=0.2, generate_prompts=2, max_new_tokens=4, use_peft=False,
 )
 compare("run")
-print("CHANGED", json.dumps(changed), len(before))
+found, changed = changed, []
+exec(PATCHES)
+compare("plant")
+print("CHANGED", json.dumps([found, changed, len(before)]))
 """
 
 
-def run(folder, pairs, place, plant=""):
-    script = SCRIPT.replace("PLANT", repr(plant))
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(folder), str(pairs)],
-        cwd=place,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.split("CHANGED ")[1]
-
-
-def test_modules_and_settings_are_what_they_were(tiny_folder, pairs_file, tmp_path):
-    changed, count = run(tiny_folder, pairs_file, tmp_path).rsplit(" ", 1)
-    assert changed == "[]"
-    assert int(count) > 10_000, "nothing was looked at"
-
-
 PATCHES = """
-import transformers
+import torch, transformers
 transformers.models.llama.modeling_llama.apply_rotary_pos_emb = print
 transformers.utils.chat_template_utils.ImmutableSandboxedEnvironment = object
 transformers.PreTrainedModel.tie_weights = lambda *_, **__: None
 torch.set_num_threads(7)
-compare("plant")
-smoldpo.train = lambda **_: None
 """
 
 
-def test_a_patch_would_be_seen(tiny_folder, pairs_file, tmp_path):
-    changed = run(tiny_folder, pairs_file, tmp_path, "import torch" + PATCHES)
+@pytest.fixture(scope="module")
+def said(tmp_path_factory, tiny_folder):
+    """What was changed by import and run, what by the patches, and how much was looked at."""
+    place = tmp_path_factory.mktemp("place")
+    pairs = place / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
+    script = SCRIPT.replace("PATCHES", repr(PATCHES))
+    words = [sys.executable, "-c", script, str(tiny_folder), str(pairs)]
+    done = subprocess.run(words, cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.split("CHANGED ")[1])
+
+
+def test_modules_and_settings_are_what_they_were(said):
+    changed, _, count = said
+    assert changed == []
+    assert count > 10_000, "nothing was looked at"
+
+
+def test_a_patch_would_be_seen(said):
     for name in ("apply_rotary_pos_emb", "ImmutableSandboxedEnvironment", "tie_weights", "torch"):
-        assert any(
-            said.startswith("plant: ") and said.endswith(name)
-            for said in json.loads(changed.rsplit(" ", 1)[0])
-        ), name
+        assert any(line.startswith("plant: ") and line.endswith(name) for line in said[1]), name

@@ -10,14 +10,19 @@ LAYERS = 4
 
 
 def make_wide(
-    folder: Path, tokenizer, dtype: torch.dtype = torch.float32, tied: bool = True, **saving
+    folder: Path,
+    tokenizer,
+    dtype: torch.dtype = torch.float32,
+    tied: bool = True,
+    width: int = 256,
+    **saving,
 ) -> Path:
-    """Four random layers of 3 MB each in float32, their values rounded to bfloat16."""
+    """Four random layers, of 3 MB each in float32 at this width; values rounded to bfloat16."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=768, num_hidden_layers=LAYERS,
-        num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=tied, bos_token_id=1,
-        eos_token_id=2, pad_token_id=2,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width,
+        num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=4,
+        tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2, pad_token_id=2,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(torch.bfloat16).to(dtype)
     model.save_pretrained(folder, **saving)

@@ -205,7 +205,6 @@ def check_data(
     keep = np.concatenate([part.keep for part in parts])
     statistics = audit.stats.statistics(keep)
     statistics["distinct_prompts"] = len(np.unique(np.concatenate(audit.prompts)))
-    statistics["template"] = counter.said_of_template()
     return CheckReport(
         data=data,
         options=options,

@@ -30,7 +30,6 @@ BYTES_PER_TOKEN = 2
 """A pair with fewer UTF-8 bytes than this for each token of max_length is taken to fit. English has
 about four bytes a token, code about three."""
 SIDES = ("prompt", "chosen", "rejected")
-NOT_READ = ("_not_read", "_not_written")
 WORD = re.compile(r"[^\W_]+")
 
 Lengths = tuple[int, int, int]
@@ -52,10 +51,6 @@ class WordCounter:
             (len(prompt_text(p.prompt).split()), len(p.chosen.split()), len(p.rejected.split()))
             for p in pairs
         ]
-
-    def said_of_template(self) -> list[str]:
-        """Nothing: words are counted without a chat template."""
-        return []
 
 
 class TokenCounter:
@@ -94,12 +89,6 @@ class TokenCounter:
         except DataError as error:
             return str(error)
         return len(done.prompt_ids), len(done.chosen_ids), len(done.rejected_ids)
-
-    def said_of_template(self) -> list[str]:
-        """Where the chat template does not write what rows hold, of the pairs that were counted."""
-        said = [str(found) for found in self.exact.mismatches.values()]
-        lost = {note: n for note, n in self.exact.notes.items() if note.endswith(NOT_READ)}
-        return said + [f"{note.replace('_', ' ')}: {n:,} pairs" for note, n in lost.items()]
 
 
 def _shape(pair: PreferencePair) -> int:

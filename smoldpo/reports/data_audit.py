@@ -101,7 +101,6 @@ def facts(report: CheckReport) -> list[str]:
             f"lengths and vocabulary: of an even sample of {numbers['pairs_counted']:,} pairs; "
             f"every pair that could exceed max_length was counted as well"
         )
-    lines += [f"chat template: {said}" for said in numbers["template"]]
     if numbers["unit"] == "words":
         lines.append("words were counted, not tokens: more pairs will be truncated than said here")
     return lines

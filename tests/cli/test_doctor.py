@@ -2,11 +2,11 @@
 
 import json
 
-import pytest
-
 from conftest import keep_entry
+from faults import child, planted
 from smoldpo.cli import doctor
 from smoldpo.engine.cache import folder as cache
+from smoldpo.training import prove_resume
 
 
 def test_it_looks_at_everything(cli, monkeypatch):
@@ -51,24 +51,46 @@ def test_an_index_that_is_no_index(cli):
     assert "one.states is damaged" in cli("doctor").out
 
 
-@pytest.mark.parametrize("fault", [None, "skipped"])
-def test_a_resume_is_compared_with_a_whole_run(cli, monkeypatch, tmp_path, fault):
-    """Real processes, really killed. A resume that skips a pair is told to them by a module on
-    their path.
-    """
-    if fault:
-        (tmp_path / "sitecustomize.py").write_text(
-            "import sys\n"
-            "if 'resume' in sys.argv or 'resume' in sys.orig_argv:\n"
-            "    from smoldpo.training import sampler\n"
-            "    whole = sampler.Schedule.indices\n"
-            "    sampler.Schedule.indices = lambda self, step: whole(self, step)[1:]\n"
-        )
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        monkeypatch.setattr("smoldpo.training.prove_resume.KILLS", 1)
+def proved(cli, monkeypatch):
+    """What the command finds after one kill."""
+    monkeypatch.setattr(prove_resume, "KILLS", 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     result = cli("doctor", "--prove-resume", "--json")
     found = json.loads(result.out)
     assert found["kills"] and found["steps"] == 12
-    assert found["proven"] == (fault is None) and result.code == (0 if fault is None else 1)
-    assert bool(found["differences"]) == bool(fault)
+    return result.code, found
+
+
+def test_a_resume_is_compared_with_a_whole_run(cli, monkeypatch):
+    """Real processes, really killed."""
+    code, found = proved(cli, monkeypatch)
+    assert code == 0 and found["proven"] and not found["differences"]
+
+
+class Forked:
+    """A process that can be killed, forked from one that has imported everything."""
+
+    def __init__(self, folder, *words):
+        plant = planted.resume_skips_a_pair if words[0] == "resume" else None
+        self._child = child.start(*words, log=folder / f"{words[0]}.txt", plant=plant)
+
+    @property
+    def returncode(self):
+        return self._child.process.exitcode
+
+    def poll(self):
+        return self.returncode
+
+    def send_signal(self, number):
+        self._child.signal(number)
+
+    def communicate(self):
+        self._child.wait()
+        return "", self._child.said
+
+
+def test_a_resume_that_skips_a_pair_is_not_proven(cli, monkeypatch):
+    child.prepare_server()
+    monkeypatch.setattr(prove_resume, "_smoldpo", Forked)
+    code, found = proved(cli, monkeypatch)
+    assert code == 1 and not found["proven"] and found["differences"]

@@ -35,14 +35,10 @@ QUICK = [
 
 
 @pytest.fixture
-def run(cli, tiny_folder, pairs_file, tmp_path):
+def run(golden, tmp_path):
     """A finished run, with answers to four prompts."""
-    folder = tmp_path / "run"
-    result = cli(
-        "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", folder, *QUICK,
-        "--generate-prompts", 4, "--num-train-epochs", 3,
-    )  # fmt: skip
-    assert result.code == 0, result.err
+    told = ("--generate-prompts", 4, "--num-train-epochs", 3)
+    result, folder = golden("evaluate", tmp_path, *QUICK, *told)
     return folder, result
 
 

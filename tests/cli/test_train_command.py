@@ -1,5 +1,6 @@
 """`smoldpo train` from the command line to the run folder, on a tiny random model."""
 
+import io
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from conftest import rows
+from faults import child
 from smoldpo.training.checkpoint import verify
 
 QUICK = [
@@ -47,23 +49,17 @@ def smoldpo(*arguments, **options):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=900)
     assert "Traceback" not in out + err
     return process.returncode, out, err
 
 
 @pytest.fixture
-def trained(cli, tiny_folder, pairs_file, tmp_path):
-    run = tmp_path / "run"
-    result = cli(
-        "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", run, *QUICK,
-        "--freeze-layers", 2, "--save-steps", 3, "--eval-steps", 4,
-    )  # fmt: skip
-    assert result.code == 0, result.err
-    return result, run
+def trained(golden, tmp_path):
+    told = ("--freeze-layers", 2, "--save-steps", 3, "--eval-steps", 4)
+    return golden("train", tmp_path, *QUICK, *told, pictures=True)
 
 
-@pytest.mark.pictures
 def test_a_run_from_start_to_end(trained, tiny_folder):
     result, run = trained
     assert {path.name for path in run.iterdir()} == {
@@ -210,7 +206,7 @@ def test_ctrl_c_keeps_what_is_finished(tiny_folder, write_rows, tmp_path):
         "train", "--model", tiny_folder, "--data", write_rows(rows(40)), "--output-dir", run,
         *QUICK, "--max-steps", 100000, "--save-steps", 2, "--keep-checkpoints", 100000,
     )  # fmt: skip
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 900
     while not (run / "checkpoints" / "step-4").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
@@ -232,12 +228,12 @@ def test_a_full_disk_at_save_time(tiny_folder, pairs_file, tmp_path):
     run = tmp_path / "run"
     size = (tiny_folder / "model.safetensors").stat().st_size
     limit = size // 2
-    process = smoldpo(
+    child.prepare_server()
+    code, err = child.run(
         "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", run,
-        *QUICK, "--max-steps", 2,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        *QUICK, "--max-steps", 2, log=tmp_path / "said.txt",
+        limits={resource.RLIMIT_FSIZE: limit},
     )  # fmt: skip
-    code, _, err = finish(process)
     assert code == 1
     assert "disk is full" in err and "bytes needed" in err
     # Nothing half-written stays, and what was finished does.
@@ -278,10 +274,10 @@ def test_chat_holds_a_conversation(tiny_folder, monkeypatch, capsys):
     assert len(talk.messages) == 3 and next(lines) == "never read"
 
 
-def test_chat_ends_with_the_input(tiny_folder):
-    process = smoldpo("chat", tiny_folder, "--max-new-tokens", 3, stdin=subprocess.PIPE)
-    out, err = process.communicate("Hello\n", timeout=120)
-    assert process.returncode == 0 and out and "Traceback" not in err
+def test_chat_ends_with_the_input(cli, tiny_folder, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+    result = cli("chat", tiny_folder, "--max-new-tokens", 3)
+    assert result.code == 0 and result.out
 
 
 def test_sources_are_mixed_by_weight(cli, tiny_folder, write_rows, tmp_path):

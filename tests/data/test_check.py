@@ -251,18 +251,3 @@ def test_counts_on_raw_hh():
         "prompts_differ": 1,
         "transcript_residue": 4,
     }
-
-
-def test_what_the_chat_template_leaves_out_is_said(tiny_tokenizer, tmp_path):
-    from smoldpo.reports.data_audit import facts
-
-    row = {"prompt": "Q?", "chosen": "A b.", "rejected": "B c.", "tools": [{"name": "look"}]}
-    path = tmp_path / "tools.jsonl"
-    path.write_text(json.dumps(row) + "\n")
-    report = check_data(str(path), CheckOptions(), TokenCounter(tiny_tokenizer))
-    assert "chat template: tools not read: 1 pairs" in facts(report)
-    assert not [
-        said
-        for said in facts(check_data(str(path), CheckOptions(), WordCounter()))
-        if "template" in said
-    ]

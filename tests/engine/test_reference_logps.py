@@ -85,8 +85,9 @@ def test_a_commit_without_news_writes_nothing(opened, written):
 
 def test_opening_counts_as_use(opened, written, folder):
     os.utime(folder, (1, 1))
+    before = time.time()
     opened()
-    assert time.time() - folder.stat().st_mtime < 60
+    assert folder.stat().st_mtime > before - 5  # clocks of files are coarse
 
 
 def test_looking_is_not_using(written, folder, said):

@@ -135,8 +135,9 @@ def test_opening_writes_nothing(opened, folder):
 
 def test_opening_counts_as_use(opened, folder, shard):
     os.utime(folder, (1, 1))
+    before = time.time()
     opened()
-    assert time.time() - folder.stat().st_mtime < 60
+    assert folder.stat().st_mtime > before - 5  # clocks of files are coarse
 
 
 def test_about_says_what_it_is(folder, shard):

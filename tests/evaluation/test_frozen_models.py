@@ -29,13 +29,21 @@ DATA = [{"prompt": f"Is {n}?", "chosen": "Yes, it is.", "rejected": "No, no."} f
 PROMPTS = [(5, 6, n) for n in range(20, 26)]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def folders(request, tmp_path_factory, tiny_tokenizer):
-    """The same values in bfloat16 and in float32."""
-    return [
-        make_wide(tmp_path_factory.mktemp("wide"), tiny_tokenizer, dtype, request.param)
-        for dtype in (torch.bfloat16, torch.float32)
-    ]
+@pytest.fixture(scope="module")
+def both_kinds(tmp_path_factory, tiny_tokenizer):
+    """By whether the head is tied: the same values in bfloat16 and in float32."""
+    return {
+        tied: [
+            make_wide(tmp_path_factory.mktemp("wide"), tiny_tokenizer, dtype, tied, width=64)
+            for dtype in (torch.bfloat16, torch.float32)
+        ]
+        for tied in (True, False)
+    }
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def folders(request, both_kinds):
+    return both_kinds[request.param]
 
 
 def loaded(folder, dtype=torch.float32):
@@ -155,21 +163,39 @@ def run(folder, output, **more):
     return output
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("engine", ["fast", "plain"])
-def test_a_run_has_what_does_not_train_once(folders, tmp_path, asked, dtype, engine):
-    for number, folder in enumerate(folders):
-        asked.clear()
-        run(folder, tmp_path / str(number), dtype=dtype, engine=engine)
-        reference, policy = asked
-        found = apart(reference, policy)
-        assert len(found) >= 10 and trained(found)
-        head = policy.get_output_embeddings().weight
-        assert (head is policy.get_input_embeddings().weight) == policy.config.tie_word_embeddings
+@pytest.mark.parametrize(
+    "folders, stored, dtype, engine",  # each two of them in every combination
+    [
+        (True, 0, "float32", "fast"),
+        (True, 1, "bfloat16", "plain"),
+        (True, 0, "float32", "plain"),
+        (False, 0, "bfloat16", "plain"),
+        (False, 1, "float32", "plain"),
+        (False, 1, "bfloat16", "fast"),
+    ],
+    indirect=["folders"],
+)
+def test_a_run_has_what_does_not_train_once(folders, tmp_path, asked, stored, dtype, engine):
+    run(folders[stored], tmp_path / "run", dtype=dtype, engine=engine)
+    reference, policy = asked
+    found = apart(reference, policy)
+    assert len(found) >= 10 and trained(found)
+    head = policy.get_output_embeddings().weight
+    assert (head is policy.get_input_embeddings().weight) == policy.config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("use_peft", [False, True])
-@pytest.mark.parametrize("mine, others", [(0, 1), (1, 0), (0, 2)])
+@pytest.mark.parametrize(
+    "folders, mine, others, use_peft",
+    [
+        (True, 0, 1, False),
+        (False, 0, 1, True),
+        (True, 1, 0, True),
+        (False, 1, 0, False),
+        (True, 0, 2, False),
+        (False, 0, 2, True),
+    ],
+    indirect=["folders"],
+)
 def test_a_policy_that_was_loaded_for_itself_shares_as_much(
     folders, tmp_path, asked, use_peft, mine, others
 ):
@@ -242,7 +268,9 @@ def test_adapters_that_have_learnt_nothing_change_nothing(dora, dtype):
     assert torch.equal(beside(ids).logits, cast_frozen(model, dtype)(ids).logits)
 
 
-@pytest.mark.parametrize("more", [{}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize(
+    "folders, more", [(True, {}), (False, {"use_dora": True})], ids=str, indirect=["folders"]
+)
 def test_what_answers_is_what_is_saved(folders, tmp_path, asked, more):
     tuned = run(folders[0], tmp_path / "run", use_peft=True, merge=True, **more)
     policy, saved = asked[1], loaded(tuned / "model")

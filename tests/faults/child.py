@@ -30,7 +30,7 @@ class Child:
     process: Any
     log: Path
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 900) -> int:
         """Its exit code; minus the signal's number where that killed it."""
         self.process.join(seconds)
         if self.running:
@@ -58,7 +58,7 @@ class Child:
         if self.running:
             os.kill(self.process.pid, number)
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 900) -> None:
         """Wait for something that the child does."""
         end = time.monotonic() + seconds
         while not condition():

@@ -262,15 +262,26 @@ def _limit_address_space(spare: int) -> None:
 
 
 def memory_runs_out_in_steps(spare: int) -> None:
-    """From the first step on, the address space may grow by `spare` bytes and no more
-    (RLIMIT_AS).
+    """From the first step on, the address space may grow by `spare` bytes and no more (RLIMIT_AS).
+
+    What was freed before would serve a step as well, more of it or less by the allocator's luck: so
+    it is given back at once. And the machine counts as empty, or a step would be cut before it.
     """
+    import ctypes
+
     from smoldpo.engine.fast import FastEngine
+    from smoldpo.training import run
+    from smoldpo.utils import memory
 
     original = FastEngine.accumulate_gradients
+    run.free_memory = lambda _: 1 << 40
 
     def starved(self: Any, *args: Any) -> Any:
         if not starved.limited:
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(memory.M_MMAP_THRESHOLD, 64 << 10)  # what is larger is mapped for itself
+            mallopt(memory.M_TRIM_THRESHOLD, 0)
+            memory.trim_memory()
             _limit_address_space(spare)
             starved.limited = True
         return original(self, *args)
@@ -368,6 +379,14 @@ def longest_line(limit: int) -> None:
     from smoldpo.data import files
 
     files.MAX_LINE = limit
+
+
+def resume_skips_a_pair() -> None:
+    """Of each step the first pair is left out."""
+    from smoldpo.training import sampler
+
+    whole = sampler.Schedule.indices
+    sampler.Schedule.indices = lambda self, step: whole(self, step)[1:]
 
 
 def other_threads() -> None:

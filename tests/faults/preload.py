@@ -10,9 +10,13 @@ import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+import smoldpo.api.train
 import smoldpo.cli.doctor
 import smoldpo.cli.main
-import smoldpo.cli.output  # noqa: F401
+import smoldpo.cli.output
+import smoldpo.data.arrow_rows
+import smoldpo.sweep.run
+import smoldpo.training.resume  # noqa: F401
 from smoldpo.reports import templating
 
 torch.set_num_threads(1)

@@ -16,12 +16,28 @@ from pathlib import Path
 
 import pytest
 
-from conftest import CHAT_TEMPLATE, rows
+from conftest import CHAT_TEMPLATE, command, rows
 from faults import planted
+from faults.conftest import Workplace, workplace
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.types import PreferencePair, no_progress
 
 QUICK = ["--max-steps", 2, "--eval-steps", "none"]
+
+
+class InThisProcess(Workplace):
+    """Where no limit is set low, and nothing but our own messages is looked at."""
+
+    def run(self, *words, **options):
+        assert not options
+        result = command(*words)
+        return result.code, result.out + result.err
+
+
+@pytest.fixture
+def quick(cli, tmp_path, tiny_folder):
+    pairs = workplace(tmp_path, tiny_folder).pairs
+    return InThisProcess(tmp_path, tiny_folder, pairs)
 
 
 class Canary:
@@ -35,16 +51,14 @@ class Canary:
 
 
 @pytest.fixture
-def model(place):
-    folder = place / "model"
-    shutil.copytree(place.model, folder)
-    place.model = folder
-    return folder
+def model(tmp_path, tiny_folder):
+    """A copy, to be made hostile; `place` and `quick` are told of it by the tests."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
 @pytest.fixture
-def canary(place):
-    path = place / "it-sang"
+def canary(tmp_path):
+    path = tmp_path / "it-sang"
     yield path
     assert not path.exists(), "code of the input was run"
 
@@ -60,12 +74,13 @@ def test_the_canary_sings(tmp_path):
      "tokenizer_config.json",
      "generation_config.json", "chat_template.jinja", "model.pt", "training_args.bin"],
 )  # fmt: skip
-def test_a_pickle_in_a_model_folder_is_never_loaded(place, model, canary, name):
+def test_a_pickle_in_a_model_folder_is_never_loaded(quick, model, canary, name):
     """Fault 13: under any name. Where the file is needed the run fails with a message."""
+    quick.model = model
     if name == "pytorch_model.bin":
         (model / "model.safetensors").unlink()
     (model / name).write_bytes(pickle.dumps(Canary(canary)))
-    code, said = place.run(*place.training("run", *QUICK))
+    code, said = quick.run(*quick.training("run", *QUICK))
     needed = name not in (
         "model.pt",
         "training_args.bin",
@@ -78,10 +93,10 @@ def test_a_pickle_in_a_model_folder_is_never_loaded(place, model, canary, name):
 @pytest.mark.parametrize(
     "name", ["pairs.jsonl", "pairs.json", "pairs.csv", "pairs.parquet", "pairs.arrow", "p.gz"]
 )
-def test_a_pickle_as_data_is_never_loaded(place, canary, name):
-    place.pairs = place / name
-    place.pairs.write_bytes(pickle.dumps(Canary(canary)))
-    code, said = place.run(*place.training("run", *QUICK))
+def test_a_pickle_as_data_is_never_loaded(quick, canary, name):
+    quick.pairs = quick / name
+    quick.pairs.write_bytes(pickle.dumps(Canary(canary)))
+    code, said = quick.run(*quick.training("run", *QUICK))
     assert code in (1, 2) and name in said
 
 
@@ -95,30 +110,31 @@ def test_a_pickle_as_data_is_never_loaded(place, canary, name):
         "manifest.json",
     ],
 )
-def test_a_pickle_in_a_checkpoint_is_never_loaded(place, canary, file):
+def test_a_pickle_in_a_checkpoint_is_never_loaded(quick, canary, file):
     """Even where the manifest was made to fit."""
     from smoldpo.training.checkpoint import saved_steps
     from smoldpo.utils.files import sha256_of
 
-    place.ok(*place.training("run", "--max-steps", 3, "--eval-steps", "none"))
-    (place / "run" / "resume.json").write_text(
-        json.dumps(json.loads((place / "run" / "resume.json").read_text()) | {"finished": None})
+    quick.ok(*quick.training("run", "--max-steps", 3, "--eval-steps", "none"))
+    (quick / "run" / "resume.json").write_text(
+        json.dumps(json.loads((quick / "run" / "resume.json").read_text()) | {"finished": None})
     )
-    path = place / "run" / "checkpoints" / "step-3"
+    path = quick / "run" / "checkpoints" / "step-3"
     (path / file).write_bytes(pickle.dumps(Canary(canary)))
     if file != "manifest.json":
         manifest = json.loads((path / "manifest.json").read_text())
         size = (path / file).stat().st_size
         manifest["files"][file] = {"bytes": size, "sha256": sha256_of(path / file)}
         (path / "manifest.json").write_text(json.dumps(manifest))
-    said = place.ok("resume", "run")
+    said = quick.ok("resume", "run")
     assert "refused" in said and "step-3" in said and "after step 2 of 3" in said
-    assert saved_steps(place / "run" / "checkpoints")[-1] == 3
+    assert saved_steps(quick / "run" / "checkpoints")[-1] == 3
 
 
 @pytest.mark.parametrize("kind", ["llama", "its own"])
-def test_code_of_a_model_is_never_run(place, model, canary, kind):
+def test_code_of_a_model_is_never_run(quick, model, canary, kind):
     """Fault 14: auto_map in config and tokenizer, with the modules that it names."""
+    quick.model = model
     code_of_its_own = f"open({str(canary)!r}, 'x')\nclass Own: pass\n"
     (model / "modeling_own.py").write_text(code_of_its_own)
     (model / "tokenization_own.py").write_text(code_of_its_own)
@@ -134,11 +150,11 @@ def test_code_of_a_model_is_never_run(place, model, canary, kind):
     tokenizer["auto_map"] = {"AutoTokenizer": [None, "tokenization_own.Own"]}
     path.write_text(json.dumps(tokenizer))
     for words in (
-        place.training("run", *QUICK),
-        ["evaluate", model, place.pairs],
+        quick.training("run", *QUICK),
+        ["evaluate", model, quick.pairs],
         ["chat", model, "--prompt", "x"],
     ):
-        code, said = place.run(*words)
+        code, said = quick.run(*words)
         if kind != "llama":
             assert code == 1 and str(model) in said and "code of its own" in said, said
 

@@ -20,7 +20,7 @@ def sweep(place):
     def words(name):
         plain = {
             "model": str(place.model), "data": str(place.pairs), "eval_fraction": 0.5,
-            "max_steps": 6, "dtype": "float32", "device": "cpu", "compile": "off",
+            "max_steps": 5, "dtype": "float32", "device": "cpu", "compile": "off",
             "freeze_layers": 2, "warmup_ratio": 0, "per_device_train_batch_size": 4,
             "sample_prompt": "none", "generate_prompts": 0, "save_steps": 1,
             "sweep": {"learning_rate": [3e-4, 3e-2, 3e-3]},

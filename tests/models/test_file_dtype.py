@@ -51,15 +51,23 @@ def both_ways(make_folder, tokenizer, tied: bool) -> list[Path]:
     ]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def folders(request, tmp_path_factory, tiny_tokenizer) -> list[Path]:
-    return both_ways(tmp_path_factory.mktemp, tiny_tokenizer, request.param)
-
-
 @pytest.fixture(scope="module")
-def untied(tmp_path_factory, tiny_tokenizer) -> list[Path]:
+def both_kinds(tmp_path_factory, tiny_tokenizer) -> dict[bool, list[Path]]:
+    """By whether the head is tied."""
+    return {
+        tied: both_ways(tmp_path_factory.mktemp, tiny_tokenizer, tied) for tied in (True, False)
+    }
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def folders(request, both_kinds) -> list[Path]:
+    return both_kinds[request.param]
+
+
+@pytest.fixture
+def untied(both_kinds) -> list[Path]:
     """Without a tied head embeddings stay as they are stored, too."""
-    return both_ways(tmp_path_factory.mktemp, tiny_tokenizer, tied=False)
+    return both_kinds[False]
 
 
 @pytest.fixture(autouse=True)
@@ -95,22 +103,25 @@ SOME = {"lora_target_modules": ("q_proj", "up_proj")}
 
 
 @pytest.mark.parametrize(
-    ("compute", "frozen", "more"),
+    ("folders", "compute", "frozen", "more"),
     [
-        (torch.float32, 0, {}),
-        (torch.float32, 1, {}),
-        (torch.float32, 3, {}),
-        (torch.float64, 3, {}),
-        (torch.bfloat16, 3, {}),
-        (torch.float32, 1, {"names": ["*.mlp.*"]}),  # frozen layers' parts above the boundary
-        (torch.float32, 0, {"names": ["embeddings", "*.self_attn.*"]}),
-        (torch.float32, 0, {"adapters": {}}),
-        (torch.float32, 0, {"adapters": DORA}),
-        (torch.float32, 1, {"adapters": DORA | SOME}),
-        (torch.float64, 1, {"adapters": SOME}),
-        (torch.bfloat16, 1, {"adapters": DORA}),
+        (True, torch.float32, 0, {}),
+        (False, torch.float32, 1, {}),
+        (True, torch.float32, 3, {}),
+        (False, torch.float64, 3, {}),
+        (True, torch.bfloat16, 3, {}),
+        (False, torch.bfloat16, 3, {}),
+        (True, torch.float32, 1, {"names": ["*.mlp.*"]}),  # frozen parts above the boundary
+        (True, torch.float32, 0, {"names": ["embeddings", "*.self_attn.*"]}),
+        (False, torch.float32, 0, {"names": ["embeddings", "*.self_attn.*"]}),
+        (True, torch.float32, 0, {"adapters": {}}),
+        (False, torch.float32, 0, {"adapters": DORA}),
+        (True, torch.float32, 1, {"adapters": DORA | SOME}),
+        (False, torch.float64, 1, {"adapters": SOME}),
+        (True, torch.bfloat16, 1, {"adapters": DORA}),
     ],
     ids=str,
+    indirect=["folders"],
 )
 def test_results_are_those_of_full_files(folders, compute, frozen, more):
     found, keys = [], []
@@ -327,8 +338,19 @@ def test_what_files_hold(tmp_path, tiny_tokenizer):
 
 
 @linux
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("more", [{}, {"use_peft": True}, {"freeze": ["*.mlp.*"]}], ids=str)
+@pytest.mark.parametrize(
+    ("folders", "dtype", "more"),
+    [
+        (True, "float32", {}),
+        (False, "bfloat16", {}),
+        (True, "bfloat16", {"use_peft": True}),
+        (False, "float32", {"use_peft": True}),
+        (True, "bfloat16", {"freeze": ["*.mlp.*"]}),
+        (False, "float32", {"freeze": ["*.mlp.*"]}),
+    ],
+    ids=str,
+    indirect=["folders"],
+)
 def test_the_forecast_counts_weights_as_they_lie(folders, write_rows, dtype, more):
     given = {"model": str(folders[0]), "data": str(write_rows(DATA)), "dtype": dtype}
     given |= {"generate_prompts": 0, "sample_prompt": None}

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from conftest import make_tiny
-from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.models import gguf
 from smoldpo.models.builtin import builtin_gguf
 from smoldpo.models.hf_logging import quiet
@@ -186,34 +185,6 @@ def test_the_hash_is_of_the_content(tiny_folder):
     with torch.no_grad():
         other.model.norm.weight[0] += 1e-3
     assert weights_sha256(one) != weights_sha256(other)
-
-
-@pytest.mark.real
-def test_real_logps_do_not_depend_on_the_batch_to_the_last_bit(real, shared):
-    """Why the first loss is ln 2 exactly: the reference is computed in other batches than the
-    policy.
-    """
-    from smoldpo.data.load import load_pairs
-    from smoldpo.data.tokenize import PairTokenizer
-    from smoldpo.engine.autotune import compute_dtype
-    from smoldpo.engine.base import EngineSettings
-    from smoldpo.engine.fast import FastEngine
-    from smoldpo.engine.precision import MasterWeights
-    from smoldpo.models.freeze import freeze
-
-    policy = load_model(real, torch.float32)
-    freeze(policy, LayerSelection())
-    tokenizer = PairTokenizer(load_tokenizer(real), 256)
-    pairs = tokenizer.tokenize_all(load_pairs(str(shared / "hh_helpful_dev.jsonl")).pairs[:8])
-    dtype, _ = compute_dtype("auto", "cpu")  # bfloat16 where the machine has it
-    engine = FastEngine(
-        policy, MasterWeights(policy, dtype), settings=EngineSettings(max_tokens=4096)
-    )
-    reference = engine.reference_logps(pairs)
-    engine.budget = 300
-    found = engine.policy_logps(pairs)
-    assert torch.equal(found.chosen, reference.chosen)
-    assert torch.equal(found.rejected, reference.rejected)
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):

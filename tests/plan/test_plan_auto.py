@@ -11,8 +11,6 @@ from conftest import rows
 from planning import QUICK, plan
 from smoldpo.cli import main
 
-pytestmark = pytest.mark.usefixtures("frozen_libraries")
-
 
 @pytest.fixture
 def data(write_rows):

@@ -15,8 +15,6 @@ from planning import QUICK, plan
 from smoldpo.engine.batch_budget import RESERVE
 from smoldpo.plan import dry_run, trial
 
-pytestmark = pytest.mark.usefixtures("frozen_libraries")
-
 
 @pytest.fixture
 def data(write_rows):

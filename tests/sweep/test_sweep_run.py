@@ -39,9 +39,9 @@ def test_adapters_and_averages_are_tried_like_any_setting(sweep, cli, out, tmp_p
     assert ours == theirs
 
 
-def test_a_trial_is_the_run_that_its_configuration_says(sweep, cli, out, tmp_path):
+def test_a_trial_is_the_run_that_its_configuration_says(swept, cli, out, tmp_path):
     """Trained anew by `smoldpo train`, trial and winner come out the same, to the last bit."""
-    sweep({"beta": [0.1, 0.5], "learning_rate": [1e-4, 1e-2]})
+    swept({"beta": [0.1, 0.5], "learning_rate": [1e-4, 1e-2]}, pictures=True)
     found = results(out)
     for name, config in [("trial", "trials/003"), ("best", "best")]:
         run = cli("train", out / config / "config.yaml", "--output-dir", tmp_path / name)
@@ -58,9 +58,8 @@ def test_a_trial_is_the_run_that_its_configuration_says(sweep, cli, out, tmp_pat
     assert again["pairs"] == winner["pairs"], "the winner, on the validation pairs"
 
 
-@pytest.mark.pictures
-def test_what_a_sweep_leaves(sweep, cli, out):
-    said = sweep({"beta": [0.1, 0.5], "learning_rate": [1e-4, 1e-2]})
+def test_what_a_sweep_leaves(swept, cli, out):
+    said = swept({"beta": [0.1, 0.5], "learning_rate": [1e-4, 1e-2]}, pictures=True)
     found = results(out)
     assert found["headline"] in " ".join(said.out.split())
     assert "trial 2 of 4: beta 0.1, learning_rate 0.01 (about" in said.err
@@ -185,8 +184,8 @@ def test_gates_hold_for_the_winner_on_the_final_pairs(sweep, out):
     assert "fail_under: " in said.err and results(out)["failed"] == []
 
 
-def test_a_gate_given_to_a_finished_sweep_holds(sweep, out):
-    sweep({"beta": [0.1]})
+def test_a_gate_given_to_a_finished_sweep_holds(swept, sweep, out):
+    swept({"beta": [0.1]})
     before = results(out)
     said = sweep({"beta": [0.1]}, "--fail-under", "reward=0.999", code=1)
     assert "fail_under: reward is" in said.err
@@ -194,8 +193,8 @@ def test_a_gate_given_to_a_finished_sweep_holds(sweep, out):
     sweep({"beta": [0.1]}, "--fail-under", "reward=0.001")
 
 
-def test_a_winner_that_was_removed_is_measured_again(sweep, cli, out):
-    sweep({"beta": [0.1]})
+def test_a_winner_that_was_removed_is_measured_again(swept, cli, out):
+    swept({"beta": [0.1]})
     before = results(out)
     shutil.rmtree(out / "best")
     assert cli("resume", "out").code == 0
@@ -247,8 +246,8 @@ def test_the_best_evaluation_of_a_trial_is_what_is_saved(sweep, cli, out, tmp_pa
     assert json.loads(trial.read_text())["pairs"] == again["pairs"]
 
 
-def test_a_winner_whose_checkpoint_is_gone(sweep, cli, out):
-    sweep({"beta": [0.1, 0.5]})
+def test_a_winner_whose_checkpoint_is_gone(swept, cli, out):
+    swept({"beta": [0.1, 0.5]})
     before = timeless(out)
     winner = before["winner"]
     shutil.rmtree(out / f"trials/{winner:03d}/checkpoints")
@@ -293,8 +292,8 @@ def test_help_and_the_example(cli, pairs_file, tiny_folder, out):
     assert results(out)["done"] == 2
 
 
-def test_prompt_keys_of_all_sides_differ(sweep, out):
-    sweep({"beta": [0.1]})
+def test_prompt_keys_of_all_sides_differ(swept, out):
+    swept({"beta": [0.1]})
     keys = {
         side: {prompt_key(str(row["prompt"])) for row in found}
         for side, found in sides(out).items()

@@ -177,8 +177,8 @@ def test_the_first_trial_of_the_fast_engine_decides_its_kernels(sweep, out, monk
     assert machines[2]["kernels"] == machines[3]["kernels"] != {}
 
 
-def test_the_final_pairs_are_measured_once(sweep, cli, monkeypatch):
-    sweep({"beta": [0.1]})
+def test_the_final_pairs_are_measured_once(swept, cli, monkeypatch):
+    swept({"beta": [0.1]})
     monkeypatch.setattr(sweep_run, "measure_winner", None)
     monkeypatch.setattr(sweep_run, "run_trial", None)
     assert cli("resume", "out").code == 0

@@ -55,8 +55,8 @@ def test_a_full_disk_stops_the_sweep_and_fails_no_trial(sweep, cli, out, monkeyp
     assert results(out)["done"] == 2
 
 
-def test_a_changed_sweep_is_refused_by_name(sweep, out):
-    sweep({"beta": [0.1, 0.5]})
+def test_a_changed_sweep_is_refused_by_name(swept, sweep, out):
+    swept({"beta": [0.1, 0.5]})
     before = results(out)
     said = sweep({"beta": [0.1, 0.6]}, "--max-steps", 3, code=2)
     assert "beta" in said.err and "0.6" in said.err and "max_steps is 3, and was 5" in said.err
@@ -67,8 +67,8 @@ def test_a_changed_sweep_is_refused_by_name(sweep, out):
     assert results(out)["trials"][1]["settings"] == {"beta": 0.6}
 
 
-def test_changed_pairs_or_models_are_refused(sweep, cli, out):
-    sweep({"beta": [0.1, 0.5]})
+def test_changed_pairs_or_models_are_refused(swept, cli, out):
+    swept({"beta": [0.1, 0.5]})
     shutil.rmtree(out / "trials/002")
     path = splits.split_file(out, "final")
     text = path.read_text()

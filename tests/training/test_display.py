@@ -39,7 +39,7 @@ def spawn(width, words, tmp_path, **variables):
     }
     return pexpect.spawn(
         sys.executable, [str(word) for word in words], dimensions=(40, width), env=environment,
-        encoding="utf-8", timeout=240, cwd=str(tmp_path),
+        encoding="utf-8", timeout=900, cwd=str(tmp_path),
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def watch(child, width, until=None):
     rest = ""
     while True:
         try:
-            piece = child.read_nonblocking(4096, timeout=240)
+            piece = child.read_nonblocking(4096, timeout=900)
         except pexpect.EOF:
             break
         written += piece
