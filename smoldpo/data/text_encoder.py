@@ -84,8 +84,11 @@ class TextEncoder:
         Where it would not, `before` and `text` together have these ids as one text, too.
         """
         whole = self.encode(before + text, hidden)
-        if whole[: len(before_ids)] == before_ids:
-            return whole[len(before_ids) :], False
+        rest = whole[len(before_ids) :]
+        swallowed = bool(text) and not rest  # by an unknown token, which stands for any text
+        unknown = before_ids[-1:] == [self.tokenizer.unk_token_id]
+        if whole[: len(before_ids)] == before_ids and not swallowed and not unknown:
+            return rest, False
         return self.encode(text, hidden, behind_text=True), True
 
     def _ids(self, text: str) -> list[int]:
@@ -99,7 +102,7 @@ class TextEncoder:
         alone = self._ids("x")
         for anchor in ANCHORS:
             ids, both = self._ids(anchor), self._ids(f"{anchor}x")
-            if both[: len(ids)] == ids:
+            if both[: len(ids)] == ids and len(both) > len(ids):
                 return "" if both[len(ids) :] == alone else anchor
         return ""
 
@@ -141,7 +144,8 @@ def _spelled(match: re.Match[str], hidden: list[str]) -> str:
 def _without_anchor(encode: Callable[[str], list[int]], anchor: str, text: str) -> list[int]:
     """The ids of `text` as they are behind `anchor`."""
     before, both = encode(anchor) if anchor else [], encode(anchor + text)
-    return both[len(before) :] if both[: len(before)] == before else encode(text)
+    rest = both[len(before) :]
+    return rest if both[: len(before)] == before and (rest or not text) else encode(text)
 
 
 def _any_of(texts: Iterable[str], or_else: str = "(?!)") -> re.Pattern[str]:

@@ -49,7 +49,7 @@ from smoldpo.utils.errors import DataError, ModelError, UsageError
 
 Part = tuple[str, bool]
 """A piece of a rendered side, and whether it is scored."""
-TOO_LONG, SAME, UNSCORED = "too_long", "same_after_truncation", "nothing_scored_after_truncation"
+TOO_LONG, SAME, UNSCORED = "too_long", "same_tokens", "nothing_scored_after_truncation"
 REFUSED = "not_tokenizable"
 
 

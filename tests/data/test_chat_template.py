@@ -338,10 +338,24 @@ def test_pairs_that_are_one_text_after_truncation_are_left_out(reader):
     made = reader(CHAT_TEMPLATE, 40)
     kept, tokens = made.select(pairs)
     assert kept == pairs[1:] and len(tokens) == 1
-    assert made.left_out == {"same_after_truncation": 1}
+    assert made.left_out == {"same_tokens": 1}
 
 
 def test_a_dialogue_for_a_plain_model_is_an_error(reader):
     pair = PreferencePair("How?", "x", "No.", "f", 2, chosen_messages=(CALL, RESULT, SAID))
     with pytest.raises(DataError, match=r"f, row 2: .*no chat template"):
         reader(None).tokenize(pair)
+
+
+def test_a_text_that_the_tokenizer_does_not_know_does_not_swallow_the_answer():
+    """A vocabulary of words: prompt and answer as one text are one unknown word."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<unk>": 0, "c": 1, "d": 2, "</s>": 3}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")), eos_token="</s>"
+    )
+    done = PairTokenizer(tokenizer, 10).tokenize(PreferencePair("a b", "c", "d"))
+    assert (done.chosen_ids, done.rejected_ids) == ((1, 3), (2, 3))
+    assert "boundary_merge" in done.notes

@@ -256,19 +256,40 @@ def memory_is_short_before_training(spare: int) -> None:
 
 
 def _limit_address_space(spare: int) -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + spare
+    limit = _mapped_bytes() + spare
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _use_up_freed_memory() -> None:
+    """Take from glibc's heap what is free in it, in pieces of 64 KiB and more.
+
+    A piece of the heap that is free serves a request of any size, and is not counted by the limit.
+    """
+    import ctypes
+
+    from smoldpo.utils import memory
+
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.mallopt(memory.M_MMAP_THRESHOLD, 32 << 20)  # its largest value: the heap serves all below
+    for size in (16 << 20, 4 << 20, 1 << 20, 256 << 10, 64 << 10):
+        before = _mapped_bytes()
+        while _mapped_bytes() == before:
+            libc.malloc(size)
+    libc.mallopt(memory.M_MMAP_THRESHOLD, 64 << 10)  # what is larger is mapped for itself
+    libc.mallopt(memory.M_TRIM_THRESHOLD, 0)
+
+
+def _mapped_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def memory_runs_out_in_steps(spare: int) -> None:
     """From the first step on, the address space may grow by `spare` bytes and no more (RLIMIT_AS).
 
     What was freed before would serve a step as well, more of it or less by the allocator's luck: so
-    it is given back at once. And the machine counts as empty, or a step would be cut before it.
+    it is used up first. And the machine counts as empty, or a step would be cut before it.
     """
-    import ctypes
-
     from smoldpo.engine.fast import FastEngine
     from smoldpo.training import run
     from smoldpo.utils import memory
@@ -278,10 +299,8 @@ def memory_runs_out_in_steps(spare: int) -> None:
 
     def starved(self: Any, *args: Any) -> Any:
         if not starved.limited:
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(memory.M_MMAP_THRESHOLD, 64 << 10)  # what is larger is mapped for itself
-            mallopt(memory.M_TRIM_THRESHOLD, 0)
             memory.trim_memory()
+            _use_up_freed_memory()
             _limit_address_space(spare)
             starved.limited = True
         return original(self, *args)

@@ -125,7 +125,7 @@ def test_out_of_memory(place, write_rows):
     said = place.ok(
         *place.training("starved", *words),
         plant=planted.memory_runs_out_in_steps,
-        planted_with=(24 << 20,),
+        planted_with=(16 << 20,),
     )
     assert "out of memory in step 1" in said and "same pairs" in said
     first, second = metrics(place / "whole"), metrics(place / "starved")
