@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smoldpo.config.evaluate_options import evaluate_options
-from smoldpo.data.template_settings import replace_template, settings_of_run, tokenization
+from smoldpo.data.template_settings import replace_template, tokenization
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.models.generate import generate_answer
 from smoldpo.models.load import find_model, load_model, load_tokenizer
@@ -37,8 +37,7 @@ class Chat:
         window = getattr(self.model.config, "max_position_embeddings", 2048)
         options = evaluate_options(template or {})
         replace_template(self.tokenizer, options.chat_template)
-        asked = {name: value for name, value in vars(options).items() if value is not None}
-        how = tokenization(window, settings_of_run(source.location) | asked)
+        how = tokenization(window, vars(options), source.location)
         self.reader = PairTokenizer(self.tokenizer, how)
         self.room = window - max_new_tokens
         if system and not self.reader.is_chat:

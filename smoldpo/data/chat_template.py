@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from smoldpo.data.schemas.fields import REASONING_KEYS
+from smoldpo.data.dialogue import REASONING_KEYS
 from smoldpo.data.template_sandbox import TemplateLimitError, render, variables
 from smoldpo.data.text_encoder import THINKING_TAGS
 from smoldpo.types import NO_ARGUMENTS, Message, TemplateArguments

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 from smoldpo.types import Message, PreferencePair, Prompt
 from smoldpo.utils.errors import DataError
 
 INSTRUCTIONS = ("system", "developer")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Where a message holds what was thought before it was said."""
 
 
-def as_messages(prompt: Prompt) -> list[Message]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+def as_messages(prompt: Prompt) -> tuple[Message, ...]:
+    """A prompt as messages; text is what the user says."""
+    return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+
+
+def said_by_assistant(turns: Sequence[Message]) -> str:
+    """Everything that the assistant says in these turns: thoughts, texts and tool calls."""
+    parts: list[str] = []
+    for message in turns:
+        if message["role"] == "assistant":
+            values = [message.get(key) for key in (*REASONING_KEYS, "content")]
+            parts += [value for value in values if isinstance(value, str) and value]
+            if calls := message.get("tool_calls"):
+                parts.append(json.dumps(calls, ensure_ascii=False))
+    return "\n\n".join(parts)
 
 
 def as_text(pair: PreferencePair) -> str:
@@ -45,4 +62,4 @@ def without_oldest_turn(pair: PreferencePair) -> PreferencePair | None:
     users = [n for n, m in enumerate(messages) if m["role"] == "user" and n > start]
     if not users:
         return None
-    return replace(pair, prompt=tuple(messages[:start] + messages[users[0] :]))
+    return replace(pair, prompt=messages[:start] + messages[users[0] :])

@@ -27,15 +27,18 @@ def today() -> str:
     return datetime.date.today().isoformat()
 
 
-def tokenization(max_length: int, options: Mapping[str, Any]) -> Tokenization:
+def tokenization(
+    max_length: int, options: Mapping[str, Any], model_folder: str = ""
+) -> Tokenization:
     """How pairs become tokens; `options` holds settings by name, of which NAMES are read.
 
-    Those that are None have their defaults.
+    Those that are None are those of the run that `model_folder` belongs to, or have their defaults.
 
     Raises:
         UsageError: a file of tools or documents that cannot be read.
     """
-    given = {name: options[name] for name in NAMES if options.get(name) is not None}
+    of_run = _settings_of_run(model_folder) if model_folder else {}
+    given = of_run | {name: options[name] for name in NAMES if options.get(name) is not None}
     day = given.get("template_date")
     template = TemplateSettings(
         date=datetime.date.fromisoformat(day) if day else None,
@@ -61,7 +64,7 @@ def replace_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> No
     tokenizer.chat_template = text
 
 
-def settings_of_run(model_folder: str) -> dict[str, Any]:
+def _settings_of_run(model_folder: str) -> dict[str, Any]:
     """The settings in NAMES of the run whose folder holds this model; {} where there is none."""
     for folder in (Path(model_folder), Path(model_folder).parent):
         if (folder / "config.yaml").is_file() and (folder / "environment.json").is_file():

@@ -44,7 +44,6 @@ from smoldpo.types import (
     TokenizedPair,
     no_progress,
 )
-from smoldpo.utils import progress
 from smoldpo.utils.errors import DataError, ModelError, UsageError
 
 Part = tuple[str, bool]
@@ -91,6 +90,7 @@ class PairTokenizer:
     Attributes:
         notes: pairs by what happened to them, such as "prompt_truncated".
         left_out: pairs that `select` left out, by the reason.
+        refused: why the chat template refuses the first pair of those that it does.
         mismatches: ways in which what is scored is not what the model would write in use.
     """
 
@@ -114,6 +114,7 @@ class PairTokenizer:
         self._bos = _leading_bos(tokenizer)
         self.notes: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
+        self.refused: DataError | None = None
         self.mismatches: dict[str, FoundMismatch] = {}
 
     def tokenize(self, pair: PreferencePair) -> TokenizedPair:
@@ -150,26 +151,28 @@ class PairTokenizer:
             DataError: the template refuses all of them; the message is the first one's.
         """
         chosen, tokens = [], []
-        refused: list[DataError] = []
         for pair in pairs:
+            advance(1)
             try:
                 tokenized = self.tokenize(pair)
             except DataError as error:
-                refused.append(error)
+                self.refused = self.refused or error
                 self.left_out[REFUSED] += 1
-                advance(1)
                 continue
             if (reason := self._reason_to_leave_out(tokenized)) is None:
                 chosen.append(pair)
                 tokens.append(tokenized)
             else:
                 self.left_out[reason] += 1
-            advance(1)
-        if refused and not chosen:
-            raise refused[0]
-        if refused:
-            progress.say(f"left out: {len(refused):,} that the template refuses: {refused[0]}")
+        if self.refused and not chosen:
+            raise self.refused
         return chosen, tokens
+
+    def left_out_in_words(self) -> str:
+        """How many pairs `select` left out, by reason; of those that are refused the first."""
+        counts = (f"{n:,} {why.replace('_', ' ')}" for why, n in self.left_out.items())
+        first = f"; the first: {self.refused}" if self.refused else ""
+        return ", ".join(counts) + first
 
     def refusal(self, pair: PreferencePair) -> str | None:
         """Why the chat template refuses a pair, or None; nothing is tokenised."""

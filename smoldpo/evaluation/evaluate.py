@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo.config.evaluate_options import EvaluateOptions
 from smoldpo.data.load import LoadedPairs, load_pairs
-from smoldpo.data.template_settings import replace_template, settings_of_run, tokenization
+from smoldpo.data.template_settings import replace_template, tokenization
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.autotune import choose_kernels, compute_dtype
 from smoldpo.engine.base import EngineSettings
@@ -163,11 +163,9 @@ class _ModelScorer:
             require_same_tokens(self._tokenizer, source)
             check_model(source)  # before the first one is scored
         replace_template(self._tokenizer, options.chat_template)
-        of_run = settings_of_run(self._sources[models[-1]].location)
-        given = {name: value for name, value in vars(options).items() if value is not None}
-        pair_tokenizer = PairTokenizer(
-            self._tokenizer, tokenization(options.max_length, of_run | given)
-        )
+        last = self._sources[models[-1]].location
+        how = tokenization(options.max_length, vars(options), last)
+        pair_tokenizer = PairTokenizer(self._tokenizer, how)
         self._pairs: list[TokenizedPair]
         with progress.bar("tokenising", len(pairs)) as advance:
             self.pairs, self._pairs = pair_tokenizer.select(pairs, advance)
@@ -176,6 +174,8 @@ class _ModelScorer:
                 f"no pair is left of {len(pairs)}: their sides are the same tokens, or too long; "
                 "give a larger --max-length, or other pairs"
             )
+        if pair_tokenizer.left_out:
+            progress.say(f"left out: {pair_tokenizer.left_out_in_words()}")
         for found in pair_tokenizer.mismatches.values():
             progress.say(f"warning: {found}")
         self.notes = dict(pair_tokenizer.notes + pair_tokenizer.left_out)

@@ -339,8 +339,7 @@ def tokenize(config: TrainConfig, models: PolicyAndReference, data: TrainingData
         template=reader.template.facts() if reader.template else {},
     )
     if reader.left_out:
-        reasons = ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in reader.left_out.items())
-        progress.say(f"left out: {reasons}")
+        progress.say(f"left out: {reader.left_out_in_words()}")
     if notes:
         happened = ", ".join(f"{count} {note.replace('_', ' ')}" for note, count in notes.items())
         progress.say(f"tokens: {happened} (of {len(lengths):,} pairs)")
@@ -352,10 +351,9 @@ def _require_pairs(reader: PairTokenizer, train: int, left: int, held: int, held
     if left and (held_left or not held):
         return
     part = "train on" if not left else "evaluate on"
-    reasons = ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in reader.left_out.items())
     raise UsageError(
-        f"no pair is left to {part} of {train + held:,} ({reasons}); give a larger --max-length, "
-        "or other pairs"
+        f"no pair is left to {part} of {train + held:,} ({reader.left_out_in_words()}); give a "
+        "larger --max-length, or other pairs"
     )
 
 

@@ -369,3 +369,13 @@ def test_cleaning_is_idempotent(pairs):
     for one in once:
         one.content_hash()
         (one.chosen + one.rejected + json.dumps(one.prompt, ensure_ascii=False)).encode()
+
+
+def test_a_side_of_messages_is_mended_once_and_its_text_follows():
+    """Its text is that of its messages, so a rule that mends counts a row once."""
+    turns = ({"role": "assistant", "content": "A\u0000b."}, {"role": "assistant", "content": "C."})
+    cleaner = Cleaner()
+    given = PreferencePair("Q?", "A\u0000b.\n\nC.", "No.", "f", 1, chosen_messages=turns)
+    done = cleaner.mend(given)
+    assert done.chosen_messages[0]["content"] == "Ab." and done.chosen == "Ab.\n\nC."
+    assert [item.rule for item in cleaner.findings] == ["control_characters"]

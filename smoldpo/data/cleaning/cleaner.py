@@ -19,7 +19,8 @@ from smoldpo.data.account import DROP, MEND, WARN, Finding
 from smoldpo.data.cleaning import rules as checks
 from smoldpo.data.cleaning.duplicates import PairIndex
 from smoldpo.data.cleaning.text import excerpt, first_difference, mend_unicode, tail
-from smoldpo.types import PreferencePair
+from smoldpo.data.dialogue import said_by_assistant
+from smoldpo.types import Message, PreferencePair
 from smoldpo.utils.errors import UsageError, nearest
 
 
@@ -200,10 +201,8 @@ class Cleaner:
     def mend(self, pair: PreferencePair) -> PreferencePair:
         """The pair with what can be mended mended; what is dropped or warned about stays."""
         prompt = self._mend_value(pair, "the prompt", pair.prompt)
-        chosen = self._mend_answer(pair, "chosen", pair.chosen)
-        rejected = self._mend_answer(pair, "rejected", pair.rejected)
-        ours = self._mend_value(pair, "chosen", pair.chosen_messages)
-        theirs = self._mend_value(pair, "rejected", pair.rejected_messages)
+        chosen, ours = self._mend_side(pair, "chosen", pair.chosen, pair.chosen_messages)
+        rejected, theirs = self._mend_side(pair, "rejected", pair.rejected, pair.rejected_messages)
         mended = replace(
             pair,
             prompt=prompt,
@@ -214,6 +213,15 @@ class Cleaner:
             **_mended_names(pair),
         )
         return pair if mended == pair else mended
+
+    def _mend_side(
+        self, pair: PreferencePair, side: str, text: str, messages: tuple[Message, ...] | None
+    ) -> tuple[str, tuple[Message, ...] | None]:
+        """A side's text, and its messages; where there are some, the text is theirs."""
+        if messages is None:
+            return self._mend_answer(pair, side, text), None
+        mended = self._mend_value(pair, side, messages)
+        return said_by_assistant(mended), mended
 
     def _mend_value(self, pair: PreferencePair, where: str, value: Any) -> Any:
         """A text, or messages and whatever lies in them (tool calls are nested), mended."""

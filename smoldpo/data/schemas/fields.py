@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import reprlib
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from smoldpo.data.dialogue import as_messages, said_by_assistant
 from smoldpo.data.sources import Row
 from smoldpo.types import (
     Message,
@@ -36,8 +36,6 @@ ROLES = {name: role for role, names in _SPEAKERS.items() for name in names.split
 SYSTEM_KEYS = ("system", "system_prompt")
 SPEAKER_KEYS = ("role", "from")
 TEXT_KEYS = ("content", "value")
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Where a message holds what was thought before it was said."""
 NUMBERS = tuple(field.name for field in fields(PairNumbers))
 """Columns of a pair's own weight, margin and β. They are read only where they are asked for: data
 may have a `margin` that means another thing."""
@@ -193,11 +191,6 @@ def _is_json(value: Any, depth: int) -> bool:
     return isinstance(value, list | tuple) and all(_is_json(item, depth - 1) for item in value)
 
 
-def as_messages(prompt: Prompt) -> tuple[Message, ...]:
-    """A prompt as messages; text is what the user says."""
-    return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
-
-
 def _require_answer(turns: Sequence[Message]) -> None:
     if not turns:
         raise Unreadable("unparsable", "a side holds no message")
@@ -348,18 +341,6 @@ def _side(side: Side) -> tuple[str, tuple[Message, ...] | None]:
     if len(turns) == 1 and set(turns[0]) == {"role", "content"}:
         return turns[0]["content"], None
     return said_by_assistant(turns), turns
-
-
-def said_by_assistant(turns: Sequence[Message]) -> str:
-    """Everything that the assistant says in these turns: thoughts, texts and tool calls."""
-    parts: list[str] = []
-    for message in turns:
-        if message["role"] == "assistant":
-            values = [message.get(key) for key in (*REASONING_KEYS, "content")]
-            parts += [value for value in values if isinstance(value, str) and value]
-            if calls := message.get("tool_calls"):
-                parts.append(json.dumps(calls, ensure_ascii=False))
-    return "\n\n".join(parts)
 
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
