@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from conftest import keep_entry
 from faults import child, planted
 from smoldpo.cli import doctor
@@ -51,27 +53,19 @@ def test_an_index_that_is_no_index(cli):
     assert "one.states is damaged" in cli("doctor").out
 
 
-def proved(cli, monkeypatch):
-    """What the command finds after one kill."""
-    monkeypatch.setattr(prove_resume, "KILLS", 1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    result = cli("doctor", "--prove-resume", "--json")
-    found = json.loads(result.out)
-    assert found["kills"] and found["steps"] == 12
-    return result.code, found
-
-
-def test_a_resume_is_compared_with_a_whole_run(cli, monkeypatch):
-    """Real processes, really killed."""
-    code, found = proved(cli, monkeypatch)
-    assert code == 0 and found["proven"] and not found["differences"]
+def test_the_command_runs_in_a_process_of_its_own(tmp_path):
+    process = prove_resume._smoldpo(tmp_path, "--version")
+    assert process.communicate() == (None, "") and process.returncode == 0
 
 
 class Forked:
     """A process that can be killed, forked from one that has imported everything."""
 
+    plant = None
+    """What is planted in the one that resumes."""
+
     def __init__(self, folder, *words):
-        plant = planted.resume_skips_a_pair if words[0] == "resume" else None
+        plant = self.plant if words[0] == "resume" else None
         self._child = child.start(*words, log=folder / f"{words[0]}.txt", plant=plant)
 
     @property
@@ -89,8 +83,32 @@ class Forked:
         return "", self._child.said
 
 
-def test_a_resume_that_skips_a_pair_is_not_proven(cli, monkeypatch):
-    child.prepare_server()
-    monkeypatch.setattr(prove_resume, "_smoldpo", Forked)
-    code, found = proved(cli, monkeypatch)
+class Wrong(Forked):
+    plant = staticmethod(planted.resume_skips_a_pair)
+
+
+@pytest.fixture
+def proved(cli, monkeypatch):
+    """What the command finds after one kill."""
+
+    def run(process):
+        child.prepare_server()
+        monkeypatch.setattr(prove_resume, "KILLS", 1)
+        monkeypatch.setattr(prove_resume, "_smoldpo", process)
+        result = cli("doctor", "--prove-resume", "--json")
+        found = json.loads(result.out)
+        assert found["kills"] and found["steps"] == 12
+        return result.code, found
+
+    return run
+
+
+def test_a_resume_is_compared_with_a_whole_run(proved):
+    """Real processes, really killed."""
+    code, found = proved(Forked)
+    assert code == 0 and found["proven"] and not found["differences"]
+
+
+def test_a_resume_that_skips_a_pair_is_not_proven(proved):
+    code, found = proved(Wrong)
     assert code == 1 and not found["proven"] and found["differences"]

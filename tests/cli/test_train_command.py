@@ -2,12 +2,8 @@
 
 import io
 import json
-import os
 import resource
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -32,26 +28,6 @@ QUICK = [
     "--generate-prompts",
     "3",
 ]
-
-
-def smoldpo(*arguments, **options):
-    """The real command in a child process."""
-    command = [sys.executable, "-m", "smoldpo", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        **options,
-    )
-
-
-def finish(process):
-    out, err = process.communicate(timeout=900)
-    assert "Traceback" not in out + err
-    return process.returncode, out, err
 
 
 @pytest.fixture
@@ -202,17 +178,16 @@ def test_no_evaluation_if_asked(cli, tiny_folder, pairs_file, tmp_path):
 
 def test_ctrl_c_keeps_what_is_finished(tiny_folder, write_rows, tmp_path):
     run = tmp_path / "run"
-    process = smoldpo(
+    child.prepare_server()
+    process = child.start(
         "train", "--model", tiny_folder, "--data", write_rows(rows(40)), "--output-dir", run,
         *QUICK, "--max-steps", 100000, "--save-steps", 2, "--keep-checkpoints", 100000,
+        log=tmp_path / "said.txt",
     )  # fmt: skip
-    deadline = time.monotonic() + 900
-    while not (run / "checkpoints" / "step-4").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    code, _, err = finish(process)
-    assert code == 130
+    process.wait_until((run / "checkpoints" / "step-4").exists)
+    process.signal(signal.SIGINT)
+    assert process.wait() == 130
+    err = process.said
     assert "interrupted after" in err and str(run) in err
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics) >= 4

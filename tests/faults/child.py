@@ -74,6 +74,7 @@ def start(
     environment: dict[str, str] | None = None,
     limits: dict[int, int] | None = None,
     folder: Path | None = None,
+    terminal: str | None = None,
 ) -> Child:
     """Start `smoldpo <arguments>`.
 
@@ -81,6 +82,7 @@ def start(
         plant: a function of planted.py, called in the child before the command, with
             `planted_with`.
         limits: resource limits by number.
+        terminal: the terminal that it writes to, in place of `log`.
     """
     words = [str(argument) for argument in arguments]
     settings = (
@@ -91,6 +93,7 @@ def start(
         environment or {},
         limits or {},
         folder or log.parent,
+        terminal,
     )
     process = _context.Process(target=_run, args=settings)
     process.start()
@@ -111,8 +114,9 @@ def _run(
     environment: dict[str, str],
     limits: dict[int, int],
     folder: Path,
+    terminal: str | None,
 ) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    descriptor = os.open(terminal or log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))

@@ -413,3 +413,17 @@ def other_threads() -> None:
     import torch
 
     torch.set_num_threads(2)
+
+
+def later(days: int) -> None:
+    """A clock that is so many days ahead."""
+    import datetime
+
+    ahead = datetime.timedelta(days)
+
+    class Later(datetime.date):
+        @classmethod
+        def today(cls) -> datetime.date:
+            return datetime.datetime.now().date() + ahead
+
+    datetime.date = Later

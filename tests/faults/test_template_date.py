@@ -2,34 +2,18 @@
 
 import datetime
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from conftest import CHAT_TEMPLATE
+from faults import planted
 from smoldpo.training.prove_resume import differences
 
 DATED = (
     "{{ '<|im_start|>system\nToday is ' + strftime_now('%d %B %Y') + '.<|im_end|>\n' }}"
     + CHAT_TEMPLATE
 )
-LATER = """
-import datetime, sys
-
-days = datetime.timedelta(int(sys.argv.pop(1)))
-class Later(datetime.date):
-    @classmethod
-    def today(cls):
-        return datetime.datetime.now().date() + days
-
-datetime.date = Later
-from smoldpo.cli.main import main
-
-sys.exit(main())
-"""
 
 
 @pytest.fixture
@@ -44,23 +28,18 @@ def dated(place, tmp_path):
     return place
 
 
-@pytest.mark.parametrize("days", [1, 366])
-def test_a_run_goes_on_another_day(dated, days):
+def test_a_run_goes_on_another_day(dated):
     dated.ok(*dated.training("whole"))
     dated.killed(*dated.training("run"), at=5)
     stored = sorted((dated / "cache").rglob("*.states"))
     assert stored
-    done = subprocess.run(
-        [sys.executable, "-c", LATER, str(days), "resume", "run"],
-        cwd=dated.folder,
-        env=os.environ | {"XDG_CACHE_HOME": str(dated / "cache")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert differences(dated / "whole", dated / "run") == []
-    assert sorted((dated / "cache").rglob("*.states")) == stored, "found again, not made anew"
-    assert datetime.date.today().isoformat() in (dated / "run" / "config.yaml").read_text()
+    for days in (1, 366):
+        name = f"run-{days}"
+        shutil.copytree(dated / "run", dated / name)
+        dated.ok("resume", name, plant=planted.later, planted_with=(days,))
+        assert differences(dated / "whole", dated / name) == []
+        assert sorted((dated / "cache").rglob("*.states")) == stored, "found again, not made anew"
+        assert datetime.date.today().isoformat() in (dated / name / "config.yaml").read_text()
 
 
 def test_an_evaluation_takes_the_day_of_its_run(dated):

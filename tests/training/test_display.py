@@ -1,16 +1,19 @@
 """The live view in a real pseudo-terminal, wide and narrow; plain and quiet where there is none."""
 
+import codecs
 import io
 import json
+import multiprocessing.connection
 import os
+import pty
 import re
 import signal
 import sys
+import termios
 
-import pexpect
 import pytest
 
-from conftest import ROOT
+from faults import child
 from screen import Screen
 from smoldpo.training import display
 from smoldpo.training.display import flowed
@@ -19,52 +22,57 @@ from smoldpo.utils import progress
 VIEW = ("pairs/s", "memory", "evaluated at step", "left")
 
 
-def arguments(model, data, run, *more):
-    return [
-        "-m", "smoldpo", "train", "--model", model, "--data", data, "--output-dir", run,
-        "--dtype", "float32", "--max-new-tokens", "2", "--generate-prompts", "2", "--freeze-layers",
-        "2", "--num-train-epochs", "4", "--eval-steps", "16", "--per-device-train-batch-size", "2",
-        "--gradient-accumulation-steps", "1", "--cache", "off", *more,
-    ]  # fmt: skip
+class Terminal:
+    """`smoldpo train` in a pseudo-terminal of forty lines, so many columns wide."""
 
+    def __init__(self, width, model, data, folder, *more, **variables):
+        child.prepare_server()
+        self.width = width
+        self._ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (40, width))
+        self.process = child.start(
+            "train", "--model", model, "--data", data, "--output-dir", folder / "run", "--dtype",
+            "float32", "--max-new-tokens", 2, "--generate-prompts", 2, "--freeze-layers", 2,
+            "--num-train-epochs", 4, "--eval-steps", 16, "--per-device-train-batch-size", 2,
+            "--gradient-accumulation-steps", 1, "--cache", "off", *more,
+            log=folder / "said.txt", terminal=os.ttyname(theirs),
+            environment={"TERM": "xterm-256color", "XDG_CACHE_HOME": str(folder / "cache")}
+            | {"NO_COLOR": "", "COLUMNS": "", "LINES": ""} | variables,
+        )  # fmt: skip
+        wait_for = self.process.process.sentinel
+        self._ready = lambda: multiprocessing.connection.wait([self._ours, wait_for])
+        self._theirs = theirs
 
-def spawn(width, words, tmp_path, **variables):
-    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
-    environment |= {
-        "TERM": "xterm-256color",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        **variables,
-    }
-    return pexpect.spawn(
-        sys.executable, [str(word) for word in words], dimensions=(40, width), env=environment,
-        encoding="utf-8", timeout=900, cwd=str(tmp_path),
-    )  # fmt: skip
+    def _pieces(self):
+        """What it writes, as it comes."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        while self._ours in self._ready():
+            yield decoder.decode(os.read(self._ours, 4096))
 
+    def watch(self, until=None):
+        """The screen at the end, all that was written, and the screen after each piece of output.
 
-def watch(child, width, until=None):
-    """The screen at the end, all that was written, and the screen after each piece of output."""
-    screen, written, seen = Screen(width), "", []
-    rest = ""
-    while True:
-        try:
-            piece = child.read_nonblocking(4096, timeout=900)
-        except pexpect.EOF:
-            break
-        written += piece
-        rest += piece
-        # An escape sequence may be cut in two.
-        cut = rest.rfind("\x1b")
-        whole = len(rest) if cut < 0 or re.match(r"\x1b\[\??[0-9;]*[A-Za-z]", rest[cut:]) else cut
-        screen.feed(rest[:whole])
-        rest = rest[whole:]
-        seen.append(list(screen.lines))
-        if until is not None and until(screen):
-            until = None
-            child.kill(signal.SIGINT)
-    child.close()
-    return screen, written, seen
+        `until`: what the screen shows when Ctrl-C is pressed.
+        """
+        screen, written, seen = Screen(self.width), "", []
+        rest = ""
+        for piece in self._pieces():
+            written += piece
+            rest += piece
+            # An escape sequence may be cut in two.
+            cut = rest.rfind("\x1b")
+            complete = cut < 0 or re.match(r"\x1b\[\??[0-9;]*[A-Za-z]", rest[cut:])
+            whole = len(rest) if complete else cut
+            screen.feed(rest[:whole])
+            rest = rest[whole:]
+            seen.append(list(screen.lines))
+            if until is not None and until(screen):
+                until = None
+                self.process.signal(signal.SIGINT)
+        os.close(self._ours)
+        os.close(self._theirs)
+        assert "Traceback" not in written, written
+        return screen, written, seen
 
 
 def squeezed(text):
@@ -73,9 +81,9 @@ def squeezed(text):
 
 @pytest.mark.parametrize("width, variables", [(80, {}), (40, {"NO_COLOR": "1"})])
 def test_a_run_on_a_terminal(width, variables, tiny_folder, pairs_file, tmp_path):
-    words = arguments(tiny_folder, pairs_file, tmp_path / "run")
-    screen, written, seen = watch(child := spawn(width, words, tmp_path, **variables), width)
-    assert child.exitstatus == 0, "\n".join(screen.lines)
+    terminal = Terminal(width, tiny_folder, pairs_file, tmp_path, **variables)
+    screen, written, seen = terminal.watch()
+    assert terminal.process.wait() == 0, "\n".join(screen.lines)
     # While it trains: everything is there, and no line of the view is wider than the terminal.
     during = [lines for lines in seen if any("pairs/s" in line for line in lines)]
     assert during
@@ -107,10 +115,9 @@ def test_a_run_on_a_terminal(width, variables, tiny_folder, pairs_file, tmp_path
 
 
 def test_ctrl_c_on_a_terminal_says_so_and_leaves_a_clean_screen(tiny_folder, pairs_file, tmp_path):
-    words = arguments(tiny_folder, pairs_file, tmp_path / "run", "--max-steps", "5000")
-    child = spawn(80, words, tmp_path)
-    screen, _, _ = watch(child, 80, until=lambda s: any("pairs/s" in line for line in s.lines))
-    assert child.exitstatus == 130
+    terminal = Terminal(80, tiny_folder, pairs_file, tmp_path, "--max-steps", 5000)
+    screen, _, _ = terminal.watch(until=lambda s: any("pairs/s" in line for line in s.lines))
+    assert terminal.process.wait() == 130
     end = [line for line in screen.lines if line.strip()]
     assert not any("pairs/s" in line or "memory" in line or "training ━" in line for line in end)
     assert sum(line.startswith("stopping: what is finished is saved first") for line in end) == 1
