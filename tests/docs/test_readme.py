@@ -51,14 +51,14 @@ def test_the_demo_with_a_few_steps(tmp_path):
         pytest.skip("the suite does not run from the Makefile's .venv")
     run = tmp_path / "run"
     arguments = (
-        f"--output-dir {run} --max-steps 2 --max-train-samples 8 --max-eval-samples 8 "
-        "--max-length 128 --max-new-tokens 8 --generate-prompts 2"
+        f"--output-dir {run} --max-steps 2 --max-train-samples 4 --max-eval-samples 4 "
+        "--max-length 96 --max-new-tokens 4 --generate-prompts 0"
     )
     result = subprocess.run(
         ["make", "-s", "demo", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert "of 8 held-out pairs" in " ".join(result.stdout.split())
+    assert "of 4 held-out pairs" in " ".join(result.stdout.split())
     assert "implicit reward" in result.stdout and "Policy:" in result.stdout
     assert (run / "report.html").stat().st_size > 50_000
     assert str(run) in result.stdout.replace("\n", "") and (run / "model" / "config.json").exists()

@@ -166,10 +166,21 @@ def test_log_probabilities_of_real_pairs(real, shared):
 
 
 @pytest.mark.real
-def test_losses_of_real_weights_equal_trls(real, shared):
+def test_losses_of_real_weights_equal_trls(real, shared, monkeypatch):
+    """Of the model's lowest six layers, its embeddings and its head: two trainings of all thirty
+    would take most of their time for AdamW.
+    """
+    load = compare.load_model
+
+    def lowest_layers(source, dtype):
+        model = load(source, dtype)
+        model.model.layers, model.config.num_hidden_layers = model.model.layers[:6], 6
+        return model
+
+    monkeypatch.setattr(compare, "load_model", lowest_layers)
     pairs = compare.read_pairs(str(shared / "hh_helpful_dev.jsonl"), real, 2, 48)
     config = compare.settings(2, 2, 1).model_copy(update={"warmup_steps": 0})
     ours = compare.our_losses(real, pairs, config)
     theirs = compare.trl_losses(real, pairs, config)
     assert ours[0] != ours[1]
-    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert ours == pytest.approx(theirs, rel=1e-4)
