@@ -22,6 +22,7 @@ from smoldpo.data.template_sandbox import TemplateLimitError, render, variables
 from smoldpo.data.text_encoder import THINKING_TAGS
 from smoldpo.types import NO_ARGUMENTS, Message, TemplateArguments
 from smoldpo.utils.errors import ModelError, UsageError, nearest
+from smoldpo.utils.text import common_length
 
 QUESTION, ANSWER = "smoldpo question", "smoldpo probe"
 TEMPLATE_ERRORS = (
@@ -57,8 +58,8 @@ MISMATCHES = {
     CLOSES: "the prompt that a model in use is given ends in a thinking block that is empty and "
     "closed, and the answer brings thinking of its own",
     CHANGES: "the chat template does not write the answer as it stands: {text}",
-    REWRITES: "the chat template writes earlier turns of a side otherwise once the dialogue goes "
-    "on, so that only its last answer can be scored",
+    REWRITES: "the chat template writes earlier turns otherwise once the dialogue goes on "
+    "({text} becomes {becomes}), so that of a side of several turns only the last answer is scored",
 }
 """How what is scored can differ from what a model in use would write, by the name of the note."""
 
@@ -87,17 +88,40 @@ class Mismatch:
     note: str
     text: str = ""
     setting: str | None = None
-    """The template argument that makes both agree, as it is written on the command line."""
+    """The template argument that makes both agree, or the option that asks for no more than it is
+    scored, as it is written on the command line."""
+    becomes: str = ""
+    """Of what is rewritten: as what."""
 
     def __str__(self) -> str:
-        return MISMATCHES[self.note].format(text=json.dumps(self.text, ensure_ascii=False))
+        shown = {"text": self.text, "becomes": self.becomes}
+        quoted = {name: json.dumps(text, ensure_ascii=False) for name, text in shown.items()}
+        return MISMATCHES[self.note].format(**quoted)
 
     @property
     def advice(self) -> str:
         """What to do."""
+        if self.setting and self.setting.startswith("--"):
+            return f"{self.setting} asks for no more than that"
         if self.setting:
             return f"--chat-template-kwargs {self.setting} makes both agree"
         return "no argument of the template makes both agree; give another --chat-template"
+
+
+@dataclass(frozen=True)
+class WrittenAnswer:
+    """An assistant's turn as the template writes it, its end included.
+
+    Attributes:
+        text: what is scored.
+        mismatch: the way in which that is not what a model in use would write.
+        prompt_differs: the template writes what stands before the answer otherwise once the answer
+            is there. It is scored behind what a model in use is given.
+    """
+
+    text: str
+    mismatch: Mismatch | None = None
+    prompt_differs: bool = False
 
 
 class ChatTemplate:
@@ -202,36 +226,41 @@ class ChatTemplate:
         names += [name for name in ("tools", "documents") if getattr(arguments, name)]
         return [name for name in names if name not in self.variables]
 
-    def answer(self, seen: str, written: str, message: Message) -> tuple[str, Mismatch | None]:
-        """What the model is to write in an assistant's turn, its end included.
+    def answer(self, seen: str, written: str, message: Message) -> WrittenAnswer:
+        """What the model is to write in an assistant's turn.
 
         Args:
             seen: the dialogue so far, as a model in use is given it.
             written: the dialogue so far with this turn.
             message: the turn.
         """
+        start = self._start(seen, written)
+        text, mismatch = self._answer(seen, written, message, start)
+        ahead = start is not None and written[:start] != seen[:start]
+        return WrittenAnswer(text, mismatch, ahead)
+
+    def _answer(
+        self, seen: str, written: str, message: Message, start: int | None
+    ) -> tuple[str, Mismatch | None]:
         content = str(message.get("content") or "")
-        said, bare = content.strip(), set(message) <= {"role", "content"}
+        said = content.strip()
         whole = (content if content in written else said) + self.end_of_turn
         opened = _open_tags(seen)
         found: Mismatch | None = None
-        start = next(
-            (s for s in (seen, THINKING_AT_END.sub("", seen)) if written.startswith(s)), None
-        )
-        text = whole if start is None else self._up_to_end(written[len(start) :])
-        lead = text.partition(said)[0] if said and said in text else ""
+        text = whole if start is None else self._up_to_end(written[start:])
         told = said.removeprefix(opened[0]) if opened else said
         thought = reasoning_of(message)
+        lead = "" if thought or _thinks(said) else _empty_block(text)
         if start is None:
             if not _thinks(said):
-                found = Mismatch(CHANGES, written[_common_length(seen, written) :])
+                found = Mismatch(CHANGES, written[common_length(seen, written) :])
         elif _letters(told) not in _letters(text):
             if _thinks(said):  # which the template takes from turns that are past
                 text = whole
             else:
                 found = Mismatch(CHANGES, text)
-        elif bare and THINKING_BLOCK.fullmatch(lead):
-            if opened and opened[1] in lead and start == seen:
+        elif lead:
+            if opened and opened[1] in lead and written.startswith(seen):
                 return text, Mismatch(OPENS, opened[0])  # the answer closes the prompt's block
             found, text = Mismatch(ADDS, lead), text[len(lead) :]
         if opened and text.lstrip().startswith(opened[0]):  # the tag stands in the prompt already
@@ -245,6 +274,22 @@ class ChatTemplate:
         if _closed_empty(seen) and (said.startswith(OPENING) or thought):
             return text, Mismatch(CLOSES)
         return text, found
+
+    def _start(self, seen: str, written: str) -> int | None:
+        """Where in `written` the assistant's turn begins; None: that cannot be told.
+
+        That is behind what the model is given, a thinking block at its end aside. A template that
+        writes what is before otherwise once the answer is there, as Mistral's does with
+        instructions, begins the turn with the same marks all the same.
+        """
+        for start in (seen, THINKING_AT_END.sub("", seen)):
+            if written.startswith(start):
+                return len(start)
+        end = max((seen.rfind(mark) for mark in self.marks), default=-1)
+        mark = seen[end:]
+        if end < 0 or seen.count(mark) != written.count(mark):
+            return None
+        return written.rfind(mark) + len(mark)
 
     def _up_to_end(self, text: str) -> str:
         """A rendered turn up to its end of turn: the usual one, or the last control token."""
@@ -282,6 +327,12 @@ def _called(message: Message) -> list[str]:
 def _thinks(said: str) -> bool:
     """Whether an answer's text has thinking in it."""
     return any(close in said for _, close in THINKING_TAGS)
+
+
+def _empty_block(text: str) -> str:
+    """The thinking block without thoughts that a turn begins with, and the lines behind it."""
+    block = THINKING_BLOCK.match(text)
+    return block.group().rstrip(" \t") if block else ""
 
 
 def _letters(text: str) -> str:
@@ -327,10 +378,4 @@ def _closed_empty(seen: str) -> bool:
     return any(
         re.search(f"{re.escape(start)}\\s*{re.escape(end)}\\s*\\Z", seen)
         for start, end in THINKING_TAGS
-    )
-
-
-def _common_length(a: str, b: str) -> int:
-    return next(
-        (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from smoldpo.utils.text import common_length
+
 HIDDEN = re.compile("\ue000(\\d+)\ue001")
 THINKING_TAGS = (
     ("<think>", "</think>"),
@@ -86,10 +88,21 @@ class TextEncoder:
         whole = self.encode(before + text, hidden)
         rest = whole[len(before_ids) :]
         swallowed = bool(text) and not rest  # by an unknown token, which stands for any text
-        unknown = before_ids[-1:] == [self.tokenizer.unk_token_id]
+        unknown = before_ids[-1:] == [self.tokenizer.unk_token_id] and not before.endswith(
+            str(self.tokenizer.unk_token)  # as an end of turn: OLMo 2's is both
+        )
         if whole[: len(before_ids)] == before_ids and not swallowed and not unknown:
             return rest, False
         return self.encode(text, hidden, behind_text=True), True
+
+    def shared_start(self, a: str, b: str) -> str:
+        """What two rendered dialogues both begin with, up to its last added token.
+
+        There both split into tokens, so that what they share has the same ids in each.
+        """
+        shared = a[: common_length(a, b)]
+        end = max((match.end() for match in self._added.finditer(shared)), default=0)
+        return shared[:end]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -24,30 +24,20 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedTokenizerBase
 
 from smoldpo.config.field_types import Score, Truncate
-from smoldpo.data.chat_template import (
-    REWRITES,
-    SWITCHES,
-    TEMPLATE_ERRORS,
-    ChatTemplate,
-    Mismatch,
-    TemplateSettings,
-    reasoning_of,
-)
+from smoldpo.data.chat_template import TEMPLATE_ERRORS, ChatTemplate, Mismatch, TemplateSettings
 from smoldpo.data.dialogue import as_messages, as_text, sides, without_oldest_turn
 from smoldpo.data.text_encoder import HIDDEN, TextEncoder
+from smoldpo.data.written_side import Part, WrittenSide, setting_that_helps, write_side
 from smoldpo.types import (
     Advance,
     Message,
     PreferencePair,
     Prompt,
-    TemplateArguments,
     TokenizedPair,
     no_progress,
 )
 from smoldpo.utils.errors import DataError, ModelError, UsageError
 
-Part = tuple[str, bool]
-"""A piece of a rendered side, and whether it is scored."""
 TOO_LONG, SAME, UNSCORED = "too_long", "same_tokens", "nothing_scored_after_truncation"
 REFUSED = "not_tokenizable"
 
@@ -180,10 +170,8 @@ class PairTokenizer:
             if self.template is None:
                 as_text(pair)
                 return None
-            before = as_messages(pair.prompt)
-            prompt = self._render(pair, [*before], True)
-            for side in sides(pair):
-                self._parts(pair, [*before], prompt, [*side], set())
+            before = [*as_messages(pair.prompt)]
+            self._shared_prompt(pair, self._write(pair, before, sides(pair)))
         except DataError as error:
             return str(error)
         return None
@@ -229,13 +217,20 @@ class PairTokenizer:
         assert self.template is not None
         hidden: list[str] = []
         before = [self._hide(message, hidden) for message in as_messages(pair.prompt)]
-        prompt = self._render(pair, before, True)
-        prompt_ids = self._encoder.encode(prompt, hidden)
+        messages = [
+            [self._hide(message, hidden, answer=True) for message in side] for side in sides(pair)
+        ]
         notes.update(f"{name}_not_read" for name in self.template.unread(pair.arguments))
+        written = self._write(pair, before, messages)
+        for side, made in zip(messages, written, strict=True):
+            notes.update(made.notes)
+            for mismatch in made.mismatches:
+                self._report(pair, mismatch, before, side, notes)
+        prompt = self._shared_prompt(pair, written)
+        prompt_ids = self._encoder.encode(prompt, hidden)
         encoded = []
-        for side in sides(pair):
-            messages = [self._hide(message, hidden, answer=True) for message in side]
-            parts = self._parts(pair, before, prompt, messages, notes)
+        for made in written:
+            parts = [(made.before[len(prompt) :], False), *made.parts]
             encoded.append(self._encode(prompt, prompt_ids, parts, hidden, notes))
         if hidden:
             notes.add("forged_control_token")
@@ -243,46 +238,34 @@ class PairTokenizer:
             notes.add("template_ends_no_turn")
         return prompt_ids, encoded
 
-    def _parts(
-        self,
-        pair: PreferencePair,
-        before: list[Message],
-        prompt: str,
-        side: list[Message],
-        notes: set[str],
-    ) -> list[Part]:
-        """A side as the template writes it behind the prompt, up to its last end of turn."""
+    def _shared_prompt(self, pair: PreferencePair, written: Sequence[WrittenSide]) -> str:
+        """What stands before both sides, where the template gives them different beginnings, too.
+
+        Then the rest of each beginning is read as a part of its side, and not scored.
+        """
+        ours, theirs = (side.before for side in written)
+        if ours == theirs:
+            return ours
+        if shared := self._encoder.shared_start(ours, theirs):
+            return shared
+        raise DataError(
+            "the chat template writes the whole prompt otherwise once the dialogue goes on, so "
+            "that both sides have no prompt in common; give another --chat-template, or sides of "
+            "one turn",
+            pair.file,
+            pair.row,
+        )
+
+    def _write(
+        self, pair: PreferencePair, before: list[Message], both: Sequence[Sequence[Message]]
+    ) -> list[WrittenSide]:
         assert self.template is not None
-        parts: list[Part] = []
-        at = prompt
-        for index, message in enumerate(side):
-            if message["role"] != "assistant":
-                continue
-            seen = self._render(pair, before + side[:index], True) if index else prompt
-            written = self._render(pair, [*before, *side[: index + 1]], False)
-            if not seen.startswith(at):
-                self._report(pair, Mismatch(REWRITES), before, side[: index + 1], notes)
-                if not seen.startswith(prompt):
-                    raise DataError(
-                        "the chat template writes the prompt otherwise once the dialogue goes on, "
-                        "so that both sides have no prompt in common",
-                        pair.file,
-                        pair.row,
-                    )
-                parts, at = [], prompt
-            said, mismatch = self.template.answer(seen, written, message)
-            if mismatch:
-                self._report(pair, mismatch, before, side[: index + 1], notes)
-            if (thought := reasoning_of(message)) and thought.strip() not in said:
-                notes.add("reasoning_not_written")
-            content = str(message.get("content") or "")
-            if content != content.strip() and content not in said:
-                notes.add("template_trims_answer")
-            parts += [(seen[len(at) :], False), (said, True)]
-            at = seen + said
-        if self.how.score == "last":
-            parts = [(text, False) for text, _ in parts[:-1]] + parts[-1:]
-        return parts
+        asked = self._render(pair, before, True)
+        how = (pair.arguments, self.how.score, asked)
+        try:
+            return [write_side(self.template, before, side, *how) for side in both]
+        except TEMPLATE_ERRORS as error:
+            raise self._refusal(pair, error) from None
 
     def _encode(
         self,
@@ -344,9 +327,12 @@ class PairTokenizer:
         try:
             return self.template.render(messages, in_use, pair.arguments)
         except TEMPLATE_ERRORS as error:
-            raise DataError(
-                f"the model's chat template refuses this dialogue: {error}", pair.file, pair.row
-            ) from None
+            raise self._refusal(pair, error) from None
+
+    @staticmethod
+    def _refusal(pair: PreferencePair, error: Exception) -> DataError:
+        problem = f"the model's chat template refuses this dialogue: {error}"
+        return DataError(problem, pair.file, pair.row)
 
     def _report(
         self,
@@ -359,32 +345,14 @@ class PairTokenizer:
         """Count a mismatch, once a pair; for the first of its kind, look for what helps."""
         found = self.mismatches.get(mismatch.note)
         if found is None:
-            setting = self._setting_without_mismatch(before, side, pair.arguments)
-            shown = HIDDEN.sub("", mismatch.text)[:200]
-            mismatch = replace(mismatch, text=shown, setting=setting)
+            assert self.template is not None
+            setting = setting_that_helps(self.template, before, side, pair.arguments, mismatch)
+            text, becomes = (HIDDEN.sub("", t)[:200] for t in (mismatch.text, mismatch.becomes))
+            mismatch = replace(mismatch, text=text, becomes=becomes, setting=setting)
             found = self.mismatches[mismatch.note] = FoundMismatch(mismatch, pair.file, pair.row)
         if mismatch.note not in notes:
             found.pairs += 1
         notes.add(mismatch.note)
-
-    def _setting_without_mismatch(
-        self, before: list[Message], side: list[Message], arguments: TemplateArguments
-    ) -> str | None:
-        """The first argument of the template under which the last turn of `side` has none."""
-        assert self.template is not None
-        for name in SWITCHES:
-            if name not in self.template.variables or name in arguments.kwargs:
-                continue
-            for value in (False, True):
-                try:
-                    template = self.template.with_argument(name, value)
-                    seen = template.render([*before, *side[:-1]], True, arguments)
-                    written = template.render([*before, *side], False, arguments)
-                except (*TEMPLATE_ERRORS, ModelError):
-                    continue
-                if template.answer(seen, written, side[-1])[1] is None:
-                    return f"{name}={str(value).lower()}"
-        return None
 
     def _finish(
         self, pair: PreferencePair, prompt: list[int], both: Sequence[_Side], notes: set[str]

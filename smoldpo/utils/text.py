@@ -119,6 +119,13 @@ def holds_secret(value: object) -> bool:
 UNPRINTED = re.compile("[\ud800-\udfff\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
+def common_length(a: str, b: str) -> int:
+    """How many characters two texts begin with in common."""
+    return next(
+        (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
+
+
 def escape_hidden(text: str) -> str:
     """`text` with characters that do not print, or that reorder others, written as escapes."""
     return UNPRINTED.sub(lambda match: match.group().encode("unicode_escape").decode(), text)

@@ -192,9 +192,69 @@ def test_a_template_that_strips_the_thinking_of_past_turns(reader):
     turns = (thought, {"role": "user", "content": "Sure?"}, thought)
     made = reader(strips)
     _, chosen, _ = texts(made, PreferencePair(QUESTION, "x", "No.", chosen_messages=turns))
-    assert found(made) == {REWRITES: None}
+    assert found(made) == {REWRITES: "--score last"}
     assert chosen.startswith("[Eight minutes.<|im_end|>") and chosen.count("[") == 1
     assert chosen.endswith("]<think>Soft?</think>Eight minutes.<|im_end|>")
+
+
+def test_sides_that_begin_otherwise_share_what_both_begin_with(reader):
+    """As Qwen3 without thinking: the prompt ends in an empty block, which past turns have not."""
+    turns = (SAID, {"role": "user", "content": "And soft?"}, {**SAID, "content": "Five."})
+    pair = PreferencePair(QUESTION, "x", "No.", "f", 3, chosen_messages=turns)
+    block = "<think>\n\n</think>\n\n"
+    made = reader(CLOSES_THINKING)
+    prompt, chosen, rejected = texts(made, pair)
+    assert prompt == "<|im_start|>user\nHow do I boil an egg?<|im_end|>\n<|im_start|>"
+    assert chosen == (
+        "[assistant\nEight minutes.<|im_end|>\n<|im_start|>user\nAnd soft?<|im_end|>\n"
+        f"<|im_start|>assistant\n{block}]Five.<|im_end|>"
+    )
+    assert rejected == f"[assistant\n{block}]No.<|im_end|>"
+    assert found(made) == {REWRITES: "--score last"} and made.refusal(pair) is None
+    says = str(made.mismatches[REWRITES])
+    for part in ('("<think>', 'becomes "Eight minutes.', "f, row 3", "--score last"):
+        assert part in says
+    last = reader(CLOSES_THINKING, score="last")
+    assert last.tokenize(pair).completions == made.tokenize(pair).completions
+    assert not last.mismatches
+
+
+def test_sides_that_have_no_beginning_in_common_are_refused(reader):
+    counts = "{{ messages | length }}" + CLOSES_THINKING
+    turns = (SAID, {"role": "user", "content": "And soft?"}, SAID)
+    pair = PreferencePair(QUESTION, "x", "No.", "f", 3, chosen_messages=turns)
+    made = reader(counts)
+    with pytest.raises(DataError, match=r"f, row 3: .*no prompt in common; give another --chat-t"):
+        made.tokenize(pair)
+    assert "no prompt in common" in made.refusal(pair)
+
+
+def test_a_template_that_writes_the_prompt_otherwise_behind_the_answer(reader):
+    """As Mistral's: instructions stand with the last question, while it is unanswered."""
+    moves = (
+        "{% for m in messages if m.role != 'system' %}" + TURN + "{% if loop.last and "
+        "messages[0].role == 'system' %}{{ messages[0].content + ' ' }}{% endif %}{{ m.content }}"
+        + END + "{% endfor %}{% if add_generation_prompt %}" + START + "{% endif %}"
+    ).replace("loop.last and", "loop.last and m.role == 'user' and")  # fmt: skip
+    made = reader(moves)
+    pair = PreferencePair(({"role": "system", "content": "Be brief."}, *QUESTION), "Yes.", "No.")
+    prompt, chosen, _ = texts(made, pair)
+    assert "user\nBe brief. How do I" in prompt and chosen == "Yes.<|im_end|>"
+    assert made.notes["template_rewrites_prompt"] == 1 and not found(made)
+
+
+@pytest.mark.parametrize(
+    ("written", "left_out"),
+    [
+        ("in m.tool_calls or []", "in []"),
+        ("{{ m.content }}", "{{ '' if m.role == 'tool' else m.content }}"),
+    ],
+)
+def test_tool_turns_that_a_template_leaves_out_are_noted(reader, written, left_out):
+    pair = PreferencePair((*QUESTION, CALL, RESULT), "Yes.", "No.")
+    assert "tool_turns_not_written" not in reader(WITH_TOOLS).tokenize(pair).notes
+    blind = reader(WITH_TOOLS.replace(written, left_out))
+    assert "tool_turns_not_written" in blind.tokenize(pair).notes
 
 
 def test_the_day_is_the_one_of_the_settings(reader):
