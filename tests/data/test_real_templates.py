@@ -1,26 +1,17 @@
 """Chat templates of published models, as TRL ships them, against transformers' own rendering."""
 
-import copy
-import re
-from importlib.resources import files
-
 import pytest
+from chat_templates import with_template
 
 from smoldpo.data.chat_template import ADDS, OPENS, TemplateSettings
 from smoldpo.data.tokenize import PairTokenizer, Tokenization
 from smoldpo.types import PreferencePair
 
-TEMPLATES = files("trl") / "chat_templates"
-MARK = re.compile(r"<\|[^|<>'\"{}\s]+\|>|<(?:start|end)_of_turn>|<｜[^｜]+｜>")
 NAMES = {
-    "qwen2_5": [{}],
-    "qwen3": [{}, {"enable_thinking": False}, {"enable_thinking": True}],
     "qwen3_instruct_2507": [{}],
     "qwen3_5_think": [{}, {"enable_thinking": False}],
     "qwen3_5_nothink": [{}, {"enable_thinking": True}],
     "llama3_1": [{}],
-    "llama3_2": [{}],
-    "gemma3": [{}],
     "phi3_5": [{}],
     "deepseek_r1_distill": [{}],
     "lfm2_2_5": [{}],
@@ -49,12 +40,7 @@ def tokenizer_for(tiny_tokenizer):
 
     def make(name):
         if name not in made:
-            tokenizer = copy.deepcopy(tiny_tokenizer)
-            text = (TEMPLATES / f"{name}.jinja").read_text()
-            tokenizer.add_tokens(sorted(set(MARK.findall(text))), special_tokens=True)
-            tokenizer.add_tokens(["<think>", "</think>"])
-            tokenizer.chat_template = text
-            made[name] = tokenizer
+            made[name] = with_template(tiny_tokenizer, name)
         return made[name]
 
     return make
