@@ -130,10 +130,15 @@ def _duration(value: str) -> str:
     return value
 
 
+LEAST_BETA, MOST_BETA = 1e-6, 1000.0
+BETA_RANGE = "from 0.000001 to 1000"
+"""β outside of it leaves the sigmoid flat, or a step, whatever the answers: nothing to learn."""
+
+
 def beta_in_range(value: float) -> float:
-    """β, unless the sigmoid would be flat, or a step, whatever the answers: nothing to learn."""
-    if not 1e-6 <= value <= 1000:
-        raise ValueError("input should be from 0.000001 to 1000")
+    """β, unless it lies outside BETA_RANGE."""
+    if not LEAST_BETA <= value <= MOST_BETA:
+        raise ValueError(f"input should be {BETA_RANGE}")
     return value
 
 

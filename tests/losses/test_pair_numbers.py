@@ -5,8 +5,10 @@ for.
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from conftest import rows
+from smoldpo.config.schema import TrainConfig
 from smoldpo.data.schemas import SCHEMAS, PairReader
 from smoldpo.data.sources import Row
 from smoldpo.data.tokenize import PairTokenizer
@@ -42,13 +44,26 @@ def test_columns_that_are_asked_for(tiny_tokenizer):
         ("weight", "much", "weight must be a number"),
         ("weight", -1, "weight must be 0 or more, and is -1"),
         ("margin", float("nan"), "margin must be a number"),
-        ("beta", 0, "beta must be above 0, and is 0"),
+        ("beta", 0, "beta must be from 0.000001 to 1000, and is 0"),
+        ("beta", 1e-7, "beta must be from 0.000001 to 1000, and is 1e-07"),
+        ("beta", "5000", "beta must be from 0.000001 to 1000, and is 5000"),
     ],
 )
 def test_what_is_no_such_number_names_its_row(name, value, says):
     with pytest.raises(DataError, match=says) as error:
         read({name: "own"}, VALUES | {"own": value})
     assert "pairs.jsonl" in str(error.value) and "3" in str(error.value)
+
+
+def test_the_bounds_of_a_row_are_those_of_the_setting():
+    for value in (1e-6, 1000):
+        pair, _ = read({"beta": "own"}, VALUES | {"own": value})
+        assert TrainConfig(beta=value).beta == pair.numbers.beta == value
+    for value in (0.99e-6, 1001):
+        with pytest.raises(ValidationError, match=r"from 0\.000001 to 1000"):
+            TrainConfig(beta=value)
+        with pytest.raises(DataError, match=r"from 0\.000001 to 1000"):
+            read({"beta": "own"}, VALUES | {"own": value})
 
 
 def test_where_a_pair_is_made_of_several_rows_there_is_no_such_column():

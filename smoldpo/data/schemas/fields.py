@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from smoldpo.config.field_types import BETA_RANGE, LEAST_BETA, MOST_BETA
 from smoldpo.data.dialogue import as_messages, said_by_assistant
 from smoldpo.data.sources import Row
 from smoldpo.types import (
@@ -388,8 +389,9 @@ def with_numbers(pair: PreferencePair, row: Row, names: Sequence[str]) -> Prefer
         value = number(given)
         if value is None:
             raise wrong(row, f"{name} must be a number, and is {kind(given)}")
-        if value < 0 or (name == "beta" and value == 0):
-            least = "above 0" if name == "beta" else "0 or more"
-            raise wrong(row, f"{name} must be {least}, and is {value:g}")
+        if name == "beta" and not LEAST_BETA <= value <= MOST_BETA:
+            raise wrong(row, f"beta must be {BETA_RANGE}, and is {value:g}")
+        if value < 0:
+            raise wrong(row, f"{name} must be 0 or more, and is {value:g}")
         found[name] = value
     return replace(pair, numbers=PairNumbers(**found)) if found else pair
