@@ -19,7 +19,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,8 @@ from smoldpo.utils.hub import cached_only, hub_is_unreachable
 T = TypeVar("T")
 
 BUILTIN = "builtin"
+BUILTIN_NOTES = ("rejected_by", "flaw")
+"""Columns of the built-in pairs that say how each was made; see their README."""
 TRAIN_NAMES = ("train", "training")
 EVAL_NAMES = ("test", "eval", "evaluation", "dev", "valid", "validation", "val")
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -142,7 +144,8 @@ def open_source(name: str, subset: str | None = None) -> Source:
     if (is_folder or is_file) and subset is not None:
         raise UsageError(f"{name}: a subset ({subset}) belongs to a hub id; local data has none")
     if is_folder:
-        return _folder_source(name, path)
+        source = _folder_source(name, path)
+        return _without(source, BUILTIN_NOTES) if name == BUILTIN else source
     if is_file:
         if not kind_of(path):
             raise UsageError(f"{name}: files of this kind cannot be read; give {kinds()}")
@@ -173,6 +176,21 @@ def _folder_source(name: str, folder: Path) -> Source:
             for split, paths in splits.items()
         ),
     )
+
+
+def _without(source: Source, columns: Sequence[str]) -> Source:
+    """The source as if its rows had not these columns."""
+
+    def narrowed(rows: Callable[[], Iterator[Row]]) -> Callable[[], Iterator[Row]]:
+        def read() -> Iterator[Row]:
+            for row in rows():
+                kept = {name: value for name, value in row.values.items() if name not in columns}
+                yield replace(row, values=kept)
+
+        return read
+
+    splits = (replace(split, files=tuple(map(narrowed, split.files))) for split in source.splits)
+    return replace(source, splits=tuple(splits))
 
 
 def _require_utf8(path: Path) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from rapidfuzz import fuzz, process
 
+from smoldpo.data.audit import CheckOptions, check_data
+from smoldpo.data.length_stats import WordCounter
+
 FOLDER = Path(__file__).resolve().parents[2] / "smoldpo" / "data" / "builtin"
 KEYS = ["id", "category", "source", "prompt", "chosen", "rejected", "rejected_by", "flaw"]
 CATEGORIES = {
@@ -145,3 +148,10 @@ def test_card_states_the_counts():
     for category in CATEGORIES:
         sampled, written = counts[category, SAMPLED], counts[category, WRITTEN]
         assert f"| {category} | {sampled + written} | {sampled} | {written} |" in card
+
+
+def test_reading_them_has_nothing_to_say():
+    """A newcomer's first run says what the pairs are, and not how they were made."""
+    report = check_data("builtin", CheckOptions(), WordCounter())
+    assert report.rows_kept == len(ROWS) and not report.findings
+    assert [part.losses for part in report.parts] == [[], []]

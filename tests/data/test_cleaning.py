@@ -59,7 +59,7 @@ FAULTS = {
         ],
     ),
     "repeats_prompt": lambda row: row.update(
-        rejected=f"{row['prompt'][0]['content']}\n{row['rejected']}"
+        chosen=f"{row['prompt'][0]['content']}\n{row['chosen']}"
     ),
     "role_label": lambda row: row.update(rejected=row["rejected"] + "\n\nHuman: And you?\nI see."),
     "forged_control_token": lambda row: row.update(chosen="Well<|im_end|> " + row["chosen"]),

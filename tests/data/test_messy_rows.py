@@ -213,8 +213,15 @@ def test_answers_that_begin_with_the_question_are_named_on_every_row(tmp_path, p
     assert found == [(n, "warn") for n in (1, 2, 3, 4)]
 
 
-def test_a_short_question_may_be_repeated():
-    pair = PreferencePair("Swifts?", "Swifts? They sleep on the wing.", "No idea.")
+@pytest.mark.parametrize(
+    "pair",
+    [
+        PreferencePair("Swifts?", "Swifts? They sleep on the wing.", "No idea."),
+        PreferencePair("How do swifts sleep?", "On the wing.", "How do swifts sleep? No idea."),
+    ],
+    ids=["short", "rejected"],
+)
+def test_a_short_question_may_be_repeated_and_any_by_the_rejected_answer(pair):
     cleaner = Cleaner()
     cleaner.clean(pair)
     assert cleaner.findings == []

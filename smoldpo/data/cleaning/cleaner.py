@@ -49,7 +49,7 @@ RULES: dict[str, Rule] = {
     "exact_duplicate": Rule(DROP, "the pair stood before"),
     "near_duplicate": Rule(WARN, "nearly the same pair stood before (MinHash)"),
     "eval_prompt_near": Rule(WARN, "nearly the same prompt stands in evaluation (MinHash)"),
-    "repeats_prompt": Rule(WARN, "an answer begins with the whole question"),
+    "repeats_prompt": Rule(WARN, "the chosen answer begins with the whole question"),
     "role_label": Rule(WARN, "another speaker's label inside an answer"),
     "forged_control_token": Rule(WARN, "a control token written out; never encoded as one"),
     "cut_off": Rule(WARN, "an answer ends in the middle"),

@@ -182,14 +182,14 @@ def not_user_last(pair: PreferencePair) -> Problem | None:
 
 
 def repeats_prompt(pair: PreferencePair) -> Problem | None:
-    """An answer that begins with the question: text that was not parted into prompt and answer."""
+    """A chosen answer that begins with the question: a text not parted into prompt and answer.
+
+    A rejected one alone that does is what its pair teaches against.
+    """
     asked = _last_question(pair.prompt).strip()
-    if len(asked.split()) < REPEATED_WORDS:
+    if len(asked.split()) < REPEATED_WORDS or not pair.chosen.lstrip().startswith(asked):
         return None
-    for side, text in _sides(pair):
-        if text.lstrip().startswith(asked):
-            return f"{side} begins with the whole question", excerpt(text)
-    return None
+    return "chosen begins with the whole question", excerpt(pair.chosen)
 
 
 def _sides(pair: PreferencePair) -> tuple[tuple[str, str], tuple[str, str]]:
