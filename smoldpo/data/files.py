@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from smoldpo.data.arrow_rows import rows_of
-from smoldpo.utils.errors import DataError
+from smoldpo.utils.errors import DataError, whole_reason
 
 Numbered = Iterator[tuple[int, Any]]
 """(row number from 1, values) of every row."""
@@ -236,9 +236,8 @@ def _columns_reader(kind: str, batches: Callable[[Path], Iterator[Any]]) -> Read
                         number += 1
                         yield number, values
         except COLUMN_ERRORS as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             after = f" after row {number}" if number else ""
-            problem = f"is not a readable {kind} file{after}: {reason}"
+            problem = f"is not a readable {kind} file{after}: {whole_reason(error)}"
             raise DataError(problem, file=str(path)) from None
 
     return read

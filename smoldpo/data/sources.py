@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from smoldpo.data.arrow_rows import rows_of
 from smoldpo.data.files import BATCH, KINDS, kind_of, kinds, read_file
-from smoldpo.utils.errors import DataError, UsageError, nearest
+from smoldpo.utils.errors import DataError, UsageError, nearest, whole_reason
 from smoldpo.utils.hub import cached_only, hub_is_unreachable
 
 T = TypeVar("T")
@@ -344,8 +344,8 @@ def _cached_only(datasets: Any) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, without tokens: neither the user's own nor one in a URL."""
-    line = (str(error).splitlines() or [""])[0].strip().rstrip(".") or type(error).__name__
+    """What an error says, without tokens: neither the user's own nor one in a URL."""
+    line = whole_reason(error, causes=True)
     token = os.environ.get("HF_TOKEN")
     line = line.replace(token, "***") if token else line
     return re.sub(r"//[^/@\s]+@", "//***@", re.sub(r"hf_\w{8,}", "***", line))

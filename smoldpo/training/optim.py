@@ -17,7 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from smoldpo.config.optimizers import OPTIMIZERS, lowest_rate
 from smoldpo.config.schema import TrainConfig
 from smoldpo.utils.devices import pick_device
-from smoldpo.utils.errors import UsageError
+from smoldpo.utils.errors import UsageError, whole_reason
 
 Named = Mapping[str, torch.nn.Parameter]
 
@@ -92,10 +92,9 @@ def require_optimizer(config: TrainConfig) -> None:
             f"{otherwise}"
         ) from None
     except Exception as error:  # whatever a build without support for the device says
-        message = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise UsageError(
             f"optim adamw_8bit: bitsandbytes cannot take a step on {device} here "
-            f"({message[0][:200]}); install a build of it for this machine, {otherwise}"
+            f"({whole_reason(error)}); install a build of it for this machine, {otherwise}"
         ) from None
     if bool((probe == 1).all()):
         raise UsageError(

@@ -64,7 +64,29 @@ def named_few(names: Sequence[str], few: int = 3) -> str:
     return ", ".join(names[:few]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def whole_reason(error: BaseException) -> str:
-    """All that a foreign error says, on one line and without its last colon or full stop."""
-    text = " ".join(str(error).split()).rstrip(".: ")
-    return text or type(error).__name__
+LONGEST_REASON = 600
+"""Characters of another library's error that are shown."""
+
+
+def whole_reason(error: BaseException, causes: bool = False) -> str:
+    """What a foreign error says, on one line and without its last colon or full stop.
+
+    Its later lines often hold the cause, so nothing but the middle of a long text is left out.
+
+    Args:
+        causes: with the errors that it was raised from, where it does not repeat them itself.
+    """
+    parts = [_one_line(error)]
+    while causes and (cause := error.__cause__) is not None:
+        if (text := _one_line(cause)) not in parts[-1]:
+            parts.append(text)
+        error = cause
+    text = "; ".join(parts)
+    if len(text) <= LONGEST_REASON:
+        return text
+    end = text[-LONGEST_REASON // 2 :].split(" ", 1)[-1]
+    return f"{text[: LONGEST_REASON - len(end)].rsplit(' ', 1)[0]} ... {end}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".: ") or type(error).__name__

@@ -10,6 +10,7 @@ import os
 import random
 import socket
 import time
+from pathlib import Path
 
 import pyarrow
 import pyarrow.ipc
@@ -399,11 +400,12 @@ def test_a_hub_that_does_not_answer_fails_within_seconds(monkeypatch):
         assert time.monotonic() - start < 60, "its clients would ask for longer"
 
 
-def test_hub_errors_hold_no_tokens(monkeypatch):
+def test_hub_errors_hold_their_cause_and_no_tokens(monkeypatch):
     import datasets
 
     def load(name, subset):
-        raise RuntimeError("401 at https://me:secret@host/x with hf_abcdefghijk and s3cr3t\nmore")
+        cause = ValueError("row 7: hf_zyxwvutsrq")
+        raise RuntimeError("at https://me:secret@host/x\nwith hf_abcdefghijk, s3cr3t") from cause
 
     monkeypatch.setenv("HF_TOKEN", "s3cr3t")
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -411,8 +413,17 @@ def test_hub_errors_hold_no_tokens(monkeypatch):
     with pytest.raises(DataError) as caught:
         open_source("owner/name")
     text = str(caught.value)
-    assert "401 at https://***@host/x with *** and ***. Check" in text
-    assert "more" not in text
+    assert "at https://***@host/x with ***, ***; row 7: ***. Check" in text
+
+
+def test_all_that_arrow_says_of_a_damaged_file_is_told():
+    def batches(path):
+        raise pyarrow.ArrowInvalid("Could not read column 3:\n  offsets out of order")
+        yield
+
+    read = files._columns_reader("Arrow", batches)
+    with pytest.raises(DataError, match=r"Could not read column 3: offsets out of order$"):
+        next(read(Path("d.arrow")))
 
 
 # --- mixing ---------------------------------------------------------------------------------------

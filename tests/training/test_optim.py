@@ -205,13 +205,14 @@ def test_a_bitsandbytes_that_cannot_run_here_is_refused(monkeypatch):
             super().__init__(groups, lr=lr)
 
         def step(self):
-            raise RuntimeError("no kernel for this device")
+            raise RuntimeError("CUDA Setup failed:\n\nno kernel for this device")
 
     class Idle(Broken):
         def step(self):
             pass
 
-    for kind, says in ((Broken, "no kernel for this device"), (Idle, "changes nothing")):
+    failed = "CUDA Setup failed: no kernel for this device"
+    for kind, says in ((Broken, failed), (Idle, "changes nothing")):
         package, module = types.ModuleType("bitsandbytes"), types.ModuleType("bitsandbytes.optim")
         module.AdamW, package.optim = kind, module
         monkeypatch.setitem(sys.modules, "bitsandbytes", package)
