@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -386,14 +387,38 @@ def same_kernels():
     """Which kernel is faster is measured: beside other work now one, now the other, rounding
     otherwise.
     """
+    from smoldpo.engine import build
+    from smoldpo.engine.autotune import KernelChoice
     from smoldpo.reports import plots
 
     DRAWN.append(plots._drawn)
+    measured = build.choose_kernels
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            build,
+            "choose_kernels",
+            lambda dtype, device: KernelChoice() if device == "cpu" else measured(dtype, device),
+        )
         patch.setattr("smoldpo.engine.autotune._fused_is_faster", lambda way, before: True)
         patch.setattr("smoldpo.engine.autotune.store_choice", lambda name, choice: None)
         patch.setattr("smoldpo.engine.autotune.store_rate", lambda name, rate: None)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def versions_read_once():
+    """Those of ten libraries, by each run, are a twentieth of a tiny one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("training.fingerprint", "training.run_folder", "engine.cache.keys"):
+            patch.setattr(f"smoldpo.{module}.version", functools.cache(metadata.version))
+        yield
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Products are padded to whole blocks of rows: of few tokens and a wide model, nine tenths."""
+    monkeypatch.setattr("smoldpo.engine.logprobs.ROWS", 128)
+    monkeypatch.setattr("smoldpo.engine.logprobs.TRUNK_ROWS", 128)
 
 
 @pytest.fixture(autouse=True)

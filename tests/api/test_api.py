@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import json
 import os
 import random
@@ -24,11 +25,12 @@ QUICK = {
     "per_device_train_batch_size": 4,
     "learning_rate": 1e-2,
     "dtype": "float32",
-    "max_new_tokens": 2,
-    "generate_prompts": 2,
+    "generate_prompts": 0,
+    "sample_prompt": "none",
     "freeze_layers": 2,
     "max_steps": 3,
 }
+ANSWERS = {"generate_prompts": 2, "max_new_tokens": 2, "sample_prompt": "Hello"}
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +54,11 @@ def test_import_is_light_and_names_are_where_they_say():
         "dir(smoldpo); smoldpo.__version__; smoldpo.SmoldpoError; smoldpo.PreferencePair\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pydantic', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "for name in smoldpo.__all__: getattr(smoldpo, name)\n"
-        "assert set(smoldpo.__all__) == set(smoldpo._HOMES) | {'__version__'}\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert set(smoldpo.__all__) == set(smoldpo._HOMES) | {"__version__"}
+    for name, home in smoldpo._HOMES.items():
+        assert getattr(smoldpo, name) is getattr(importlib.import_module(home), name)
 
 
 def test_no_public_name_is_a_modules():
@@ -88,7 +91,7 @@ def test_public_docstrings_name_arguments_and_errors():
 
 
 def test_train_is_the_command(cli, tiny_folder, pairs_file, capsys, tmp_path):
-    settings = QUICK | {"model": str(tiny_folder), "data": str(pairs_file)}
+    settings = QUICK | ANSWERS | {"model": str(tiny_folder), "data": str(pairs_file)}
     said = [
         part for key, value in settings.items() for part in (f"--{key.replace('_', '-')}", value)
     ]
@@ -278,7 +281,8 @@ def test_wrong_settings_are_all_said_at_once():
 
 
 def test_silence_is_silence_and_ends(tiny_folder, pairs_file, capfd):
-    smoldpo.train(data=pairs_file, model=str(tiny_folder), verbose=False, output_dir="a", **QUICK)
+    settings = QUICK | ANSWERS | {"model": str(tiny_folder), "data": pairs_file}
+    smoldpo.train(verbose=False, output_dir="a", **settings)
     assert capfd.readouterr() == ("", "")
     with pytest.raises(smoldpo.UsageError), progress.silenced():
         raise smoldpo.UsageError("inside")
@@ -293,7 +297,8 @@ def test_random_generators_and_handlers_are_put_back(tiny_folder, pairs_file):
     random.seed(3), numpy.random.seed(3), torch.manual_seed(3)
     expected = random.random(), numpy.random.rand(), torch.rand(1).item()
     random.seed(3), numpy.random.seed(3), torch.manual_seed(3)
-    smoldpo.train(data=pairs_file, model=str(tiny_folder), verbose=False, output_dir="a", **QUICK)
+    settings = QUICK | ANSWERS | {"model": str(tiny_folder), "data": pairs_file}
+    smoldpo.train(verbose=False, output_dir="a", **settings)
     assert (random.random(), numpy.random.rand(), torch.rand(1).item()) == expected
     with pytest.raises(smoldpo.SmoldpoError):
         smoldpo.train(data="nowhere.jsonl", verbose=False)
@@ -479,7 +484,8 @@ def test_every_example_of_the_docs_runs(tiny_folder, write_rows, monkeypatch, ca
     assert len(blocks) >= 7
     names = {}
     for block in blocks:
-        exec(block.replace("freeze_layers=25", "freeze_layers=2, max_steps=2"), names)
+        block = block.replace("freeze_layers=25", "freeze_layers=2, max_steps=2, max_new_tokens=2")
+        exec(block.replace("verbose=False", "max_new_tokens=2, verbose=False"), names)
     assert torch.isfinite(names["losses"]).all() and "did you mean beta" in capsys.readouterr().out
 
 

@@ -15,25 +15,16 @@ from faults import child
 from smoldpo.training.checkpoint import verify
 
 QUICK = [
-    "--per-device-train-batch-size",
-    "4",
-    "--learning-rate",
-    "1e-2",
-    "--num-train-epochs",
-    "3",
-    "--dtype",
-    "float32",
-    "--max-new-tokens",
-    "4",
-    "--generate-prompts",
-    "3",
-]
+    "--per-device-train-batch-size", 4, "--learning-rate", "1e-2", "--num-train-epochs", 3,
+    "--dtype", "float32", "--generate-prompts", 0, "--sample-prompt", "none",
+]  # fmt: skip
+ANSWERS = ["--generate-prompts", 3, "--max-new-tokens", 4, "--sample-prompt", "Hello"]
 
 
 @pytest.fixture
 def trained(golden, tmp_path):
     told = ("--freeze-layers", 2, "--save-steps", 3, "--eval-steps", 4)
-    return golden("train", tmp_path, *QUICK, *told, pictures=True)
+    return golden("train", tmp_path, *QUICK, *ANSWERS, *told, pictures=True)
 
 
 def test_a_run_from_start_to_end(trained, tiny_folder):
@@ -170,7 +161,7 @@ def test_no_evaluation_if_asked(cli, tiny_folder, pairs_file, tmp_path):
     run = tmp_path / "run"
     result = cli(
         "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", run, *QUICK,
-        "--max-steps", 1, "--eval-fraction", 0, "--sample-prompt", "none",
+        "--max-steps", 1, "--eval-fraction", 0,
     )  # fmt: skip
     assert result.code == 0, result.err
     assert not (run / "evaluation.json").exists() and (run / "model" / "config.json").exists()
@@ -261,7 +252,7 @@ def test_sources_are_mixed_by_weight(cli, tiny_folder, write_rows, tmp_path):
     write_rows(items[40:], "b.jsonl")
     result = cli(
         "train", "--model", tiny_folder, "--data", "a.jsonl,b.jsonl", "--data-weights", "1,1",
-        "--output-dir", "run", *QUICK, "--max-steps", 1, "--sample-prompt", "none",
+        "--output-dir", "run", *QUICK, "--max-steps", 1,
     )  # fmt: skip
     assert result.code == 0, result.err
     data = json.loads((tmp_path / "run" / "data.json").read_text())
@@ -278,7 +269,7 @@ def test_other_column_names(cli, tiny_folder, write_rows, tmp_path):
     columns = "prompt=ask,chosen=good,rejected=bad"
     result = cli(
         "train", "--model", tiny_folder, "--data", path, "--columns", columns,
-        "--output-dir", "run", *QUICK, "--max-steps", 1, "--sample-prompt", "none",
+        "--output-dir", "run", *QUICK, "--max-steps", 1,
     )  # fmt: skip
     assert result.code == 0, result.err
     evaluated = cli("evaluate", "run", path, "--columns", columns, "--json")
@@ -291,7 +282,7 @@ def test_held_out_pairs_of_their_own(cli, tiny_folder, write_rows, tmp_path):
     write_rows(items[20:], "held.jsonl")
     result = cli(
         "train", "--model", tiny_folder, "--data", "train.jsonl", "--eval-data", "held.jsonl",
-        "--output-dir", "run", *QUICK, "--max-steps", 1, "--sample-prompt", "none",
+        "--output-dir", "run", *QUICK, "--max-steps", 1,
     )  # fmt: skip
     assert result.code == 0, result.err
     split = json.loads((tmp_path / "run" / "data.json").read_text())["split"]
@@ -304,7 +295,7 @@ def test_both_engines_give_the_same_losses(cli, tiny_folder, pairs_file, tmp_pat
     for engine in ("fast", "plain"):
         result = cli(
             "train", "--model", tiny_folder, "--data", pairs_file, "--engine", engine,
-            "--output-dir", engine, *QUICK, "--dtype", "float64", "--sample-prompt", "none",
+            "--output-dir", engine, *QUICK, "--dtype", "float64", "--max-steps", 7,
         )  # fmt: skip
         assert result.code == 0 and f"engine: {engine}" in result.err
         lines = (tmp_path / engine / "metrics.jsonl").read_text().splitlines()
@@ -326,7 +317,7 @@ def test_a_run_without_a_reference(cli, tiny_folder, pairs_file, tmp_path, monke
     result = cli(
         "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", run, *QUICK,
         "--freeze-layers", 2, "--loss-type", "simpo", "--beta", 2.5, "--simpo-gamma", 0.5,
-        "--engine", "fast", "--generate-prompts", 0,
+        "--engine", "fast",
     )  # fmt: skip
     assert result.code == 0, result.err
     evaluation = json.loads((run / "evaluation.json").read_text())
@@ -374,7 +365,7 @@ def test_both_engines_train_without_a_reference(cli, tiny_folder, pairs_file, tm
         run = tmp_path / engine
         result = cli(
             "train", "--model", tiny_folder, "--data", pairs_file, "--output-dir", run, *QUICK,
-            "--loss-type", "cpo", "--engine", engine, "--max-steps", 3, "--generate-prompts", 0,
+            "--loss-type", "cpo", "--engine", engine, "--max-steps", 3,
         )  # fmt: skip
         assert result.code == 0, result.err
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -80,7 +80,7 @@ def workplace(tmp_path, tmp_path_factory, cli, write_rows, tiny_folder):
         tuned = tmp_path_factory.mktemp("tuned") / "mine"
         result = cli(
             "train", "--model", tiny_folder, "--data", "pairs.jsonl", "--output-dir", tuned,
-            "--max-steps", 1, "--max-new-tokens", 2,
+            "--max-steps", 1, "--max-new-tokens", 2, "--generate-prompts", 2,
         )  # fmt: skip
         assert result.code == 0, result.err
         TUNED.append(tuned)
@@ -97,6 +97,7 @@ def test_readme_commands_run(command, workplace, cli, tmp_path):
     words = [str(workplace) if word == "builtin" else word for word in words]
     if words[0] in ("train", "plan", "sweep"):
         words += ["--model", str(workplace), "--max-steps", "1", "--max-new-tokens", "2"]
+        words += ["--generate-prompts", "2"]
         words += [] if words[0] == "sweep" or "auto" in words else ["--freeze-layers", "2"]
     if words[0] == "train":
         words += ["--overwrite"]
@@ -112,7 +113,9 @@ def test_readme_commands_run(command, workplace, cli, tmp_path):
 def test_the_readmes_python_runs(workplace, monkeypatch, capsys):
     """As written, but on the small model and for one step."""
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    less = f'model="{workplace}", max_steps=1, max_new_tokens=2, freeze_layers=2'
+    less = (
+        f'model="{workplace}", max_steps=1, max_new_tokens=2, generate_prompts=2, freeze_layers=2'
+    )
     exec(code.replace("freeze_layers=25", less), {})
     assert "held-out pairs" in capsys.readouterr().out
 
@@ -124,6 +127,7 @@ def test_every_example_trains_for_two_steps(path, cli, pairs_file, tiny_folder, 
         "train", path, "--model", tiny_folder, "--data", pairs_file, "--data-subset", "none",
         "--data-split", "none", "--freeze-layers", 2,
         "--max-steps", 2, "--output-dir", tmp_path / "run", "--max-new-tokens", 2,
+        "--generate-prompts", 2,
     )  # fmt: skip
     assert result.code == 0, result.err
 

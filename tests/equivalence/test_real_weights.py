@@ -10,7 +10,6 @@ import torch
 from smoldpo.config.layer_spec import LayerSelection
 from smoldpo.data.load import load_pairs
 from smoldpo.data.tokenize import PairTokenizer
-from smoldpo.engine import logprobs
 from smoldpo.engine.autotune import KernelChoice, compute_dtype
 from smoldpo.engine.batching import STREAM_MULTIPLE
 from smoldpo.engine.cache.trunk_states import MemoryStore, TrunkStore
@@ -23,7 +22,7 @@ from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
 from smoldpo.models.load import load_model, load_tokenizer
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("small_blocks")]
 LOSS = Objective.of(beta=0.1)
 
 
@@ -31,13 +30,6 @@ LOSS = Objective.of(beta=0.1)
 def pairs(real, shared):
     tokenizer = PairTokenizer(load_tokenizer(real), 40)
     return tokenizer.tokenize_all(load_pairs(str(shared / "hh_helpful_dev.jsonl")).pairs[:4])
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    """Products are padded to whole blocks of rows: of so few tokens that would be nine tenths."""
-    monkeypatch.setattr(logprobs, "ROWS", 128)
-    monkeypatch.setattr(logprobs, "TRUNK_ROWS", 128)
 
 
 def plain_logps(model, pairs):

@@ -35,6 +35,7 @@ from smoldpo.training.setup import load_data, load_models
 from smoldpo.types import TokenizedPair
 from wide import LAYERS, below, make_wide
 
+pytestmark = pytest.mark.usefixtures("small_blocks")
 PAIRS = [TokenizedPair(f"{n}", (5, 6, n), (8, 9, n, 2), (10, n, 2)) for n in range(20, 28)]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pages are let go only there")
 DATA = [{"prompt": f"Is {n}?", "chosen": "Yes, it is.", "rejected": "No, no."} for n in range(30)]
@@ -232,8 +233,9 @@ def everything_in(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def run(folder: Path, output: Path, **more):
-    given = {"model": str(folder), "data": DATA, "output_dir": str(output), "max_steps": 3}
-    given |= {"learning_rate": 1e-3, "freeze_layers": 2, "dtype": "float32", "max_new_tokens": 4}
+    given = {"model": str(folder), "data": DATA, "output_dir": str(output), "max_steps": 2}
+    given |= {"learning_rate": 1e-3, "freeze_layers": 2, "dtype": "float32", "max_new_tokens": 3}
+    given |= {"generate_prompts": 1, "sample_prompt": None}
     smoldpo.train(**given | more)
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     clocks = {"seconds", "time", "pairs_per_second", "memory_mb", "tokens_per_second", "peak_mb"}

@@ -132,18 +132,14 @@ def test_the_machines_speed_is_said_with_the_forecast(cli, tiny_folder, data, mo
 @pytest.mark.parametrize(
     "settings",
     [
-        ["--engine", "plain"],
-        ["--cache", "off"],
-        ["--cache", "memory", "--freeze-layers", 2],
-        ["--loss-type", "simpo"],
+        ["--engine", "plain", "--loss-type", "simpo"],
+        ["--cache", "off", "--optim", "adafactor", "--ema-decay", 0.9],
+        ["--cache", "memory", "--freeze-layers", 2, "--max-train-samples", 1],
         ["--loss-type", "aot", "--max-tokens", 400, "--per-device-train-batch-size", 11],
         ["--eval-fraction", 0, "--generate-prompts", 0, "--sample-prompt", "none"],
-        ["--max-train-samples", 1],
         ["--freeze", "norms", "--freeze-layers", 4],
-        ["--optim", "adafactor", "--ema-decay", 0.9],
         ["--train-layers", "1,3"],
-        ["--train", "norms"],
-        ["--judges", "length,http://localhost:9/v1"],
+        ["--train", "norms", "--judges", "length,http://localhost:9/v1"],
     ],
     ids=str,
 )

@@ -22,7 +22,6 @@ from smoldpo.reports.samples import MAX_CHARACTERS, MAX_TOKENS, Colouring
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.text import duration, p_value, percent, points
 
-pytestmark = pytest.mark.pictures
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)></style></title>"
     "<a href='javascript:alert(3)'>x</a>\"'--><svg onload=alert(4)>{{ 7*7 }} $x^2$ \ud800"
@@ -107,6 +106,7 @@ def test_figures_are_those_of_the_evaluation(run):
         assert words in (percent(value), points(value)) or words[0] in "+−", (words, value)
 
 
+@pytest.mark.pictures
 def test_a_whole_run_is_one_small_page_in_order(run):
     text, page = page_of(run)
     assert len(text.encode()) < 2_000_000
@@ -120,6 +120,7 @@ def test_a_whole_run_is_one_small_page_in_order(run):
     assert "learning_rate: 5.0e-05" in text and runfiles.ENVIRONMENT["sha256"]["reference"] in text
 
 
+@pytest.mark.pictures
 def test_a_long_run_with_long_texts_stays_small(run):
     rng = runfiles.np.random.default_rng(1)
     write_lines(run / "metrics.jsonl", runfiles.metrics(rng, steps=20_000))
@@ -158,6 +159,7 @@ def test_alarms_about_the_answers_are_boxes_with_advice(run):
     assert "no answer ends" in page_of(run, run)[0]
 
 
+@pytest.mark.pictures
 def test_hostile_texts_are_inert(tmp_path):
     folder = write_run(tmp_path / "<script>alert(1)<")
     plant(folder)
@@ -224,6 +226,7 @@ def test_a_run_without_held_out_pairs_says_so(tmp_path):
     assert "No pairs were held out" in page.text and "Trained for 128 steps" in page.text
 
 
+@pytest.mark.pictures
 def test_least_that_an_evaluation_can_hold(run):
     """Where there is one pair, no reference, or no samples, sections say that they are empty."""
     found = judged(run)
@@ -266,6 +269,7 @@ def test_least_that_an_evaluation_can_hold(run):
     page_of(run, run)
 
 
+@pytest.mark.pictures
 def test_early_runs_are_read(run):
     """Before there were statistics, evaluation.json and timings.json held less."""
     old = {"n": 2, "before": {"accuracy": {}}, "after": {"accuracy": {}}, "pairs": []}
@@ -276,6 +280,7 @@ def test_early_runs_are_read(run):
     assert "written by an earlier smoldpo" in page.text and "49.3 s" in page.text
 
 
+@pytest.mark.pictures
 def test_numbers_that_are_none_do_not_stop_it(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for row in rows[10:20]:
@@ -322,6 +327,7 @@ def places(value, path=()):
             yield (*path, key)
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("seed", range(80))
 def test_whatever_is_broken_gives_a_page_or_a_named_error(tmp_path, monkeypatch, seed):
     """One value somewhere is missing or of another kind."""
@@ -362,6 +368,7 @@ def test_a_last_line_that_was_cut_off_does_not_count(run):
     assert len(read_run(run).steps) == steps
 
 
+@pytest.mark.pictures
 def test_several_runs(tmp_path):
     folders = [
         write_run(tmp_path / "one", 0),
@@ -386,6 +393,7 @@ def test_runs_on_other_pairs_are_not_compared(tmp_path):
     assert "not judged on the same pairs" in text and "The highest accuracy" not in text
 
 
+@pytest.mark.pictures
 def test_runs_without_evaluation_can_stand_beside_others(tmp_path):
     folders = [write_run(tmp_path / "one", 0), write_run(tmp_path / "two", 1)]
     for name in ("evaluation.json", "timings.json"):

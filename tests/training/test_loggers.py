@@ -19,7 +19,7 @@ from smoldpo.training.metrics_file import MetricsFile
 from smoldpo.utils.errors import ConfigError, SmoldpoError, UsageError
 
 SHORT = [
-    "--dtype", "float32", "--max-new-tokens", "2", "--generate-prompts", "2", "--freeze-layers",
+    "--dtype", "float32", "--generate-prompts", "0", "--sample-prompt", "none", "--freeze-layers",
     "2", "--learning-rate", "1e-2",
 ]  # fmt: skip
 STEP = {"step": 1, "epoch": 0.5, "loss": 0.7, "rewards/margins": 0.0, "pairs": 8}
