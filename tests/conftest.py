@@ -414,6 +414,16 @@ def versions_read_once():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_disks():
+    """No test cuts the power: what a kill leaves does not depend on fsync, of which a run has
+    twenty.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Products are padded to whole blocks of rows: of few tokens and a wide model, nine tenths."""

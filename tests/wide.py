@@ -1,6 +1,6 @@
 """A small model whose matrices are many pages wide, stored as models on the hub are."""
 
-import os
+from os import fsync
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ def make_wide(
     tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as opened:
-            os.fsync(opened.fileno())  # a page that is not on the disk yet may stay a while
+            fsync(opened.fileno())  # a page that is not on the disk yet may stay a while
     return folder
 
 

@@ -57,10 +57,10 @@ def test_a_trial_costs_its_top_layers_only(sweep, work, cache, monkeypatch):
     cut = []
     tokenize = shared.tokenize
     monkeypatch.setattr(shared, "tokenize", lambda *given: cut.append(1) or tokenize(*given))
-    sweep({"beta": [0.1, 0.5, 1], "seed": [1, 2]}, cache=cache)
+    sweep({"beta": [0.1, 0.5], "seed": [1, 2]}, cache=cache)
     first, *others, last = work
     assert first[0] > 0 and first[1] > 0
-    assert others == [[0, 0]] * 5, "no trunk and no reference pass after the first trial"
+    assert others == [[0, 0]] * 3, "no trunk and no reference pass after the first trial"
     assert last[0] > 0 and last[1] > 0, "the final pairs were not there before"
     assert len(read) == len(cut) == 2, "once for the trials, once for the final pairs"
 
@@ -159,8 +159,8 @@ def test_no_trial_keeps_its_model_in_memory(sweep, monkeypatch):
 
 def test_a_sweep_over_precisions(sweep, out):
     """In float64 the weights are loaded in float64, and hash otherwise."""
-    sweep({"dtype": ["float32", "float64"], "beta": [0.1, 0.5]})
-    assert results(out)["done"] == 4
+    sweep({"dtype": ["float32", "float64"]})
+    assert results(out)["done"] == 2
 
 
 def test_the_first_trial_of_the_fast_engine_decides_its_kernels(sweep, out, monkeypatch):
