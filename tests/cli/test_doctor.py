@@ -25,7 +25,8 @@ def test_it_looks_at_everything(cli, monkeypatch):
 def test_damage_in_the_cache_is_named(cli, tiny_folder, pairs_file):
     result = cli(
         "train", "--model", tiny_folder, "--data", pairs_file, "--max-steps", 1, "--freeze-layers",
-        2, "--dtype", "float32", "--sample-prompt", "none", "--output-dir", "run",
+        2, "--dtype", "float32", "--sample-prompt", "none", "--generate-prompts", 0,
+        "--output-dir", "run",
     )  # fmt: skip
     assert result.code == 0
     before = {entry.folder: entry.used for entry in cache.entries()}

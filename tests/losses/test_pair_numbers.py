@@ -83,7 +83,8 @@ def test_a_run_with_weights(cli, tiny_folder, write_rows, tmp_path):
         run = tmp_path / f"run{len(found)}"
         result = cli(
             "train", "--model", tiny_folder, "--data", file, "--output-dir", run, "--dtype",
-            "float32", "--max-steps", 1, "--generate-prompts", 0, "--warmup-ratio", 0, *columns,
+            "float32", "--max-steps", 1, "--generate-prompts", 0, "--warmup-ratio", 0,
+            "--sample-prompt", "none", *columns,
         )  # fmt: skip
         assert result.code == 0, result.err
         lines = (run / "metrics.jsonl").read_text().splitlines()

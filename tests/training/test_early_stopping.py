@@ -42,7 +42,7 @@ def train(cli, tiny_folder, write_rows, tmp_path):
             "train", "--model", tiny_folder, "--data", "train.jsonl", "--eval-data", "held.jsonl",
             "--output-dir", name, "--learning-rate", "1e-3", "--num-train-epochs", 4, "--dtype",
             "float32", "--freeze-layers", 2, "--sample-prompt", "none", "--warmup-ratio", 0,
-            "--device", "cpu", *more,
+            "--generate-prompts", 0, "--device", "cpu", *more,
         )  # fmt: skip
         return result, tmp_path / name
 
