@@ -24,7 +24,7 @@ Part = tuple[str, bool]
 LAST = "--score last"
 SHOWN = 60
 """Characters of a text that a mismatch shows."""
-OPEN_TAG = re.compile(r"(<[^<>\s]*)?\Z")
+OPEN_MARK = re.compile(r"<[^<>\s]*\Z")
 """The beginning of a mark at the end of a text."""
 ANOTHER = {
     "id": "smoldpo01",
@@ -132,7 +132,8 @@ def setting_that_helps(
 def _rewritten(at: str, seen: str) -> Mismatch:
     """What the template writes otherwise once the dialogue goes on."""
     start = common_length(at, seen)
-    start -= len(OPEN_TAG.search(at[:start]).group())  # type: ignore[union-attr]
+    if mark := OPEN_MARK.search(at[:start]):
+        start = mark.start()
     return Mismatch(REWRITES, at[start : start + SHOWN], becomes=seen[start : start + SHOWN])
 
 
@@ -140,13 +141,12 @@ def _leaves_tools_out(
     template: ChatTemplate, messages: Sequence[Message], arguments: TemplateArguments
 ) -> bool:
     """Whether a template writes the same dialogue for other calls, or other results of tools."""
-    text = None
     for change in (_with_another_call, _with_another_result):
         changed = [change(message) for message in messages]
         if changed == list(messages):
             continue
-        text = text or template.render(messages, True, arguments)
         try:
+            text = template.render(messages, True, arguments)
             if template.render(changed, True, arguments) == text:
                 return True
         except TEMPLATE_ERRORS:  # it looks at them
@@ -156,9 +156,7 @@ def _leaves_tools_out(
 
 def _with_another_call(message: Message) -> Message:
     made = message.get("tool_calls")
-    return (
-        message | {"tool_calls": [ANOTHER]} if made and message["role"] == "assistant" else message
-    )
+    return message | {"tool_calls": [ANOTHER]} if made else message
 
 
 def _with_another_result(message: Message) -> Message:
