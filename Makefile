@@ -12,9 +12,10 @@ demo: .venv/.installed  ## tune SmolLM2-135M on the built-in preference pairs, w
 test: .venv/.installed-test lint  ## the whole suite
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-FAST := config data engine equivalence evaluation losses models utils
-test-fast: .venv/.installed-test  ## what changes most often, without runs, kills and pages
-	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_layout.py $(FAST:%=tests/%) $(ARGS)
+FAST := cli config data engine equivalence evaluation losses models utils
+test-fast: .venv/.installed-test  ## what changes most often, without runs, real weights, kills and pages
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not runs and not real" \
+	  tests/test_layout.py $(FAST:%=tests/%) $(ARGS)
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

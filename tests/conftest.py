@@ -26,6 +26,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait for each other's co
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
+
+def pytest_collection_modifyitems(items) -> None:
+    """What calls commands is marked `runs`, but for what looks at runs that are made once."""
+    for item in items:
+        asked = set(item.fixturenames)
+        if asked & {"cli", "often", "place"} and not asked & {"golden", "swept"}:
+            item.add_marker("runs")
+
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
     " + '<|im_end|>' + '\\n' }}{% endfor %}"

@@ -167,6 +167,7 @@ def test_no_evaluation_if_asked(cli, tiny_folder, pairs_file, tmp_path):
     assert not (run / "evaluation.json").exists() and (run / "model" / "config.json").exists()
 
 
+@pytest.mark.runs
 def test_ctrl_c_keeps_what_is_finished(tiny_folder, write_rows, tmp_path):
     run = tmp_path / "run"
     child.prepare_server()
@@ -187,6 +188,7 @@ def test_ctrl_c_keeps_what_is_finished(tiny_folder, write_rows, tmp_path):
     assert verify(run / "checkpoints" / f"step-{metrics[-1]['step']}")
 
 
+@pytest.mark.runs
 def test_a_full_disk_at_save_time(tiny_folder, pairs_file, tmp_path):
     """A file-size limit below the model's size stands in for a full disk (errno EFBIG, not
     ENOSPC).

@@ -159,10 +159,12 @@ def own_cache(monkeypatch, tmp_path):
 def run(folder, output, **more):
     given = {"model": str(folder), "data": DATA, "output_dir": str(output), "max_steps": 2}
     given |= {"learning_rate": 1e-2, "freeze_layers": 3, "max_new_tokens": 4, "eval_fraction": 0.3}
-    smoldpo.train(**given | {"dtype": "float32"} | more)
+    given |= {"dtype": "float32", "generate_prompts": 1, "sample_prompt": None}
+    smoldpo.train(**given | more)
     return output
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "folders, stored, dtype, engine",  # each two of them in every combination
     [
@@ -184,6 +186,7 @@ def test_a_run_has_what_does_not_train_once(folders, tmp_path, asked, stored, dt
     assert (head is policy.get_input_embeddings().weight) == policy.config.tie_word_embeddings
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "folders, mine, others, use_peft",
     [
@@ -212,6 +215,7 @@ def test_a_policy_that_was_loaded_for_itself_shares_as_much(
         assert {n.rsplit(".", 1)[-1] for n in found} == {"down", "up"}
 
 
+@pytest.mark.runs
 def test_evaluate_has_what_two_models_have_in_common_once(folders, tmp_path, asked):
     tuned = run(folders[0], tmp_path / "run", generate_prompts=0, sample_prompt=None)
     given = {"generate_prompts": 3, "max_new_tokens": 4, "dtype": "float32", "verbose": False}
@@ -268,6 +272,7 @@ def test_adapters_that_have_learnt_nothing_change_nothing(dora, dtype):
     assert torch.equal(beside(ids).logits, cast_frozen(model, dtype)(ids).logits)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "folders, more", [(True, {}), (False, {"use_dora": True})], ids=str, indirect=["folders"]
 )

@@ -242,6 +242,7 @@ def run(folder: Path, output: Path, **more):
     return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "more",
     [
@@ -278,6 +279,7 @@ def test_a_run_is_that_of_full_files(untied, tmp_path, more):
     assert evaluations[0] == evaluations[1]
 
 
+@pytest.mark.runs
 def test_a_reference_of_its_own(untied, tmp_path, tiny_tokenizer):
     policy = run(untied[1], tmp_path / "policy") and tmp_path / "policy" / "model"
     both = [run(policy, tmp_path / folder.name, reference=str(folder)) for folder in untied]
@@ -339,6 +341,7 @@ def test_what_files_hold(tmp_path, tiny_tokenizer):
     assert told(mixed.parent) is None
 
 
+@pytest.mark.runs
 @linux
 @pytest.mark.parametrize(
     ("folders", "dtype", "more"),
