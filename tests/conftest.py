@@ -342,7 +342,7 @@ def _sweep(folder: Path, model: Path, tried: dict, *more: object, code: int, **s
 @pytest.fixture
 def sweep(cli, write_rows, tiny_folder, tmp_path):
     """Run a sweep in the folder out, of short trials."""
-    write_rows(noisy_rows(90))
+    write_rows(noisy_rows(66))
 
     def run(tried, *more, code=0, **settings):
         return _sweep(tmp_path, tiny_folder, tried, *more, code=code, **settings)
@@ -356,7 +356,7 @@ def swept(sweep, once, tiny_folder, tmp_path):
 
     def run(tried, pictures=False):
         def make(folder):
-            (folder / "pairs.jsonl").write_text(jsonl(noisy_rows(90)))
+            (folder / "pairs.jsonl").write_text(jsonl(noisy_rows(66)))
             with _alone(folder, pictures):
                 result = _sweep(folder, tiny_folder, tried, code=0)
             (folder / "said.json").write_text(json.dumps({"out": result.out, "err": result.err}))
