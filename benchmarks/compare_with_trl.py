@@ -96,7 +96,7 @@ def our_metrics(
         compute_dtype=torch.float32,
         train_batch_size=micro_batch or config.per_device_train_batch_size,
         eval_batch_size=8,
-        max_tokens=config.max_tokens,
+        stream_tokens=config.stream_tokens,
         engine="plain",
         use_weighting=config.use_weighting,
         sync_ref_model=config.sync_ref_model,

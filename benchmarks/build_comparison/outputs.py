@@ -44,7 +44,7 @@ def commands(pairs: int, dtype: str, shared: Path) -> list[Command]:
             f"--model {model} --max-train-samples {count} --max-eval-samples {max(2, count // 2)} "
             f"--dtype {dtype} --compile off --per-device-train-batch-size 2 "
             "--gradient-accumulation-steps 2 --num-train-epochs 1 --warmup-ratio 0 --max-length "
-            f"256 --max-tokens 1024 --sample-prompt none --generate-prompts {answered} "
+            f"256 --sample-prompt none --generate-prompts {answered} "
             "--max-new-tokens 8"
         )
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine.autotune import KernelChoice, choose_kernels
 from smoldpo.engine.base import batched_logps
-from smoldpo.engine.batching import MAX_TOKENS, STREAM_MULTIPLE, TokenBatching
+from smoldpo.engine.batching import STREAM_MULTIPLE, STREAM_TOKENS, TokenBatching
 from smoldpo.engine.logprobs import LogprobModel
 from smoldpo.engine.packing import pack
 from smoldpo.models.families import unsupported
@@ -25,6 +25,7 @@ from smoldpo.models.load import positions
 from smoldpo.models.token_rows import require_rows_of_pairs, token_rows
 from smoldpo.types import PairLogps, PreferencePair, TokenizedPair, no_progress
 from smoldpo.utils.errors import ModelError, UsageError
+from smoldpo.utils.workers import Workers
 
 VARIANTS = ("Dora", "MiCA")
 """PEFT's variants of LoRA, by the beginnings of their names, that treat each row by itself."""
@@ -48,7 +49,7 @@ def sequence_logps(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     max_length: int = 1024,
-    max_tokens: int = MAX_TOKENS,
+    stream_tokens: int = STREAM_TOKENS,
 ) -> PairLogps:
     """log π(chosen|x) and log π(rejected|x), each [pairs], with gradients unless under no_grad.
 
@@ -62,7 +63,8 @@ def sequence_logps(
             checkpointing.
         pairs: tokenised ones, or PreferencePairs together with `tokenizer`.
         max_length: of prompt and completion together, where they are tokenised here.
-        max_tokens: that go through the model at once; no result depends on it but by rounding.
+        stream_tokens: of a stream, which one thread computes; no result depends on it but by
+            rounding.
 
     Raises:
         ModelError: a model that cannot be run this way, and why; a token for which it has no row.
@@ -83,12 +85,15 @@ def sequence_logps(
         require_rows_of_pairs(tokenizer, token_rows(inner), tokens)
     # One boundary for every model, so that a policy with frozen layers gives what its reference
     # gives.
-    own = LogprobModel(inner, 0, _kernels(inner.dtype, inner.device.type))
+    workers = Workers(None if inner.device.type == "cpu" else 1)
+    kernels = _kernels(inner.dtype, inner.device.type)
+    own = [LogprobModel(inner, 0, kernels) for _ in range(workers.count)]
     return batched_logps(
         tokens,
-        TokenBatching(max_tokens),
-        lambda batch: own.logps(pack(batch, inner.device, STREAM_MULTIPLE), None),
+        TokenBatching(stream_tokens),
+        lambda worker, batch: own[worker].logps(pack(batch, inner.device, STREAM_MULTIPLE), None),
         no_progress,
+        workers,
     )
 
 

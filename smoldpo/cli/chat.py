@@ -15,6 +15,7 @@ from smoldpo.types import Message
 from smoldpo.utils import progress
 from smoldpo.utils.devices import pick_device
 from smoldpo.utils.errors import UsageError
+from smoldpo.utils.threads import default_threads
 
 
 class Chat:
@@ -30,6 +31,7 @@ class Chat:
     ):
         import torch
 
+        torch.set_num_threads(default_threads())
         source = find_model(model)
         with progress.spinner(f"loading {model}"):
             self.tokenizer = load_tokenizer(source)

@@ -19,10 +19,12 @@ from smoldpo.engine.cache.trunk_states import damage as trunk_damage
 from smoldpo.engine.compile import missing_compiler
 from smoldpo.models.builtin import builtin_gguf
 from smoldpo.training.run_folder import LIBRARIES
+from smoldpo.utils.core_use import core_use
 from smoldpo.utils.devices import pick_device
 from smoldpo.utils.errors import SmoldpoError
 from smoldpo.utils.files import cache_folder, free_bytes, processor_name
 from smoldpo.utils.memory import free_memory
+from smoldpo.utils.threads import default_threads
 
 LITTLE_DISK = 3_000_000_000
 LITTLE_MEMORY = 3_000_000_000
@@ -31,6 +33,7 @@ LITTLE_MEMORY = 3_000_000_000
 
 def examine() -> dict[str, Any]:
     """Everything, as one JSON object; `problems` says what to do about what is wrong."""
+    now = core_use()
     device = pick_device("auto")
     dtype, why = compute_dtype("auto", device)
     found: dict[str, Any] = {
@@ -38,7 +41,8 @@ def examine() -> dict[str, Any]:
             "platform": platform.platform(),
             "processor": processor_name(),
             "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
+            "threads": default_threads(),
+            "core_use": now.in_words + (", so a run is slower than alone" if now.busy else ""),
             "device": device,
             "memory_free_bytes": free_memory(torch.device("cpu")),
         },
@@ -94,7 +98,7 @@ def _problems(found: dict[str, Any]) -> list[str]:
     if found["disk"]["free_bytes"] < LITTLE_DISK:
         problems.append(f"little disk space is left for runs in {found['disk']['folder']}")
     if found["machine"]["memory_free_bytes"] < LITTLE_MEMORY:
-        problems.append("little memory is free: close something, or say --max-tokens 1000")
+        problems.append("little memory is free: close something, or say --stream-tokens 600")
     if cached["unusable"]:
         problems.append(f"the cache cannot be used: {cached['unusable']}; set XDG_CACHE_HOME")
     problems += [f"{problem}; smoldpo cache clear removes it" for problem in cached["damaged"]]

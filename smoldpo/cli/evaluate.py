@@ -68,6 +68,10 @@ def evaluate(
     ] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, fast or plain.")] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Streams of pairs computed at once; the usable cores."),
+    ] = None,
     format: Format = None,
     columns: Columns = None,
     *,
@@ -90,6 +94,7 @@ def evaluate(
             "dtype": dtype,
             "device": device,
             "engine": engine,
+            "threads": threads,
             "format": format,
             "columns": parse_columns(columns),
             "generate_prompts": generate,

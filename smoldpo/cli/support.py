@@ -45,7 +45,7 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
             # torch has an error of its own for GPUs, and a plain RuntimeError for the CPU.
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
-            _fail("error: out of memory; try a smaller --max-tokens or --max-length", 1)
+            _fail("error: out of memory; try a smaller --stream-tokens or --max-length", 1)
 
     return run
 

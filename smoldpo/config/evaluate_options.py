@@ -46,6 +46,7 @@ class EvaluateOptions(BaseModel):
     dtype: Dtype = "float32"
     device: Device = "auto"
     engine: EngineName = "auto"
+    threads: PositiveInt | None = None
     format: str | None = None
     columns: dict[str, str] | None = None
     generate_prompts: Annotated[int, Field(ge=0)] = 0

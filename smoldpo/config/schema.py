@@ -365,8 +365,18 @@ class TrainConfig(BaseModel):
         "auto: fast wherever it is proven exact for the model",
     )
 
-    max_tokens: PositiveInt = Field(
-        3840, description="tokens that go through the fast engine at once; fewer take less memory"
+    threads: OrNone[PositiveInt] = Field(
+        None,
+        description="threads of the CPU, each of which computes a stream of pairs; no result "
+        "depends on it; unset: OMP_NUM_THREADS, or the physical cores that the process may use",
+    )
+    nice: Annotated[int, Field(ge=0, le=19)] = Field(
+        0, description="how far other programs go before this one (nice(2)): 0 not at all, 19 most"
+    )
+    stream_tokens: PositiveInt = Field(
+        1920,
+        description="tokens of a stream of pairs, which the fast engine computes in one thread (in "
+        "training a third of them); fewer take less memory and keep more threads busy",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",

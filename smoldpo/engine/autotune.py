@@ -1,16 +1,19 @@
 """Kernels and precision, chosen by measuring this machine and not by a name.
 
-A choice changes the last bits of results, and the keys of what is stored. Beside other work the
-same measurement may come out otherwise, so an earlier choice stands until another is clearly
-better: machine.json and rates.json of the cache hold them. `smoldpo cache clear` removes both.
+On a CPU everything is measured on one thread, in short turns A B A B, and the fastest turn of each
+counts: another process may hold a core for most of the time, and the turns between are as fast as
+ever. A choice changes the last bits of results, and the keys of what is stored, so an earlier one
+stands until another is clearly better: machine.json and rates.json of the cache hold them.
+`smoldpo cache clear` removes both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from smoldpo.engine.kernels.attention import pair_attention
 from smoldpo.engine.kernels.lm_head import completion_logps
 from smoldpo.engine.layout import Layout, Segment
 from smoldpo.utils.files import cache_folder, processor_name, write_json
+from smoldpo.utils.threads import torch_threads
 
 CLOSE = 1.25
 """So near, the first is taken: stored results are found only if the choice stays the same."""
@@ -48,7 +52,7 @@ class KernelChoice:
 
 
 def choose_kernels(dtype: torch.dtype, device: str) -> KernelChoice:
-    """The faster kernels for SmolLM2-135M's shape, or an earlier run's if near: about 0.15 s."""
+    """The faster kernels for SmolLM2-135M's shape, or an earlier run's if near: about 0.5 s."""
     if device != "cpu":
         return KernelChoice(fused_attention=False, fused_head=False)
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +71,8 @@ def choose_kernels(dtype: torch.dtype, device: str) -> KernelChoice:
         "fused_head": lambda fused: completion_logps(states, head, targets, fused),
     }
     before = {name: stored_choice(f"{name}, {dtype}") for name in ways}
-    choice = {name: _fused_is_faster(way, before[name]) for name, way in ways.items()}
+    with torch_threads(1):
+        choice = {name: _fused_is_faster(way, before[name]) for name, way in ways.items()}
     for name, fused in choice.items():
         store_choice(f"{name}, {dtype}", fused)
     return KernelChoice(**choice)
@@ -76,14 +81,28 @@ def choose_kernels(dtype: torch.dtype, device: str) -> KernelChoice:
 @torch.no_grad()
 def _fused_is_faster(way: Callable[[bool], object], before: object = None) -> bool:
     """Whether way(True) is to be taken, and not way(False); `before` is an earlier run's choice."""
-    best = {True: float("inf"), False: float("inf")}
-    for _ in range(4):
-        for fused in best:
-            start = time.perf_counter()
-            way(fused)
-            best[fused] = min(best[fused], time.perf_counter() - start)
+    fused, products = fastest_turns([lambda: way(True), lambda: way(False)])
     close = SWITCH_KERNELS if before is True else 1 / SWITCH_KERNELS if before is False else CLOSE
-    return best[True] <= close * best[False]
+    return fused <= close * products
+
+
+def fastest_turns(tasks: Sequence[Callable[[], object]]) -> list[float]:
+    """Seconds of the fastest of many turns of each task; a first turn of each does not count.
+
+    The tasks take turns for SECONDS, each at least LEAST_TURNS times, so that whatever else the
+    machine does meets all of them alike.
+    """
+    best = [math.inf] * len(tasks)
+    for task in tasks:
+        task()
+    end, turns = time.perf_counter() + SECONDS, 0
+    while turns < LEAST_TURNS or time.perf_counter() < end:
+        for number, task in enumerate(tasks):
+            start = time.perf_counter()
+            task()
+            best[number] = min(best[number], time.perf_counter() - start)
+        turns += 1
+    return best
 
 
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -97,15 +116,18 @@ def dtype_name(dtype: torch.dtype) -> str:
 SPEEDUP = {"bfloat16": 1.0, "float32": 2.0, "None": 1.3}
 """How many times faster than float32 bfloat16 must be to be chosen, by an earlier run's choice."""
 
-SHAPE, SECONDS = (512, 576, 1536), 0.15
-"""Rows, inner width and columns of the product that is measured, a small model's MLP; how long."""
+SHAPE = (128, 576, 1536)
+"""Rows, inner width and columns of the product that is measured, a small model's MLP: some
+milliseconds at most, less than a scheduler's slice."""
+SECONDS, LEAST_TURNS = 0.25, 8
+"""How long turns are taken, and how many at least."""
 
 
 def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
     """The dtype for `name` and how it was chosen; auto measures, and prefers an earlier choice."""
     if name != "auto":
         return NAMES[name], f"{name}, as asked"
-    slow, fast = (matmul_rate(NAMES[n], device) for n in ("float32", "bfloat16"))
+    slow, fast = matmul_rates([torch.float32, torch.bfloat16], device)
     store_rate(f"float32, {device}", round(slow, 1))
     store_rate(f"bfloat16, {device}", round(fast, 1))
     before = str(stored_choice(f"precision, {device}"))
@@ -122,20 +144,28 @@ def earlier_rates(dtype: torch.dtype, device: str) -> list[float]:
 
 
 def matmul_rate(dtype: torch.dtype, device: str) -> float:
-    """GFLOP/s of a product of SHAPE."""
+    """GFLOP/s of a product of SHAPE; on a CPU by one thread."""
+    return matmul_rates([dtype], device)[0]
+
+
+def matmul_rates(dtypes: Sequence[torch.dtype], device: str) -> list[float]:
+    """`matmul_rate` of several dtypes, measured in turns."""
     rows, inner, columns = SHAPE
-    left = torch.randn(rows, inner, device=device).to(dtype)
-    right = torch.randn(columns, inner, device=device).to(dtype)
-    torch.nn.functional.linear(left, right)
-    best, end = float("inf"), time.perf_counter() + SECONDS
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        for _ in range(4):
+    wait = (lambda: None) if device == "cpu" else getattr(torch, device).synchronize
+
+    def product(dtype: torch.dtype) -> Callable[[], None]:
+        left = torch.randn(rows, inner, device=device).to(dtype)
+        right = torch.randn(columns, inner, device=device).to(dtype)
+
+        def task() -> None:
             torch.nn.functional.linear(left, right)
-        if device != "cpu":
-            getattr(torch, device).synchronize()
-        best = min(best, (time.perf_counter() - start) / 4)
-    return 2 * rows * inner * columns / best / 1e9
+            wait()
+
+        return task
+
+    with torch_threads(1):
+        seconds = fastest_turns([product(dtype) for dtype in dtypes])
+    return [2 * rows * inner * columns / best / 1e9 for best in seconds]
 
 
 def choices_file() -> Path:
@@ -149,7 +179,7 @@ def rates_file() -> Path:
 
 
 def stored_choice(name: str) -> Any:
-    """The stored choice; None without one, or for other hardware, torch or thread count."""
+    """The stored choice; None without one, or for other hardware or another torch."""
     return _read(choices_file()).get(name)
 
 
@@ -185,8 +215,7 @@ def _write(file: Path, name: str, value: Any) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    return {"processor": processor_name(), "torch": torch.__version__, "threads": threads}
+    return {"processor": processor_name(), "torch": torch.__version__, "measured": "by one thread"}
 
 
 def _read(file: Path) -> dict[str, Any]:

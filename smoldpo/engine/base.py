@@ -5,15 +5,17 @@ The trainer sees an engine, not which one; an engine sees a loss function, not w
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
-from smoldpo.engine.batching import MAX_TOKENS, Batching, saved_for_backward
+from smoldpo.engine.batching import STREAM_TOKENS, Batching, saved_for_backward
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
+from smoldpo.utils.workers import Workers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +69,7 @@ class EngineSettings:
     compute_dtype: torch.dtype = torch.float32
     train_batch_size: int = 8
     eval_batch_size: int = 8
-    max_tokens: int = MAX_TOKENS
+    stream_tokens: int = STREAM_TOKENS
     cache: str = "memory"
     """auto, disk, memory or off."""
     cache_bytes: float = 0.0
@@ -94,6 +96,8 @@ class Engine(ABC):
     """As it computes; None where there is none, or only as the policy's start."""
     batching: Batching
     """The batches that pairs are computed in; results depend on them by rounding alone."""
+    workers: Workers
+    """What computes several batches at once."""
     synced_reference: SyncedReference | None
     """The reference, where it moves during training (sync_ref_model). After its first move, steps
     compute its log-probabilities anew; those of its start serve evaluation alone."""
@@ -164,6 +168,16 @@ class Engine(ABC):
     def _forward_policy(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
         """The policy's log-probabilities of one batch, with gradients where these are on."""
 
+    def compute_fewer_at_once(self) -> bool:
+        """Drop gradients; then half as many streams are computed at once. False where it was one.
+
+        No result changes.
+        """
+        self.drop_gradients()
+        before = self.workers.count
+        self.workers.lower(max(1, before // 2))
+        return self.workers.count < before
+
     def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
         """Drop gradients and halve the budget; False where all batches of `pairs` held one pair."""
         self.drop_gradients()
@@ -174,13 +188,14 @@ class Engine(ABC):
     def backward_bytes(
         self, pairs: Sequence[TokenizedPair], pairs_per_step: int
     ) -> tuple[int, int]:
-        """Bytes kept for a backward pass over the longest pair, and over the largest micro-batch.
+        """Bytes kept for a backward pass over the longest pair, and over all batches at once.
 
         Measured by a forward pass. To be called after `prepare`.
         """
         longest = self.batching.longest(pairs)
         one = saved_for_backward(lambda: self._forward_policy([longest]), self.policy.parameters())
-        return one, self.batching.backward_bytes(one, longest, pairs_per_step)
+        at_once = self.workers.count
+        return one, self.batching.backward_bytes(one, longest, pairs_per_step, at_once)
 
     def disk_bytes(self, pairs: Sequence[TokenizedPair]) -> int:
         """Bytes that `prepare` of these pairs will write to disk."""
@@ -189,6 +204,16 @@ class Engine(ABC):
     def reference_sha256(self, pairs: Sequence[TokenizedPair]) -> str | None:
         """SHA-256 (hex) of the reference's log-probabilities, where they are stored."""
         return None
+
+
+@contextlib.contextmanager
+def naming(pairs: Sequence[TokenizedPair]) -> Iterator[None]:
+    """An error in the block gets a note of the pairs that were computed."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in a stream of the pairs {', '.join(pair.id for pair in pairs)}")
+        raise
 
 
 def join(parts: Sequence[PairLogps]) -> PairLogps:
@@ -201,16 +226,24 @@ def join(parts: Sequence[PairLogps]) -> PairLogps:
 def batched_logps(
     pairs: Sequence[TokenizedPair],
     batching: Batching,
-    logps_of: Callable[[Sequence[TokenizedPair]], PairLogps],
+    logps_of: Callable[[int, Sequence[TokenizedPair]], PairLogps],
     advance: Advance,
+    workers: Workers | None = None,
 ) -> PairLogps:
-    """Log-probabilities of `pairs`, batch by batch; the results are in the pairs' own order."""
-    parts: list[PairLogps] = []
-    order: list[int] = []
-    for indices in batching.indices(pairs):
-        parts.append(logps_of([pairs[index] for index in indices]))
-        order += indices
-        advance(len(indices))
-    back = torch.empty(len(order), dtype=torch.long)
-    back[torch.tensor(order)] = torch.arange(len(order))
+    """Log-probabilities of `pairs`, batch by batch; the results are in the pairs' own order.
+
+    Args:
+        logps_of: called with the number of a worker and the pairs of a batch.
+    """
+    order = batching.indices(pairs)
+    batches = [[pairs[index] for index in indices] for indices in order]
+
+    def named(worker: int, batch: Sequence[TokenizedPair]) -> PairLogps:
+        with naming(batch):
+            return logps_of(worker, batch)
+
+    parts = (workers or Workers(1)).run(named, batches, lambda batch, _: advance(len(batch)))
+    flat = torch.tensor([index for indices in order for index in indices], dtype=torch.long)
+    back = torch.empty_like(flat)
+    back[flat] = torch.arange(len(flat))
     return join(parts).map(lambda each: each[back])

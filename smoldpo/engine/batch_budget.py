@@ -1,8 +1,10 @@
 """How much goes through a model at once: as much as fits into memory, halved where it does not.
 
 Linux ends a process that takes more memory than there is, without a word. So before the first step
-one pair goes forward, what autograd keeps of it is counted, and the budget is halved until a step
-fits. Where memory runs out all the same, the work is done again with half the budget.
+one pair goes forward, what autograd keeps of it is counted, and it is asked whether a step fits.
+Where it does not, fewer streams are computed at once, which changes no result; where one alone does
+not, the budget of a stream is halved. Where memory runs out all the same, the work is done again
+with less, in the same order.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from smoldpo.engine.base import Engine
 from smoldpo.engine.batching import Batching
 from smoldpo.types import TokenizedPair
 from smoldpo.utils import progress
-from smoldpo.utils.errors import OutOfMemoryError
+from smoldpo.utils.errors import OutOfMemoryError, whole_reason
 from smoldpo.utils.memory import trim_memory
 
 MARGIN = 1.5
@@ -56,6 +58,24 @@ def fitting_batching(
     return None
 
 
+def batches_at_once(
+    batching: Batching,
+    one: int,
+    pairs: Sequence[TokenizedPair],
+    pairs_per_step: int,
+    room: float,
+    workers: int,
+) -> int:
+    """So many of a step's batches may be computed at once; the arguments of `fitting_batching`."""
+    longest = batching.longest(pairs)
+    while (
+        workers > 1
+        and MARGIN * batching.backward_bytes(one, longest, pairs_per_step, workers) > room
+    ):
+        workers //= 2
+    return workers
+
+
 def fit_budget(
     engine: Engine,
     pairs: Sequence[TokenizedPair],
@@ -63,7 +83,8 @@ def fit_budget(
     state_bytes: int,
     free: int,
 ) -> int:
-    """Halve the engine's budget until a step over the longest of `pairs` fits into `free` bytes.
+    """Let a step over the longest of `pairs` fit into `free` bytes: fewer streams at once, then a
+    smaller budget.
 
     Returns the bytes that autograd keeps of the longest pair alone. To be called after `prepare`.
 
@@ -76,7 +97,15 @@ def fit_budget(
     room, before = free - state_bytes - RESERVE, engine.budget
     what = f"gradients and the optimizer's state take {state_bytes:,} bytes"
     one, _ = engine.backward_bytes(pairs, pairs_per_step)
-    batching = fitting_batching(engine.batching, one, pairs, pairs_per_step, room)
+    workers = engine.workers.count
+    told = (engine.batching, one, pairs, pairs_per_step, room)
+    engine.workers.lower(batches_at_once(*told, workers))
+    if engine.workers.count < workers:
+        progress.say(
+            f"memory: {free:,} bytes are free, and {what}; so {engine.workers.count} streams are "
+            f"computed at once instead of {workers}, which changes no result"
+        )
+    batching = fitting_batching(*told)
     if batching is None:
         raise OutOfMemoryError(
             f"not enough memory to train: {what}, the longest pair {one:,}, and {free:,} are free; "
@@ -106,7 +135,7 @@ def with_memory_errors(work: Callable[[], T]) -> T:
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not known and not any(words in str(error) for words in ALLOCATION_FAILED):
             raise
-        reason = (str(error).strip().splitlines() or ["no memory"])[0][:200]
+        reason = whole_reason(error)
     raise OutOfMemoryError(reason)
 
 
@@ -129,6 +158,12 @@ def retry_with_smaller_budget(
         trim_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if engine.compute_fewer_at_once():
+            progress.say(
+                f"out of memory in {what}: done again with the same pairs, "
+                f"{engine.workers.count} streams at once"
+            )
+            continue
         before = engine.budget
         if not engine.halve_budget(pairs):
             raise OutOfMemoryError(

@@ -14,13 +14,14 @@ import torch
 
 from smoldpo.engine.cache.keys import pair_key
 from smoldpo.engine.layout import ROWS, STEP, TRUNK_ROWS, round_up
-from smoldpo.engine.packing import batch_by_length, batch_by_tokens, has_prefix, pair_length
+from smoldpo.engine.packing import batch_by_length, even_batches, has_prefix, pair_length
 from smoldpo.types import TokenizedPair
 
-MAX_TOKENS = 3840
-"""Tokens of a stream: enough to keep matrix products busy, little enough for a laptop's memory."""
-TRAIN_SHARE = 2 / 3
-"""Streams with a backward pass have this share of the budget: a step of eight usual pairs."""
+STREAM_TOKENS = 1920
+"""Tokens of a stream: enough to keep one core's matrix products busy."""
+TRAIN_SHARE = 1 / 3
+"""Streams with a backward pass have this share: a step of eight usual pairs is work for several
+cores, and activations take little memory."""
 STREAM_MULTIPLE = 128
 """Streams are padded to a multiple of this, for few shapes of products (kernels/attention.py)."""
 
@@ -63,6 +64,11 @@ class Batching(ABC):
     def unit(self) -> str:
         """tokens or pairs."""
 
+    @property
+    def setting(self) -> str:
+        """What the budget is called among a run's settings, and in its metrics."""
+        return "stream_tokens" if self.unit == "tokens" else "per_device_train_batch_size"
+
     @abstractmethod
     def indices(self, pairs: Batch) -> list[list[int]]:
         """Batches of a pass without gradients over `pairs`, as indices into them."""
@@ -80,8 +86,14 @@ class Batching(ABC):
         """Rows of which a backward pass over `batch` keeps activations."""
 
     @abstractmethod
-    def backward_bytes(self, one: int, longest: TokenizedPair, pairs_per_step: int) -> int:
-        """Bytes of activations of the largest micro-batch, where `longest` takes `one`."""
+    def backward_bytes(
+        self, one: int, longest: TokenizedPair, pairs_per_step: int, at_once: int = 1
+    ) -> int:
+        """Bytes of activations of the largest micro-batches, where `longest` takes `one`.
+
+        Args:
+            at_once: micro-batches that are computed at once.
+        """
 
     @abstractmethod
     def halved(self, pairs: Batch) -> Batching | None:
@@ -103,12 +115,20 @@ class Batching(ABC):
         """What the batches compute together."""
         return total(map(self.count, batches))
 
+    def count_busiest(self, batches: Iterable[Batch], workers: int) -> OpCounts:
+        """What the worker computes that has most to do; each takes the next batch when free."""
+        shares = [OpCounts()] * workers
+        for batch in batches:
+            least = min(range(workers), key=lambda worker: shares[worker].rows)
+            shares[least] += self.count(batch)
+        return max(shares, key=lambda share: share.rows)
+
 
 @dataclass(frozen=True)
 class TokenBatching(Batching):
     """The fast engine's: streams of packed pairs, cut by tokens (engine/packing.py)."""
 
-    budget: int = MAX_TOKENS
+    budget: int = STREAM_TOKENS
     """Tokens of a stream without a backward pass."""
     prefix: tuple[int, ...] = ()
     """Tokens with which most prompts begin; each stream holds them once."""
@@ -125,7 +145,7 @@ class TokenBatching(Batching):
         return batch_by_length(pairs, self.budget)
 
     def step_batches(self, pairs: Batch) -> list[Batch]:
-        cut = batch_by_tokens(pairs, int(TRAIN_SHARE * self.budget))
+        cut = even_batches(pairs, int(TRAIN_SHARE * self.budget))
         return [[pairs[index] for index in indices] for indices in cut]
 
     def length(self, pair: TokenizedPair) -> int:
@@ -134,9 +154,11 @@ class TokenBatching(Batching):
     def saved_rows(self, batch: Batch) -> int:
         return round_up(sum(map(pair_length, batch)), STREAM_MULTIPLE)
 
-    def backward_bytes(self, one: int, longest: TokenizedPair, pairs_per_step: int) -> int:
+    def backward_bytes(
+        self, one: int, longest: TokenizedPair, pairs_per_step: int, at_once: int = 1
+    ) -> int:
         alone = pair_length(longest)
-        tokens = max(alone, min(TRAIN_SHARE * self.budget, pairs_per_step * alone))
+        tokens = min(at_once * max(alone, TRAIN_SHARE * self.budget), pairs_per_step * alone)
         return int(one * round_up(tokens, STREAM_MULTIPLE) / round_up(alone, STREAM_MULTIPLE))
 
     def halved(self, pairs: Batch) -> TokenBatching | None:
@@ -183,7 +205,9 @@ class PairBatching(Batching):
     def saved_rows(self, batch: Batch) -> int:
         return 2 * len(batch) * max(pair.longest for pair in batch)
 
-    def backward_bytes(self, one: int, longest: TokenizedPair, pairs_per_step: int) -> int:
+    def backward_bytes(
+        self, one: int, longest: TokenizedPair, pairs_per_step: int, at_once: int = 1
+    ) -> int:
         return one * min(self.budget, pairs_per_step)
 
     def halved(self, pairs: Batch) -> PairBatching | None:

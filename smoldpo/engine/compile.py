@@ -62,7 +62,7 @@ def _decide(asked: str, operations: float, dtype: torch.dtype, device: str) -> C
         return CompileChoice(asked == "on", "as asked")
     if device != "cpu":
         return CompileChoice(device == "cuda", f"always so on {device}")
-    expected = operations / (matmul_rate(dtype, device) * 1e9 * REACHED)
+    expected = operations / (torch.get_num_threads() * matmul_rate(dtype, device) * 1e9 * REACHED)
     worth = SAVED_SHARE * expected > MARGIN * COMPILE_SECONDS
     return CompileChoice(
         worth, f"about {expected:,.0f} s of work, compiling takes about {COMPILE_SECONDS:.0f}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -23,19 +24,27 @@ import torch
 from transformers import PreTrainedModel
 
 from smoldpo.engine.autotune import KernelChoice
-from smoldpo.engine.base import Engine, EngineSettings, LossFunction, StepResult, batched_logps
+from smoldpo.engine.base import (
+    Engine,
+    EngineSettings,
+    LossFunction,
+    StepResult,
+    batched_logps,
+    naming,
+)
 from smoldpo.engine.batching import STREAM_MULTIPLE, TokenBatching
 from smoldpo.engine.cache.reference_logps import ReferenceStore
 from smoldpo.engine.cache.trunk_states import MEMORY_SHARE, MemoryStore, TrunkStore
-from smoldpo.engine.gradient_accumulation import accumulate_step
+from smoldpo.engine.gradient_accumulation import StepStreams, accumulate_step
 from smoldpo.engine.logprobs import LogprobModel
 from smoldpo.engine.packing import PackedBatch, common_prefix, pack, pair_length
-from smoldpo.engine.precision import MasterWeights
+from smoldpo.engine.precision import Leaves, MasterWeights
 from smoldpo.engine.ref_sync import SyncedReference
 from smoldpo.engine.trunk import boundary
 from smoldpo.models.mapped_weights import release_file_pages
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 from smoldpo.utils.memory import free_memory
+from smoldpo.utils.workers import Workers
 
 COMMIT_SECONDS = 30.0
 """What is computed once a pair is written at least this often."""
@@ -49,7 +58,7 @@ class FastEngine(Engine):
             (mapped_weights.py); `requires_grad` set on what trains.
         masters: what trains, in float32 (or float64), for the optimizer.
         reference: a model of its own, only where the reference is not the policy's start.
-        settings: of these max_tokens, kernels, needs_reference and use_weighting.
+        settings: of these stream_tokens, kernels, needs_reference and use_weighting.
         trunk_store, reference_store: of what is computed once a pair; by default in memory.
         synced_reference: the reference, where it moves during training: `reference`, or a copy of
             the policy's top.
@@ -70,16 +79,15 @@ class FastEngine(Engine):
         settings = settings or EngineSettings()
         self.policy, self.reference = policy, reference
         self.synced_reference = synced_reference
-        self.batching = TokenBatching(settings.max_tokens)
+        self.batching = TokenBatching(settings.stream_tokens)
         self.kernels = settings.kernels or KernelChoice()
         self._needs_reference = settings.needs_reference
         self._masters = masters
-        at = boundary(policy)
-        self._policy = LogprobModel(policy, at, self.kernels, settings.use_weighting)
-        self._reference = None if reference is None else LogprobModel(reference, 0, self.kernels)
-        self._synced = self._reference
-        if synced_reference is not None and synced_reference.model is not reference:
-            self._synced = LogprobModel(synced_reference.model, at, self.kernels)
+        self.workers = Workers(None if self.device.type == "cpu" else 1)
+        self._squares = settings.use_weighting
+        self._models = self._models_of_workers()
+        self._policy = self._models[0].policy
+        self._storing = threading.Lock()
         if trunk_store is None:
             trunk_store = MemoryStore(MEMORY_SHARE * free_memory(self.device))
         self._states: TrunkStore = trunk_store
@@ -87,6 +95,12 @@ class FastEngine(Engine):
         self._prepared: set[str] = set()
         self._committed = time.monotonic()
         self._updates = 0
+
+    def _models_of_workers(self) -> list[_WorkerModels]:
+        at, count = boundary(self.policy), self.workers.count
+        return [
+            _WorkerModels(self, at, self._squares, self._masters.leaves()) for _ in range(count)
+        ]
 
     def trainable_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
         return self._masters.named()
@@ -134,14 +148,16 @@ class FastEngine(Engine):
         stateless = [p for p in todo if trunk and self.batching.key(p) not in self._states]
         computing = set(stateless)
         others = [pair for pair in unscored if pair not in computing]
+
+        def done(batch: Sequence[TokenizedPair], _: None) -> None:
+            if time.monotonic() - self._committed > COMMIT_SECONDS:
+                self._commit()
+            advance(len(batch))
+
         try:
             advance(len(pairs) - len(stateless) - len(others))
             for group in (stateless, others):
-                for batch in self.batching.forward_batches(group):
-                    self._prepare_stream(batch)
-                    if time.monotonic() - self._committed > COMMIT_SECONDS:
-                        self._commit()
-                    advance(len(batch))
+                self.workers.run(self._prepare_stream, self.batching.forward_batches(group), done)
         finally:  # interrupted, or out of memory: what was computed is not computed again
             self._commit()
         self._prepared.update(keyed)
@@ -150,13 +166,14 @@ class FastEngine(Engine):
         self.batching = replace(self.batching, prefix=common_prefix(pairs))
 
     def _commit(self) -> None:
-        self._states.commit()
-        self._reference_logps.commit()
+        with self._storing:
+            self._states.commit()
+            self._reference_logps.commit()
         self._committed = time.monotonic()
 
     def _reference_is_gone(self) -> bool:
         """Whether the reference as it was at the start can no longer be computed."""
-        return self._has_moved or (self._reference is None and self._updates > 0)
+        return self._has_moved or (self.reference is None and self._updates > 0)
 
     @property
     def _has_moved(self) -> bool:
@@ -166,18 +183,23 @@ class FastEngine(Engine):
         """Whether the reference's log-probabilities of this pair are needed and not known."""
         return self._needs_reference and self.batching.key(pair) not in self._reference_logps
 
-    def _prepare_stream(self, pairs: Sequence[TokenizedPair]) -> None:
+    def _prepare_stream(self, worker: int, pairs: Sequence[TokenizedPair]) -> None:
+        with naming(pairs):
+            self._prepare(self._models[worker], pairs)
+
+    def _prepare(self, models: _WorkerModels, pairs: Sequence[TokenizedPair]) -> None:
         batch = self._pack(pairs)
-        states = self._states_of(pairs, batch)
+        states = self._states_of(models, pairs, batch)
         if not any(self._is_unscored(pair) for pair in pairs):
             return
-        if self._reference is None:
-            logps = self._policy.logps(batch, states)
+        if models.reference is None:
+            logps = models.policy.logps(batch, states)
         else:
-            logps = self._reference.logps(batch, None)
+            logps = models.reference.logps(batch, None)
         sums = [each.tolist() for each in logps.sums.values()]
-        for pair, *sides in zip(pairs, *sums, strict=True):
-            self._reference_logps.put(self.batching.key(pair), *sides)
+        with self._storing:
+            for pair, *sides in zip(pairs, *sums, strict=True):
+                self._reference_logps.put(self.batching.key(pair), *sides)
 
     def release_frozen(self, rest: bool = False) -> int:
         return release_file_pages(self._frozen_weights() if rest else self._unread_weights())
@@ -193,18 +215,22 @@ class FastEngine(Engine):
         if self._policy.trunk is not None and all(key in self._states for key in self._prepared):
             yield from self._policy.trunk_weights()
 
-    def _states_of(self, pairs: Sequence[TokenizedPair], batch: PackedBatch) -> torch.Tensor | None:
+    def _states_of(
+        self, models: _WorkerModels, pairs: Sequence[TokenizedPair], batch: PackedBatch
+    ) -> torch.Tensor | None:
         """Trunk states of the stream, [T, D]: from the store, or computed and then stored."""
-        if self._policy.trunk is None:
+        if models.policy.trunk is None:
             return None
-        stored = [self._states.get(self.batching.key(pair)) for pair in pairs]
+        with self._storing:
+            stored = [self._states.get(self.batching.key(pair)) for pair in pairs]
         known = [states for states in stored if states is not None]
         if len(known) == len(pairs):
             return self._in_stream(known, batch)
-        states = self._policy.trunk_states(batch)
-        for pair, segment in zip(pairs, batch.segments, strict=True):
-            parts = [states[tokens.start : tokens.stop] for tokens in segment.tokens if tokens]
-            self._states.put(self.batching.key(pair), torch.cat(parts))
+        states = models.policy.trunk_states(batch)
+        with self._storing:
+            for pair, segment in zip(pairs, batch.segments, strict=True):
+                parts = [states[tokens.start : tokens.stop] for tokens in segment.tokens if tokens]
+                self._states.put(self.batching.key(pair), torch.cat(parts))
         return states
 
     def _in_stream(self, stored: Sequence[torch.Tensor], batch: PackedBatch) -> torch.Tensor:
@@ -241,8 +267,9 @@ class FastEngine(Engine):
             return batched_logps(
                 pairs,
                 self.batching,
-                lambda batch: self._forward_policy(batch).map(torch.Tensor.cpu),
+                lambda worker, batch: self._policy_of(worker, batch).map(torch.Tensor.cpu),
                 advance,
+                self.workers,
             )
         finally:
             self._states.commit()  # what was damaged and computed anew
@@ -251,20 +278,43 @@ class FastEngine(Engine):
         self, pairs: Sequence[TokenizedPair], loss: LossFunction, advance: Advance = no_progress
     ) -> StepResult:
         self.prepare(pairs)
-        batches = self.batching.step_batches(pairs)
+        streams = StepStreams(
+            self.batching.step_batches(pairs),
+            self._policy_of,
+            self._reference_of,
+            self.workers,
+            lambda worker, number: self._models[worker].leaves.stream(number),
+            self._masters.abandon,
+        )
         with self._masters.accumulate():
-            return accumulate_step(batches, self._forward_policy, self._reference_of, loss, advance)
+            return accumulate_step(streams, loss, advance)
 
     @torch.no_grad()
-    def _reference_of(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
+    def _reference_of(self, worker: int, pairs: Sequence[TokenizedPair]) -> PairLogps:
         """Stored at the start; of a reference that has moved, computed now."""
         if not self._has_moved:
             return self._stored_reference(pairs, self.device)
-        assert self._synced is not None
-        batch = self._pack(pairs)
-        own = self._synced is self._reference
-        return self._synced.logps(batch, None if own else self._states_of(pairs, batch))
+        models, batch = self._models[worker], self._pack(pairs)
+        assert models.synced is not None
+        own = models.synced is models.reference
+        return models.synced.logps(batch, None if own else self._states_of(models, pairs, batch))
+
+    def _policy_of(self, worker: int, pairs: Sequence[TokenizedPair]) -> PairLogps:
+        models, batch = self._models[worker], self._pack(pairs)
+        return models.policy.logps(batch, self._states_of(models, pairs, batch))
 
     def _forward_policy(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
-        batch = self._pack(pairs)
-        return self._policy.logps(batch, self._states_of(pairs, batch))
+        return self._policy_of(0, pairs)
+
+
+class _WorkerModels:
+    """What one worker computes with: modules and leaves of its own over the engine's weights."""
+
+    def __init__(self, engine: FastEngine, at: int, squares: bool, leaves: Leaves):
+        self.leaves, kernels = leaves, engine.kernels
+        self.policy = LogprobModel(engine.policy, at, kernels, squares, leaves.parameters)
+        reference, synced = engine.reference, engine.synced_reference
+        self.reference = None if reference is None else LogprobModel(reference, 0, kernels)
+        self.synced = self.reference
+        if synced is not None and synced.model is not reference:
+            self.synced = LogprobModel(synced.model, at, kernels)

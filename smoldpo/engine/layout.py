@@ -14,9 +14,9 @@ from torch.nn.attention.flex_attention import BlockMask
 
 STEP = 32
 """Slots' lengths are multiples of this: few enough shapes, and little padding."""
-ROWS = 512
+ROWS = 256
 """Rows of a forward product on a CPU, and of what is done between products to stay in its cache."""
-TRUNK_ROWS = 1920
+TRUNK_ROWS = 960
 """The same below the freeze boundary: the fastest for SmolLM2-135M on AMX."""
 PREFIX, PADDING = -1, -2
 """Instead of a pair's number: tokens that many pairs share, and tokens that pad the stream."""

@@ -6,7 +6,7 @@ states -> top (the other layers) -> rows that are read -> final norm -> head -> 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import compress
 from typing import Any
@@ -26,6 +26,7 @@ from smoldpo.engine.trunk import head_weight, split_base
 from smoldpo.models.families import unsupported
 from smoldpo.types import Advance, Completion, PairLogps, TokenizedPair, no_progress
 from smoldpo.utils.memory import keep_freed_memory
+from smoldpo.utils.workers import Workers
 
 Sides = tuple[list[float], list[float]]
 """log π of each scored token of chosen and of rejected, in nats."""
@@ -37,20 +38,27 @@ class LogprobModel:
     It computes with modules of its own, which share the model's parameters: the model stays as it
     is, and what several threads may compute at once are several of these.
 
-    With `squares` it gives PairLogps' squares too, which takes the LM head by products.
+    With `squares` it gives PairLogps' squares too, which takes the LM head by products. `leaves` as
+    for own_modules.
     """
 
     def __init__(
-        self, model: PreTrainedModel, at: int, kernels: KernelChoice, squares: bool = False
+        self,
+        model: PreTrainedModel,
+        at: int,
+        kernels: KernelChoice,
+        squares: bool = False,
+        leaves: Mapping[int, torch.nn.Parameter] | None = None,
     ):
         keep_freed_memory()
         self.model, self.kernels, self.squares = model, kernels, squares
-        self.head = head_weight(model)
+        head = head_weight(model)
+        self.head = head if leaves is None else leaves.get(id(head), head)
         kind = partial(kind_of, dtype=self.head.dtype)
         known: dict[int, Any] = {}
         for layer in model.model.layers[:at]:
-            own_modules(layer, TRUNK_ROWS, kind, known)
-        self._base = own_modules(model.model, ROWS, kind, known)
+            own_modules(layer, TRUNK_ROWS, kind, known, leaves)
+        self._base = own_modules(model.model, ROWS, kind, known, leaves)
         self.trunk, self.top = split_base(self._base, at)
 
     @torch.no_grad()
@@ -113,13 +121,14 @@ def score(
     advance: Advance = no_progress,
 ) -> PairLogps:
     """Log-probabilities of pairs under one frozen model, on the CPU, in order."""
-    frozen, batching = LogprobModel(model, 0, kernels), TokenBatching(prefix=common_prefix(pairs))
+    workers = _workers(model)
+    frozen, batching = _copies(model, kernels, workers), TokenBatching(prefix=common_prefix(pairs))
 
-    def logps_of(batch: Sequence[TokenizedPair]) -> PairLogps:
+    def logps_of(worker: int, batch: Sequence[TokenizedPair]) -> PairLogps:
         packed = pack(batch, model.device, STREAM_MULTIPLE, batching.prefix)
-        return frozen.logps(packed, None).map(torch.Tensor.cpu)
+        return frozen[worker].logps(packed, None).map(torch.Tensor.cpu)
 
-    return batched_logps(pairs, batching, logps_of, advance)
+    return batched_logps(pairs, batching, logps_of, advance, workers)
 
 
 @torch.no_grad()
@@ -132,17 +141,32 @@ def token_logps(
     """log π of every scored token under a model that does not train, in the pairs' order."""
     if unsupported(model) is not None:
         return [_one_by_one(model, pair, advance) for pair in pairs]
-    frozen = LogprobModel(model, 0, kernels)
+    workers = _workers(model)
+    frozen = _copies(model, kernels, workers)
     found: list[Sides] = [([], [])] * len(pairs)
-    for indices in TokenBatching().indices(pairs):
+
+    def work(worker: int, indices: list[int]) -> list[float]:
         packed = pack([pairs[index] for index in indices], model.device, STREAM_MULTIPLE)
-        logps = frozen.token_logps(packed, None).tolist()
+        values: list[float] = frozen[worker].token_logps(packed, None).tolist()
+        return values
+
+    def finished(indices: list[int], logps: list[float]) -> None:
         for index in indices:
             chosen, rejected = pairs[index].chosen_tokens, pairs[index].rejected_tokens
             found[index] = (logps[:chosen], logps[chosen : chosen + rejected])
             logps = logps[chosen + rejected :]
         advance(len(indices))
+
+    workers.run(work, TokenBatching().indices(pairs), finished)
     return found
+
+
+def _workers(model: PreTrainedModel) -> Workers:
+    return Workers(None if model.device.type == "cpu" else 1)
+
+
+def _copies(model: PreTrainedModel, kernels: KernelChoice, workers: Workers) -> list[LogprobModel]:
+    return [LogprobModel(model, 0, kernels) for _ in range(workers.count)]
 
 
 def _one_by_one(model: PreTrainedModel, pair: TokenizedPair, advance: Advance) -> Sides:

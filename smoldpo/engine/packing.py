@@ -161,6 +161,24 @@ def batch_by_tokens(pairs: Sequence[TokenizedPair], max_tokens: int) -> list[lis
     return batches
 
 
+def even_batches(pairs: Sequence[TokenizedPair], max_tokens: int) -> list[list[int]]:
+    """Like `batch_by_tokens`, in as many batches, but of tokens as equal as can be.
+
+    Equal batches keep several workers busy to the end. Each pair goes where its middle lies, when
+    the tokens of all pairs are cut into equal parts; where that makes a batch too long, the
+    batches are those of `batch_by_tokens`.
+    """
+    plain = batch_by_tokens(pairs, max_tokens)
+    lengths = list(map(pair_length, pairs))
+    total, before = sum(lengths), 0
+    even: list[list[int]] = [[] for _ in plain]
+    for index, length in enumerate(lengths):
+        even[(2 * before + length) * len(plain) // (2 * total)].append(index)
+        before += length
+    fits = all(sum(lengths[i] for i in part) <= max_tokens for part in even if len(part) > 1)
+    return even if fits and all(even) else plain
+
+
 def batch_by_length(pairs: Sequence[TokenizedPair], max_tokens: int) -> list[list[int]]:
     """Like `batch_by_tokens`, over the pairs from long to short: the largest batch comes first."""
     order = sorted(range(len(pairs)), key=lambda index: -pair_length(pairs[index]))

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 
 from smoldpo.engine.base import Engine, EngineSettings, LossFunction, StepResult, batched_logps
 from smoldpo.engine.batching import PairBatching
-from smoldpo.engine.gradient_accumulation import accumulate_step
+from smoldpo.engine.gradient_accumulation import StepStreams, accumulate_step
 from smoldpo.engine.ref_sync import SyncedReference
 from smoldpo.models.adapters import without_adapters
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
+from smoldpo.utils.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class PlainEngine(Engine):
         self.batching = PairBatching(settings.train_batch_size, settings.eval_batch_size)
         self.synced_reference = synced_reference
         self._settings = settings
+        self.workers = Workers(1, threads=torch.get_num_threads())
         if reference is policy:
             self.reference = without_adapters(policy)
         elif reference is not None:
@@ -118,8 +120,9 @@ class PlainEngine(Engine):
         return batched_logps(
             pairs,
             self.batching,
-            lambda batch: self._forward_policy(batch).map(torch.Tensor.cpu),
+            lambda _, batch: self._forward_policy(batch).map(torch.Tensor.cpu),
             advance,
+            self.workers,
         )
 
     def reference_logps(
@@ -130,20 +133,21 @@ class PlainEngine(Engine):
         return batched_logps(
             pairs,
             self.batching,
-            lambda batch: self._forward_reference(batch).map(torch.Tensor.cpu),
+            lambda _, batch: self._forward_reference(batch).map(torch.Tensor.cpu),
             advance,
+            self.workers,
         )
 
     def accumulate_gradients(
         self, pairs: Sequence[TokenizedPair], loss: LossFunction, advance: Advance = no_progress
     ) -> StepResult:
-        return accumulate_step(
+        streams = StepStreams(
             self.batching.step_batches(pairs),
-            self._forward_policy,
-            self._forward_reference,
-            loss,
-            advance,
+            lambda _, batch: self._forward_policy(batch),
+            lambda _, batch: self._forward_reference(batch),
+            self.workers,
         )
+        return accumulate_step(streams, loss, advance)
 
     def _forward_policy(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
         return self._forward(self.policy, pairs, self._settings.use_weighting)

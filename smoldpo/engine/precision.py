@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -12,6 +14,7 @@ from smoldpo.engine.kernels.layers import compute_in
 from smoldpo.models.families import unsupported
 from smoldpo.models.mapped_weights import file_page_releaser, names_kept_as_stored
 from smoldpo.utils.memory import keep_freed_memory
+from smoldpo.utils.workers import AbandonedError
 
 FULL_PRECISION = "lora_magnitude_vector"
 """DoRA's magnitudes, one number a row, scale whole results: computed in master precision."""
@@ -61,21 +64,22 @@ class MasterWeights:
     """Trainable weights in float32 or float64, next to a model that computes in `compute`.
 
     The optimizer updates the masters; `copy_to_model` rounds them into the model. Gradients of
-    micro-batches are added in the masters' precision. Where the model computes in that precision
-    the masters are the model's own parameters. `keep_dtype` as for `cast`.
+    streams are added in the masters' precision. Where the model computes in that precision the
+    masters are the model's own parameters. `keep_dtype` as for `cast`.
     """
 
     def __init__(
         self, model: torch.nn.Module, compute: torch.dtype, keep_dtype: Collection[str] = ()
     ):
         self._masters: list[_Master] = []
+        self._order = StreamOrder()
         full = master_dtype(compute)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 master = parameter
                 if compute != full and FULL_PRECISION not in name:
                     master = torch.nn.Parameter(parameter.detach().to(full, copy=True))
-                self._masters.append(_Master(name, parameter, master))
+                self._masters.append(_Master(name, parameter, master, self._order))
         cast(model, compute, keep_dtype)
 
     def named(self) -> list[tuple[str, torch.nn.Parameter]]:
@@ -94,9 +98,14 @@ class MasterWeights:
         for each in self._masters:
             each.compute.grad = each.master.grad = each.grad_buffer = None
 
+    def leaves(self) -> Leaves:
+        """Leaves for the graphs of one worker; to be called when the model has its dtype."""
+        return Leaves(self._masters)
+
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
         """In the block gradients go into buffers; after it the buffers are the masters' `grad`."""
+        self._order.begin()
         for each in self._masters:
             each.begin()
         try:
@@ -104,6 +113,45 @@ class MasterWeights:
         finally:
             for each in self._masters:
                 each.end()
+
+    def abandon(self) -> None:
+        """Let streams that wait for their turn give up."""
+        self._order.abandon()
+
+
+class StreamOrder:
+    """The order in which streams add their gradients, whoever has them first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._abandoned = False
+
+    def begin(self) -> None:
+        """A new step."""
+        self._abandoned = False
+
+    def abandon(self) -> None:
+        """No stream will come to its end any more."""
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify_all()
+
+    def wait(self, master: _Master, stream: int) -> None:
+        """Until all streams before this one are done with the parameter.
+
+        Raises:
+            AbandonedError: a stream before this one will not come to its end.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._abandoned or master.streams >= stream)
+            if self._abandoned:
+                raise AbandonedError("a stream before this one was given up")
+
+    def done(self, master: _Master, stream: int) -> None:
+        """The stream adds nothing more to the parameter."""
+        with self._changed:
+            master.streams = stream + 1
+            self._changed.notify_all()
 
 
 class _Master:
@@ -113,36 +161,85 @@ class _Master:
     heap: 0.9 GB where all of SmolLM2-135M trains.
     """
 
-    def __init__(self, name: str, compute: torch.nn.Parameter, master: torch.nn.Parameter):
-        self.name, self.compute, self.master = name, compute, master
+    def __init__(
+        self,
+        name: str,
+        compute: torch.nn.Parameter,
+        master: torch.nn.Parameter,
+        order: StreamOrder,
+    ):
+        self.name, self.compute, self.master, self._order = name, compute, master, order
         self.grad_buffer: torch.Tensor | None = None
         self.has_gradient = False
+        self.streams = 0
+        """So many streams of the step, from its first, are done with this parameter."""
 
     def begin(self) -> None:
         """Start with the master's present gradient, if there is one."""
+        self.streams = 0
         self.has_gradient = self.master.grad is not None
         if self.has_gradient:
             self.grad_buffer = self.master.grad
         elif self.grad_buffer is None:
             self.grad_buffer = torch.empty_like(self.master)
         self.master.grad = None
-        register = self.compute.register_post_accumulate_grad_hook
-        self._hook = register(self.add)
 
     def end(self) -> None:
         """Give the buffer to the master."""
-        self._hook.remove()
         self.master.grad = self.grad_buffer if self.has_gradient else None
 
-    def add(self, parameter: torch.Tensor) -> None:
-        """Move the parameter's new gradient into the buffer."""
-        gradient, parameter.grad = parameter.grad, None
-        assert self.grad_buffer is not None and gradient is not None
+    def add(self, stream: int, gradient: torch.Tensor) -> None:
+        """Add a stream's gradient to the buffer, when it is the stream's turn."""
+        self._order.wait(self, stream)
+        assert self.grad_buffer is not None
         if self.has_gradient:
             self.grad_buffer.add_(gradient)
         else:
             self.grad_buffer.copy_(gradient)
         self.has_gradient = True
+        self._order.done(self, stream)
+
+    def skip(self, stream: int) -> None:
+        """The stream has ended; where it added nothing, the next may."""
+        if self.streams <= stream:
+            self._order.wait(self, stream)
+            self._order.done(self, stream)
+
+
+class Leaves:
+    """A worker's own leaves of the autograd graph: they share their values with the model's.
+
+    Two streams at once that had one leaf would add their gradients to it in any order.
+
+    Attributes:
+        parameters: the leaf of each of the model's parameters, by the parameter's id.
+    """
+
+    def __init__(self, masters: Sequence[_Master]):
+        self._masters = masters
+        self._stream = 0
+        self.parameters: dict[int, torch.nn.Parameter] = {}
+        for each in masters:
+            leaf = torch.nn.Parameter(each.compute.detach())
+            leaf.register_post_accumulate_grad_hook(partial(self._move, each))
+            self.parameters[id(each.compute)] = leaf
+
+    @contextlib.contextmanager
+    def stream(self, number: int) -> Iterator[None]:
+        """In the block the worker's gradients are those of the step's stream of this number."""
+        self._stream = number
+        try:
+            yield
+            for each in self._masters:
+                each.skip(number)
+        finally:
+            for leaf in self.parameters.values():
+                leaf.grad = None
+
+    def _move(self, master: _Master, leaf: torch.Tensor) -> None:
+        gradient, leaf.grad = leaf.grad, None
+        assert gradient is not None
+        master.add(self._stream, gradient)
 
 
 def cast_frozen(

@@ -47,6 +47,7 @@ from smoldpo.types import PairLogps, PreferencePair, TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.devices import pick_device
 from smoldpo.utils.errors import UsageError
+from smoldpo.utils.threads import computing
 
 
 @dataclass
@@ -83,6 +84,11 @@ def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) 
     Raises:
         SmoldpoError: as the loading of data and models; options that need another model.
     """
+    with computing(options.threads):
+        return _evaluate(models, data, options)
+
+
+def _evaluate(models: Sequence[str], data: str, options: EvaluateOptions) -> EvaluationResult:
     gates = parse_gates(options.fail_under)
     judges = [parse_judge(spec) for spec in options.judges]
     reference = options.reference or (models[0] if len(models) == 2 else None)

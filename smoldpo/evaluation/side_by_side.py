@@ -39,7 +39,7 @@ from smoldpo.utils import progress
 from smoldpo.utils.errors import SmoldpoError
 from smoldpo.utils.memory import trim_memory
 
-GENERATION_BATCH_SIZE = 16
+GENERATION_BATCH_SIZE = 8
 MAX_NOTABLE = 4
 """Notable pairs of each kind."""
 

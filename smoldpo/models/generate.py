@@ -22,6 +22,7 @@ from smoldpo.models.load import positions
 from smoldpo.models.token_rows import require_rows, token_rows
 from smoldpo.types import Advance, no_progress
 from smoldpo.utils.errors import UsageError
+from smoldpo.utils.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def generate_answers(
     Args:
         temperature: 0 takes the likeliest token each time; above 0 samples from
             softmax(logits / temperature).
-        batch_size: prompts that are answered side by side, those of like length together.
+        batch_size: prompts that are answered side by side, those of like length together; on a CPU
+            a thread answers one such batch, so that no answer depends on the number of threads.
 
     Raises:
         UsageError: a prompt leaves no room for its answer among the model's positions.
@@ -107,12 +109,17 @@ def generate_answers(
     _require_room(model, prompts, max_new_tokens)
     answers: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    for start in range(0, len(order), batch_size):
-        some = order[start : start + batch_size]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def work(_: int, some: list[int]) -> list[Answer]:
         batch = [prompts[index] for index in some]
-        new = _new_tokens(model, tokenizer, batch, max_new_tokens, temperature, seed)
-        answers |= zip(some, new, strict=True)
+        return _new_tokens(model, tokenizer, batch, max_new_tokens, temperature, seed)
+
+    def finished(some: list[int], new: list[Answer]) -> None:
+        answers.update(zip(some, new, strict=True))
         advance(len(some))
+
+    Workers(None if model.device.type == "cpu" else 1).run(work, batches, finished)
     return [answers[index] for index in range(len(prompts))]
 
 

@@ -15,6 +15,7 @@ from smoldpo.engine.batching import OpCounts
 from smoldpo.plan.depths import FreezeDepth
 from smoldpo.plan.workload import Workload
 from smoldpo.training.phases import RunPhases, checkpoint_due
+from smoldpo.utils.core_use import CoreUse
 from smoldpo.utils.text import format_seconds
 
 
@@ -235,8 +236,7 @@ def _epoch_seconds(
 ) -> float:
     seconds = rates.gradients(counts, depth) + steps * rates.update(depth.trainable)
     seconds += load.recomputed * rates.trunk(counts, depth.below)
-    if load.two_passes and counts.batches > steps:  # a step of one batch needs one pass
-        seconds += rates.top(counts, depth.top) * (1 - steps / counts.batches)
+    seconds += load.two_passes * rates.top(counts, depth.top)
     return seconds
 
 
@@ -250,7 +250,7 @@ ENOUGH_READINGS = 3
 
 @dataclass(frozen=True)
 class MachineSpeed:
-    """GFLOP/s of matrix products in the compute dtype (engine/precision.py).
+    """GFLOP/s of one thread's matrix products in the compute dtype (engine/precision.py).
 
     A laptop that is warm or on battery, or a virtual machine with busy neighbours, has another
     speed in an hour. No forecast knows that; it can say what it saw.
@@ -258,6 +258,8 @@ class MachineSpeed:
 
     readings: Sequence[float]  # Taken between the parts of the dry run
     earlier: Sequence[float] = ()  # Of earlier commands on this machine
+    use: CoreUse | None = None  # Of the cores, while planning
+    threads: int = 1  # That compute
 
     @property
     def now(self) -> float:
@@ -281,6 +283,12 @@ class MachineSpeed:
                 f"products ran at {self.now:,.0f} GFLOP/s while planning, and at {self.usual:,.0f} "
                 f"in this machine's last {len(self.earlier)} commands: at that speed the run takes "
                 f"{total}"
+            )
+        if self.use is not None and self.use.busy:
+            alone = format_seconds(times.at_speed(self.use.slower(self.threads)).total)
+            found.append(
+                f"the machine is busy: {self.use.in_words}; the forecast is for a run beside them, "
+                f"and alone it takes about {alone}"
             )
         return found
 

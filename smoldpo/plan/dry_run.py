@@ -72,6 +72,10 @@ class DryRun:
         """The engine's, at the budget that it has now."""
         return self._engine.batching
 
+    @property
+    def _workers(self) -> int:
+        return self._engine.workers.count
+
     def run(self, first: bool, between: Callable[[], object]) -> Measurements:
         """All passes and steps.
 
@@ -124,7 +128,7 @@ class DryRun:
         seconds = _seconds_of(lambda: self._engine.prepare(pairs))
         depth, batching = self._depth, self._batching
         top = depth.top if self._config.reference is None else depth.layers
-        counts = batching.count_all(batching.forward_batches(pairs))
+        counts = batching.count_busiest(batching.forward_batches(pairs), self._workers)
         if not needs_reference(self._config.loss_type):
             top, counts = 0, replace(counts, head_rows=0)
         if self._fast and depth.below + top:
@@ -133,7 +137,7 @@ class DryRun:
     def _time_pass(self, batch: list[TokenizedPair]) -> None:
         """The policy's log-probabilities, from trunk states that are cached."""
         batching = self._batching
-        counts = batching.count_all(batching.forward_batches(batch))
+        counts = batching.count_busiest(batching.forward_batches(batch), self._workers)
         if self._size.repeat:
             self._engine.policy_logps(batch)
         seconds = _seconds_of(lambda: self._engine.policy_logps(batch))
@@ -171,18 +175,19 @@ class DryRun:
         begun, ended = steps_ended[-2:]
         gradients = gradients_ended[-1] - begun
         update = None if self._tried.one_step else ended - gradients_ended[-1]
-        counts = self._batching.count_all(self._batching.step_batches(batch))
+        batches = self._batching.step_batches(batch)
+        counts = self._batching.count_busiest(batches, self._workers)
         self._found.steps.append(TimedStep(counts, self._depth, gradients, update))
 
     def _observed(self, before: int, peak: int, one: int, first_pass: int) -> ObservedMemory:
         """What each row keeps, given the `one` of the longest pair; and what no count explains."""
         depth, batching = self._depth, self._batching
         row = one / batching.saved_rows([self._longest])
-        saved = max(
-            batching.saved_rows(micro_batch)
+        rows = (
+            sorted(map(batching.saved_rows, batching.step_batches(batch)))
             for batch in self._batches
-            for micro_batch in batching.step_batches(batch)
         )
+        saved = max(sum(each[-self._workers :]) for each in rows)
         gradients = sum(p.nbytes for _, p in self._engine.trainable_parameters())
         return ObservedMemory(
             depth=depth,

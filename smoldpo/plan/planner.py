@@ -10,7 +10,7 @@ from typing import Any
 
 from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.autotune import dtype_name
-from smoldpo.engine.batch_budget import RESERVE, fitting_batching
+from smoldpo.engine.batch_budget import RESERVE, batches_at_once, fitting_batching
 from smoldpo.engine.batching import OpCounts
 from smoldpo.plan.cost_model import FixedCosts, MachineSpeed, Rates, Times, forecast
 from smoldpo.plan.depths import FreezeDepth
@@ -24,6 +24,7 @@ from smoldpo.utils.devices import pick_device
 from smoldpo.utils.errors import UsageError
 from smoldpo.utils.memory import trim_memory
 from smoldpo.utils.text import format_seconds, parse_duration
+from smoldpo.utils.threads import computing
 
 CLOSING_SECONDS = 2.0
 """Of statistics and the report, about; they are not measured here."""
@@ -87,10 +88,12 @@ def make_plan(config: TrainConfig, imports: float = 0.0) -> Plan:
     begun = time.perf_counter()
     if config.freeze_layers == "auto":
         config = config.model_copy(update={"freeze_layers": None, "budget": None})
-    trial = Trial(config, imports)
-    trial.run()
+    with computing(config.threads, config.nice):
+        trial = Trial(config, imports)
+        trial.run()
     notable = trial.data.eval if config.generate_prompts else []
-    answers = count_answers(trial.run_end.prompts, config.max_new_tokens, notable)
+    prompts = trial.run_end.prompts
+    answers = count_answers(prompts, config.max_new_tokens, notable, trial.workers)
     depths = [_forecast(trial, depth, answers) for depth in trial.depths]
     run = next(each for each in depths if each.depth.frozen == trial.models.trainable.frozen_layers)
     seconds = time.perf_counter() - begun
@@ -106,19 +109,20 @@ def _forecast(trial: Trial, depth: FreezeDepth, answers: OpCounts) -> DepthForec
     released = sizes.released + depth.released_bytes * states_cached
     masters = depth.trainable * sizes.master * sizes.separate_masters
     weights = sizes.weights - depth.unconverted_bytes - released
-    fitting = None
+    fitting, workers = None, trial.workers
     if not trial.refused(depth):  # laid out as the run will, by the memory that it will find
         train, batching = trial.data.train, trial.batching
         longest = batching.saved_rows([batching.longest(train)])
-        fitting = fitting_batching(
+        told = (
             batching,
             round(longest * row_bytes(trial.observed, depth)),
             train,
             Schedule.of(config, len(train)).pairs_per_step,
             trial.free - weights - sizes.states - masters - depth.step_bytes - RESERVE,
         )
+        fitting, workers = fitting_batching(*told), batches_at_once(*told, workers)
     batching = fitting or trial.batching
-    load = trial.counter.workload(depth, batching, misses, answers)
+    load = trial.counter.workload(depth, batching, misses, answers, workers)
     written = trial.disk.written + trial.disk.synced + trial.disk.hashed
     on_disk = trial.cached_in == "disk"
     costs = FixedCosts(
@@ -130,7 +134,7 @@ def _forecast(trial: Trial, depth: FreezeDepth, answers: OpCounts) -> DepthForec
         store_byte=written if on_disk else 0.0,
     )
     times = forecast(trial.rates, load, depth, costs, config)
-    rows = trial.counter.steps(batching).longest
+    rows = trial.counter.steps(batching, workers).longest
     memory = forecast_memory(sizes, trial.observed, depth, rows, released)
     saved = kept_checkpoints(config, times.checkpoints) * depth.checkpoint_bytes
     store = load.states_bytes if on_disk else 0.0

@@ -39,6 +39,7 @@ from smoldpo.plan.workload import RunCounter
 from smoldpo.training.sampler import Schedule
 from smoldpo.training.setup import load_data, load_models, tokenize
 from smoldpo.utils import progress
+from smoldpo.utils.core_use import CoreUse, CoreWatch
 from smoldpo.utils.errors import OutOfMemoryError
 from smoldpo.utils.memory import free_memory, trim_memory
 
@@ -55,18 +56,21 @@ class Trial:
         depths, misses: every freeze depth, and what the cache lacks at each, by frozen layers.
         cached_in: disk, memory, or off.
         models: loaded as the run will; without their engine once `run` has used it.
+        workers: that compute streams at once.
         disk, run_end, rates: measured by `run`.
     """
 
     disk: DiskSpeed
     run_end: RunEnd
     rates: Rates
+    _use: CoreUse | None = None
 
     def __init__(self, config: TrainConfig, imports: float):
         self.config = config
         self._measured: list[Measurements] = []
         self._refused: list[tuple[FreezeDepth, Exception]] = []
         self._readings: list[float] = []
+        self._watch = CoreWatch()
         begun = time.perf_counter()
         earlier = {dtype: earlier_rates(dtype, "cpu") for dtype in NAMES.values()}
         self._raw = load_data(config)
@@ -88,6 +92,7 @@ class Trial:
             lookup = CacheLookup(config, self.models, self.free, pairs, self.batching)
             self.cached_in = lookup.location
             self.misses = {d.frozen: lookup.misses(d.below) for d in self.depths}
+        self.workers = self.models.engine.workers.count
         self.counter = RunCounter(config, self.data.train, self.data.eval)
 
     def _sizes(self, fast: bool, libraries: float) -> ModelSizes:
@@ -152,6 +157,7 @@ class Trial:
             answering_model=self.run_end.model_bytes,
             answering=self.run_end.answering_bytes,
         )
+        self._use = self._watch.use()
         self.rates = fit_rates(
             [timed for found in self._measured for timed in found.passes],
             [timed for found in self._measured for timed in found.steps],
@@ -160,10 +166,10 @@ class Trial:
     @property
     def speed(self) -> MachineSpeed:
         """The machine's during the trial."""
-        return MachineSpeed(self._readings, self._earlier)
+        return MachineSpeed(self._readings, self._earlier, self._use, self.workers)
 
     def _read_speed(self) -> float:
-        """GFLOP/s now; read between what is timed."""
+        """GFLOP/s of one thread now; read between what is timed."""
         self._readings.append(matmul_rate(self.models.facts.dtype, "cpu"))
         return self._readings[-1]
 
@@ -185,7 +191,7 @@ class Trial:
             inside,
             head_weight(policy).numel(),
             tried,
-            1e9 * REACHED * self._read_speed(),
+            1e9 * REACHED * self.workers * self._read_speed(),
         )
 
     def _try(self, tried: TrialDepth, size: TrialSize, loaded: bool) -> None:
@@ -226,7 +232,7 @@ class Trial:
             return False
         if not self._measured:  # the dry run itself looks before its first step
             return True
-        rows = self.counter.steps(self.batching).longest
+        rows = self.counter.steps(self.batching, self.workers).longest
         memory = forecast_memory(self.sizes, self.observed, depth, rows)
         most = max(memory.phases[phase] for phase in ("loading", "first pass", "training"))
         return memory.parts["backward"] / 2 + most - self.sizes.libraries <= self.free

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from smoldpo.config.schema import TrainConfig
-from smoldpo.engine.batching import Batch, Batching, OpCounts, TokenBatching
+from smoldpo.engine.batching import Batch, Batching, OpCounts, TokenBatching, total
 from smoldpo.plan.cache_lookup import CacheMisses
 from smoldpo.plan.depths import FreezeDepth
 from smoldpo.training.loop import loss_function
@@ -32,8 +32,9 @@ class Workload:
     reference_layers: int = 0  # Layers that the reference still has to run for them
     epochs: Sequence[OpCounts] = ()
     steps: Sequence[int] = ()  # Optimizer steps of each epoch
-    two_passes: bool = False
-    """Whether the loss needs all log-probabilities of a step before it is differentiated."""
+    two_passes: float = 0.0
+    """Share of the steps' rows that go forward once more, because the loss needs all
+    log-probabilities of a step before it is differentiated."""
     evaluation: OpCounts = NO_COUNTS  # All held-out pairs, once
     evaluation_layers: int = 0
     evaluations_before: int = 0
@@ -46,11 +47,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """The optimizer steps of a run, by epoch."""
+    """The optimizer steps of a run, by epoch: what the busiest worker computes of each step."""
 
     epochs: list[OpCounts]
     steps: list[int]
-    longest: float  # Rows of the longest batch with a backward pass
+    longest: float  # Rows of the batches with a backward pass that are computed at once, at most
+    several: float  # Share of the rows that are in steps of several batches
 
 
 class RunCounter:
@@ -59,32 +61,41 @@ class RunCounter:
     def __init__(self, config: TrainConfig, train: Batch, evaluation: Batch):
         self._config, self._train, self._evaluation = config, train, evaluation
         self.steps = cache(self._count_steps)
-        self._held_out = cache(lambda b: b.count_all(b.forward_batches(evaluation)))
+        self._held_out = cache(lambda b, w: b.count_busiest(b.forward_batches(evaluation), w))
         self._first_pass = cache(_count_first_pass)
 
-    def _count_steps(self, batching: Batching) -> StepCounts:
-        """Each step's own pairs, as this batching cuts them."""
+    def _count_steps(self, batching: Batching, workers: int) -> StepCounts:
+        """Each step's own pairs, as this batching cuts them and so many workers share them."""
         schedule = Schedule.of(self._config, len(self._train))
         epochs: list[OpCounts] = []
         steps: list[int] = []
-        longest = 0.0
+        longest = several = 0.0
         for step in range(schedule.total_steps):
             if step % schedule.steps_per_epoch == 0:
                 epochs.append(OpCounts())
                 steps.append(0)
             batches = batching.step_batches([self._train[i] for i in schedule.indices(step)])
-            epochs[-1] += batching.count_all(batches)
+            counts = batching.count_busiest(batches, workers)
+            epochs[-1] += counts
             steps[-1] += 1
-            longest = max(longest, *(batching.saved_rows(batch) for batch in batches))
-        return StepCounts(epochs, steps, longest)
+            several += counts.rows * (len(batches) > 1)
+            rows = sorted(map(batching.saved_rows, batches))
+            longest = max(longest, sum(rows[-workers:]))
+        return StepCounts(epochs, steps, longest, several / max(1.0, total(epochs).rows))
 
     def workload(
-        self, depth: FreezeDepth, batching: Batching, misses: CacheMisses, answers: OpCounts
+        self,
+        depth: FreezeDepth,
+        batching: Batching,
+        misses: CacheMisses,
+        answers: OpCounts,
+        workers: int = 1,
     ) -> Workload:
         """The whole run at a depth."""
         config, fast = self._config, isinstance(batching, TokenBatching)
         phases = RunPhases.of(config, len(self._train), len(self._evaluation))
-        steps, (trunk, reference) = self.steps(batching), self._first_pass(batching, misses)
+        steps = self.steps(batching, workers)
+        trunk, reference = self._first_pass(batching, misses, workers)
         per_batch = steps.epochs[0].pairs / max(1, steps.epochs[0].batches)
         return Workload(
             phases=phases,
@@ -93,8 +104,8 @@ class RunCounter:
             reference_layers=depth.top if config.reference is None else depth.layers,
             epochs=steps.epochs,
             steps=steps.steps,
-            two_passes=loss_function(config, config.beta).whole_step,
-            evaluation=self._held_out(batching),
+            two_passes=steps.several * loss_function(config, config.beta).whole_step,
+            evaluation=self._held_out(batching, workers),
             evaluation_layers=depth.top if fast else depth.layers,
             # A fast engine has the reference's log-probabilities from the first pass.
             evaluations_before=phases.policy_before + (0 if fast else phases.reference_before),
@@ -104,17 +115,22 @@ class RunCounter:
         )
 
 
-def _count_first_pass(batching: Batching, misses: CacheMisses) -> tuple[OpCounts, OpCounts]:
+def _count_first_pass(
+    batching: Batching, misses: CacheMisses, workers: int
+) -> tuple[OpCounts, OpCounts]:
     """Through trunk and reference, as FastEngine.prepare groups the pairs."""
     unscored, stateless = set(misses.without_logps), set(misses.without_states)
     first = batching.forward_batches(misses.without_states)
     then = batching.forward_batches([p for p in misses.without_logps if p not in stateless])
     scored = [batch for batch in first if any(pair in unscored for pair in batch)] + then
-    return batching.count_all(first), batching.count_all(scored)
+    return batching.count_busiest(first, workers), batching.count_busiest(scored, workers)
 
 
-def count_answers(prompts: Sequence[int], new_tokens: int, notable: Batch) -> OpCounts:
+def count_answers(
+    prompts: Sequence[int], new_tokens: int, notable: Batch, workers: int = 1
+) -> OpCounts:
     """Answers to prompts of so many tokens, and the notable pairs, scored by one model."""
     pairs = [TokenizedPair("", (0,) * n, (0,) * new_tokens, (0,) * new_tokens) for n in prompts]
     batching = TokenBatching()
-    return batching.count_all(batching.forward_batches([*pairs, *notable[:NOTABLE_PAIRS]]))
+    batches = batching.forward_batches([*pairs, *notable[:NOTABLE_PAIRS]])
+    return batching.count_busiest(batches, workers)

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from smoldpo.config.schema import TrainConfig
 from smoldpo.data.template_settings import today
 from smoldpo.engine.cache import folder as cache
@@ -61,6 +59,7 @@ from smoldpo.utils.errors import ConfigError, SmoldpoError, UsageError
 from smoldpo.utils.files import write_json, write_text
 from smoldpo.utils.signals import InterruptedRunError, Interruption
 from smoldpo.utils.text import format_seconds, percent
+from smoldpo.utils.threads import computing
 
 FILE, YAML, FORMAT = "sweep.json", "sweep.yaml", 1
 CONTENTS = (
@@ -198,12 +197,16 @@ class _Sweep:
         self.total = spec.trials
         self.trials: list[TrialRecord] = []
         self.shared = SharedInputs(folder)
-        if self.shared.threads:
-            torch.set_num_threads(self.shared.threads)
 
     def run(self) -> SweepResult:
         at = "at its beginning"
-        with Interruption() as interruption, cache.sharing():
+        common = self.spec.common
+        threads = common.threads or self.shared.threads
+        with (
+            Interruption() as interruption,
+            cache.sharing(),
+            computing(threads, common.nice),
+        ):
             try:
                 self._prepare_pairs()
                 context = SweepContext(self.folder, self.shared, self.metric, interruption)

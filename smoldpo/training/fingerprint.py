@@ -31,7 +31,7 @@ FORMAT = 1
 FREE_SETTINGS = {
     "output_dir", "overwrite", "save_steps", "save_minutes", "keep_checkpoints", "logging_steps",
     "cache", "cache_limit", "sample_prompt", "generate_prompts", "temperature", "max_new_tokens",
-    "judges", "fail_under", "report_to", "merge",
+    "judges", "fail_under", "report_to", "merge", "threads", "nice",
 }  # fmt: skip
 """Settings without a say in weights or data; an interrupted run may go on with others."""
 FROM_NAMES = {
@@ -52,7 +52,7 @@ CONTENTS = {
 
 
 class Computing(EngineRecord):
-    """How a run computes."""
+    """How a run computes; `threads` matters to the plain engine alone."""
 
     dtype: str
     device: str
@@ -176,8 +176,10 @@ def default_of(setting: str) -> Any:
 
 def other_machine(began: Fingerprint, now: Fingerprint) -> list[str]:
     """What may round otherwise here than where the run began."""
-    then = began.machine | {"threads": began.computing.threads}
-    today = now.machine | {"threads": now.computing.threads}
+    then: dict[str, Any] = dict(began.machine)
+    today: dict[str, Any] = dict(now.machine)
+    if began.computing.engine == "plain":
+        then["threads"], today["threads"] = began.computing.threads, now.computing.threads
     return [f"{k}: {today[k]}, was {then.get(k)}" for k in today if then.get(k) != today[k]]
 
 

@@ -21,11 +21,12 @@ from smoldpo.engine.base import Engine, StepResult
 from smoldpo.engine.batch_budget import retry_with_smaller_budget
 from smoldpo.losses import Objective, betas, implicit_rewards
 from smoldpo.training.metrics_file import MetricsFile
-from smoldpo.training.optim import learning_rate
+from smoldpo.training.optim import learning_rate, step_by_parts
 from smoldpo.training.sampler import Schedule
 from smoldpo.training.state import TrainingState
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 from smoldpo.utils.errors import SmoldpoError
+from smoldpo.utils.threads import torch_threads
 
 LN2 = math.log(2.0)
 AfterStep = Callable[[int], bool | None]
@@ -92,6 +93,7 @@ def train(
     schedule = Schedule.of(config, len(pairs))
     state = state or TrainingState(engine, config)
     parameters, optimizer = state.parameters, state.optimizer
+    asked = engine.budget
     for step in range(state.step, schedule.total_steps):
         started = time.perf_counter()
         batch = [pairs[index] for index in schedule.indices(step)]
@@ -108,18 +110,13 @@ def train(
         if step == 0 and starts_at_reference and reference is not None:
             start = policy_at_start(policy, reference)
             _check_first_loss(losses, loss(start, reference, batch, batch))
-        gradients_now = [p.grad for p in parameters.values() if p.grad is not None]
-        total = torch.nn.utils.get_total_norm(gradients_now)
-        norm = total.item()
-        _check_finite(step, batch, losses, norm, parameters)
-        torch.nn.utils.clip_grads_with_norm_(
-            parameters.values(), config.max_grad_norm or math.inf, total
-        )
         rate = learning_rate(config, step, schedule.total_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["rate_factor"]
-        optimizer.step()
-        state.finish_step()
+        with torch_threads(1):  # the same bits, however many threads compute
+            norm = _clip(config, step, batch, losses, parameters)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["rate_factor"]
+            step_by_parts(optimizer, engine.workers)
+            state.finish_step()
 
         reference_seen = None if reference is None else loss.logps_for_loss(reference)
         own_beta = betas(beta, batch, policy)
@@ -130,6 +127,7 @@ def train(
                 | row
                 | ({} if config.beta_end is None else {"beta": beta})
                 | {"grad_norm": norm, "learning_rate": rate, "pairs": len(batch)}
+                | ({} if engine.budget == asked else {engine.batching.setting: engine.budget})
                 | {"seconds": round(time.perf_counter() - started, 4)}
             )
         state.figures = row | {"pairs": len(batch), "seconds": time.perf_counter() - started}
@@ -138,6 +136,28 @@ def train(
             break
     engine.drop_gradients()
     return state.step
+
+
+def _clip(
+    config: TrainConfig,
+    step: int,
+    batch: Sequence[TokenizedPair],
+    losses: torch.Tensor,
+    parameters: dict[str, torch.nn.Parameter],
+) -> float:
+    """Clip the gradients; their norm before.
+
+    Raises:
+        NotFiniteError: a loss or gradient that is not finite.
+    """
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    total = torch.nn.utils.get_total_norm(gradients)
+    norm: float = total.item()
+    _check_finite(step, batch, losses, norm, parameters)
+    torch.nn.utils.clip_grads_with_norm_(
+        parameters.values(), config.max_grad_norm or math.inf, total
+    )
+    return norm
 
 
 def policy_at_start(policy: PairLogps, reference: PairLogps) -> PairLogps:

@@ -7,6 +7,7 @@ learning rate is a pure function of the step.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,6 +19,8 @@ from smoldpo.config.optimizers import OPTIMIZERS, lowest_rate
 from smoldpo.config.schema import TrainConfig
 from smoldpo.utils.devices import pick_device
 from smoldpo.utils.errors import UsageError, whole_reason
+from smoldpo.utils.threads import torch_threads
+from smoldpo.utils.workers import Workers
 
 Named = Mapping[str, torch.nn.Parameter]
 
@@ -70,6 +73,35 @@ def _build(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opt
         optimizer = AdamW(groups, lr=config.learning_rate, optim_bits=8, **adam)
         return optimizer
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True, **adam)
+
+
+def step_by_parts(optimizer: torch.optim.Optimizer, workers: Workers) -> None:
+    """`optimizer.step()`, each worker for some of the parameters.
+
+    A parameter is always updated by one thread. bitsandbytes' optimizers, which share buffers
+    between parameters, take their step whole.
+    """
+    if workers.count == 1 or type(optimizer).__module__.startswith("bitsandbytes"):
+        with torch_threads(1):
+            optimizer.step()
+        return
+    parts: list[list[dict[str, Any]]] = [[] for _ in range(workers.count)]
+    sizes = [0] * workers.count
+    for group in optimizer.param_groups:
+        shares: list[list[torch.nn.Parameter]] = [[] for _ in parts]
+        for parameter in group["params"]:
+            least = sizes.index(min(sizes))
+            shares[least].append(parameter)
+            sizes[least] += parameter.numel()
+        for part, share in zip(parts, shares, strict=True):
+            part += [group | {"params": share}] if share else []
+
+    def step(_: int, groups: list[dict[str, Any]]) -> None:
+        part = copy.copy(optimizer)  # with the same state
+        part.param_groups = groups
+        part.step()
+
+    workers.run(step, [groups for groups in parts if groups])
 
 
 def require_optimizer(config: TrainConfig) -> None:

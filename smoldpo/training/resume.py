@@ -6,8 +6,6 @@ import contextlib
 import math
 from pathlib import Path
 
-import torch
-
 from smoldpo.config.load import build_config, load_yaml, to_yaml
 from smoldpo.config.schema import TrainConfig
 from smoldpo.training.checkpoint import Checkpoint, newest
@@ -27,6 +25,7 @@ from smoldpo.utils import progress
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.files import write_text
 from smoldpo.utils.signals import Interruption
+from smoldpo.utils.threads import computing
 
 
 def resume_training(folder: Path, extend: float | None = None) -> RunResult:
@@ -41,8 +40,12 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
     record = read_resume_record(folder)
     began = record.began
     config = _config(folder, began, extend)
-    torch.set_num_threads(began.computing.threads)
-    with Interruption() as interruption, in_folder(record.folder), claimed(folder):
+    with (
+        Interruption() as interruption,
+        in_folder(record.folder),
+        claimed(folder),
+        computing(config.threads, config.nice),
+    ):
         inputs = load_inputs(config, began.computing.kernels)
         _require_same(folder, began, inputs.fingerprint, config, extend)
         total = Schedule.of(config, len(inputs.data.train)).total_steps
@@ -65,16 +68,18 @@ def _config(folder: Path, began: Fingerprint, extend: float | None) -> TrainConf
     settings = load_yaml(folder / "config.yaml")
     settings.setdefault("truncation", "tokens")  # a run from before there was a choice
     config = build_config(settings)
-    computing = began.computing
+    computed = began.computing
     then = {
-        "engine": computing.engine,
-        "device": computing.device,
-        "compile": "on" if computing.compiled else "off",
+        "engine": computed.engine,
+        "device": computed.device,
+        "compile": "on" if computed.compiled else "off",
     }
     decided: dict[str, object] = {
         key: value for key, value in then.items() if getattr(config, key) == "auto"
     }
     decided |= {"output_dir": str(folder), "overwrite": False}
+    if computed.engine == "plain":  # whose results depend on it
+        decided["threads"] = computed.threads
     if extend is not None:
         settings = began.settings  # and not config.yaml's: a kill may have come between the two
         decided["num_train_epochs"] = settings["num_train_epochs"] + extend

@@ -63,6 +63,7 @@ from smoldpo.utils.files import write_json, write_text
 from smoldpo.utils.memory import free_memory, trim_memory
 from smoldpo.utils.rng import seed_everything
 from smoldpo.utils.signals import InterruptedRunError, Interruption
+from smoldpo.utils.threads import computing
 
 
 @dataclass
@@ -113,7 +114,7 @@ def run_training(
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
         InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
     """
-    with interruption or Interruption() as interruption:
+    with interruption or Interruption() as interruption, computing(config.threads, config.nice):
         config = config.model_copy(update={"template_date": config.template_date or today()})
         folder = choose_folder(config)
         with claimed(folder):

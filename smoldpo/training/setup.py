@@ -267,7 +267,7 @@ def engine_settings(config: TrainConfig, dtype: torch.dtype, compiled: bool) -> 
         compute_dtype=dtype,
         train_batch_size=config.per_device_train_batch_size,
         eval_batch_size=config.per_device_eval_batch_size,
-        max_tokens=config.max_tokens,
+        stream_tokens=config.stream_tokens,
         cache=config.cache,
         cache_bytes=config.cache_limit * 1e9,
         compiled=compiled,

@@ -45,14 +45,24 @@ def test_the_other_is_taken_where_it_is_clearly_faster(monkeypatch, before, rati
 
 def test_each_ways_best_time_counts(monkeypatch):
     """A way that another process once held up is not slower for it."""
-    now, delays = 0.0, [50.0, 0.0, 0.0, 0.0]
+    now, delays = 0.0, [50.0] * 5 + [0.0, 50.0, 50.0, 0.0]
 
     def way(fused: bool) -> None:
         nonlocal now
-        now += 1.0 + (delays.pop() if fused else 0.0)
+        now += 1.0 + (delays.pop() if fused and delays else 0.0)
 
     monkeypatch.setattr(autotune.time, "perf_counter", lambda: now)
     assert FIRST_IS_FASTER(way)
+
+
+def test_a_rate_is_measured_however_long_the_process_is_held_up(monkeypatch):
+    """Where another process takes the whole time that was meant for it, it is not 0."""
+    held_up = iter(range(0, 10**6, 100))
+    monkeypatch.setattr(autotune.time, "perf_counter", lambda: float(next(held_up)))
+    turns = []
+    assert autotune.fastest_turns([lambda: turns.append(1)]) == [100.0]
+    assert len(turns) == 1 + autotune.LEAST_TURNS
+    assert autotune.matmul_rate(torch.float32, "cpu") > 0
 
 
 @pytest.fixture
@@ -86,7 +96,7 @@ def test_kernels_last_from_run_to_run(told, monkeypatch):
     assert told[4:] == [None, None], "another precision"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     choose_kernels(torch.float32, "cpu")
-    assert told[6:] == [None, None], "another number of threads"
+    assert told[6:] == [False, False], "measured by one thread, however many compute"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"machine": 1}', "no JSON", '{"choices": {}}'])
@@ -108,7 +118,9 @@ def test_the_precision_lasts_until_another_is_clearly_better(kept, monkeypatch):
     found = []
     for speedup in (1.2, 1.9, 2.1, 1.2, 1.01, 0.99, 1.9):
         rates = {torch.float32: 1.0, torch.bfloat16: speedup}
-        monkeypatch.setattr(autotune, "matmul_rate", lambda dtype, _, r=rates: r[dtype])
+        monkeypatch.setattr(
+            autotune, "matmul_rates", lambda given, _, r=rates: [r[d] for d in given]
+        )
         found.append(autotune.compute_dtype("auto", "cpu")[0])
     narrow, wide = torch.bfloat16, torch.float32
     assert found == [wide, wide, narrow, narrow, narrow, wide, wide]
@@ -117,7 +129,9 @@ def test_the_precision_lasts_until_another_is_clearly_better(kept, monkeypatch):
 def test_the_rates_of_the_last_commands_are_kept(kept, monkeypatch):
     for number in range(20):
         rates = {torch.float32: 100.0 + number, torch.bfloat16: 7.06}
-        monkeypatch.setattr(autotune, "matmul_rate", lambda dtype, _, r=rates: r[dtype])
+        monkeypatch.setattr(
+            autotune, "matmul_rates", lambda given, _, r=rates: [r[d] for d in given]
+        )
         autotune.compute_dtype("auto", "cpu")
     autotune.compute_dtype("float32", "cpu")  # measures nothing
     assert autotune.earlier_rates(torch.float32, "cpu") == [104.0 + n for n in range(16)]

@@ -34,9 +34,9 @@ def train(cli, tiny_folder, pairs_file, tmp_path):
         result = cli(
             "train", "--model", model, "--data", pairs_file, "--output-dir", name,
             "--per-device-train-batch-size", 4, "--learning-rate", "1e-2", "--num-train-epochs", 2,
-            "--max-train-samples", 20, "--dtype", dtype, "--freeze-layers", frozen, "--max-tokens",
-            500, "--sample-prompt", "none", "--generate-prompts", 0, "--device", "cpu", "--compile",
-            "off", *more,
+            "--max-train-samples", 20, "--dtype", dtype, "--freeze-layers", frozen,
+            "--stream-tokens", 500, "--sample-prompt", "none", "--generate-prompts", 0, "--device",
+            "cpu", "--compile", "off", *more,
         )  # fmt: skip
         assert result.code == 0, result.err
         return result.err, outcome(tmp_path / name)

@@ -68,7 +68,7 @@ def adapted(model, **settings):
 def engines(
     model,
     reference=None,
-    max_tokens=40,
+    stream_tokens=40,
     pairs=PAIRS,
     trunk_store=None,
     reference_store=None,
@@ -76,7 +76,7 @@ def engines(
 ):
     """Both engines on copies of one adapted model, moved well away from B = 0."""
     policy = copy.deepcopy(model)
-    told = EngineSettings(torch.float64, 2, 2, max_tokens, **settings)
+    told = EngineSettings(torch.float64, 2, 2, stream_tokens, **settings)
     plain = PlainEngine(
         policy,
         policy if reference is None else copy.deepcopy(reference),
@@ -154,11 +154,11 @@ def test_every_target(targets, train_layers, at, kind, tied):
 
 
 @pytest.mark.parametrize(
-    "max_tokens, kind", [(1, "lora"), *((30, kind) for kind in KINDS), (10_000, "dora")]
+    "stream_tokens, kind", [(1, "lora"), *((30, kind) for kind in KINDS), (10_000, "dora")]
 )
-def test_any_cut_into_streams(max_tokens, kind):
+def test_any_cut_into_streams(stream_tokens, kind):
     model = adapted(build("qwen2"), freeze_layers=1, **KINDS[kind])
-    assert_equal(*engines(model, max_tokens=max_tokens))
+    assert_equal(*engines(model, stream_tokens=stream_tokens))
 
 
 @pytest.mark.parametrize(
@@ -194,10 +194,10 @@ def test_every_kernel(attention, head, kind):
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
-@pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
-def test_a_beginning_in_common_is_computed_once(kind, max_tokens):
+@pytest.mark.parametrize("stream_tokens", [1, 60, 10_000])
+def test_a_beginning_in_common_is_computed_once(kind, stream_tokens):
     model = adapted(build("smollm3"), freeze_layers=2, **KINDS[kind])
-    plain, fast = engines(model, max_tokens=max_tokens, pairs=SHARING)
+    plain, fast = engines(model, stream_tokens=stream_tokens, pairs=SHARING)
     assert fast.batching.prefix == SYSTEM
     assert_equal(plain, fast, SHARING)
 
@@ -209,7 +209,7 @@ def test_compiled_regions(kind):
     if not choice.compiled:
         pytest.skip(choice.why)
     try:
-        assert_equal(*engines(model, max_tokens=30))
+        assert_equal(*engines(model, stream_tokens=30))
     finally:
         set_compiled(False)
 
@@ -223,7 +223,7 @@ def test_more_rows_than_a_block():
     """Blocks of 512 rows, the last one filled up."""
     model = adapted(build("qwen2"), freeze_layers=1, use_dora=True)
     many = [dataclasses.replace(pair, prompt_ids=pair.prompt_ids * 12) for pair in PAIRS]
-    assert_equal(*engines(model, max_tokens=10_000, pairs=many), many)
+    assert_equal(*engines(model, stream_tokens=10_000, pairs=many), many)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_before_the_first_update_it_is_the_base_to_the_last_bit(kind, dtype, fro
     sides = []
     for policy in (base, model):
         engine = FastEngine(
-            policy, MasterWeights(policy, dtype), settings=EngineSettings(max_tokens=10_000)
+            policy, MasterWeights(policy, dtype), settings=EngineSettings(stream_tokens=10_000)
         )
         logps = engine.policy_logps(PAIRS)
         sides.append(torch.cat([logps.chosen, logps.rejected]))
@@ -270,13 +270,15 @@ def test_lengths_with_b_at_0_are_those_measured_whatever_they_are():
     assert torch.equal(row_lengths(module, module.base_layer.weight), lengths)
 
 
-def half_engine(max_tokens=10_000, **settings):
+def half_engine(stream_tokens=10_000, **settings):
     model = build("qwen2").float()
     for module in model.modules():
         module.__dict__.pop("forward", None)
     adapted(model, freeze_layers=2, **settings)
     return model, FastEngine(
-        model, MasterWeights(model, torch.bfloat16), settings=EngineSettings(max_tokens=max_tokens)
+        model,
+        MasterWeights(model, torch.bfloat16),
+        settings=EngineSettings(stream_tokens=stream_tokens),
     )
 
 
@@ -313,10 +315,10 @@ def test_gradients_in_bfloat16_are_near_those_in_float64():
         if type(module).__name__.endswith("RMSNorm"):
             module.__dict__.pop("forward", None)
     exact = FastEngine(
-        wide, MasterWeights(wide, torch.float64), settings=EngineSettings(max_tokens=10_000)
+        wide, MasterWeights(wide, torch.float64), settings=EngineSettings(stream_tokens=10_000)
     )
     rough = FastEngine(
-        narrow, MasterWeights(narrow, torch.bfloat16), settings=EngineSettings(max_tokens=10_000)
+        narrow, MasterWeights(narrow, torch.bfloat16), settings=EngineSettings(stream_tokens=10_000)
     )
     for engine in (exact, rough):
         engine.prepare(PAIRS)

@@ -99,14 +99,14 @@ def exact_norm(self, states):
 def engines(
     model,
     reference=None,
-    max_tokens=40,
+    stream_tokens=40,
     pairs=PAIRS,
     trunk_store=None,
     reference_store=None,
     **settings,
 ):
     """Both engines on copies of one model, moved a little so that policy and reference differ."""
-    told = EngineSettings(torch.float64, 2, 2, max_tokens, **settings)
+    told = EngineSettings(torch.float64, 2, 2, stream_tokens, **settings)
     plain = PlainEngine(
         copy.deepcopy(model),
         copy.deepcopy(model if reference is None else reference),
@@ -203,11 +203,11 @@ def test_every_choice_of_what_trains(choice, at):
     assert_equal(*engines(model))
 
 
-@pytest.mark.parametrize("max_tokens", [1, 12, 30, 10_000])
-def test_any_cut_into_streams(max_tokens):
+@pytest.mark.parametrize("stream_tokens", [1, 12, 30, 10_000])
+def test_any_cut_into_streams(stream_tokens):
     model = build("llama")
     freeze(model, LayerSelection(2))
-    assert_equal(*engines(model, max_tokens=max_tokens))
+    assert_equal(*engines(model, stream_tokens=stream_tokens))
 
 
 def test_a_reference_of_its_own():
@@ -282,8 +282,8 @@ def test_compiled_regions(frozen):
         pytest.skip(choice.why)
     try:
         with torch._dynamo.config.patch(error_on_recompile=True):
-            assert_equal(*engines(model, max_tokens=60, pairs=SHARING), SHARING)
-            plain, fast = engines(model, max_tokens=30)
+            assert_equal(*engines(model, stream_tokens=60, pairs=SHARING), SHARING)
+            plain, fast = engines(model, stream_tokens=30)
             assert_equal(plain, fast)
             fast.policy_logps(PAIRS[1:2])
             score(plain.policy.requires_grad_(False), PAIRS, KernelChoice())  # as answers are
@@ -338,7 +338,7 @@ def test_what_most_prompts_begin_with():
 
 
 @pytest.mark.parametrize(
-    "family, frozen, max_tokens",
+    "family, frozen, stream_tokens",
     [
         *((family, 2, 60) for family in FAMILIES),
         *((family, 0, 10_000) for family in FAMILIES),
@@ -346,10 +346,10 @@ def test_what_most_prompts_begin_with():
           for frozen, n in ((4, 10_000), (2, 1))),
     ],
 )  # fmt: skip
-def test_a_beginning_in_common_is_computed_once(family, frozen, max_tokens):
+def test_a_beginning_in_common_is_computed_once(family, frozen, stream_tokens):
     model = build(family)
     freeze(model, LayerSelection(frozen))
-    plain, fast = engines(model, max_tokens=max_tokens, pairs=SHARING)
+    plain, fast = engines(model, stream_tokens=stream_tokens, pairs=SHARING)
     assert fast.batching.prefix == SYSTEM
     assert fast._pack(SHARING).input_ids[0, : len(SYSTEM)].tolist() == list(SYSTEM)
     assert_equal(plain, fast, SHARING)
@@ -365,13 +365,13 @@ pairs_of_any_shape = st.lists(
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(pairs_of_any_shape, st.sampled_from([0, 3]), st.integers(1, 60))
-def test_pairs_of_any_shape(pairs, frozen, max_tokens):
+def test_pairs_of_any_shape(pairs, frozen, stream_tokens):
     model = build("llama")
     freeze(model, LayerSelection(frozen))
-    plain, fast = engines(model, max_tokens=max_tokens)
+    plain, fast = engines(model, stream_tokens=stream_tokens)
     # Pairs that come up only now: the reference must still be the policy's start.
     fresh = FastEngine(
-        fast.policy, fast._masters, plain.reference, EngineSettings(max_tokens=max_tokens)
+        fast.policy, fast._masters, plain.reference, EngineSettings(stream_tokens=stream_tokens)
     )
     assert_equal(plain, fresh, pairs)
 

@@ -22,7 +22,7 @@ def test_bfloat16_first_loss_is_ln2_whatever_the_batching():
         module.__dict__.pop("forward", None)
     freeze(model, LayerSelection(2))
     fast = FastEngine(
-        model, MasterWeights(model, torch.bfloat16), settings=EngineSettings(max_tokens=10_000)
+        model, MasterWeights(model, torch.bfloat16), settings=EngineSettings(stream_tokens=10_000)
     )
     fast.prepare(PAIRS)
     fast.budget = 30
@@ -31,13 +31,15 @@ def test_bfloat16_first_loss_is_ln2_whatever_the_batching():
     assert losses.tolist() == pytest.approx([0.69314718] * len(PAIRS), abs=1e-7)
 
 
-def bfloat16_engine(max_tokens):
+def bfloat16_engine(stream_tokens):
     model = build("llama").float()
     for module in model.modules():
         module.__dict__.pop("forward", None)
     freeze(model, LayerSelection(2))
     return FastEngine(
-        model, MasterWeights(model, torch.bfloat16), settings=EngineSettings(max_tokens=max_tokens)
+        model,
+        MasterWeights(model, torch.bfloat16),
+        settings=EngineSettings(stream_tokens=stream_tokens),
     )
 
 
@@ -96,7 +98,7 @@ def test_gradients_stay_in_one_place_until_they_are_dropped(dtype):
     """Made anew in each step they would lie among what a backward pass keeps, and leave holes."""
     model = build("llama").to(torch.promote_types(dtype, torch.float32))
     freeze(model, LayerSelection(2))
-    fast = FastEngine(model, MasterWeights(model, dtype), settings=EngineSettings(max_tokens=30))
+    fast = FastEngine(model, MasterWeights(model, dtype), settings=EngineSettings(stream_tokens=30))
     optimizer = torch.optim.SGD([p for _, p in fast.trainable_parameters()], lr=0.0)
 
     def one_step():

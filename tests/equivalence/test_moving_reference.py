@@ -24,7 +24,7 @@ ALPHA = 0.3
 
 def about(**settings):
     base = {"compute_dtype": torch.float64, "train_batch_size": 2, "eval_batch_size": 2}
-    base |= {"max_tokens": 40, "cache": "memory", "cache_bytes": 0.0, "compiled": False}
+    base |= {"stream_tokens": 40, "cache": "memory", "cache_bytes": 0.0, "compiled": False}
     return EngineSettings(**base | {"sync_ref_model": True} | settings)
 
 
@@ -128,11 +128,11 @@ def test_families(family):
 
 
 @pytest.mark.parametrize("cache", ["off", "memory"])
-@pytest.mark.parametrize("max_tokens", [1, 40, 10_000])
-def test_any_cut_and_kept_states(cache, max_tokens):
+@pytest.mark.parametrize("stream_tokens", [1, 40, 10_000])
+def test_any_cut_and_kept_states(cache, stream_tokens):
     model = build("llama")
     freeze(model, LayerSelection(2))
-    plain, fast = engines(model, pairs=SHARING, cache=cache, max_tokens=max_tokens)
+    plain, fast = engines(model, pairs=SHARING, cache=cache, stream_tokens=stream_tokens)
     for engine in (plain, fast):
         move(engine, 1)
         engine.synced_reference.sync(ALPHA)
@@ -272,10 +272,11 @@ def test_pairs_of_before_serve_until_it_moves(monkeypatch):
     """The reference is not run before the first move; then once a micro-batch."""
     model = build("llama")
     freeze(model, LayerSelection(2))
-    _, fast = engines(model, max_tokens=10_000)
+    _, fast = engines(model, stream_tokens=10_000)
     runs = []
-    logps = fast._synced.logps
-    monkeypatch.setattr(fast._synced, "logps", lambda *args: runs.append(1) or logps(*args))
+    synced = fast._models[0].synced
+    logps = synced.logps
+    monkeypatch.setattr(synced, "logps", lambda *args: runs.append(1) or logps(*args))
     fast.accumulate_gradients(PAIRS, LOSS)
     assert runs == []
     fast.synced_reference.sync(ALPHA)

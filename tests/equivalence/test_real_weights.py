@@ -21,6 +21,7 @@ from smoldpo.engine.precision import MasterWeights, cast
 from smoldpo.losses import Objective
 from smoldpo.models.freeze import freeze
 from smoldpo.models.load import load_model, load_tokenizer
+from smoldpo.utils.threads import torch_threads
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("small_blocks")]
 LOSS = Objective.of(beta=0.1)
@@ -82,3 +83,17 @@ def test_a_stored_trunk_changes_no_bit_and_the_first_loss_is_ln2(real, pairs):
         assert losses.tolist() == pytest.approx([0.69314718] * 3, abs=1e-7)
         gradients.append([parameter.grad for _, parameter in engine.trainable_parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_any_number_of_threads_gives_the_same_bits(real, pairs, dtype):
+    found = []
+    for threads in (1, 2, 4):
+        with torch_threads(threads):
+            engine = fast_engine(real, 28, dtype, trunk_store=TrunkStore())
+        engine.budget = 130  # a pair a stream, or two
+        losses, policy, reference = engine.accumulate_gradients(pairs, LOSS)
+        gradients = [parameter.grad for _, parameter in engine.trainable_parameters()]
+        found.append([losses, policy.chosen, policy.rejected, reference.chosen, *gradients])
+    for other in found[1:]:
+        assert all(torch.equal(*both) for both in zip(found[0], other, strict=True))

@@ -156,7 +156,8 @@ def test_unscored_tokens_in_front_are_as_good_as_a_longer_prompt(name):
 def fresh(engine):
     """The engine for pairs that it has not prepared, with a reference of its own."""
     made = copy.copy(engine)
-    made._reference = logprobs.LogprobModel(build("llama", seed=5), 0, engine.kernels)
+    made.reference = build("llama", seed=5)
+    made._models = made._models_of_workers()
     made._reference_logps, made._states = ReferenceStore(), MemoryStore(1e9)
     made._prepared = set()
     return made
@@ -171,12 +172,12 @@ any_pairs = st.lists(
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(any_pairs, st.integers(0, 9), st.sampled_from(sorted(OBJECTIVES)), st.integers(1, 60))
-def test_pairs_and_masks_of_any_shape(pairs, seed, name, max_tokens):
+def test_pairs_and_masks_of_any_shape(pairs, seed, name, stream_tokens):
     loss, pairs = OBJECTIVES[name], masked(pairs, seed)
     plain, fast, _ = engines(True, "full", loss.use_weighting)
     fast, plain = fresh(fast), copy.copy(plain)
-    plain.reference = fast._reference.model
-    fast.budget = max_tokens
+    plain.reference = fast.reference
+    fast.budget = stream_tokens
     assert_same(step(fast, loss, pairs), step(plain, loss, pairs))
 
 

@@ -69,10 +69,10 @@ def test_equals_the_textbook(family, tied):
     assert_same(build(family, tied))
 
 
-@pytest.mark.parametrize("max_tokens", [1, 40, 10_000])
-def test_however_the_pairs_are_cut(max_tokens):
-    assert_same(build("llama"), max_tokens=max_tokens)
-    assert_same(build("llama"), pairs=PAIRS[::-1], max_tokens=max_tokens)
+@pytest.mark.parametrize("stream_tokens", [1, 40, 10_000])
+def test_however_the_pairs_are_cut(stream_tokens):
+    assert_same(build("llama"), stream_tokens=stream_tokens)
+    assert_same(build("llama"), pairs=PAIRS[::-1], stream_tokens=stream_tokens)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])

@@ -96,17 +96,17 @@ def test_engines_agree_and_are_the_gradient_of_the_whole_step(both, name):
 
 
 @pytest.mark.parametrize(
-    "name, pairs_at_once, max_tokens",
+    "name, pairs_at_once, stream_tokens",
     [
         *((name, 3, 30) for name in ("sigmoid", "sft", "cpo", *WHOLE)),
         *((name, 1, 1) for name in ("cpo", *WHOLE[:1])),
         *((name, 5, 10_000) for name in ("sft", *WHOLE[-1:])),
     ],
 )
-def test_any_cut_into_micro_batches(name, pairs_at_once, max_tokens):
+def test_any_cut_into_micro_batches(name, pairs_at_once, stream_tokens):
     model = build("llama")
     freeze(model, LayerSelection(2))
-    plain, fast = engines(model, max_tokens=max_tokens)
+    plain, fast = engines(model, stream_tokens=stream_tokens)
     expected = step(plain, OBJECTIVES[name])
     plain.budget = pairs_at_once
     for engine in (plain, fast):
@@ -117,7 +117,7 @@ def test_any_cut_into_micro_batches(name, pairs_at_once, max_tokens):
 def test_two_passes_with_and_without_kept_states(store):
     model = build("llama")
     freeze(model, LayerSelection(2))
-    plain, fast = engines(model, max_tokens=30, trunk_store=store())
+    plain, fast = engines(model, stream_tokens=30, trunk_store=store())
     assert_same(step(fast, OBJECTIVES["aot_unpaired"]), step(plain, OBJECTIVES["aot_unpaired"]))
 
 
@@ -160,7 +160,7 @@ def test_without_a_reference_none_is_run(name, monkeypatch):
     fast = FastEngine(
         model,
         MasterWeights(model, torch.float64),
-        settings=EngineSettings(max_tokens=10_000, needs_reference=False),
+        settings=EngineSettings(stream_tokens=10_000, needs_reference=False),
     )
     for engine in (plain, fast):
         engine.prepare(PAIRS)
@@ -206,7 +206,7 @@ def test_a_loss_of_one_side_alone_in_two_passes():
             assert len(pairs) == len(PAIRS)
             return policy.chosen.sort().values * torch.arange(len(pairs))
 
-    plain, fast = engines(build("llama"), max_tokens=30)
+    plain, fast = engines(build("llama"), stream_tokens=30)
     assert_same(step(fast, LastOfChosen()), step(plain, LastOfChosen()))
 
 

@@ -105,10 +105,10 @@ def test_both_engines_against_single_sequences():
             torch.testing.assert_close(vars(logps)[name], wanted, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("max_tokens", [1, 40, 10_000])
+@pytest.mark.parametrize("stream_tokens", [1, 40, 10_000])
 @pytest.mark.parametrize("pairs", [PAIRS, SHARING], ids=["alone", "sharing"])
-def test_policy_reference_and_scoring_agree(pairs, max_tokens):
-    plain, fast = engines(frozen_model(), pairs, max_tokens=max_tokens)
+def test_policy_reference_and_scoring_agree(pairs, stream_tokens):
+    plain, fast = engines(frozen_model(), pairs, stream_tokens=stream_tokens)
     expected = plain.policy_logps(pairs)
     against = plain.reference_logps(pairs)
     assert expected.chosen_squares is None
@@ -139,7 +139,7 @@ def test_engines_agree_and_are_the_gradient_of_the_whole_step(name):
 
 
 @pytest.mark.parametrize(
-    "name, pairs_at_once, max_tokens",
+    "name, pairs_at_once, stream_tokens",
     [
         *((name, 3, 30) for name in ("sigmoid", "sigmoid + sft", "aot", "both")),
         ("aot", 1, 1),
@@ -147,9 +147,11 @@ def test_engines_agree_and_are_the_gradient_of_the_whole_step(name):
         ("both", 5, 10_000),
     ],
 )
-def test_any_cut_into_micro_batches(name, pairs_at_once, max_tokens):
+def test_any_cut_into_micro_batches(name, pairs_at_once, stream_tokens):
     loss = OBJECTIVES[name]
-    plain, fast = engines(frozen_model(), max_tokens=max_tokens, use_weighting=loss.use_weighting)
+    plain, fast = engines(
+        frozen_model(), stream_tokens=stream_tokens, use_weighting=loss.use_weighting
+    )
     expected = step(plain, loss)
     plain.budget = pairs_at_once
     for engine in (plain, fast):
@@ -164,7 +166,7 @@ def test_any_cache_any_depth_and_a_head_that_trains(frozen, tied, store):
         plain, fast = engines(
             frozen_model(frozen, tied=tied),
             trunk_store=store(),
-            max_tokens=30,
+            stream_tokens=30,
             use_weighting=loss.use_weighting,
         )
         assert_same(step(fast, loss), step(plain, loss))
@@ -298,7 +300,7 @@ def test_first_sums_are_the_references_to_the_bit(use_weighting):
     fast = FastEngine(
         model,
         MasterWeights(model, torch.bfloat16),
-        settings=EngineSettings(use_weighting=use_weighting, max_tokens=10_000),
+        settings=EngineSettings(use_weighting=use_weighting, stream_tokens=10_000),
     )
     fast.prepare(PAIRS)
     fast.budget = 30
@@ -384,7 +386,7 @@ def test_sequence_logps_gives_tails_with_gradients(tiny_model):
         EngineSettings(compute_dtype=torch.float64, train_batch_size=4, eval_batch_size=4),
     )
     expected = plain._forward(tiny_model, PAIRS)
-    found = sequence_logps(copy.deepcopy(tiny_model), PAIRS, max_tokens=40)
+    found = sequence_logps(copy.deepcopy(tiny_model), PAIRS, stream_tokens=40)
     assert found.sums.keys() == expected.sums.keys()
     for name, each in expected.sums.items():
         torch.testing.assert_close(found.sums[name], each, rtol=1e-5, atol=1e-5)

@@ -54,7 +54,7 @@ def steps(model, frozen=2, pairs=PAIRS):
     model = copy.deepcopy(model)
     freeze(model, LayerSelection(frozen))
     engine = FastEngine(
-        model, MasterWeights(model, torch.float32), settings=EngineSettings(max_tokens=60)
+        model, MasterWeights(model, torch.float32), settings=EngineSettings(stream_tokens=60)
     )
     found = []
     for _ in range(3):
@@ -71,7 +71,7 @@ def steps(model, frozen=2, pairs=PAIRS):
 
 def logps(model, pairs=PAIRS):
     with torch.no_grad():
-        found = smoldpo.sequence_logps(model, pairs, max_tokens=40)
+        found = smoldpo.sequence_logps(model, pairs, stream_tokens=40)
     return [found.chosen, found.rejected]
 
 

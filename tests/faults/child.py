@@ -121,7 +121,7 @@ def _run(
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.update(environment)
+    os.environ.update({"OMP_NUM_THREADS": "2"} | environment)  # every fault meets two workers
     os.chdir(folder)
     from faults import planted
     from smoldpo.cli import main

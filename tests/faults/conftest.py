@@ -40,7 +40,7 @@ class Workplace:
             "--per-device-train-batch-size", 2, "--gradient-accumulation-steps", 2,
             "--learning-rate", "1e-2", "--num-train-epochs", 3, "--dtype", "float32", "--device",
             "cpu", "--freeze-layers", 2, "--compile", "off", "--sample-prompt", "none",
-            "--max-tokens",
+            "--stream-tokens",
             400, "--warmup-ratio", 0,
             "--generate-prompts", 0, "--save-steps", 2, "--eval-steps", 5, *more,
         ]  # fmt: skip
@@ -59,11 +59,14 @@ class Workplace:
         assert code == 0, said
         return said
 
-    def killed(self, *words: object, plant=planted.kill_in_step, at: object) -> None:
+    def killed(
+        self, *words: object, plant=planted.kill_in_step, at: object, environment=None
+    ) -> None:
         """Run it until it kills itself: in the step after `at` finished ones, or where `plant`
         says.
         """
-        code, said = self.run(*words, plant=plant, planted_with=(at,))
+        told = {"plant": plant, "planted_with": (at,), "environment": environment}
+        code, said = self.run(*words, **told)
         assert code == -signal.SIGKILL, said
 
     def __truediv__(self, name: str) -> Path:

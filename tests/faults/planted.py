@@ -408,13 +408,6 @@ def resume_skips_a_pair() -> None:
     sampler.Schedule.indices = lambda self, step: whole(self, step)[1:]
 
 
-def other_threads() -> None:
-    """A shell that says another number of threads."""
-    import torch
-
-    torch.set_num_threads(2)
-
-
 def later(days: int) -> None:
     """A clock that is so many days ahead."""
     import datetime

@@ -37,7 +37,7 @@ def engine_of(model, kind, size):
             EngineSettings(compute_dtype=torch.float64, train_batch_size=size, eval_batch_size=8),
         )
     engine = FastEngine(
-        policy, MasterWeights(policy, torch.float64), settings=EngineSettings(max_tokens=size)
+        policy, MasterWeights(policy, torch.float64), settings=EngineSettings(stream_tokens=size)
     )
     engine.prepare(PAIRS)
     return engine

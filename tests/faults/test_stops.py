@@ -113,27 +113,35 @@ def test_a_loss_that_is_not_finite(place):
     assert kept["pairs"][0]["id"] in said and kept["pairs"][0]["chosen_ids"]
 
 
-def test_out_of_memory(place, write_rows):
+@pytest.mark.parametrize(
+    "threads, spare, less",
+    [(1, 5 << 20, "8,000 at once instead of 16,000 tokens"), (2, 40 << 20, "1 streams at once")],
+)
+def test_out_of_memory(place, write_rows, threads, spare, less):
     """Fault 10: the address space is limited for real; the step keeps its pairs, and its
     gradients.
     """
     items = [row | {"prompt": row["prompt"] * 12} for row in rows(40)]
     write_rows(items)
-    words = ["--max-tokens", 8000, "--max-steps", 3, "--dtype", "float64", "--eval-steps", "none"]
+    words = ["--stream-tokens", 16000, "--max-steps", 3, "--dtype", "float64"]
+    words += ["--eval-steps", "none"]
     words += ["--per-device-train-batch-size", 16, "--gradient-accumulation-steps", 1]
     place.ok(*place.training("whole", *words))
     said = place.ok(
         *place.training("starved", *words),
         plant=planted.memory_runs_out_in_steps,
-        planted_with=(16 << 20,),
+        planted_with=(spare,),
+        environment={"OMP_NUM_THREADS": str(threads)},
     )
-    assert "out of memory in step 1" in said and "same pairs" in said
+    assert "out of memory in step 1" in said and "same pairs" in said and less in said
     first, second = metrics(place / "whole"), metrics(place / "starved")
+    budget = load_checkpoint(place / "starved" / "checkpoints" / "step-3").state["budget"]
+    cut = [row.pop("stream_tokens", 16000) for row in second if "loss" in row]
+    assert cut == sorted(cut, reverse=True) and cut[-1] == budget, "the metrics say it"
+    assert threads == 2 or budget <= 8000
     for ours, theirs in zip(first, second, strict=True):
         for key, value in ours.items():
             assert theirs[key] == pytest.approx(value, rel=1e-10, abs=1e-10), key
-    budget = load_checkpoint(place / "starved" / "checkpoints" / "step-3").state["budget"]
-    assert budget <= 4000
 
 
 def test_memory_is_counted_before_it_is_taken(place, write_rows):
@@ -141,13 +149,23 @@ def test_memory_is_counted_before_it_is_taken(place, write_rows):
     step.
     """
     write_rows([row | {"prompt": row["prompt"] * 12} for row in rows(40)])
-    words = ["--max-tokens", 8000, "--max-steps", 3, "--dtype", "float64", "--eval-steps", "none"]
+    words = [
+        "--stream-tokens",
+        16000,
+        "--max-steps",
+        3,
+        "--dtype",
+        "float64",
+        "--eval-steps",
+        "none",
+    ]
     words += ["--per-device-train-batch-size", 16, "--gradient-accumulation-steps", 1]
     whole = place.ok(*place.training("whole", *words))
     assert "memory:" not in whole
     short = {"plant": planted.memory_is_short_before_training}
     said = place.ok(*place.training("short", *words), **short, planted_with=(124 << 20,))
-    assert "memory: " in said and "instead of 8,000 tokens at once" in said
+    assert "memory: " in said and "computed at once instead of 2" in said
+    assert "instead of 16,000 tokens at once" in said
     assert "out of memory" not in said
     for ours, theirs in zip(metrics(place / "whole"), metrics(place / "short"), strict=True):
         for key, value in ours.items():

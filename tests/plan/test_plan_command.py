@@ -135,7 +135,7 @@ def test_the_machines_speed_is_said_with_the_forecast(cli, tiny_folder, data, mo
         ["--engine", "plain", "--loss-type", "simpo"],
         ["--cache", "off", "--optim", "adafactor", "--ema-decay", 0.9],
         ["--cache", "memory", "--freeze-layers", 2, "--max-train-samples", 1],
-        ["--loss-type", "aot", "--max-tokens", 400, "--per-device-train-batch-size", 11],
+        ["--loss-type", "aot", "--stream-tokens", 400, "--per-device-train-batch-size", 11],
         ["--eval-fraction", 0, "--generate-prompts", 0, "--sample-prompt", "none"],
         ["--freeze", "norms", "--freeze-layers", 4],
         ["--train-layers", "1,3"],

@@ -30,7 +30,7 @@ from smoldpo.utils.errors import OutOfMemoryError
 
 QUICK = {
     "dtype": "float32", "max_new_tokens": 4, "generate_prompts": 0, "sample_prompt": None,
-    "learning_rate": 1e-3, "num_train_epochs": 3, "max_tokens": 700, "cache_limit": 1.0,
+    "learning_rate": 1e-3, "num_train_epochs": 3, "stream_tokens": 700, "cache_limit": 1.0,
 }  # fmt: skip
 PAIRS = [
     TokenizedPair(str(n), (7, 8, 9, 1, 2, 3, 4, 5) + (n,) * n, (5,) * (3 * n + 1), (6,) * (40 - n))
@@ -365,7 +365,7 @@ def test_the_operations_of_a_trial_by_hand():
     # One that trains more: no trunk, so no longest pair on the way through it; one batch, one step.
     slowest = TrialDepth(FreezeDepth(0, 0, 30, 100, True), one_step=True, time_passes=False)
     both = TrialSize(2, True).operations(1_000_000, 1_000, [run, slowest], size)
-    prepared = 1920 * 1_000_000 + logits
+    prepared = 960 * 1_000_000 + logits
     step = 6 * 512 * 1_000_000 + 6 * logits
     assert both - found == pytest.approx(2 * prepared + 2 * 1024 * 1_000_000 + step)
 
@@ -377,3 +377,27 @@ def test_samples_are_short_and_long():
               for pair in PAIRS}  # fmt: skip
     assert max(length[p.id] for p in short) < min(length[p.id] for p in long)
     assert trial_batches(PAIRS[:1], 8) == (PAIRS[:1], PAIRS[:1])
+
+
+def test_the_busiest_worker_decides_how_long_a_pass_takes():
+    """Streams of 12, 3, 3 and 9 pairs: the second of two workers has all but the first."""
+    batching, (pair, *_) = TokenBatching(10_000), PAIRS
+    batches = [[pair] * count for count in (12, 3, 3, 9)]
+    rows = [batching.count(batch).rows for batch in batches]
+    assert rows[1] + rows[2] < rows[0] < rows[1] + rows[2] + rows[3]
+    found = batching.count_busiest(batches, 2)
+    assert (found.pairs, found.batches) == (15, 3)
+    assert batching.count_busiest(batches, 1) == batching.count_all(batches)
+    assert (
+        batching.count_busiest(batches, 4).pairs == batching.count_busiest(batches, 9).pairs == 12
+    )
+
+
+def test_a_step_of_several_streams_is_counted_as_the_workers_share_it():
+    config = build_config(QUICK | {"loss_type": "aot", "per_device_train_batch_size": 8})
+    counter = workload.RunCounter(config, PAIRS, PAIRS[:4])
+    batching = TokenBatching(300)
+    alone, two = (counter.steps(batching, workers) for workers in (1, 2))
+    assert two.steps == alone.steps and two.several == alone.several > 0
+    assert sum(e.rows for e in two.epochs) < sum(e.rows for e in alone.epochs)
+    assert alone.longest < two.longest <= 2 * alone.longest

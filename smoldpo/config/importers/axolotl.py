@@ -27,7 +27,7 @@ from smoldpo.config.importers.mapping import (
 PER_EPOCH = "counted in epochs: set {setting} to a number of steps"
 TOKENIZER = "the tokenizer is the model's own"
 PACKING = "the fast engine packs by itself, with the same result"
-MEMORY_BOUND = "max_tokens bounds memory"
+MEMORY_BOUND = "stream_tokens bounds memory"
 ADAPTER_KEYS = (
     "lora_r lora_alpha lora_dropout lora_target_linear lora_target_modules lora_target_parameters "
     "lora_fan_in_fan_out lora_modules_to_save lora_model_dir lora_layers_to_transform lora_on_cpu "

@@ -26,7 +26,7 @@ from smoldpo.config.losses import needs_reference
 
 LOGGERS = "smoldpo writes metrics.jsonl and report.html in the run folder; report_to adds others"
 HUB = "nothing is uploaded; the model is in the run folder, with its card"
-MEMORY = "nothing to recompute: the fast engine's memory is flat (max_tokens bounds it)"
+MEMORY = "nothing to recompute: the fast engine's memory is flat (stream_tokens bounds it)"
 DEVICES = "one process on one device"
 SHARDING = f"{DEVICES}; a small model needs no sharding"
 LOADING = "the data is read, tokenised and kept by smoldpo itself"
@@ -120,7 +120,7 @@ TRAINER: Table = {
     "neftune_noise_alpha": where_known(NOISE),
     "label_smoothing_factor": unsupported("smooths SFT's labels; DPO's are label_smoothing"),
     "auto_find_batch_size": unsupported(
-        "set per_device_train_batch_size; memory is bounded by max_tokens"
+        "set per_device_train_batch_size; memory is bounded by stream_tokens"
     ),
     "group_by_length": drop("the order of the pairs follows from seed alone", matters=True),
     "train_sampling_strategy": drop("the order of the pairs follows from seed alone"),

@@ -89,7 +89,7 @@ RULES: Table = {
     "pad_token": drop("the tokenizer's own"),
     "use_logits_to_keep use_num_logits_to_keep": drop(hf.COMPLETIONS_ONLY),
     "precompute_ref_log_probs disable_dropout": same(hf.ALWAYS),
-    "precompute_ref_batch_size": drop("max_tokens bounds what goes through at once"),
+    "precompute_ref_batch_size": drop("stream_tokens bounds what goes through at once"),
     "generate_during_eval": drop("answers are drawn at the end: generate_prompts"),
     "force_use_ref_model": drop("the reference is the start of the policy, or reference"),
     "dataset_num_proc preprocessing_num_workers": drop(hf.LOADING),

@@ -41,8 +41,8 @@ def pair_key(pair: TokenizedPair, shared: int) -> str:
 def results_key(weights: str, dtype: torch.dtype, device: torch.device, **more: Any) -> str:
     """SHA-256 (hex, half of it) over all that log-probabilities or states depend on but the tokens.
 
-    Kernels differ between versions of torch and transformers and between processors, and share a
-    product out between threads in ways that may round otherwise, so all of these are part of it.
+    Kernels differ between versions of torch and transformers and between processors, so these are
+    part of it. The number of threads is not: each result is computed by one (utils/workers.py).
     """
     parts = {
         "code": code_sha256(),
@@ -51,7 +51,6 @@ def results_key(weights: str, dtype: torch.dtype, device: torch.device, **more: 
         "device": _processor(device),
         "torch": torch.__version__,
         "transformers": version("transformers"),
-        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
     }
     return hashlib.sha256(json.dumps(parts | more, sort_keys=True).encode()).hexdigest()[:32]
 

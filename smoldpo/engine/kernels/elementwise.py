@@ -43,7 +43,12 @@ def _functions() -> list[Elementwise]:
 def set_compiled(compiled: bool) -> None:
     """Compile all functions of this module from their next call on, or stop doing so."""
     for function in _functions():
-        function.compiled = torch.compile(function.plain, dynamic=True) if compiled else None
+        function.compiled = (
+            # One thread, as all that a worker computes; elsewhere than on a CPU this says nothing.
+            torch.compile(function.plain, dynamic=True, options={"cpp.threads": 1})
+            if compiled
+            else None
+        )
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from smoldpo.engine.layout import PADDING, PREFIX, Stream
 from smoldpo.utils import progress
+from smoldpo.utils.errors import whole_reason
 
 
 def sees(stream: Stream, window: int | None) -> Callable[..., torch.Tensor]:
@@ -73,9 +74,9 @@ def flex_is_usable(dtype: torch.dtype) -> bool:
     try:
         _compiled()(probe, probe, probe).sum().backward()
     except Exception as error:  # compilers fail in ways of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         progress.say(
-            f"attention: FlexAttention cannot be compiled ({reason}); matrix products instead"
+            f"attention: FlexAttention cannot be compiled ({whole_reason(error)}); matrix products "
+            "instead"
         )
         return False
     return True

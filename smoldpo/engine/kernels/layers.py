@@ -26,7 +26,7 @@ Dimensions: T rows, D model width, F width inside the MLP.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -302,6 +302,7 @@ def own_modules(
     rows: int = ROWS,
     kind: Callable[[nn.Module], type[nn.Module]] = kind_of,
     known: dict[int, Any] | None = None,
+    leaves: Mapping[int, nn.Parameter] | None = None,
 ) -> Any:
     """A copy of a base model or layer (Llama's shape) that computes by the classes above.
 
@@ -312,8 +313,10 @@ def own_modules(
         rows: of a forward product; whatever must agree with one another must have the same.
         kind: gives the class of each module's copy.
         known: copies that were made before, by the original's id; added to.
+        leaves: what the copy has in place of some parameters, by the parameter's id.
     """
     known = {} if known is None else known
+    leaves = {} if leaves is None else leaves
     if id(module) in known:
         return known[id(module)]
     new = kind(module)
@@ -323,7 +326,10 @@ def own_modules(
         vars(part)["rows"] = rows
         vars(part).pop("forward", None)  # compute_in sets one
     children = module._modules.items()
-    part._modules = {n: c if c is None else own_modules(c, rows, kind, known) for n, c in children}
+    part._modules = {
+        name: c if c is None else own_modules(c, rows, kind, known, leaves) for name, c in children
+    }
+    part._parameters = {name: leaves.get(id(p), p) for name, p in module._parameters.items()}
     buffers = module._buffers.items()
     part._buffers = {name: b if b is None else b.clone() for name, b in buffers}
     if (config := vars(module).get("config")) is not None:
