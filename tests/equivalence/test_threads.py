@@ -2,8 +2,6 @@
 weights, whatever trains, whichever stream is first done, and after a stream failed.
 """
 
-import copy
-import threading
 import time
 
 import pytest
@@ -21,7 +19,6 @@ from smoldpo.models.freeze import freeze
 from smoldpo.models.generate import generate_answers
 from smoldpo.training.optim import make_optimizer, step_by_parts
 from smoldpo.utils.threads import torch_threads
-from smoldpo.utils.workers import AbandonedError, Workers
 
 THREADS = (1, 2, 3, 4, 8)
 MANY = [*SHARING, *PAIRS]
@@ -227,72 +224,3 @@ def test_answers_do_not_depend_on_threads(tiny_model, tiny_tokenizer):
     expected = answers(1)
     assert len({answer.ids for answer in expected}) > 2
     assert answers(2) == answers(3) == expected
-
-
-class TestWorkers:
-    def test_results_are_in_the_items_order(self):
-        order = []
-        found = Workers(3).run(
-            lambda _, item: time.sleep(0.02 * (5 - item)) or item * item, range(5),
-            lambda item, result: order.append((item, result)),
-        )  # fmt: skip
-        assert found == [0, 1, 4, 9, 16] and order == list(zip(range(5), found, strict=True))
-
-    def test_each_computes_with_one_thread_and_the_callers_gradients(self):
-        def work(worker, _):
-            time.sleep(0.01)
-            return worker, torch.get_num_threads(), torch.is_grad_enabled()
-
-        with torch.no_grad(), torch_threads(4):
-            found = Workers(2).run(work, range(6))
-            assert torch.get_num_threads() == 4
-        assert {worker for worker, *_ in found} == {0, 1}
-        assert {tuple(rest) for _, *rest in found} == {(1, False)}
-        with torch_threads(4):
-            assert Workers(1).run(work, range(2)) == [(0, 1, True)] * 2
-
-    def test_the_first_error_in_the_items_order_is_raised(self):
-        def work(_, item):
-            time.sleep(0.05 * (3 - item))
-            raise ValueError(str(item))
-
-        with pytest.raises(ValueError, match="0"):
-            Workers(3).run(work, range(3))
-
-    def test_those_that_wait_are_let_go(self):
-        begun_both, waiting = threading.Barrier(2), threading.Event()
-
-        def work(_, item):
-            begun_both.wait(10)
-            if item == 0:
-                raise ValueError("the first")
-            waiting.wait(10)
-            raise AbandonedError("gave up")
-
-        begun = time.monotonic()
-        with pytest.raises(ValueError, match="the first"):
-            Workers(2).run(work, range(2), abandon=waiting.set)
-        assert time.monotonic() - begun < 5
-
-    def test_nothing_more_is_begun_after_an_error(self):
-        begun = []
-
-        def work(_, item):
-            begun.append(item)
-            if item == 1:
-                raise ValueError
-            time.sleep(0.02)
-
-        with pytest.raises(ValueError):
-            Workers(2).run(work, range(50))
-        assert len(begun) < 6
-
-    def test_a_pool_that_nobody_holds_ends_its_threads(self):
-        workers = Workers(3)
-        workers.run(lambda *_: time.sleep(0.01), range(6))
-        names = {t.name for t in threading.enumerate() if "smoldpo-worker" in t.name}
-        assert names
-        pool = copy.copy(workers._pool)
-        del workers
-        pool.shutdown()
-        assert not {t.name for t in threading.enumerate()} & names

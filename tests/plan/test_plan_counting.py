@@ -24,6 +24,7 @@ from smoldpo.plan.planner import make_plan
 from smoldpo.plan.trial import Trial
 from smoldpo.training.loop import loss_function
 from smoldpo.training.run import run_training
+from smoldpo.training.sampler import Schedule
 from smoldpo.training.state import TrainingState
 from smoldpo.types import TokenizedPair
 from smoldpo.utils.errors import OutOfMemoryError
@@ -396,8 +397,15 @@ def test_the_busiest_worker_decides_how_long_a_pass_takes():
 def test_a_step_of_several_streams_is_counted_as_the_workers_share_it():
     config = build_config(QUICK | {"loss_type": "aot", "per_device_train_batch_size": 8})
     counter = workload.RunCounter(config, PAIRS, PAIRS[:4])
-    batching = TokenBatching(300)
+    batching = TokenBatching(900)
     alone, two = (counter.steps(batching, workers) for workers in (1, 2))
     assert two.steps == alone.steps and two.several == alone.several > 0
     assert sum(e.rows for e in two.epochs) < sum(e.rows for e in alone.epochs)
-    assert alone.longest < two.longest <= 2 * alone.longest
+    schedule = Schedule.of(config, len(PAIRS))
+    cut = [
+        batching.step_batches([PAIRS[index] for index in schedule.indices(step)])
+        for step in range(schedule.total_steps)
+    ]
+    rows = [sorted(map(batching.saved_rows, batches)) for batches in cut]
+    assert alone.longest == max(each[-1] for each in rows)
+    assert two.longest == max(sum(each[-2:]) for each in rows) > sum(rows[-1][-2:])
