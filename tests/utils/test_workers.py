@@ -81,4 +81,4 @@ def test_threads_that_are_left_over_end():
     assert workers.count == 3
     workers.lower(2)
     assert workers.count == 2 and not any(thread.is_alive() for thread in threads)
-    assert {worker for worker in workers.run(lambda worker, _: worker, range(6))} <= {0, 1}
+    assert set(workers.run(lambda worker, _: worker, range(6))) <= {0, 1}
