@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from conftest import rows
-from planning import QUICK, plan
+from planning import ANSWERS, QUICK, plan
 from smoldpo.engine.batch_budget import RESERVE
 from smoldpo.plan import dry_run, trial
 
@@ -32,8 +32,9 @@ def listing(*folders: Path):
 @pytest.mark.parametrize("frozen", [2, 0])
 def test_the_forecasts_counts_are_the_runs(cli, tiny_folder, data, tmp_path, frozen):
     told = ["--model", tiny_folder, "--data", data, "--freeze-layers", frozen, "--save-steps", 3]
+    told += ANSWERS
     found = plan(cli, *told)
-    result = cli("train", *told, *QUICK, "--output-dir", "run")
+    result = cli("train", *QUICK, *told, "--output-dir", "run")
     assert result.code == 0, result.err
     run, counts, forecast = Path("run"), found["counts"], found["run"]
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -96,7 +97,7 @@ def test_nothing_is_left_behind(cli, tiny_folder, data, tmp_path, monkeypatch):
 
 
 def test_the_table_for_people(cli, tiny_folder, data):
-    result = cli("plan", "--model", tiny_folder, "--data", data, *QUICK)
+    result = cli("plan", "--model", tiny_folder, "--data", data, *QUICK, *ANSWERS)
     assert result.code == 0, result.err
     for words in (
         "of 4 layers frozen",
@@ -136,10 +137,10 @@ def test_the_machines_speed_is_said_with_the_forecast(cli, tiny_folder, data, mo
         ["--cache", "off", "--optim", "adafactor", "--ema-decay", 0.9],
         ["--cache", "memory", "--freeze-layers", 2, "--max-train-samples", 1],
         ["--loss-type", "aot", "--stream-tokens", 400, "--per-device-train-batch-size", 11],
-        ["--eval-fraction", 0, "--generate-prompts", 0, "--sample-prompt", "none"],
+        ["--eval-fraction", 0],
         ["--freeze", "norms", "--freeze-layers", 4],
         ["--train-layers", "1,3"],
-        ["--train", "norms", "--judges", "length,http://localhost:9/v1"],
+        ["--train", "norms", "--judges", "length,http://localhost:9/v1", *ANSWERS],
     ],
     ids=str,
 )
