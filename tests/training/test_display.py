@@ -105,7 +105,7 @@ def test_a_run_on_a_terminal(width, variables, tiny_folder, pairs_file, tmp_path
     assert len([row for row in metrics if "loss" in row]) > 50
     at = 0
     for said in (
-        "data: ", "split: ", "precision: float32, as asked; cpu, 1 threads", "trains: ",
+        "data: ", "split: ", "precision: float32, as asked; cpu, 2 threads", "trains: ",
         "layers 0-1", "layers 2-3", "final norm", "engine: fast",
         "prefers the human-preferred answer", "implicit reward", "Policy:", "Run folder: ",
     ):  # fmt: skip
