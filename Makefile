@@ -15,7 +15,7 @@ test: .venv/.installed-test  ## lint and the whole suite, side by side: mypy tak
 suite: .venv/.installed-test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-FAST := cli config data engine equivalence evaluation losses models utils
+FAST := cli config data engine equivalence evaluation export losses models utils
 test-fast: .venv/.installed-test  ## what changes most often, without runs, real weights, kills and pages
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not runs and not real" \
 	  tests/test_layout.py $(FAST:%=tests/%) $(ARGS)

@@ -17,6 +17,7 @@ from smoldpo._version import __version__
 from smoldpo.cli.cache import app as cache_app
 from smoldpo.cli.data import app as data_app
 from smoldpo.cli.evaluate import evaluate, report, show
+from smoldpo.cli.export import export
 from smoldpo.cli.support import fail_gates, one_of, verb, writable
 from smoldpo.cli.sweep import finish, sweep
 from smoldpo.cli.template_options import takes_template_options
@@ -40,6 +41,7 @@ app.add_typer(config_app, name="config")
 app.command()(evaluate)
 app.command()(show)
 app.command()(report)
+app.command()(export)
 
 SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 SETTINGS_HELP = "[CONFIG.yaml] [--key value ...]"

@@ -31,13 +31,13 @@ from smoldpo.models.gguf_rope import FREQUENCIES, set_rope
 from smoldpo.models.gguf_tokenizer import set_pre_tokenizer
 from smoldpo.models.hf_logging import quiet
 from smoldpo.models.older_readers import add_older_names
-from smoldpo.types import Advance
+from smoldpo.types import Advance, no_progress
 from smoldpo.utils import progress
 from smoldpo.utils.errors import ModelError, named_few, whole_reason
 from smoldpo.utils.files import cache_folder, require_space, sha256_of, staged_folder, write_json
 from smoldpo.utils.functions import uses_global, with_globals
 
-UNPACKING = 3
+UNPACKING = 4
 """Version of what `unpack_gguf` writes; raised when that changes, so that old folders are left."""
 LONG = 1000
 """Entries from which on a list of the metadata is not read here (the vocabulary)."""
@@ -67,7 +67,7 @@ def unpack_gguf(path: Path) -> Path:
     if not _is_whole(folder):
         require_space(folder, 10 * path.stat().st_size, f"unpacking {path.name}")
         with progress.bar(f"unpacking {path.stem}, the first time only", 3) as advance, quiet():
-            model, tokenizer = _read(path, advance)
+            model, tokenizer = read_gguf(path, advance)
             with staged_folder(folder) as staging:
                 model.save_pretrained(staging)
                 tokenizer.save_pretrained(staging)
@@ -87,7 +87,14 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _read(path: Path, advance: Advance) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def read_gguf(
+    path: Path, advance: Advance = no_progress
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The file's model (float32) and tokenizer, in memory; advances by 2.
+
+    Raises:
+        ModelError: as unpack_gguf.
+    """
     import gguf
 
     try:

@@ -132,3 +132,40 @@ def _divided_by(config: PreTrainedConfig, scaling: dict[str, Any]) -> numpy.ndar
 def _decimal(value: Any) -> float:
     """A number as it was written: GGUF holds it in float32."""
     return float(str(numpy.float32(value)))
+
+
+def rope_metadata(
+    config: PreTrainedConfig,
+) -> tuple[dict[str, str | int | float], numpy.ndarray | None]:
+    """The other way: the keys `rope...` that say a model's scaling, and its FREQUENCIES if any.
+
+    Raises:
+        ModelError: scaling that a GGUF file cannot say, or that is not read back from it.
+    """
+    rope = config.rope_parameters
+    theta, kind = _theta(config), rope.get("rope_type", "default")
+    keys: dict[str, str | int | float] = {"rope.freq_base": theta}
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise ModelError("only a part of each head is rotated (partial_rotary_factor)")
+    if kind == "default":
+        return keys, None
+    scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
+    if kind == "llama3":
+        return keys, _divided_by(config, scaling).astype(numpy.float32)
+    if kind not in ("linear", "yarn"):
+        raise ModelError(f"its rotary scaling is of type {kind!r}")
+    factor = float(rope["factor"])
+    keys |= {"rope.scaling.type": kind, "rope.scaling.factor": factor}
+    if kind == "yarn":
+        own = {"beta_fast": 32, "beta_slow": 1, "mscale": None, "mscale_all_dim": None}
+        for key, neutral in own.items():
+            if rope.get(key) not in (neutral, None):
+                raise ModelError(f"its rotary scaling (YaRN) has {key} {rope[key]}")
+        if rope.get("truncate") is False:
+            raise ModelError("its rotary scaling (YaRN) has truncate false")
+        keys["rope.scaling.original_context_length"] = int(
+            rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        )
+        if (attention := rope.get("attention_factor")) is not None:
+            keys["rope.scaling.attn_factor"] = float(attention) / (0.1 * math.log(factor) + 1)
+    return keys, None

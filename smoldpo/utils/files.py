@@ -60,9 +60,10 @@ def sync(path: Path) -> None:
 
 
 def disk_is_full(error: Exception) -> bool:
-    """Whether a write failed for lack of room; safetensors says so in its message alone."""
+    """Whether a write failed for lack of room; safetensors and numpy say so in words alone."""
     return getattr(error, "errno", None) in NO_SPACE or any(
-        word in str(error) for word in ("No space left", "File too large", "quota")
+        word in str(error)
+        for word in ("No space left", "File too large", "quota", " requested and ")
     )
 
 

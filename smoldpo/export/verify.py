@@ -1,0 +1,214 @@
+"""Whether an exported file is the model that was exported: read back, and held against it.
+
+What is compared: the token ids of texts and rendered dialogues, the log-probability of every scored
+token of held-out pairs, and which side of each pair the model prefers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from smoldpo.data.tokenize import PairTokenizer, Tokenization, require_room
+from smoldpo.engine.autotune import KernelChoice
+from smoldpo.engine.logprobs import Sides, token_logps
+from smoldpo.engine.precision import cast_frozen
+from smoldpo.evaluation.metrics import PairFacts
+from smoldpo.evaluation.statistics import paired_test
+from smoldpo.models.load import positions
+from smoldpo.models.token_rows import require_rows_of_pairs, token_rows
+from smoldpo.types import Message, PreferencePair, TokenizedPair
+from smoldpo.utils import progress
+from smoldpo.utils.errors import DataError, SmoldpoError
+
+BOUNDS = {"f32": 1e-5, "bf16": 0.05, "f16": 6e-3, "q8_0": 0.1}
+"""Of the mean |Δ log p| a token, in nats; measured: docs/export.md."""
+SURE = 0.01
+"""A change of accuracy with a smaller p is refused."""
+TEXTS = (
+    "The quick brown fox jumps over 13 lazy dogs.",
+    " leading and trailing  spaces ",
+    "1234567890 3.14159 1,000,000 0x1F 2026-12-01",
+    "def f(x):\n\treturn {'a': x ** 2}  # comment\r\n\n\n",
+    "It's DON'T we'll I'M they've O'Brien",
+    "naïve façade Ærø Straße İstanbul",
+    "Ελληνικά, русский текст, עברית, العربية",
+    "你好，世界。日本語のテキスト 한국어 문장",
+    "हिन्दी पाठ ภาษาไทย မြန်မာ",
+    "😀 👍🏽 👩‍👩‍👧 ∑∫√ → ½ ² \u00a0 \u200b",
+    "<b>bold</b> & [link](https://example.org/?q=a%20b)",
+    "camelCaseAndSNAKE_CASE-and.dots/and\\slashes",
+    "\n\n\n   \t\t  \n",
+)
+"""Many scripts, digits, code and white space; control tokens are put between them."""
+DIALOGUES: tuple[tuple[Message, ...], ...] = (
+    ({"role": "user", "content": "Hello!"},),
+    ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is it blue?"}),
+    (
+        {"role": "user", "content": "Count to 3."},
+        {"role": "assistant", "content": "1, 2, 3"},
+        {"role": "user", "content": "And on to 12?\n"},
+    ),
+)
+
+
+class VerificationError(SmoldpoError):
+    """The file that was written is not the model."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model and its tokenizer make of the texts and pairs."""
+
+    texts: dict[str, tuple[int, ...]]
+    """Token ids by what was tokenised, in words."""
+    tokens: list[TokenizedPair]
+    logps: list[Sides]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far the file is from the model.
+
+    Attributes:
+        pairs, tokens, texts: how many were compared; scored tokens.
+        mean, largest: |Δ log p| of a token, in nats.
+        before, after: preference accuracy by log-probability (sum).
+        p: of no change of accuracy, pair by pair (evaluation/statistics.py).
+    """
+
+    pairs: int
+    tokens: int
+    texts: int
+    mean: float
+    largest: float
+    before: float
+    after: float
+    p: float
+
+    def as_json(self) -> dict[str, Any]:
+        """By name, rounded nowhere."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"token ids equal, mean |Δ log p| {self.mean:.2g} nats a token "
+            f"(largest {self.largest:.2g}), accuracy {self.before:.1%} → {self.after:.1%} on "
+            f"{self.pairs} pairs"
+        )
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PreferencePair],
+    how: Tokenization,
+    kernels: KernelChoice,
+    specials: Iterable[str],
+    title: str,
+) -> Measured:
+    """Token ids and float32 log-probabilities; the model computes in float32 afterwards.
+
+    Args:
+        specials: control tokens, which are written between texts.
+
+    Raises:
+        DataError, ModelError: pairs that this tokenizer or model cannot read.
+    """
+    reader = PairTokenizer(tokenizer, how)
+    tokens = reader.tokenize_all(pairs)
+    require_room(tokens, positions(model))
+    require_rows_of_pairs(tokenizer, token_rows(model), tokens)
+    cast_frozen(model, torch.float32)
+    with progress.bar(title, len(tokens)) as advance:
+        logps = token_logps(model, tokens, kernels, advance)
+    return Measured(_texts(tokenizer, reader, list(specials)), tokens, logps)
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, reader: PairTokenizer, specials: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    joined = [f"a{special}b {special}\n" for special in specials]
+    found = {
+        repr(text): tuple(tokenizer.encode(text, add_special_tokens=True))
+        for text in (*TEXTS, *joined)
+    }
+    for number, dialogue in enumerate(DIALOGUES if reader.is_chat else ()):
+        name = f"dialogue {number + 1} of {len(DIALOGUES)}, as the chat template renders it"
+        try:
+            found[name] = tuple(reader.prompt_ids(dialogue))
+        except DataError:  # templates may refuse system messages
+            found[name] = ()
+    return found
+
+
+def compare(
+    before: Measured, after: Measured, facts: Sequence[PairFacts], kind: str
+) -> Verification:
+    """How far `after`, read from the file, is from `before`.
+
+    Args:
+        facts: of each pair.
+        kind: the type of the file's matrices, which says what is allowed.
+
+    Raises:
+        VerificationError: other token ids, or log-probabilities or an accuracy beyond the bounds.
+    """
+    for name, ids in before.texts.items():
+        _require_equal(name, ids, after.texts[name])
+    for one, other in zip(before.tokens, after.tokens, strict=True):
+        for side in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            name = f"{side.removesuffix('_ids')} of pair {one.id}"
+            _require_equal(name, getattr(one, side), getattr(other, side))
+    differences = [
+        abs(a - b)
+        for sides, others in zip(before.logps, after.logps, strict=True)
+        for side, other in zip(sides, others, strict=True)
+        for a, b in zip(side, other, strict=True)
+    ]
+    scores = [[_prefers(sides) for sides in measured.logps] for measured in (before, after)]
+    test = paired_test(*scores, [fact.prompt for fact in facts])
+    count = len(before.tokens)
+    found = Verification(
+        pairs=count,
+        tokens=len(differences),
+        texts=len(before.texts),
+        mean=sum(differences) / len(differences),
+        largest=max(differences),
+        before=sum(scores[0]) / count,
+        after=sum(scores[1]) / count,
+        p=test.p,
+    )
+    if not (math.isfinite(found.largest) and found.mean <= BOUNDS[kind]):
+        raise VerificationError(
+            f"read back, the file is not the model: mean |Δ log p| {found.mean:.2g} nats a token, "
+            f"and {kind} may have {BOUNDS[kind]:g}; export a wider type"
+        )
+    if found.p < SURE:
+        raise VerificationError(
+            f"read back, the file prefers otherwise than the model: accuracy {found.before:.1%} → "
+            f"{found.after:.1%} on {count} pairs (p {found.p:.2g}); export a wider type"
+        )
+    return found
+
+
+def _prefers(sides: Sides) -> float:
+    """1 where the chosen side has the larger log-probability, ½ where both have the same."""
+    chosen, rejected = map(sum, sides)
+    return 0.5 if chosen == rejected else float(chosen > rejected)
+
+
+def _require_equal(name: str, ids: Sequence[int], others: Sequence[int]) -> None:
+    if tuple(ids) == tuple(others):
+        return
+    pairs = enumerate(zip(ids, others, strict=False))
+    first = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(others)))
+    raise VerificationError(
+        f"read back, the file's tokenizer is not the model's: token {first + 1} of {name} is "
+        f"{list(others[first : first + 3])} and was {list(ids[first : first + 3])}"
+    )
