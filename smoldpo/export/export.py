@@ -34,6 +34,7 @@ from smoldpo.types import PreferencePair
 from smoldpo.utils import progress
 from smoldpo.utils.errors import DataError, ModelError, SmoldpoError, UsageError
 from smoldpo.utils.files import not_saved, require_space, sha256_of, sync, write_json
+from smoldpo.utils.threads import computing
 
 RECORD = "exports.json"
 """In a run folder: what was exported from it, one object a file."""
@@ -91,6 +92,13 @@ def export_gguf(
         VerificationError: the file is not the model. It is removed then, as on every error.
         SmoldpoError: no room on the disk.
     """
+    with computing(None):
+        return _export_gguf(name, quantize, output, overwrite, data, pairs)
+
+
+def _export_gguf(
+    name: str, quantize: str, output: Path | None, overwrite: bool, data: str | None, pairs: int
+) -> Exported:
     began = time.perf_counter()
     kind = require_type(quantize)
     run = Path(name).expanduser()
