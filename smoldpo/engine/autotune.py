@@ -134,7 +134,7 @@ def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
     choice = "bfloat16" if fast > SPEEDUP.get(before, SPEEDUP["None"]) * slow else "float32"
     store_choice(f"precision, {device}", choice)
     return NAMES[choice], (
-        f"{choice}: measured {slow:,.0f} GFLOP/s in float32, {fast:,.0f} in bfloat16"
+        f"{choice}: measured {slow:,.0f} GFLOP/s a thread in float32, {fast:,.0f} in bfloat16"
     )
 
 
