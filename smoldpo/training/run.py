@@ -154,10 +154,6 @@ def load_inputs(
     return RunInputs(models, tokenized, final_evaluation, gates, known)
 
 
-def _ignore(*_: Any) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class RunOptions:
     """What a run leaves out, and what it calls on its way.
@@ -176,8 +172,8 @@ class RunOptions:
     save_model: bool = True
     write_report: bool = True
     checkpoints: Path | None = None
-    after_step: Callable[[Run], None] = _ignore
-    evaluated: Callable[[Run, Evaluation], None] = _ignore
+    after_step: Callable[[Run], None] = lambda *_: None
+    evaluated: Callable[[Run, Evaluation], None] = lambda *_: None
 
 
 class Run:
