@@ -22,7 +22,9 @@ from smoldpo.data.template_settings import tokenization
 from smoldpo.data.tokenize import PairTokenizer
 from smoldpo.engine.autotune import choose_kernels
 from smoldpo.evaluation.metrics import PairFacts
+from smoldpo.export import llama_cpp
 from smoldpo.export.gguf import About, file_bytes, require_exportable, require_type, write_gguf
+from smoldpo.export.llama_cpp import Witness
 from smoldpo.export.verify import Verification, compare, measure
 from smoldpo.models.builtin import BUILTIN, CARD_BASE
 from smoldpo.models.families import FAMILIES
@@ -51,6 +53,8 @@ class Exported:
     bytes: int
     sha256: str
     verified: Verification
+    llama_cpp: Witness | None
+    """None where no llama.cpp is installed."""
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
@@ -63,10 +67,12 @@ class Exported:
             "sha256": self.sha256,
             "seconds": round(self.seconds, 1),
             "verified": self.verified.as_json(),
+            "llama_cpp": self.llama_cpp.as_json() if self.llama_cpp else None,
         }
 
     def __str__(self) -> str:
-        return f"{self.quantize}: {self.bytes / 1e6:,.0f} MB, {self.verified}"
+        line = f"{self.quantize}: {self.bytes / 1e6:,.0f} MB, {self.verified}"
+        return f"{line}; {self.llama_cpp}" if self.llama_cpp else line
 
 
 def export_gguf(
@@ -145,8 +151,13 @@ def _export_gguf(
             read, its_tokenizer = read_gguf(staging)
         after = measure(read, its_tokenizer, chosen, how, kernels, specials, "the file")
         verified = compare(before, after, [PairFacts.of(pair) for pair in chosen], kind)
+        del read
+        witness = None
+        if llama_cpp.is_installed():
+            threads = torch.get_num_threads()
+            witness = llama_cpp.ask(staging, tokenizer, before, kind, threads)
         digest, size = sha256_of(staging), staging.stat().st_size
-    found = Exported(file, kind, size, digest, verified, time.perf_counter() - began)
+    found = Exported(file, kind, size, digest, verified, witness, time.perf_counter() - began)
     if is_run:
         _record(run, found)
     return found

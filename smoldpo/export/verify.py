@@ -160,11 +160,11 @@ def compare(
         VerificationError: other token ids, or log-probabilities or an accuracy beyond the bounds.
     """
     for name, ids in before.texts.items():
-        _require_equal(name, ids, after.texts[name])
+        require_equal(name, ids, after.texts[name])
     for one, other in zip(before.tokens, after.tokens, strict=True):
         for side in ("prompt_ids", "chosen_ids", "rejected_ids"):
             name = f"{side.removesuffix('_ids')} of pair {one.id}"
-            _require_equal(name, getattr(one, side), getattr(other, side))
+            require_equal(name, getattr(one, side), getattr(other, side))
     differences = [
         abs(a - b)
         for sides, others in zip(before.logps, after.logps, strict=True)
@@ -203,7 +203,12 @@ def _prefers(sides: Sides) -> float:
     return 0.5 if chosen == rejected else float(chosen > rejected)
 
 
-def _require_equal(name: str, ids: Sequence[int], others: Sequence[int]) -> None:
+def require_equal(name: str, ids: Sequence[int], others: Sequence[int]) -> None:
+    """Refuse other token ids than the model's.
+
+    Raises:
+        VerificationError: with the first that differs.
+    """
     if tuple(ids) == tuple(others):
         return
     pairs = enumerate(zip(ids, others, strict=False))
