@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from smoldpo.export.vocabulary import add_vocabulary
 from smoldpo.models.gguf_rope import FREQUENCIES, rope_metadata
+from smoldpo.models.gguf_smollm3 import rotated_layers
 from smoldpo.models.mapped_weights import release_file_pages
 from smoldpo.utils import progress
 from smoldpo.utils.errors import ModelError, UsageError, nearest
@@ -34,9 +35,10 @@ ARCHITECTURES = {
     "mistral": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "smollm3": gguf.MODEL_ARCH.SMOLLM3,
 }
 """Model types that can go, and what llama.cpp computes them as."""
-INTERLEAVED = {gguf.MODEL_ARCH.LLAMA}
+INTERLEAVED = {gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.SMOLLM3}
 """Architectures whose rotary embedding turns neighbours; transformers turns halves of a head."""
 
 
@@ -89,6 +91,9 @@ def require_exportable(model: PreTrainedModel) -> None:
     for name, _ in model.named_parameters():
         if name.endswith(".bias") and not name.removesuffix(".bias").endswith(expected or ("-",)):
             raise ModelError(f"{name}: GGUF files of this architecture are read without this bias")
+    layers = config.num_hidden_layers
+    if getattr(config, "no_rope_layers", None) not in (None, rotated_layers(layers)):
+        raise ModelError("its layers without rotary embedding are not every fourth: no_rope_layers")
     rope_metadata(config)
 
 

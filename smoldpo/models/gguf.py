@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     modeling_gguf_pytorch_utils,
 )
 from transformers.quantizers.quantizer_gguf import is_gguf_arch_supported
@@ -28,6 +29,7 @@ from smoldpo.models.builtin import GGUF_NAME, GGUF_SHA256
 from smoldpo.models.completeness import require_complete
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.gguf_rope import FREQUENCIES, set_rope
+from smoldpo.models.gguf_smollm3 import ARCHITECTURE, smollm3_config, smollm3_weights
 from smoldpo.models.gguf_tokenizer import set_pre_tokenizer
 from smoldpo.models.hf_logging import quiet
 from smoldpo.models.older_readers import add_older_names
@@ -104,7 +106,10 @@ def read_gguf(
             raise ModelError(
                 f"it is one of {fields['split.count']} parts; merge them (llama-gguf-split --merge)"
             )
-        tokenizer = AutoTokenizer.from_pretrained(
+        # AutoTokenizer asks first for a configuration, and knows none of SmolLM3.
+        is_smollm3 = fields["general.architecture"] == ARCHITECTURE
+        its_class: Any = PreTrainedTokenizerFast if is_smollm3 else AutoTokenizer
+        tokenizer = its_class.from_pretrained(
             path.parent, gguf_file=path.name, trust_remote_code=False
         )
         set_pre_tokenizer(tokenizer, fields)
@@ -134,8 +139,14 @@ def _read_model(
     Raises:
         ModelError: the file holds not exactly the model, or settings that are not read.
     """
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     by_name = {tensor.name: tensor for tensor in tensors}
+    config: Any
+    if architecture == ARCHITECTURE:
+        config = smollm3_config(fields, by_name)
+    else:
+        config = AutoConfig.from_pretrained(
+            path.parent, gguf_file=path.name, trust_remote_code=False
+        )
     frequencies = by_name.pop(FREQUENCIES, None)
     own = f"{architecture}."
     metadata = {k.removeprefix(own): v for k, v in fields.items() if k.startswith(own)}
@@ -143,7 +154,11 @@ def _read_model(
     _set_heads(config, metadata)
     read = modeling_gguf_pytorch_utils.load_gguf_checkpoint
     loaded: Any
-    if is_gguf_arch_supported(architecture) or not uses_global(read, "tqdm"):
+    if architecture == ARCHITECTURE:
+        with torch.device("meta"):
+            named = AutoModelForCausalLM.from_config(config)
+        loaded = _from_weights(named, smollm3_weights(named, by_name))
+    elif is_gguf_arch_supported(architecture) or not uses_global(read, "tqdm"):
         loaded = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
@@ -162,17 +177,22 @@ def _read_model(
         found = quiet_read(
             path, return_tensors=True, model_to_load=named, torch_dtype=torch.float32
         )
-        loaded = type(named).from_pretrained(
-            None,
-            config=config,
-            state_dict=found["tensors"],
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        loaded = _from_weights(named, found["tensors"])
     model, loading = loaded
     require_complete(model, loading, {})
     return model
+
+
+def _from_weights(named: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> Any:
+    """The model in float32, and what from_pretrained says of its weights."""
+    return type(named).from_pretrained(
+        None,
+        config=named.config,
+        state_dict=weights,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
 
 
 def _require_all_known(

@@ -176,6 +176,13 @@ REFUSED = {
         {"change": lambda t: t.update({"blk.2.ffn_up.weight": np.ones(WIDTH)})}, r"blk\.2",
     ),
     "a weight too few": ({"change": lambda t: t.pop("blk.1.ffn_up.weight")}, r"1\.mlp\.up_proj"),
+    "smollm3, a weight too few": (
+        {"arch": "smollm3", "change": lambda t: t.pop("blk.1.ffn_up.weight")}, r"1\.mlp\.up_proj",
+    ),
+    "smollm3, a bias": (
+        {"arch": "smollm3", "change": lambda t: t.update({"blk.1.attn_q.bias": np.ones(WIDTH)})},
+        r"1\.attn_q\.bias",
+    ),
     "another shape": (
         {"change": lambda t: t.update({"output_norm.weight": np.ones(4)})}, r"norm\.weight is \[4",
     ),
