@@ -271,11 +271,17 @@ def require_same_tokens(tokenizer: PreTrainedTokenizerBase, reference: ModelSour
     Raises:
         UsageError: the vocabularies differ.
     """
-    if load_tokenizer(reference).get_vocab() != tokenizer.get_vocab():
+    if _named_tokens(load_tokenizer(reference)) != _named_tokens(tokenizer):
         raise UsageError(
             f"reference {reference.name}: its vocabulary is not the policy's, so their "
             "log-probabilities cannot be compared; give a model of the same family"
         )
+
+
+def _named_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The vocabulary without names that GGUF files give to rows without a token."""
+    padding = re.compile(r"\[PAD\d+\]")
+    return {text: i for text, i in tokenizer.get_vocab().items() if not padding.fullmatch(text)}
 
 
 def positions(model: PreTrainedModel) -> int | None:

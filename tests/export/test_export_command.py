@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from test_gguf_file import model_of, tokenizer_of
 
 from conftest import jsonl, rows
 
@@ -48,6 +49,18 @@ def test_what_was_exported_is_evaluated_as_the_model_is(cli, tiny_folder, pairs)
         for name in (tiny_folder, "mine.gguf")
     ]
     assert figures[0] == figures[1]
+
+
+def test_model_and_file_are_compared_where_rows_have_no_token(cli, tmp_path, pairs):
+    """As Qwen's have: its tokenizer has fewer tokens than the model rows."""
+    tokenizer_of().save_pretrained(tmp_path / "mine")
+    model_of("qwen2", 448).save_pretrained(tmp_path / "mine")
+    words = (*ARGUMENTS, "--quantize", "f32", "--data", pairs, "--output", "mine.gguf")
+    assert cli("export", "mine", *words).code == 0
+    result = cli("evaluate", "mine", "mine.gguf", pairs, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert found["before"]["accuracy"]["logp"] == found["after"]["accuracy"]["logp"]
 
 
 def test_an_adapter_is_merged(golden, tmp_path, cli):
