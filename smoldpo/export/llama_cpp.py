@@ -72,8 +72,10 @@ def ask(
     except RuntimeError as error:
         raise VerificationError(f"llama.cpp does not load the file: {error}") from None
     for name, ids in model.texts.items():
-        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        require_equal(f"{name} under llama.cpp", ids, server.token_ids(text))
+        text = tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        require_equal(f"{name} under llama.cpp", ids, server.token_ids(str(text)))
     questions = list(_questions(model))
     differences = []
     with progress.bar("llama.cpp", len(questions)) as advance:

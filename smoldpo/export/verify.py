@@ -171,8 +171,8 @@ def compare(
         for side, other in zip(sides, others, strict=True)
         for a, b in zip(side, other, strict=True)
     ]
-    scores = [[_prefers(sides) for sides in measured.logps] for measured in (before, after)]
-    test = paired_test(*scores, [fact.prompt for fact in facts])
+    was, now = ([_prefers(sides) for sides in measured.logps] for measured in (before, after))
+    test = paired_test(was, now, [fact.prompt for fact in facts])
     count = len(before.tokens)
     found = Verification(
         pairs=count,
@@ -180,8 +180,8 @@ def compare(
         texts=len(before.texts),
         mean=sum(differences) / len(differences),
         largest=max(differences),
-        before=sum(scores[0]) / count,
-        after=sum(scores[1]) / count,
+        before=sum(was) / count,
+        after=sum(now) / count,
         p=test.p,
     )
     if not (math.isfinite(found.largest) and found.mean <= BOUNDS[kind]):
@@ -199,7 +199,7 @@ def compare(
 
 def _prefers(sides: Sides) -> float:
     """1 where the chosen side has the larger log-probability, ½ where both have the same."""
-    chosen, rejected = map(sum, sides)
+    chosen, rejected = sum(sides[0]), sum(sides[1])
     return 0.5 if chosen == rejected else float(chosen > rejected)
 
 

@@ -36,7 +36,8 @@ def add_vocabulary(
     writer.add_token_types(types)
     writer.add_token_merges([" ".join(pair) for pair in said["model"]["merges"]])
     _add_ends(writer, tokenizer, model, rows)
-    if template := tokenizer.chat_template:
+    template: Any = tokenizer.chat_template
+    if template:
         if isinstance(template, Mapping):
             template = [{"name": key, "template": text} for key, text in template.items()]
         writer.add_chat_template(template)

@@ -142,7 +142,7 @@ def rope_metadata(
     Raises:
         ModelError: scaling that a GGUF file cannot say, or that is not read back from it.
     """
-    rope = config.rope_parameters
+    rope: dict[str, Any] = dict(config.rope_parameters or {})
     theta, kind = _theta(config), rope.get("rope_type", "default")
     keys: dict[str, str | int | float] = {"rope.freq_base": theta}
     if rope.get("partial_rotary_factor", 1) != 1:

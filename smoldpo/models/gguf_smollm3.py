@@ -76,7 +76,8 @@ def smollm3_weights(named: PreTrainedModel, tensors: Mapping[str, Any]) -> dict[
     config: Any = named.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.SMOLLM3, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    found, used = {}, set()
+    found: dict[str, torch.Tensor] = {}
+    used: set[str] = set()
     for name, _ in named.named_parameters():
         called = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if called not in tensors:
