@@ -25,7 +25,7 @@ from typing import Any
 from build_comparison.builds import WORKING_TREE, Build, build
 
 CHILD = Path(__file__).with_name("worker_bench") / "child.py"
-STEPS = {"kind": "steps", "pairs": 64, "steps": 40}
+STEPS = {"kind": "steps", "pairs": 32, "steps": 40}
 Spec = dict[str, Any]
 
 

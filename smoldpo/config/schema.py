@@ -376,7 +376,7 @@ class TrainConfig(BaseModel):
     stream_tokens: PositiveInt = Field(
         1920,
         description="tokens of a stream of pairs, which the fast engine computes in one thread (in "
-        "training a third of them); fewer take less memory and keep more threads busy",
+        "training two thirds of them); fewer take less memory and keep more threads busy",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",

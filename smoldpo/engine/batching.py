@@ -19,9 +19,9 @@ from smoldpo.types import TokenizedPair
 
 STREAM_TOKENS = 1920
 """Tokens of a stream: enough to keep one core's matrix products busy."""
-TRAIN_SHARE = 1 / 3
-"""Streams with a backward pass have this share: a step of eight usual pairs is work for several
-cores, and activations take little memory."""
+TRAIN_SHARE = 2 / 3
+"""Streams with a backward pass have this share: a step of eight usual pairs makes two. Four take a
+third more time together, for blocks of rows that are not full, and the LM head's fixed cost."""
 STREAM_MULTIPLE = 128
 """Streams are padded to a multiple of this, for few shapes of products (kernels/attention.py)."""
 

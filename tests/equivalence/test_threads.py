@@ -57,7 +57,7 @@ def engine_of(threads, trained="two layers", loss="sigmoid", dtype=torch.float32
     """A fast engine whose pairs make up many streams."""
     model = build("llama")
     TRAINED[trained](model)
-    told = {"cache": "memory", "stream_tokens": 90} | settings
+    told = {"cache": "memory", "stream_tokens": 45} | settings
     needs = LOSSES[loss].needs_reference
     with torch_threads(threads):
         return build_engine(

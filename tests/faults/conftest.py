@@ -41,7 +41,7 @@ class Workplace:
             "--learning-rate", "1e-2", "--num-train-epochs", 3, "--dtype", "float32", "--device",
             "cpu", "--freeze-layers", 2, "--compile", "off", "--sample-prompt", "none",
             "--stream-tokens",
-            400, "--warmup-ratio", 0,
+            200, "--warmup-ratio", 0,
             "--generate-prompts", 0, "--save-steps", 2, "--eval-steps", 5, *more,
         ]  # fmt: skip
 

@@ -397,7 +397,7 @@ def test_the_busiest_worker_decides_how_long_a_pass_takes():
 def test_a_step_of_several_streams_is_counted_as_the_workers_share_it():
     config = build_config(QUICK | {"loss_type": "aot", "per_device_train_batch_size": 8})
     counter = workload.RunCounter(config, PAIRS, PAIRS[:4])
-    batching = TokenBatching(900)
+    batching = TokenBatching(450)
     alone, two = (counter.steps(batching, workers) for workers in (1, 2))
     assert two.steps == alone.steps and two.several == alone.several > 0
     assert sum(e.rows for e in two.epochs) < sum(e.rows for e in alone.epochs)
