@@ -47,7 +47,7 @@ def test_a_damaged_unpacked_model_is_made_anew(monkeypatch, tmp_path):
 
     tiny = tmp_path / "tiny"
     make_tiny(tiny)
-    monkeypatch.setattr(gguf, "_read", small)
+    monkeypatch.setattr(gguf, "read_gguf", small)
     folder = gguf.unpack_gguf(builtin_gguf())
     assert gguf.unpack_gguf(builtin_gguf()) == folder and len(read) == 1
     weights = folder / "model.safetensors"
