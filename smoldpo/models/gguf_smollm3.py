@@ -40,7 +40,7 @@ def smollm3_config(fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> Smo
     except KeyError as error:
         raise ModelError(f"it lacks the key {error.args[0]}") from None
     heads, layers = said["attention.head_count"], said["block_count"]
-    ids = {
+    ids: dict[str, Any] = {
         f"{name}_token_id": fields.get(f"tokenizer.ggml.{key}_token_id")
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
@@ -80,7 +80,7 @@ def smollm3_weights(named: PreTrainedModel, tensors: Mapping[str, Any]) -> dict[
     used: set[str] = set()
     for name, _ in named.named_parameters():
         called = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if called not in tensors:
+        if called is None or called not in tensors:
             continue  # which loading refuses, by name
         used.add(called)
         tensor = tensors[called]
