@@ -47,21 +47,31 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer():
-    """A byte-level BPE with SmolLM2's control tokens and a chat template like its own."""
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def byte_level_bpe(split=None, texts=(), ignore_merges=False, post_processor=None, **more):
+    """A byte-level BPE with SmolLM2's control tokens and a chat template like its own.
+
+    Args:
+        split: a pre-tokenizer of `tokenizers`; GPT-2's by default.
+        texts: that it learns merges from, beside TEXTS.
+        more: of PreTrainedTokenizerFast.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = split or pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=CONTROL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator(TEXTS * 4, trainer)
+    tokenizer.train_from_iterator([*TEXTS, *texts] * 4, trainer)
+    if post_processor is not None:
+        tokenizer.post_processor = post_processor
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
@@ -69,7 +79,13 @@ def tiny_tokenizer():
         pad_token="<|im_end|>",
         unk_token="<|endoftext|>",
         chat_template=CHAT_TEMPLATE,
+        **more,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    return byte_level_bpe()
 
 
 @pytest.fixture(scope="session")

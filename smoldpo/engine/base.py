@@ -168,15 +168,15 @@ class Engine(ABC):
     def _forward_policy(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
         """The policy's log-probabilities of one batch, with gradients where these are on."""
 
-    def compute_fewer_at_once(self) -> bool:
-        """Drop gradients; then half as many streams are computed at once. False where it was one.
+    def compute_fewer_at_once(self, pairs: Sequence[TokenizedPair]) -> bool:
+        """Drop gradients; then half as many streams of `pairs` at once. False where it was one.
 
         No result changes.
         """
         self.drop_gradients()
-        before = self.workers.count
-        self.workers.lower(max(1, before // 2))
-        return self.workers.count < before
+        at_once = min(self.workers.count, len(self.batching.step_batches(pairs)))
+        self.workers.lower(max(1, at_once // 2))
+        return at_once > 1
 
     def halve_budget(self, pairs: Sequence[TokenizedPair]) -> bool:
         """Drop gradients and halve the budget; False where all batches of `pairs` held one pair."""

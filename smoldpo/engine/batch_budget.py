@@ -102,8 +102,8 @@ def fit_budget(
     engine.workers.lower(batches_at_once(*told, workers))
     if engine.workers.count < workers:
         progress.say(
-            f"memory: {free:,} bytes are free, and {what}; so {engine.workers.count} streams are "
-            f"computed at once instead of {workers}, which changes no result"
+            f"memory: {free:,} bytes are free, and {what}; so streams at once: "
+            f"{engine.workers.count} instead of {workers}, which changes no result"
         )
     batching = fitting_batching(*told)
     if batching is None:
@@ -158,10 +158,11 @@ def retry_with_smaller_budget(
         trim_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if engine.compute_fewer_at_once():
+        before = engine.workers.count
+        if engine.compute_fewer_at_once(pairs):
             progress.say(
                 f"out of memory in {what}: done again with the same pairs, "
-                f"{engine.workers.count} streams at once"
+                f"streams at once: {engine.workers.count} instead of {before}"
             )
             continue
         before = engine.budget

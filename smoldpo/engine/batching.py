@@ -16,6 +16,7 @@ from smoldpo.engine.cache.keys import pair_key
 from smoldpo.engine.layout import ROWS, STEP, TRUNK_ROWS, round_up
 from smoldpo.engine.packing import batch_by_length, even_batches, has_prefix, pair_length
 from smoldpo.types import TokenizedPair
+from smoldpo.utils.workers import shares
 
 STREAM_TOKENS = 1920
 """Tokens of a stream: enough to keep one core's matrix products busy."""
@@ -117,11 +118,11 @@ class Batching(ABC):
 
     def count_busiest(self, batches: Iterable[Batch], workers: int) -> OpCounts:
         """What the worker computes that has most to do; each takes the next batch when free."""
-        shares = [OpCounts()] * workers
-        for batch in batches:
-            least = min(range(workers), key=lambda worker: shares[worker].rows)
-            shares[least] += self.count(batch)
-        return max(shares, key=lambda share: share.rows)
+        counts = [self.count(batch) for batch in batches]
+        parts = shares([count.rows for count in counts], workers)
+        return max(
+            (total(counts[index] for index in part) for part in parts), key=lambda part: part.rows
+        )
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from smoldpo.types import PreferencePair
 from smoldpo.utils import progress
 from smoldpo.utils.errors import DataError, ModelError, SmoldpoError, UsageError
 from smoldpo.utils.files import not_saved, require_space, sha256_of, sync, write_json
+from smoldpo.utils.signals import Interruption
 from smoldpo.utils.threads import computing
 
 RECORD = "exports.json"
@@ -98,7 +99,7 @@ def export_gguf(
         VerificationError: the file is not the model. It is removed then, as on every error.
         SmoldpoError: no room on the disk.
     """
-    with computing(None):
+    with Interruption(), computing(None):  # a signal raises, so that the unfinished file goes
         return _export_gguf(name, quantize, output, overwrite, data, pairs)
 
 

@@ -18,10 +18,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from smoldpo.export import verify
 from smoldpo.export.verify import Measured, VerificationError, require_equal
 from smoldpo.utils import progress
 
-BOUNDS = {"f32": 1e-3, "bf16": 0.05, "f16": 6e-3, "q8_0": 0.1}
+BOUNDS = verify.BOUNDS | {"f32": 1e-3}
 """Of the mean |Δ log p| a token, in nats; measured: docs/export.md."""
 PAIRS, POSITIONS = 4, 8
 """So many pairs, and so many scored tokens of each side, spread over it."""

@@ -27,6 +27,7 @@ from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.setup import TokenizedData
 from smoldpo.utils.files import existing_parent
 from smoldpo.utils.memory import trim_memory
+from smoldpo.utils.workers import shares
 
 SAMPLE_SECONDS = 0.005
 """Between readings of the resident memory. A peak that lasts shorter is missed."""
@@ -174,7 +175,6 @@ def _seconds_to_generate(
         )
         return max(len(answer.ids) for answer in answers), time.perf_counter() - begun
 
-    shares = [0.0] * torch.get_num_threads()
     known: dict[int, float] = {}
     for batch in batches:
         if len(batch) not in known:
@@ -183,5 +183,6 @@ def _seconds_to_generate(
             more, long = generate(batch, MORE_TOKENS)
             token = max(0.0, long - short) / (more - few) if more > few else short / few
             known[len(batch)] = short + max(0, config.max_new_tokens - few) * token
-        shares[shares.index(min(shares))] += known[len(batch)]  # the worker that is free
-    return max(shares)
+    seconds = [known[len(batch)] for batch in batches]
+    parts = shares(seconds, torch.get_num_threads())
+    return max(sum(seconds[index] for index in part) for part in parts)

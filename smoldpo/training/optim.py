@@ -20,7 +20,7 @@ from smoldpo.config.schema import TrainConfig
 from smoldpo.utils.devices import pick_device
 from smoldpo.utils.errors import UsageError, whole_reason
 from smoldpo.utils.threads import torch_threads
-from smoldpo.utils.workers import Workers
+from smoldpo.utils.workers import Workers, shares
 
 Named = Mapping[str, torch.nn.Parameter]
 
@@ -85,23 +85,20 @@ def step_by_parts(optimizer: torch.optim.Optimizer, workers: Workers) -> None:
         with torch_threads(1):
             optimizer.step()
         return
-    parts: list[list[dict[str, Any]]] = [[] for _ in range(workers.count)]
-    sizes = [0] * workers.count
-    for group in optimizer.param_groups:
-        shares: list[list[torch.nn.Parameter]] = [[] for _ in parts]
-        for parameter in group["params"]:
-            least = sizes.index(min(sizes))
-            shares[least].append(parameter)
-            sizes[least] += parameter.numel()
-        for part, share in zip(parts, shares, strict=True):
-            part += [group | {"params": share}] if share else []
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parts = shares([parameter.numel() for parameter in parameters], workers.count)
 
-    def step(_: int, groups: list[dict[str, Any]]) -> None:
-        part = copy.copy(optimizer)  # with the same state
-        part.param_groups = groups
-        part.step()
+    def step(_: int, part: list[int]) -> None:
+        own = {id(parameters[index]) for index in part}
+        worker = copy.copy(optimizer)  # with the same state
+        worker.param_groups = [
+            group | {"params": held}
+            for group in optimizer.param_groups
+            if (held := [parameter for parameter in group["params"] if id(parameter) in own])
+        ]
+        worker.step()
 
-    workers.run(step, [groups for groups in parts if groups])
+    workers.run(step, [part for part in parts if part])
 
 
 def require_optimizer(config: TrainConfig) -> None:

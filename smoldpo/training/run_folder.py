@@ -42,6 +42,8 @@ CONTENTS = (
     "timings.json",
     "report.html",
     "README.md",
+    "exports.json",
+    "export",
     "checkpoints",
     "resume.json",
     "not_finite.json",

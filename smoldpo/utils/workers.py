@@ -27,6 +27,23 @@ class AbandonedError(RuntimeError):
     """A stream was given up because another failed, or because the caller stopped."""
 
 
+def shares(sizes: Sequence[float], workers: int) -> list[list[int]]:
+    """Which items each worker computes, as indices, where the next goes to the one that is free.
+
+    List scheduling (Graham 1969, "Bounds on multiprocessing timing anomalies").
+
+    Args:
+        sizes: what each item costs, in any unit.
+    """
+    found: list[list[int]] = [[] for _ in range(workers)]
+    busy = [0.0] * workers
+    for index, size in enumerate(sizes):
+        free = busy.index(min(busy))
+        found[free].append(index)
+        busy[free] += size
+    return found
+
+
 def _ignore(*_: Any) -> None:
     pass
 
@@ -96,9 +113,7 @@ class Workers:
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(
-                self.count, "smoldpo-worker", initializer=torch.set_num_threads, initargs=(1,)
-            )
+            self._pool = ThreadPoolExecutor(self.count, "smoldpo-worker")
         return self._pool
 
 
@@ -122,7 +137,7 @@ class _Batch(Generic[Item, Result]):
     ) -> list[Result]:
         """Begin, follow in order, and wait for the end of all that was begun."""
         self._abandon = abandon
-        with torch_threads(1):  # the process's setting, which a library may ask for in any thread
+        with torch_threads(1):  # what was set last is what new threads begin with
             threads = [pool.submit(self._work_on, worker) for worker in range(count)]
             try:
                 for index, item in enumerate(self._items):
@@ -161,6 +176,7 @@ class _Batch(Generic[Item, Result]):
             return self._next - 1
 
     def _work_on(self, worker: int) -> None:
+        torch.set_num_threads(1)  # a thread's own setting, which stays as it was when it began
         with torch.set_grad_enabled(self._gradients):
             while (index := self._begin()) is not None:
                 try:

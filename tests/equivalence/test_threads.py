@@ -206,7 +206,8 @@ def test_where_memory_runs_out_fewer_streams_are_computed_at_once(capsys):
         "step 1",
     )
     assert engine.workers.count == 1 and engine.budget == budget
-    assert "2 streams at once" in (said := capsys.readouterr().err) and "1 streams at" in said
+    said = capsys.readouterr().err
+    assert "streams at once: 2 instead of 4" in said and "streams at once: 1 instead of 2" in said
     engine.drop_gradients()
     assert_same_bits(steps(engine, "sigmoid", 1), steps(alone, "sigmoid", 1))
 

@@ -7,6 +7,7 @@ import pytest
 from test_gguf_file import model_of, tokenizer_of
 
 from conftest import jsonl, rows
+from smoldpo.training.run_folder import make_folder
 
 ARGUMENTS = ("--to", "gguf", "--pairs", "4")
 
@@ -38,6 +39,13 @@ def test_a_run_goes_and_is_proven_on_what_it_held_out(golden, tmp_path, cli):
     assert json.loads(result.out)["sha256"] == row["sha256"], "the same file again"
     assert len(json.loads((run / "exports.json").read_text())) == 1
     assert said
+
+
+def test_a_run_that_is_replaced_takes_its_exports_along(golden, tmp_path, cli):
+    _, run = golden("export", tmp_path, "--max-steps", "2")
+    assert cli("export", run, *ARGUMENTS, "--quantize", "q8_0").code == 0
+    make_folder(run)  # as `train --overwrite` does
+    assert not (run / "exports.json").exists() and not (run / "export").exists()
 
 
 def test_what_was_exported_is_evaluated_as_the_model_is(cli, tiny_folder, pairs):

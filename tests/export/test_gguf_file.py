@@ -5,7 +5,7 @@ import json
 import gguf
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,7 +22,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from conftest import CHAT_TEMPLATE, TEXTS, rows
+from conftest import CHAT_TEMPLATE, CONTROL_TOKENS, byte_level_bpe, rows
 from smoldpo.data.tokenize import Tokenization
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.evaluation.metrics import PairFacts
@@ -42,7 +42,6 @@ KINDS = {
     "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
 }
 PAIRS = [PreferencePair(row["prompt"], row["chosen"], row["rejected"]) for row in rows(4)]
-SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def model_of(kind, vocabulary=400, tied=True, **settings):
@@ -69,27 +68,11 @@ def model_of(kind, vocabulary=400, tied=True, **settings):
 
 def tokenizer_of(name="smollm", ignore_merges=False, bos=False, **more):
     """A byte-level BPE that splits text as this name says."""
-    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
-    tokenizer.pre_tokenizer = splitter(name)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=SPECIALS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    begin = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
     )
-    tokenizer.train_from_iterator([*TEXTS, "12 345 6789, it's 1,000"] * 4, trainer)
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
-        **more,
+    return byte_level_bpe(
+        splitter(name), ["12 345 6789, it's 1,000"], ignore_merges, begin if bos else None, **more
     )
 
 
@@ -98,8 +81,8 @@ def round_trip(path, model, tokenizer, kind="f32"):
     write_gguf(path, model, tokenizer, kind, About("mine", "mit", "someone/some-model"))
     how, kernels = Tokenization(256), KernelChoice(False, False)
     read, its_tokenizer = read_gguf(path)
-    before = measure(model, tokenizer, PAIRS, how, kernels, SPECIALS, "the model")
-    after = measure(read, its_tokenizer, PAIRS, how, kernels, SPECIALS, "the file")
+    before = measure(model, tokenizer, PAIRS, how, kernels, CONTROL_TOKENS, "the model")
+    after = measure(read, its_tokenizer, PAIRS, how, kernels, CONTROL_TOKENS, "the file")
     return read, compare(before, after, [PairFacts.of(pair) for pair in PAIRS], kind)
 
 
@@ -312,8 +295,8 @@ def test_a_file_that_is_another_model_is_found_out(tmp_path, wrong, monkeypatch)
     if wrong == "tokenizer":
         its.backend_tokenizer.pre_tokenizer = splitter("smollm")
     how, kernels = Tokenization(256), KernelChoice(False, False)
-    before = measure(model, tokenizer, PAIRS, how, kernels, SPECIALS, "the model")
-    after = measure(read, its, PAIRS, how, kernels, SPECIALS, "the file")
+    before = measure(model, tokenizer, PAIRS, how, kernels, CONTROL_TOKENS, "the model")
+    after = measure(read, its, PAIRS, how, kernels, CONTROL_TOKENS, "the file")
     says = "tokenizer is not" if wrong == "tokenizer" else "is not the model: mean"
     with pytest.raises(VerificationError, match=says):
         compare(before, after, [PairFacts.of(pair) for pair in PAIRS], "f32")

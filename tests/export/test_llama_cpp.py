@@ -1,9 +1,9 @@
 """llama.cpp reads what was written as we do: its token ids and log-probabilities."""
 
 import pytest
-from test_gguf_file import CASES, PAIRS, SPECIALS, model_of, tokenizer_of
+from test_gguf_file import CASES, PAIRS, model_of, tokenizer_of
 
-from conftest import jsonl, rows
+from conftest import CONTROL_TOKENS, jsonl, rows
 from smoldpo.data.tokenize import Tokenization
 from smoldpo.engine.autotune import KernelChoice
 from smoldpo.export import llama_cpp
@@ -17,7 +17,7 @@ pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
 def witness(path, model, tokenizer, kind="f32"):
     write_gguf(path, model, tokenizer, kind, About("mine"))
     how, kernels = Tokenization(256), KernelChoice(False, False)
-    measured = measure(model, tokenizer, PAIRS, how, kernels, SPECIALS, "the model")
+    measured = measure(model, tokenizer, PAIRS, how, kernels, CONTROL_TOKENS, "the model")
     return llama_cpp.ask(path, tokenizer, measured, kind, 1)
 
 
@@ -43,7 +43,7 @@ def test_rows_of_another_order_are_found_out(tmp_path, monkeypatch):
 def test_a_file_that_it_cannot_load(tmp_path):
     tokenizer, model = tokenizer_of(), model_of("llama")
     how, kernels = Tokenization(256), KernelChoice(False, False)
-    measured = measure(model, tokenizer, PAIRS, how, kernels, SPECIALS, "the model")
+    measured = measure(model, tokenizer, PAIRS, how, kernels, CONTROL_TOKENS, "the model")
     (tmp_path / "m.gguf").write_bytes(b"GGUF, but no more")
     with pytest.raises(VerificationError, match="does not load"):
         llama_cpp.ask(tmp_path / "m.gguf", tokenizer, measured, "f32", 1)

@@ -54,6 +54,18 @@ def test_told_to_stop(place, whole, where, step, number):
     assert differences(whole, place / "run") == []
 
 
+@pytest.mark.parametrize("number", CODES)
+def test_an_export_that_is_stopped_leaves_nothing(place, number):
+    code, said = place.run(
+        *("export", place.model, "--to", "gguf", "--data", place.pairs),
+        *("--output", "mine.gguf"),
+        plant=planted.signal_in,
+        planted_with=("proof of an export", number),
+    )
+    assert code == CODES[number] and "Traceback" not in said, said
+    assert not list(place.folder.glob("*.gguf")) and not list(place.folder.glob(".*.gguf"))
+
+
 def test_a_second_ctrl_c_stops_at_once(place):
     code, said = place.run(
         *place.training("run", "--save-steps", "none"),
@@ -115,7 +127,10 @@ def test_a_loss_that_is_not_finite(place):
 
 @pytest.mark.parametrize(
     "threads, spare, less",
-    [(1, 5 << 20, "4,000 at once instead of 8,000 tokens"), (2, 40 << 20, "1 streams at once")],
+    [
+        (1, 5 << 20, "4,000 at once instead of 8,000 tokens"),
+        (2, 40 << 20, "streams at once: 1 instead of 2"),
+    ],
 )
 def test_out_of_memory(place, write_rows, threads, spare, less):
     """Fault 10: the address space is limited for real; the step keeps its pairs, and its
@@ -133,7 +148,8 @@ def test_out_of_memory(place, write_rows, threads, spare, less):
         planted_with=(spare,),
         environment={"OMP_NUM_THREADS": str(threads)},
     )
-    assert "out of memory in step 1" in said and "same pairs" in said and less in said
+    # In which step is the allocator's luck: what it holds for itself serves some of them.
+    assert "out of memory in step " in said and "same pairs" in said and less in said
     first, second = metrics(place / "whole"), metrics(place / "starved")
     budget = load_checkpoint(place / "starved" / "checkpoints" / "step-3").state["budget"]
     cut = [row.pop("stream_tokens", 8000) for row in second if "loss" in row]
@@ -164,7 +180,7 @@ def test_memory_is_counted_before_it_is_taken(place, write_rows):
     assert "memory:" not in whole
     short = {"plant": planted.memory_is_short_before_training}
     said = place.ok(*place.training("short", *words), **short, planted_with=(124 << 20,))
-    assert "memory: " in said and "computed at once instead of 2" in said
+    assert "memory: " in said and "streams at once: 1 instead of 2" in said
     assert "instead of 8,000 tokens at once" in said
     assert "out of memory" not in said
     for ours, theirs in zip(metrics(place / "whole"), metrics(place / "short"), strict=True):

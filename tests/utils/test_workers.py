@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smoldpo.utils.threads import torch_threads
-from smoldpo.utils.workers import AbandonedError, Workers
+from smoldpo.utils.workers import AbandonedError, Workers, shares
 
 
 def test_results_are_in_the_items_order():
@@ -31,6 +31,30 @@ def test_each_computes_with_one_thread_and_the_callers_gradients():
     assert {tuple(rest) for _, *rest in found} == {(1, False)}
     with torch_threads(4):
         assert Workers(1).run(work, range(2)) == [(0, 1, True)] * 2
+
+
+def test_a_pool_that_is_there_computes_with_one_thread_again():
+    """Whatever a library set in one of its threads."""
+    workers = Workers(2)
+    workers.run(lambda *_: torch.set_num_threads(5), range(2))
+    found = workers.run(lambda *_: time.sleep(0.01) or torch.get_num_threads(), range(4))
+    assert found == [1] * 4
+
+
+def test_a_hosts_later_threads_have_the_hosts_number():
+    """torch's number of threads is each thread's own; new threads begin with what was set last."""
+    found = []
+    with torch_threads(3):
+        Workers(2).run(lambda *_: time.sleep(0.01), range(4))
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert found == [3] and torch.get_num_threads() == 3
+
+
+def test_the_next_item_goes_to_who_is_free():
+    assert shares([5, 2, 2, 4, 1], 2) == [[0, 4], [1, 2, 3]]
+    assert shares([1.0, 1.0], 3) == [[0], [1], []] and shares([], 2) == [[], []]
 
 
 def test_the_first_error_in_the_items_order_is_raised():
