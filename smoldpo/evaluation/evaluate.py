@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from smoldpo.config.evaluate_options import EvaluateOptions
 from smoldpo.data.load import LoadedPairs, load_pairs
 from smoldpo.data.template_settings import replace_template, tokenization
-from smoldpo.data.tokenize import PairTokenizer, require_room
+from smoldpo.data.tokenize import PairTokenizer, Tokenization, require_room
 from smoldpo.engine.autotune import choose_kernels, compute_dtype
 from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.build import choose_engine
@@ -90,7 +90,9 @@ def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) 
 
 def _evaluate(models: Sequence[str], data: str, options: EvaluateOptions) -> EvaluationResult:
     gates = parse_gates(options.fail_under)
-    judges = [parse_judge(spec) for spec in options.judges]
+    how = tokenization(options.max_length, vars(options), find_model(models[-1]).location)
+    day = how.template.date.isoformat() if how.template.date else None
+    judges = [parse_judge(spec, day) for spec in options.judges]
     reference = options.reference or (models[0] if len(models) == 2 else None)
     _require_second(models, reference, options, gates)
     loaded = load_pairs(
@@ -102,7 +104,7 @@ def _evaluate(models: Sequence[str], data: str, options: EvaluateOptions) -> Eva
     )
     for line in loaded.account.losses():
         progress.say(f"{data}: {line}")
-    scorer = _ModelScorer(models, reference, loaded.pairs[: options.max_samples], options)
+    scorer = _ModelScorer(models, reference, loaded.pairs[: options.max_samples], options, how)
     pairs = scorer.pairs
     scores = [scorer.scores(name) for name in models]
     facts = [PairFacts.of(pair) for pair in pairs]
@@ -157,6 +159,7 @@ class _ModelScorer:
         reference: str | None,
         pairs: Sequence[PreferencePair],
         options: EvaluateOptions,
+        how: Tokenization,
     ):
         self._options, self._models, self._reference = options, models, reference
         self._device = pick_device(options.device)
@@ -169,8 +172,6 @@ class _ModelScorer:
             require_same_tokens(self._tokenizer, source)
             check_model(source)  # before the first one is scored
         replace_template(self._tokenizer, options.chat_template)
-        last = self._sources[models[-1]].location
-        how = tokenization(options.max_length, vars(options), last)
         pair_tokenizer = PairTokenizer(self._tokenizer, how)
         self._pairs: list[TokenizedPair]
         with progress.bar("tokenising", len(pairs)) as advance:

@@ -381,7 +381,7 @@ def preflight(config: TrainConfig) -> tuple[list[Judge], dict[str, float]]:
         ModelError: a judge's model that is not there.
     """
     require_loggers(config.report_to)
-    judges = [parse_judge(spec) for spec in config.judges]
+    judges = [parse_judge(spec, config.template_date) for spec in config.judges]
     gates = parse_gates(config.fail_under)
     require_optimizer(config)
     return judges, gates

@@ -2,6 +2,8 @@
 well.
 """
 
+import shutil
+
 import pytest
 import torch
 
@@ -157,8 +159,6 @@ def test_what_is_no_reward_model_is_refused(tiny_folder, reward_folder, tmp_path
 
 
 def test_a_reward_model_without_a_chat_template_is_refused(reward_folder, tmp_path):
-    import shutil
-
     folder = shutil.copytree(reward_folder, tmp_path / "plain")
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no chat template"):
@@ -222,8 +222,6 @@ def test_a_policy_that_is_its_reference_ties(tiny_folder):
 def test_an_implicit_reference_of_another_vocabulary_is_refused(
     tiny_folder, other_folder, tiny_tokenizer, tmp_path
 ):
-    import shutil
-
     folder = shutil.copytree(other_folder, tmp_path / "strange")
     strange = type(tiny_tokenizer).from_pretrained(folder)
     strange.add_tokens(["<strange>"])
@@ -240,3 +238,29 @@ def test_the_implicit_reference_is_the_builtin_model(tiny_folder, monkeypatch):
     monkeypatch.setattr(local_models, "check_model", lambda source: None)
     assert parse_judge(f"implicit:{tiny_folder}").name == f"implicit:{tiny_folder},builtin"
     assert asked == [str(tiny_folder), "builtin"]
+
+
+DATED = "{{ '<|im_start|>system\nIt is ' + strftime_now('%d %B %Y') + '.<|im_end|>\n' }}"
+
+
+@pytest.mark.parametrize("kind", ["reward", "implicit"])
+def test_a_judge_takes_the_day_of_the_evaluation_for_today(
+    kind, reward_folder, tiny_folder, tmp_path
+):
+    """With a template that writes the date; else a verdict depends on when it is asked for."""
+    folder = shutil.copytree(tiny_folder if kind == "implicit" else reward_folder, tmp_path / "it")
+    template = folder / "chat_template.jinja"
+    template.write_text(DATED + template.read_text())
+    spec = f"{kind}:{folder}" + (f",{folder}" if kind == "implicit" else "")
+
+    def written(day):
+        judge = parse_judge(spec, day)
+        reader = judge._loaded[0] if kind == "implicit" else judge._model.reader
+        pair = reader.tokenize(PreferencePair(CHAT, "a", "b"))
+        return reader.tokenizer.decode(pair.prompt_ids)
+
+    assert "It is 09 November 1989." in written("1989-11-09")
+    (folder / "config.yaml").write_text("template_date: '2001-02-03'\n")
+    (folder / "environment.json").write_text("{}")
+    assert "It is 03 February 2001." in written(None), "that of the run that it came from"
+    assert "It is 09 November 1989." in written("1989-11-09")

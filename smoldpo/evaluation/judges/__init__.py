@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from smoldpo.evaluation.judges.base import Judge, LengthJudge
+from smoldpo.models.builtin import BUILTIN
 from smoldpo.utils.errors import UsageError, nearest
 
 KINDS = (
@@ -10,13 +11,17 @@ KINDS = (
 )
 
 
-def parse_judge(spec: str) -> Judge:
+def parse_judge(spec: str, day: str | None = None) -> Judge:
     """The judge that a user named; its model, if any, is found now and loaded when first asked.
 
         length                        the longer answer
         reward:MODEL                  a reward model: folder or hub id
         implicit:MODEL[,REFERENCE]    log π - log π_ref of a policy and its reference (builtin)
         http(s)://host/v1[#model]     an OpenAI-compatible endpoint
+
+    Args:
+        day: what a judge's chat template takes for today, as YYYY-MM-DD; by default the day of the
+            run that its model came from, else today. A verdict then is the same on any day.
 
     Raises:
         UsageError: there is no such judge or model, or the URL is none.
@@ -35,9 +40,9 @@ def parse_judge(spec: str) -> Judge:
         from smoldpo.evaluation.judges.local_models import ImplicitJudge, RewardJudge
 
         if kind == "reward":
-            return RewardJudge(rest)
+            return RewardJudge(rest, day)
         model, _, reference = rest.partition(",")
-        return ImplicitJudge(model, reference) if reference else ImplicitJudge(model)
+        return ImplicitJudge(model, reference or BUILTIN, day)
     if kind == "length":
         raise UsageError("judge length: takes nothing behind a colon")
     near = nearest(kind, ["length", "reward", "implicit"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from smoldpo.data.template_settings import tokenization
 from smoldpo.data.tokenize import PairTokenizer, Tokenization
 from smoldpo.engine.autotune import KernelChoice, choose_kernels
 from smoldpo.engine.base import EngineSettings
@@ -16,7 +18,6 @@ from smoldpo.engine.logprobs import score
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import cast_frozen
 from smoldpo.evaluation.judges.base import Verdict, by_score
-from smoldpo.models.builtin import BUILTIN
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.load import (
     ModelSource,
@@ -38,8 +39,8 @@ from smoldpo.utils.errors import ModelError
 class RewardJudge:
     """The answer with the higher reward wins."""
 
-    def __init__(self, model: str):
-        self.name = f"reward:{model}"
+    def __init__(self, model: str, day: str | None = None):
+        self.name, self._day = f"reward:{model}", day
         self._source = find_model(model)
         _classifier(self._source)  # a fault of its files is told now, not at the end of a run
 
@@ -50,7 +51,7 @@ class RewardJudge:
     @functools.cached_property
     def _model(self) -> RewardModel:
         with progress.spinner(f"loading {self._source.name}"):
-            return RewardModel(self._source, pick_device("auto"))
+            return RewardModel(self._source, pick_device("auto"), self._day)
 
 
 class ImplicitJudge:
@@ -61,8 +62,8 @@ class ImplicitJudge:
     there. A policy that judges its own answers says little: give another.
     """
 
-    def __init__(self, model: str, reference: str = BUILTIN):
-        self.name = f"implicit:{model},{reference}"
+    def __init__(self, model: str, reference: str, day: str | None = None):
+        self.name, self._day = f"implicit:{model},{reference}", day
         self._policy, self._reference = find_model(model), find_model(reference)
         for source in (self._policy, self._reference):
             check_model(source)
@@ -91,7 +92,7 @@ class ImplicitJudge:
             policy = _Scored(self._policy, device, kernels)
             reference = _Scored(self._reference, device, kernels, share_with=policy.model)
         room = (positions(scored.model) or sys.maxsize for scored in (policy, reference))
-        return PairTokenizer(tokenizer, min(room)), policy, reference
+        return PairTokenizer(tokenizer, _how(self._policy, min(room), self._day)), policy, reference
 
 
 class _Scored:
@@ -125,8 +126,11 @@ class _Scored:
 class RewardModel:
     """A sequence classifier with one label, in its weights' precision, with its own tokenizer."""
 
-    def __init__(self, source: ModelSource, device: str):
+    def __init__(self, source: ModelSource, device: str, day: str | None = None):
         """Load it.
+
+        Args:
+            day: what its chat template takes for today, as YYYY-MM-DD.
 
         Raises:
             ModelError: it cannot be loaded, has not one label, lacks weights, or has no chat
@@ -142,9 +146,10 @@ class RewardModel:
         # What the template puts behind the end of turn (a line break) is part of what such models
         # read.
         room = positions(self.model) or sys.maxsize
-        self.reader = PairTokenizer(self.tokenizer, room)
+        how = _how(source, room, day)
+        self.reader = PairTokenizer(self.tokenizer, how)
         self._behind = self.reader.ids_behind_answer()
-        self.reader.how = Tokenization(room - len(self._behind))
+        self.reader.how = replace(how, max_length=room - len(self._behind))
 
     @torch.no_grad()
     def reward(self, prompt: Prompt, answer: str) -> float:
@@ -168,6 +173,11 @@ class RewardModel:
         """
         pair = self.reader.tokenize(PreferencePair(prompt, answer, answer))
         return [*pair.prompt_ids, *pair.chosen_ids, *self._behind]
+
+
+def _how(source: ModelSource, room: int, day: str | None) -> Tokenization:
+    """As the judge's own run had it, where it came from one, but for the day."""
+    return Tokenization(room, tokenization(room, {"template_date": day}, source.location).template)
 
 
 def _classifier(source: ModelSource) -> Any:
