@@ -2,7 +2,10 @@
 weights, whatever trains, whichever stream is first done, and after a stream failed.
 """
 
+import sys
+import threading
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -126,6 +129,51 @@ def test_a_moving_reference(cache):
 
 def test_squares():
     assert_threads_do_not_matter(2, use_weighting=True)
+
+
+class CountedLock:
+    """A lock that notes which function of ours takes it in a worker."""
+
+    def __init__(self, lock, taken):
+        self._lock, self._taken = lock, taken
+
+    def __enter__(self):
+        self.acquire()
+
+    def __exit__(self, *_):
+        self._lock.release()
+
+    def acquire(self, *args, **options):
+        frame = sys._getframe(1)
+        while frame and not frame.f_globals["__name__"].startswith("smoldpo"):
+            frame = frame.f_back
+        if frame and threading.current_thread() is not threading.main_thread():
+            self._taken[frame.f_code.co_qualname] += 1
+        return self._lock.acquire(*args, **options)
+
+    def __getattr__(self, name):
+        return getattr(self._lock, name)
+
+
+def test_a_stream_takes_no_lock_but_for_stores_and_where_its_gradients_are_added(monkeypatch):
+    """However many layers it goes through: so nothing but the order of sums holds a worker up."""
+    taken = Counter()
+    for kind in ("Lock", "RLock"):
+        made = getattr(threading, kind)
+        monkeypatch.setattr(threading, kind, lambda made=made: CountedLock(made(), taken))
+    engine = engine_of(2)
+    engine.reference_logps(MANY)
+    streams = len(engine.batching.forward_batches(MANY))
+    next_stream = {"_Batch._begin": streams + 2, "_Batch._work_on": streams}
+    stores = {"FastEngine._states_of": 2 * streams, "FastEngine._prepare": streams}
+    assert taken == next_stream | stores
+    taken.clear()
+    engine.accumulate_gradients(MANY, LOSSES["sigmoid"])
+    streams = len(engine.batching.step_batches(MANY))
+    sums = streams * len([*engine.trainable_parameters()])
+    next_stream = {"_Batch._begin": streams + 2, "_Batch._work_on": streams}
+    stores = {"FastEngine._states_of": streams}
+    assert taken == next_stream | stores | {"StreamOrder.wait": sums, "StreamOrder.done": sums}
 
 
 def late(engine, monkeypatch, streams):
