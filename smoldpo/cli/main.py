@@ -18,6 +18,7 @@ from smoldpo.cli.cache import app as cache_app
 from smoldpo.cli.data import app as data_app
 from smoldpo.cli.evaluate import evaluate, report, show
 from smoldpo.cli.export import export
+from smoldpo.cli.pairs import app as pairs_app
 from smoldpo.cli.support import fail_gates, one_of, verb, writable
 from smoldpo.cli.sweep import finish, sweep
 from smoldpo.cli.template_options import takes_template_options
@@ -32,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(pairs_app, name="pairs")
 app.add_typer(cache_app, name="cache")
 config_app = typer.Typer(
     help="Look at the configuration, or read another trainer's.", no_args_is_help=True

@@ -62,11 +62,13 @@ def convert(
     out_path: Path,
     to: str = "conversational",
     numbers: Sequence[str] = (),
+    extra: Callable[[PreferencePair], Values] | None = None,
 ) -> Converted:
     """Write `pairs` to `out_path` (.jsonl, .json, .csv, .tsv or .parquet), whole or not at all.
 
     One pair is held at a time (.parquet: a thousand). Text goes out as it came in. `numbers` are
-    those of a pair's own (weight, margin, beta) that get a column, under their own names.
+    those of a pair's own (weight, margin, beta) that get a column, under their own names; `extra`
+    gives further columns, which JSON files alone can hold.
 
     Raises:
         UsageError: an unknown layout or kind of file.
@@ -78,7 +80,7 @@ def convert(
     write = WRITERS.get(out_path.suffix.lower())
     if write is None:
         raise UsageError(f"{out_path}: the name must end with {', '.join(WRITERS)}")
-    rows = _Rows(pairs, to, numbers)
+    rows = _Rows(pairs, to, numbers, extra)
     staging = out_path.with_name(f".{out_path.name}.{os.getpid()}")
     try:
         out_path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,8 +99,14 @@ def convert(
 class _Rows:
     """Pairs, each with its row in a layout; counts them."""
 
-    def __init__(self, pairs: Iterable[PreferencePair], to: str, numbers: Sequence[str]):
-        self.pairs, self.to, self.numbers = pairs, to, numbers
+    def __init__(
+        self,
+        pairs: Iterable[PreferencePair],
+        to: str,
+        numbers: Sequence[str],
+        extra: Callable[[PreferencePair], Values] | None,
+    ):
+        self.pairs, self.to, self.numbers, self.extra = pairs, to, numbers, extra
         self.count = 0
 
     @property
@@ -122,6 +130,7 @@ class _Rows:
                 raise _refused(pair, problem) from None
             named = {key: getattr(pair, key) for key in ("id", "source", "category")}
             values |= {key: value for key, value in named.items() if value}
+            values |= self.extra(pair) if self.extra else {}
             self.count += 1
             yield pair, values | {key: getattr(pair.numbers, key) for key in self.numbers}
 

@@ -29,10 +29,12 @@ from smoldpo.data.dialogue import as_messages, as_text, sides, without_oldest_tu
 from smoldpo.data.text_encoder import HIDDEN, TextEncoder
 from smoldpo.data.written_side import Part, WrittenSide, setting_that_helps, write_side
 from smoldpo.types import (
+    NO_ARGUMENTS,
     Advance,
     Message,
     PreferencePair,
     Prompt,
+    TemplateArguments,
     TokenizedPair,
     no_progress,
 )
@@ -184,17 +186,15 @@ class PairTokenizer:
         ours, theirs = pair.completions
         return SAME if ours == theirs else None
 
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
+    def prompt_ids(self, prompt: Prompt, arguments: TemplateArguments = NO_ARGUMENTS) -> list[int]:
         """A prompt alone, ready for the model to answer; never truncated."""
         hidden: list[str] = []
+        pair = PreferencePair(prompt, "", "", arguments=arguments)
         if self.template is None:
-            return self._bos + self._encoder.encode(
-                self._encoder.hide(as_text(PreferencePair(prompt, "", "")), hidden), hidden
-            )
+            text = self._encoder.hide(as_text(pair), hidden)
+            return self._bos + self._encoder.encode(text, hidden)
         messages = [self._hide(message, hidden) for message in as_messages(prompt)]
-        return self._encoder.encode(
-            self._render(PreferencePair(prompt, "", ""), messages, True), hidden
-        )
+        return self._encoder.encode(self._render(pair, messages, True), hidden)
 
     def ids_behind_answer(self) -> list[int]:
         """What the chat template puts behind an answer's end of turn: a line break, often."""

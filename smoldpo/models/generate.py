@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
     TextStreamer,
+    TopPLogitsWarper,
 )
 
 from smoldpo.models.load import positions
@@ -83,8 +86,11 @@ def generate_answers(
     *,
     max_new_tokens: int,
     temperature: float,
-    seed: int,
+    seed: int | Sequence[int],
     batch_size: int,
+    top_p: float = 1.0,
+    known: Mapping[int, Answer] = MappingProxyType({}),
+    finished: Callable[[Sequence[int], Sequence[Answer]], None] | None = None,
     advance: Advance = no_progress,
 ) -> list[Answer]:
     """An answer to each tokenised prompt, in the prompts' order.
@@ -98,8 +104,15 @@ def generate_answers(
     Args:
         temperature: 0 takes the likeliest token each time; above 0 samples from
             softmax(logits / temperature).
+        seed: one, or one a prompt.
         batch_size: prompts that are answered side by side, those of like length together; on a CPU
             a thread answers one such batch, so that no answer depends on the number of threads.
+        top_p: the likeliest tokens whose probabilities add up to it are sampled from (nucleus
+            sampling, Holtzman et al. 2020); 1: from all.
+        known: answers of an earlier call, by the prompt's number. A batch is left out where all of
+            its answers are known, and computed whole where one is not: so each answer has the bits
+            that it had then.
+        finished: called with the numbers of a batch's prompts and their answers, batch by batch.
 
     Raises:
         UsageError: a prompt leaves no room for its answer among the model's positions.
@@ -107,19 +120,25 @@ def generate_answers(
     """
     require_rows(tokenizer, token_rows(model), prompts)
     _require_room(model, prompts, max_new_tokens)
-    answers: dict[int, Answer] = {}
+    answers = dict(known)
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = [some for some in batches if not known.keys() >= set(some)]
+    if known:
+        advance(len(prompts) - sum(map(len, batches)))
 
     def work(_: int, some: list[int]) -> list[Answer]:
-        batch = [prompts[index] for index in some]
-        return _new_tokens(model, tokenizer, batch, max_new_tokens, temperature, seed)
+        batch = [(prompts[index], seeds[index]) for index in some]
+        return _new_tokens(model, tokenizer, batch, max_new_tokens, temperature, top_p)
 
-    def finished(some: list[int], new: list[Answer]) -> None:
+    def done(some: list[int], new: list[Answer]) -> None:
         answers.update(zip(some, new, strict=True))
+        if finished is not None:
+            finished(some, new)
         advance(len(some))
 
-    Workers(None if model.device.type == "cpu" else 1).run(work, batches, finished)
+    Workers(None if model.device.type == "cpu" else 1).run(work, batches, done)
     return [answers[index] for index in range(len(prompts))]
 
 
@@ -136,17 +155,24 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
 def _new_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
+    seeded: Sequence[tuple[Sequence[int], int]],
     max_new_tokens: int,
     temperature: float,
-    seed: int,
+    top_p: float,
 ) -> list[Answer]:
-    """Answers to prompts that are padded on the left to one length."""
+    """Answers to prompts, each with its seed, that are padded on the left to one length."""
     ends = end_ids(model, tokenizer)
+    prompts = [ids for ids, _ in seeded]
     longest = max(map(len, prompts))
     padded = [[0] * (longest - len(ids)) + list(ids) for ids in prompts]
     seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-    noise = [_Gumbel(temperature, [_generator(seed, ids) for ids in prompts])]
+    generators = [_generator(seed, ids) for ids, seed in seeded]
+    sampling: list[LogitsProcessor] = []
+    if temperature > 0 and top_p < 1:
+        nucleus = [TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)]
+        sampling = [*nucleus, _Gumbel(1.0, generators)]
+    elif temperature > 0:
+        sampling = [_Gumbel(temperature, generators)]
     # Settings passed to `generate` only lie on top of the model's own, so each that may change a
     # distribution would have to be known by name. A shallow copy that has none is asked instead.
     answering: Any = copy.copy(model)
@@ -158,7 +184,7 @@ def _new_tokens(
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
         do_sample=False,
-        logits_processor=LogitsProcessorList(noise if temperature > 0 else []),
+        logits_processor=LogitsProcessorList(sampling),
     )
     return [_answer(tokenizer, row, ends) for row in output[:, longest:].tolist()]
 

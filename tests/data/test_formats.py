@@ -91,6 +91,7 @@ EXPECTED = {
     "ultrainteract.jsonl": ("conversations", [1, 2, 3, 4, 5], [], ASKED),
     "safe_rlhf.jsonl": ("safe_rlhf", [1, 2, 3, 4, 5], [], ASKED),
     "alpaca_farm.jsonl": ("alpaca_farm", [1, 2, 4, 5], [(3, "tie")], ASKED),
+    "votes.jsonl": ("votes", [1, 2, 4, 5], [(3, "tie")], BASIL),
     "webgpt.jsonl": ("webgpt", [1, 2, 4, 5], [(3, "tie")], ASKED),
     "helpsteer2.jsonl": ("helpsteer2", [1, 2, 4, 5], [(3, "tie")], ASKED),
     "stack_exchange.jsonl": ("stack_exchange", [1, 2, 3, 4, 5], [], ASKED),

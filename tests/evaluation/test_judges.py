@@ -209,6 +209,9 @@ def test_the_implicit_reward_is_the_policys_lead_over_the_reference(
     pair = judge._loaded[0].tokenize(PreferencePair(CHAT, texts[0], texts[2]))
     found = policy.margin(pair) - reference.margin(pair)
     assert found == pytest.approx(lead[texts[0]] - lead[texts[2]], abs=1e-4)
+    assert [judge.score(CHAT, text) for text in texts] == pytest.approx(
+        list(lead.values()), abs=1e-4
+    )
 
 
 def test_a_policy_that_is_its_reference_ties(tiny_folder):

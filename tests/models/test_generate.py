@@ -185,3 +185,40 @@ def test_noise_is_gumbels():
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
     assert noise.var().item() == pytest.approx(math.pi**2 / 6, abs=0.03)
     assert noise.isfinite().all() and len(noise.unique()) == noise.numel()
+
+
+def test_top_p_draws_from_the_likeliest_tokens_alone(sharp, tiny_tokenizer):
+    prompts = [PROMPTS[0]] * 200
+    drawn = answers(
+        sharp,
+        tiny_tokenizer,
+        prompts,
+        max_new_tokens=1,
+        temperature=2.0,
+        seed=range(200),
+        top_p=0.5,
+    )
+    logits = sharp(torch.tensor([PROMPTS[0]])).logits[0, -1]
+    likely, order = (logits / 2).softmax(-1).sort(descending=True)
+    nucleus = order[: int((likely.cumsum(0) < 0.5).sum()) + 1].tolist()
+    counts = Counter(answer.ids[0] for answer in drawn)
+    assert set(counts) <= set(nucleus) and len(counts) > 1
+    expected = (likely[0] / likely[: len(nucleus)].sum()).item()
+    assert counts[nucleus[0]] / 200 == pytest.approx(expected, abs=0.12)
+
+
+def test_known_answers_are_not_drawn_again(sharp, tiny_tokenizer):
+    whole = answers(sharp, tiny_tokenizer)
+    order = sorted(range(len(PROMPTS)), key=lambda at: -len(PROMPTS[at]))  # batches of three
+    batches, steps = [], []
+    known = {at: whole[at] for at in order[:4]}
+    again = answers(
+        sharp,
+        tiny_tokenizer,
+        known=known,
+        finished=lambda some, new: batches.append((list(some), list(new))),
+        advance=steps.append,
+    )
+    assert again == whole
+    assert batches == [(order[3:], [whole[at] for at in order[3:]])], "a batch is computed whole"
+    assert steps == [3, 2]

@@ -15,7 +15,7 @@ from smoldpo.data.schemas.fields import (
     wrong,
 )
 from smoldpo.data.schemas.paired import alpaca_prompt
-from smoldpo.data.schemas.scored import helpsteer_prompt
+from smoldpo.data.schemas.scored import TIES, helpsteer_prompt
 from smoldpo.data.sources import Row
 from smoldpo.types import PreferencePair, Prompt
 
@@ -60,6 +60,16 @@ def read_alpaca_farm(row: Row) -> PreferencePair:
         raise wrong(row, f"'preference' is {value:g}; it must be 1 or 2")
     verdict = value - 1.5 if value else 0.0
     return _pair(row, alpaca_prompt(row), "output_1", "output_2", verdict)
+
+
+def read_votes(row: Row) -> PreferencePair:
+    """Votes on two answers, a and b: winner is a, b, or a tie (both_bad too)."""
+    winner = require(row, "winner")
+    if winner not in ("a", "b", *TIES):
+        raise wrong(row, f"'winner' is {kind(winner)}; known: a, b, {', '.join(TIES)}")
+    prompt = text_or_messages(row, "prompt")
+    asked = prompt if isinstance(prompt, str) else tuple(prompt)
+    return _pair(row, asked, "a", "b", {"a": -1, "b": 1}.get(winner, 0))
 
 
 def read_webgpt(row: Row) -> PreferencePair:

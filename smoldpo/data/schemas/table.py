@@ -25,6 +25,7 @@ SIDES = ("chosen", "rejected")
 COMMON = (
     *SYSTEM_KEYS,
     *("id", "source", "category", "tools", "documents", "chat_template_kwargs"),
+    "provenance",  # of pairs that were made: how, for people (pairs/make.py)
 )
 VERDICTS = ("status", *(name for both in paired.SCORE_COLUMNS for name in both))
 
@@ -106,6 +107,7 @@ _ULTRAFEEDBACK = (*SIDES, "score_chosen", "score_rejected")
 _IS_ULTRAFEEDBACK = _all(_has(SIDES), lambda values: bool(paired.score_columns(values)))
 _IS_EXPLICIT = _all(_has(SIDES), lambda values: not _no_prompt(values))
 _SAFE_RLHF = ("prompt", "response_0", "response_1", "better_response_id")
+_VOTED = ("prompt", "a", "b", "winner")
 _ALPACA_FARM = ("instruction", "output_1", "output_2", "preference")
 _WEBGPT = ("question", "answer_0", "answer_1", "score_0", "score_1")
 _HELPSTEER2 = ("prompt", "response_1", "response_2", "preference_strength")
@@ -203,6 +205,9 @@ _ENTRIES = (
         ("input", "history"),
         _has(_ALPACA_FARM),
         compared.read_alpaca_farm,
+    ),
+    Schema(
+        "votes", _VOTED, ("voter", "model_a", "model_b", "time"), _has(_VOTED), compared.read_votes
     ),
     Schema("webgpt", _WEBGPT, (), _has(_WEBGPT), compared.read_webgpt),
     Schema("helpsteer2", _HELPSTEER2, (), _has(_HELPSTEER2), compared.read_helpsteer2),

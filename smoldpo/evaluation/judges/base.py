@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from smoldpo.evaluation.metrics import mean
 from smoldpo.evaluation.schema import Judgement, WinRate
@@ -38,6 +38,15 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
+class ScoringJudge(Judge, Protocol):
+    """A judge that gives each answer a number, so that n answers need no n² comparisons."""
+
+    def score(self, prompt: Prompt, answer: str) -> float:
+        """A number that is higher for a better answer to the same prompt."""
+        ...
+
+
 class LengthJudge:
     """The answer with more characters wins: a baseline, for many judges favour length."""
 
@@ -46,6 +55,10 @@ class LengthJudge:
     def compare(self, prompt: Prompt, a: str, b: str) -> Verdict:
         """As `Judge.compare`."""
         return by_score(len(a), len(b))
+
+    def score(self, _: Prompt, answer: str) -> float:
+        """Its characters."""
+        return float(len(answer))
 
 
 def by_score(a: float, b: float) -> Verdict:

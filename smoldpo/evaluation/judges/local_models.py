@@ -46,7 +46,11 @@ class RewardJudge:
 
     def compare(self, prompt: Prompt, a: str, b: str) -> Verdict:
         """As `Judge.compare`; errors as `RewardModel`'s."""
-        return by_score(self._model.reward(prompt, a), self._model.reward(prompt, b))
+        return by_score(self.score(prompt, a), self.score(prompt, b))
+
+    def score(self, prompt: Prompt, answer: str) -> float:
+        """The reward."""
+        return self._model.reward(prompt, answer)
 
     @functools.cached_property
     def _model(self) -> RewardModel:
@@ -82,6 +86,12 @@ class ImplicitJudge:
         require_rows_of_pairs(reader.tokenizer, rows, [pair])
         return by_score(policy.margin(pair), reference.margin(pair))
 
+    def score(self, prompt: Prompt, answer: str) -> float:
+        """log π(y|x) - log π_ref(y|x), in nats; errors as `compare`'s."""
+        reader, policy, reference = self._loaded
+        pair = reader.tokenize(PreferencePair(prompt, answer, ""))
+        return policy.logps(pair)[0] - reference.logps(pair)[0]
+
     @functools.cached_property
     def _loaded(self) -> tuple[PairTokenizer, _Scored, _Scored]:
         tokenizer = load_tokenizer(self._policy)
@@ -112,6 +122,11 @@ class _Scored:
 
     def margin(self, pair: TokenizedPair) -> float:
         """log π(a|x) - log π(b|x), in nats."""
+        chosen, rejected = self.logps(pair)
+        return chosen - rejected
+
+    def logps(self, pair: TokenizedPair) -> tuple[float, float]:
+        """log π of both answers, in nats."""
         if self._fast:
             logps = score(self.model, [pair], self._kernels)
         else:
@@ -120,7 +135,7 @@ class _Scored:
                 None,
                 EngineSettings(compute_dtype=torch.float32, train_batch_size=1, eval_batch_size=1),
             ).policy_logps([pair])
-        return float(logps.chosen.double() - logps.rejected.double())
+        return float(logps.chosen.double()), float(logps.rejected.double())
 
 
 class RewardModel:
