@@ -82,7 +82,7 @@ class Ranking:
     @property
     def names(self) -> list[str]:
         """The judges, then the checks."""
-        return [each.name for each in (*self.judges, *self.checks)]
+        return [*(judge.name for judge in self.judges), *(check.name for check in self.checks)]
 
     def verdicts(self, judge: Judge, prompt: Prompt, texts: Sequence[str]) -> list[Compared]:
         """What a judge makes of each two answers; of equal texts nobody is asked.
