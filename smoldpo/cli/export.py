@@ -11,7 +11,7 @@ import typer
 from smoldpo.cli.support import one_of, verb, writable
 from smoldpo.utils.errors import UsageError
 
-TARGETS = ("gguf",)
+TARGETS = ("gguf", "lmstudio", "mlx")
 
 
 @verb
@@ -24,21 +24,35 @@ def export(
             show_default=False,
         ),
     ],
-    to: Annotated[str, typer.Option(help="gguf: one file for llama.cpp, Ollama, LM Studio.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="gguf: one file for llama.cpp; lmstudio: that file where LM Studio looks for it; "
+            "mlx: a folder for mlx-lm.",
+            show_default=False,
+        ),
+    ],
     quantize: Annotated[
-        str, typer.Option(help="Type of the file's matrices: f32, bf16, f16 or q8_0.")
-    ] = "f16",
+        str | None,
+        typer.Option(
+            help="Type of the matrices; f32, bf16, f16 (the default); of GGUF files also q8_0 and, "
+            "where llama-quantize is found, q4_k_m and other smaller ones; of mlx q8, q6, q4.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="The file; by default in the run's folder export/, else here.", show_default=False
+            help="The file or folder (of lmstudio, its folder of models); by default in the run's "
+            "folder export/, else here.",
+            show_default=False,
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Pairs to prove the file on; by default those that the run held out, else the "
+            help="Pairs to prove the export on; by default those that the run held out, else the "
             "built-in ones."
         ),
     ] = None,
@@ -47,18 +61,20 @@ def export(
 ) -> None:
     """Write a model for other programs, read it back, and hold it against the model."""
     one_of("to", to, TARGETS)
-    if output is not None:
+    if output is not None and to == "gguf":
         if output.suffix != ".gguf":
             raise UsageError(f"--output {output}: the name must end with .gguf")
         writable("--output", output)
+    elif output is not None and not output.absolute().parent.is_dir():
+        raise UsageError(f"--output {output}: its folder does not exist")
     from smoldpo.utils.progress import say, spinner
 
     with spinner("starting"):
-        from smoldpo.export.export import export_gguf
+        from smoldpo.export.export import export_model
 
-    found = export_gguf(model, quantize, output, overwrite, data, pairs)
+    found = export_model(model, to, quantize, output, overwrite, data, pairs)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
         return
     say(str(found))
-    print(found.file)
+    print(found.path)

@@ -16,6 +16,8 @@ import numpy
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from smoldpo.export.llama_quantize import SMALLER, quantize, require_program
+from smoldpo.export.source import About
 from smoldpo.export.vocabulary import add_vocabulary
 from smoldpo.models.gguf_rope import FREQUENCIES, rope_metadata
 from smoldpo.models.gguf_smollm3 import rotated_layers
@@ -42,31 +44,19 @@ INTERLEAVED = {gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.SMOLLM3}
 """Architectures whose rotary embedding turns neighbours; transformers turns halves of a head."""
 
 
-@dataclass(frozen=True)
-class About:
-    """What a file says of itself besides the model: its name, licence, and the model it is from."""
-
-    name: str
-    license: str | None = None
-    base_model: str | None = None
-
-
 def require_type(name: str) -> str:
     """The type of matrices by its name, as `--quantize` gives it.
 
     Raises:
-        UsageError: none that can be written here; and how to get the smaller ones.
+        UsageError: none that can be written here; of the smaller ones, how to get the program.
     """
     known = name.lower()
-    if known in TYPES:
-        return known
-    if known.startswith(("q", "iq", "tq", "mxfp")):
-        raise UsageError(
-            f"--quantize {name}: smoldpo writes {', '.join(TYPES)}; for {name} export f16 first, "
-            f"and then: llama-quantize MODEL-f16.gguf MODEL-{name}.gguf {name.upper()} (a program "
-            "of llama.cpp)"
-        )
-    raise UsageError(f"--quantize {name}: give one of {', '.join(TYPES)}{nearest(known, TYPES)}")
+    if known in SMALLER:
+        require_program(known)
+    elif known not in TYPES:
+        every = (*TYPES, *SMALLER)
+        raise UsageError(f"--quantize {name}: give one of {', '.join(every)}{nearest(known, every)}")
+    return known
 
 
 def require_exportable(model: PreTrainedModel) -> None:

@@ -12,14 +12,13 @@ import json
 import math
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from smoldpo.export import verify
-from smoldpo.export.verify import Measured, VerificationError, require_equal
+from smoldpo.export.verify import Measured, VerificationError, Witness, require_equal
 from smoldpo.utils import progress
 
 BOUNDS = verify.BOUNDS | {"f32": 1e-3}
@@ -28,24 +27,6 @@ PAIRS, POSITIONS = 4, 8
 """So many pairs, and so many scored tokens of each side, spread over it."""
 BIAS = 1000.0
 ANSWER_SECONDS = 300.0
-
-
-@dataclass(frozen=True)
-class Witness:
-    """What llama.cpp makes of the file: its version, and how far it is from the model."""
-
-    version: str
-    texts: int
-    tokens: int
-    mean: float
-    largest: float
-
-    def as_json(self) -> dict[str, Any]:
-        """By name, rounded nowhere."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return f"llama.cpp: token ids equal, mean |Δ log p| {self.mean:.2g} on {self.tokens} tokens"
 
 
 def is_installed() -> bool:
@@ -84,6 +65,7 @@ def ask(
             differences.append(abs(server.logp(ids, next_id) - expected))
             advance(1)
     found = Witness(
+        program="llama.cpp",
         version=str(xllamacpp.__version__),
         texts=len(model.texts),
         tokens=len(differences),

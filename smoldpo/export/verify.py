@@ -7,7 +7,8 @@ token of held-out pairs, and which side of each pair the model prefers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from smoldpo.engine.logprobs import Sides, token_logps
 from smoldpo.engine.precision import cast_frozen
 from smoldpo.evaluation.metrics import PairFacts
 from smoldpo.evaluation.statistics import paired_test
+from smoldpo.models.generate import generate_answers
 from smoldpo.models.load import positions
 from smoldpo.models.token_rows import require_rows_of_pairs, token_rows
 from smoldpo.types import Message, PreferencePair, TokenizedPair
@@ -28,6 +30,8 @@ from smoldpo.utils.errors import DataError, SmoldpoError
 
 BOUNDS = {"f32": 1e-5, "bf16": 0.05, "f16": 6e-3, "q8_0": 0.1}
 """Of the mean |Δ log p| a token, in nats; measured: docs/export.md."""
+ANSWERS, ANSWER_TOKENS = 4, 8
+"""So many prompts are answered greedily, each with so many tokens."""
 SURE = 0.01
 """A change of accuracy with a smaller p is refused."""
 TEXTS = (
@@ -69,6 +73,35 @@ class Measured:
     """Token ids by what was tokenised, in words."""
     tokens: list[TokenizedPair]
     logps: list[Sides]
+    answers: list[tuple[int, ...]]
+    """The first tokens of greedy answers to `answered` prompts."""
+
+    def first(self, pairs: int) -> Measured:
+        """As if only the first pairs had been there; without answers, where that is fewer."""
+        answers = self.answers if pairs == len(self.tokens) else []
+        return Measured(self.texts, self.tokens[:pairs], self.logps[:pairs], answers)
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What another program makes of what was written, and how far it is from the model."""
+
+    program: str
+    version: str
+    texts: int
+    tokens: int
+    mean: float
+    largest: float
+
+    def as_json(self) -> dict[str, Any]:
+        """By name, rounded nowhere."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.program}: token ids equal, mean |Δ log p| {self.mean:.2g} on {self.tokens} "
+            "tokens"
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +113,8 @@ class Verification:
         mean, largest: |Δ log p| of a token, in nats.
         before, after: preference accuracy by log-probability (sum).
         p: of no change of accuracy, pair by pair (evaluation/statistics.py).
+        greedy: of ANSWER_TOKENS first tokens of greedy answers, how many are equal, on average;
+            None where no prompt leaves room for an answer.
     """
 
     pairs: int
@@ -90,17 +125,21 @@ class Verification:
     before: float
     after: float
     p: float
+    greedy: float | None
 
     def as_json(self) -> dict[str, Any]:
         """By name, rounded nowhere."""
         return asdict(self)
 
     def __str__(self) -> str:
-        return (
+        line = (
             f"token ids equal, mean |Δ log p| {self.mean:.2g} nats a token "
             f"(largest {self.largest:.2g}), accuracy {self.before:.1%} → {self.after:.1%} on "
-            f"{self.pairs} pairs"
+            f"{self.pairs} pairs (p {self.p:.2g})"
         )
+        if self.greedy is None:
+            return line
+        return f"{line}, {self.greedy:.2g} of {ANSWER_TOKENS} greedy tokens equal"
 
 
 def measure(
@@ -127,12 +166,36 @@ def measure(
     cast_frozen(model, torch.float32)
     with progress.bar(title, len(tokens)) as advance:
         logps = token_logps(model, tokens, kernels, advance)
-    return Measured(_texts(tokenizer, reader, list(specials)), tokens, logps)
+    prompts = answered(tokens, positions(model))
+    answers = generate_answers(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=ANSWER_TOKENS,
+        temperature=0,
+        seed=0,
+        batch_size=max(1, len(prompts)),
+    )
+    ids = [answer.ids for answer in answers]
+    return Measured(token_ids(tokenizer, how, specials), tokens, logps, ids)
 
 
-def _texts(
-    tokenizer: PreTrainedTokenizerBase, reader: PairTokenizer, specials: Sequence[str]
+def answered(tokens: Sequence[TokenizedPair], room: int | None) -> list[tuple[int, ...]]:
+    """The prompts to answer: the first that leave room for ANSWER_TOKENS among the positions."""
+    prompts = dict.fromkeys(pair.prompt_ids for pair in tokens)
+    fitting = [ids for ids in prompts if room is None or len(ids) + ANSWER_TOKENS <= room]
+    return fitting[:ANSWERS]
+
+
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase, how: Tokenization, specials: Iterable[str]
 ) -> dict[str, tuple[int, ...]]:
+    """Ids of texts in many scripts, and of dialogues, by what was tokenised, in words.
+
+    Args:
+        specials: control tokens, which are written between texts.
+    """
+    reader = PairTokenizer(tokenizer, how)
     joined = [f"a{special}b {special}\n" for special in specials]
     found = {
         repr(text): tuple(tokenizer.encode(text, add_special_tokens=True))
@@ -148,13 +211,18 @@ def _texts(
 
 
 def compare(
-    before: Measured, after: Measured, facts: Sequence[PairFacts], kind: str
+    before: Measured,
+    after: Measured,
+    facts: Sequence[PairFacts],
+    kind: str,
+    bounds: Mapping[str, float] | None = None,
 ) -> Verification:
     """How far `after`, read from the file, is from `before`.
 
     Args:
         facts: of each pair.
         kind: the type of the file's matrices, which says what is allowed.
+        bounds: of the mean |Δ log p| a token by kind; None for BOUNDS.
 
     Raises:
         VerificationError: other token ids, or log-probabilities or an accuracy beyond the bounds.
@@ -183,11 +251,13 @@ def compare(
         before=sum(was) / count,
         after=sum(now) / count,
         p=test.p,
+        greedy=_equal_tokens(before.answers, after.answers),
     )
-    if not (math.isfinite(found.largest) and found.mean <= BOUNDS[kind]):
+    bound = (BOUNDS if bounds is None else bounds)[kind]
+    if not (math.isfinite(found.largest) and found.mean <= bound):
         raise VerificationError(
             f"read back, the file is not the model: mean |Δ log p| {found.mean:.2g} nats a token, "
-            f"and {kind} may have {BOUNDS[kind]:g}; export a wider type"
+            f"and {kind} may have {bound:g}; export a wider type"
         )
     if found.p < SURE:
         raise VerificationError(
@@ -195,6 +265,22 @@ def compare(
             f"{found.after:.1%} on {count} pairs (p {found.p:.2g}); export a wider type"
         )
     return found
+
+
+def _equal_tokens(
+    some: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]
+) -> float | None:
+    """Of ANSWER_TOKENS tokens, how many are equal before the first that is not; on average.
+
+    An answer that ended early and is equal up to there counts as all of them.
+    """
+    if not some:
+        return None
+    counts = [
+        ANSWER_TOKENS if ids == found else len(os.path.commonprefix([ids, found]))
+        for ids, found in zip(some, others, strict=True)
+    ]
+    return sum(counts) / len(counts)
 
 
 def _prefers(sides: Sides) -> float:

@@ -143,7 +143,7 @@ def test_nothing_half_written_is_left(cli, tiny_folder, tmp_path, pairs, monkeyp
 
         from smoldpo.export.gguf import write_gguf as write
 
-        monkeypatch.setattr("smoldpo.export.export.write_gguf", limited)
+        monkeypatch.setattr("smoldpo.export.targets.write_gguf", limited)
     else:
         monkeypatch.setattr("smoldpo.export.gguf.INTERLEAVED", set())
     (tmp_path / "mine.gguf").write_text("old")
