@@ -11,7 +11,7 @@ import typer
 from smoldpo.cli.support import one_of, verb, writable
 from smoldpo.utils.errors import UsageError
 
-TARGETS = ("gguf", "lmstudio", "mlx")
+TARGETS = ("gguf", "lmstudio", "ollama", "mlx")
 
 
 @verb
@@ -28,7 +28,7 @@ def export(
         str,
         typer.Option(
             help="gguf: one file for llama.cpp; lmstudio: that file where LM Studio looks for it; "
-            "mlx: a folder for mlx-lm.",
+            "ollama: a folder with it and a Modelfile; mlx: a folder for mlx-lm.",
             show_default=False,
         ),
     ],

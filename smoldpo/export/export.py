@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Exported:
     witness: Witness | None
     """None where the other program is not installed."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What else is to be said of it."""
 
     def as_json(self) -> dict[str, Any]:
         """What --json prints, and a run's exports.json keeps."""
@@ -54,11 +56,13 @@ class Exported:
             "seconds": round(self.seconds, 1),
             "verified": self.verified.as_json(),
             "witness": self.witness.as_json() if self.witness else None,
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
-        line = f"{self.quantize}: {self.bytes / 1e6:,.0f} MB, {self.verified}"
-        return f"{line}; {self.witness}" if self.witness else line
+        size = f"{self.quantize}: {self.bytes / 1e6:,.0f} MB"
+        others = [str(self.witness)] if self.witness else []
+        return "; ".join([f"{size}, {self.verified}", *others, *self.notes])
 
 
 def export_model(
@@ -112,7 +116,7 @@ def _export(
     model: Any
     model, tokenizer = origin.load()
     try:
-        target.require(model, tokenizer)
+        target.require(model)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
     chosen, how = readable_pairs(model, tokenizer, origin, origin.pairs(data)[:pairs])
@@ -120,7 +124,7 @@ def _export(
     require_space(path.parent, needed, f"the export {path.name}")
     with _staged(path) as staging:
         try:
-            target.write(staging, model, tokenizer, kind, origin)
+            notes = target.write(staging, model, tokenizer, kind, origin)
             for file in _files(staging):
                 sync(file)
         except ModelError as error:
@@ -135,10 +139,11 @@ def _export(
         hashes = {str(file.relative_to(base)): sha256_of(file) for file in _files(staging)}
         size = sum(file.stat().st_size for file in _files(staging))
     seconds = time.perf_counter() - began
-    found = Exported(path, to, kind, size, hashes, verified, witness, seconds)
+    found = Exported(path, to, kind, size, hashes, verified, witness, seconds, tuple(notes))
     if origin.run:
         _record(origin.run, found)
-    return found
+    taken = target.take(path, origin.about.name)
+    return replace(found, notes=(*found.notes, *taken))
 
 
 def _files(path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import numpy
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from smoldpo.export.llama_quantize import SMALLER, quantize, require_program
+from smoldpo.export.llama_quantize import SMALLER, require_program
 from smoldpo.export.source import About
 from smoldpo.export.vocabulary import add_vocabulary
 from smoldpo.models.gguf_rope import FREQUENCIES, rope_metadata
@@ -55,7 +55,9 @@ def require_type(name: str) -> str:
         require_program(known)
     elif known not in TYPES:
         every = (*TYPES, *SMALLER)
-        raise UsageError(f"--quantize {name}: give one of {', '.join(every)}{nearest(known, every)}")
+        raise UsageError(
+            f"--quantize {name}: give one of {', '.join(every)}{nearest(known, every)}"
+        )
     return known
 
 

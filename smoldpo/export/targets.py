@@ -8,15 +8,17 @@ from typing import Any, ClassVar, Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from smoldpo.export import llama_cpp, mlx
+from smoldpo.data.template_settings import tokenization
+from smoldpo.export import llama_cpp, mlx, ollama
 from smoldpo.export.gguf import file_bytes, require_exportable, require_type, write_gguf
 from smoldpo.export.llama_quantize import SMALLER, quantize
 from smoldpo.export.proof import Proof
-from smoldpo.export.source import Origin
+from smoldpo.export.source import Origin, licence_text
 from smoldpo.export.verify import Verification, Witness
 from smoldpo.models.gguf import read_gguf
 from smoldpo.models.hf_logging import quiet
 from smoldpo.utils import progress
+from smoldpo.utils.files import write_text
 
 PUBLISHER = "smoldpo"
 """The folder of LM Studio's that holds our models."""
@@ -37,7 +39,7 @@ class Target(Protocol):
     def path(self, output: Path | None, folder: Path, called: str, kind: str) -> Path:
         """The file or folder to write: `output`, or a name in `folder`."""
 
-    def require(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def require(self, model: PreTrainedModel) -> None:
         """Refuse what the other program would compute otherwise.
 
         Raises:
@@ -49,8 +51,8 @@ class Target(Protocol):
 
     def write(
         self, path: Path, model: Any, tokenizer: PreTrainedTokenizerBase, kind: str, origin: Origin
-    ) -> None:
-        """Write the whole file or folder.
+    ) -> list[str]:
+        """Write the whole file or folder; what is to be said of it besides.
 
         Raises:
             ModelError: a model that cannot be said in this form.
@@ -62,6 +64,13 @@ class Target(Protocol):
 
         Raises:
             VerificationError: it is another model.
+        """
+
+    def take(self, path: Path, called: str) -> list[str]:
+        """Let the other program take what is whole and proven, where it has to; what it did.
+
+        Raises:
+            SmoldpoError: it does not.
         """
 
 
@@ -76,7 +85,7 @@ class Gguf:
     def path(self, output: Path | None, folder: Path, called: str, kind: str) -> Path:
         return output or folder / f"{called}-{kind}.gguf"
 
-    def require(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def require(self, model: PreTrainedModel) -> None:
         require_exportable(model)
 
     def needed(self, model: PreTrainedModel, kind: str) -> int:
@@ -86,14 +95,15 @@ class Gguf:
 
     def write(
         self, path: Path, model: Any, tokenizer: PreTrainedTokenizerBase, kind: str, origin: Origin
-    ) -> None:
+    ) -> list[str]:
         if kind not in SMALLER:
             write_gguf(path, model, tokenizer, kind, origin.about)
-            return
+            return []
         wide = path.with_name(f"f16-{path.name}")
         write_gguf(wide, model, tokenizer, "f16", origin.about)
         quantize(wide, path, kind, torch.get_num_threads())
         wide.unlink()
+        return []
 
     def prove(self, path: Path, proof: Proof, kind: str) -> tuple[Verification, Witness | None]:
         with progress.spinner("reading the file back"), quiet():
@@ -105,6 +115,9 @@ class Gguf:
         threads = torch.get_num_threads()
         return verified, llama_cpp.ask(path, proof.tokenizer, proof.model, kind, threads)
 
+    def take(self, path: Path, called: str) -> list[str]:
+        return []
+
 
 class LmStudio(Gguf):
     """A GGUF file in the folders of its publisher and model, where LM Studio looks for it."""
@@ -114,6 +127,35 @@ class LmStudio(Gguf):
     def path(self, output: Path | None, folder: Path, called: str, kind: str) -> Path:
         place = (output or folder / "lmstudio") / PUBLISHER / called
         return super().path(None, place, called, kind)
+
+
+class Ollama(Gguf):
+    """A folder with a GGUF file and the Modelfile by which Ollama takes it."""
+
+    name: ClassVar[str] = "ollama"
+
+    def path(self, output: Path | None, folder: Path, called: str, kind: str) -> Path:
+        return output or folder / f"{called}-{kind}-ollama"
+
+    def write(
+        self, path: Path, model: Any, tokenizer: PreTrainedTokenizerBase, kind: str, origin: Origin
+    ) -> list[str]:
+        settings = tokenization(1, {}, origin.source.location).template
+        template = ollama.ollama_template(tokenizer, settings)
+        file = f"{origin.about.name}-{kind}.gguf"
+        text = ollama.modelfile(file, model, tokenizer, template.text, licence_text(origin))
+        path.mkdir()
+        write_text(path / "Modelfile", text)
+        super().write(path / file, model, tokenizer, kind, origin)
+        return [str(template)]
+
+    def prove(self, path: Path, proof: Proof, kind: str) -> tuple[Verification, Witness | None]:
+        (file,) = path.glob("*.gguf")
+        return super().prove(file, proof, kind)
+
+    def take(self, path: Path, called: str) -> list[str]:
+        name = ollama.create(path, called)
+        return [f"Ollama has it as {name}"] if name else []
 
 
 class Mlx:
@@ -127,7 +169,7 @@ class Mlx:
     def path(self, output: Path | None, folder: Path, called: str, kind: str) -> Path:
         return output or folder / f"{called}-{kind}-mlx"
 
-    def require(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def require(self, model: PreTrainedModel) -> None:
         mlx.require_exportable(model)
 
     def needed(self, model: PreTrainedModel, kind: str) -> int:
@@ -135,8 +177,9 @@ class Mlx:
 
     def write(
         self, path: Path, model: Any, tokenizer: PreTrainedTokenizerBase, kind: str, origin: Origin
-    ) -> None:
+    ) -> list[str]:
         mlx.write_mlx(path, model, tokenizer, kind)
+        return []
 
     def prove(self, path: Path, proof: Proof, kind: str) -> tuple[Verification, Witness | None]:
         if kind in mlx.QUANTIZED:
@@ -152,5 +195,10 @@ class Mlx:
         after = mlx.measure(path, some, proof.how, proof.specials)
         return verified, mlx.witness(proof.compare(after, kind, bounds=mlx.BOUNDS))
 
+    def take(self, path: Path, called: str) -> list[str]:
+        return []
 
-TARGETS: dict[str, Target] = {target.name: target for target in (Gguf(), LmStudio(), Mlx())}
+
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (Gguf(), LmStudio(), Ollama(), Mlx())
+}

@@ -7,9 +7,9 @@ token of held-out pairs, and which side of each pair the model prefers.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -28,7 +28,12 @@ from smoldpo.types import Message, PreferencePair, TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.errors import DataError, SmoldpoError
 
-BOUNDS = {"f32": 1e-5, "bf16": 0.05, "f16": 6e-3, "q8_0": 0.1}
+BOUNDS = {
+    "f32": 1e-5, "bf16": 0.05, "f16": 6e-3, "q8_0": 0.1, "q6_k": 0.2,
+    **dict.fromkeys(("q5_k_m", "q5_k_s", "q5_1", "q5_0"), 0.35),
+    **dict.fromkeys(("q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q4_1", "q4_0"), 0.6),
+    **dict.fromkeys(("q3_k_l", "q3_k_m", "q3_k_s"), 1.2), "q2_k": 2.5,
+}  # fmt: skip
 """Of the mean |Δ log p| a token, in nats; measured: docs/export.md."""
 ANSWERS, ANSWER_TOKENS = 4, 8
 """So many prompts are answered greedily, each with so many tokens."""
@@ -277,10 +282,16 @@ def _equal_tokens(
     if not some:
         return None
     counts = [
-        ANSWER_TOKENS if ids == found else len(os.path.commonprefix([ids, found]))
+        ANSWER_TOKENS
+        if ids == found
+        else len(list(takewhile(_same, zip(ids, found, strict=False))))
         for ids, found in zip(some, others, strict=True)
     ]
     return sum(counts) / len(counts)
+
+
+def _same(tokens: tuple[int, int]) -> bool:
+    return tokens[0] == tokens[1]
 
 
 def _prefers(sides: Sides) -> float:

@@ -78,6 +78,14 @@ def test_an_adapter_is_merged(golden, tmp_path, cli):
     assert "mean |Δ log p| 0 nats" in result.err
 
 
+def test_lm_studio_finds_the_file_by_publisher_and_model(cli, tiny_folder, tmp_path, pairs):
+    words = ("--to", "lmstudio", "--quantize", "q8_0", "--data", pairs, "--output", "models")
+    assert cli("export", tiny_folder, *words).code == 0
+    (file,) = (tmp_path / "models").rglob("*.gguf")
+    name = tiny_folder.name
+    assert str(file.relative_to(tmp_path)) == f"models/smoldpo/{name}/{name}-q8_0.gguf"
+
+
 def test_a_file_that_is_there_stays(cli, tiny_folder, tmp_path, pairs):
     (tmp_path / "mine.gguf").write_text("mine")
     words = ("export", tiny_folder, *ARGUMENTS, "--data", pairs, "--output", "mine.gguf")

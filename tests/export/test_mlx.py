@@ -74,7 +74,7 @@ def test_a_base_that_is_not_said_is_found_out(tmp_path, monkeypatch):
     [
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"rope_parameters": SCALED["yarn, sharper"]}, "attention_factor 1.5"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic'"),
+        ({"rope_parameters": SCALED["linear"] | {"rope_type": "dynamic"}}, "'dynamic'"),
     ],
 )  # fmt: skip
 def test_models_that_it_computes_otherwise_are_refused(settings, says):
