@@ -60,17 +60,19 @@ class Proof:
             VerificationError: it is another model, or has another tokenizer.
         """
         title = "what was read back"
-        return self.compare(
-            measure(read, tokenizer, self.pairs, self.how, self.kernels, self.specials, title), kind
-        )
+        after = measure(read, tokenizer, self.pairs, self.how, self.kernels, self.specials, title)
+        return self.compare(after, kind, range(len(self.pairs)))
 
     def compare(
-        self, after: Measured, kind: str, bounds: Mapping[str, float] | None = None
+        self,
+        after: Measured,
+        kind: str,
+        places: Sequence[int],
+        bounds: Mapping[str, float] | None = None,
     ) -> Verification:
-        """As `hold`, of what was measured already, perhaps on the first of the pairs alone."""
-        count = len(after.tokens)
-        facts = [PairFacts.of(pair) for pair in self.pairs[:count]]
-        return compare(self.model.first(count), after, facts, kind, bounds)
+        """As `hold`, of what was measured already, on the pairs at these places."""
+        facts = [PairFacts.of(self.pairs[place]) for place in places]
+        return compare(self.model.at(places), after, facts, kind, bounds)
 
 
 def readable_pairs(

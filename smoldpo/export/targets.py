@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smoldpo.data.template_settings import tokenization
-from smoldpo.export import llama_cpp, mlx, ollama
+from smoldpo.export import llama_cpp, mlx, mlx_lm, ollama
 from smoldpo.export.gguf import file_bytes, require_exportable, require_type, write_gguf
 from smoldpo.export.llama_quantize import SMALLER, quantize
 from smoldpo.export.proof import Proof
@@ -182,18 +182,16 @@ class Mlx:
         return []
 
     def prove(self, path: Path, proof: Proof, kind: str) -> tuple[Verification, Witness | None]:
-        if kind in mlx.QUANTIZED:
-            after = mlx.measure(path, proof.model.tokens, proof.how, proof.specials)
-            return proof.compare(after, kind, bounds=mlx.BOUNDS), None
         with progress.spinner("reading the folder back"), quiet():
-            read, tokenizer = mlx.read_back(path)
+            read, tokenizer = mlx.read_back(path, kind)
         verified = proof.hold(read, tokenizer, kind)
         del read
-        if not mlx.is_installed():
+        if not mlx_lm.is_installed():
             return verified, None
-        some = proof.model.tokens[: mlx.PAIRS]
-        after = mlx.measure(path, some, proof.how, proof.specials)
-        return verified, mlx.witness(proof.compare(after, kind, bounds=mlx.BOUNDS))
+        places = mlx_lm.asked(proof.model.tokens)
+        some = [proof.model.tokens[place] for place in places]
+        after = mlx_lm.measure(path, some, proof.how, proof.specials)
+        return verified, mlx_lm.witness(proof.compare(after, kind, places, mlx.BOUNDS))
 
     def take(self, path: Path, called: str) -> list[str]:
         return []

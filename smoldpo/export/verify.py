@@ -30,6 +30,7 @@ from smoldpo.utils.errors import DataError, SmoldpoError
 
 BOUNDS = {
     "f32": 1e-5, "bf16": 0.05, "f16": 6e-3, "q8_0": 0.1, "q6_k": 0.2,
+    "q8": 0.1, "q6": 0.2, "q4": 0.6,
     **dict.fromkeys(("q5_k_m", "q5_k_s", "q5_1", "q5_0"), 0.35),
     **dict.fromkeys(("q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q4_1", "q4_0"), 0.6),
     **dict.fromkeys(("q3_k_l", "q3_k_m", "q3_k_s"), 1.2), "q2_k": 2.5,
@@ -79,12 +80,13 @@ class Measured:
     tokens: list[TokenizedPair]
     logps: list[Sides]
     answers: list[tuple[int, ...]]
-    """The first tokens of greedy answers to `answered` prompts."""
+    """The first tokens of greedy answers to the first prompts that leave room for them."""
 
-    def first(self, pairs: int) -> Measured:
-        """As if only the first pairs had been there; without answers, where that is fewer."""
-        answers = self.answers if pairs == len(self.tokens) else []
-        return Measured(self.texts, self.tokens[:pairs], self.logps[:pairs], answers)
+    def at(self, places: Sequence[int]) -> Measured:
+        """As if only the pairs at these places had been there; without answers, if not all."""
+        answers = self.answers if len(places) == len(self.tokens) else []
+        tokens = [self.tokens[place] for place in places]
+        return Measured(self.texts, tokens, [self.logps[place] for place in places], answers)
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def measure(
     cast_frozen(model, torch.float32)
     with progress.bar(title, len(tokens)) as advance:
         logps = token_logps(model, tokens, kernels, advance)
-    prompts = answered(tokens, positions(model))
+    prompts = _answered(tokens, positions(model))
     answers = generate_answers(
         model,
         tokenizer,
@@ -185,7 +187,7 @@ def measure(
     return Measured(token_ids(tokenizer, how, specials), tokens, logps, ids)
 
 
-def answered(tokens: Sequence[TokenizedPair], room: int | None) -> list[tuple[int, ...]]:
+def _answered(tokens: Sequence[TokenizedPair], room: int | None) -> list[tuple[int, ...]]:
     """The prompts to answer: the first that leave room for ANSWER_TOKENS among the positions."""
     prompts = dict.fromkeys(pair.prompt_ids for pair in tokens)
     fitting = [ids for ids in prompts if room is None or len(ids) + ANSWER_TOKENS <= room]
@@ -279,7 +281,7 @@ def _equal_tokens(
 
     An answer that ended early and is equal up to there counts as all of them.
     """
-    if not some:
+    if not (some and others):
         return None
     counts = [
         ANSWER_TOKENS

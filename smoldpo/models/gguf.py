@@ -157,7 +157,7 @@ def _read_model(
     if architecture == ARCHITECTURE:
         with torch.device("meta"):
             named = AutoModelForCausalLM.from_config(config)
-        loaded = _from_weights(named, smollm3_weights(named, by_name))
+        loaded = from_weights(named, smollm3_weights(named, by_name))
     elif is_gguf_arch_supported(architecture) or not uses_global(read, "tqdm"):
         loaded = AutoModelForCausalLM.from_pretrained(
             path.parent,
@@ -177,14 +177,18 @@ def _read_model(
         found = quiet_read(
             path, return_tensors=True, model_to_load=named, torch_dtype=torch.float32
         )
-        loaded = _from_weights(named, found["tensors"])
+        loaded = from_weights(named, found["tensors"])
     model, loading = loaded
     require_complete(model, loading, {})
     return model
 
 
-def _from_weights(named: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> Any:
-    """The model in float32, and what from_pretrained says of its weights."""
+def from_weights(named: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> Any:
+    """The model in float32, and what from_pretrained says of its weights.
+
+    Args:
+        named: the model without its weights, on the meta device.
+    """
     return type(named).from_pretrained(
         None,
         config=named.config,
