@@ -74,8 +74,14 @@ def _of_feature(feature: Any) -> Decode | None:
 
 
 def _from_json(cell: Any) -> Any:
+    """What a cell holds; a number, true, false and null stay text.
+
+    `datasets` (5.2) writes text that happens to be JSON as it is, so that 007, true and null were
+    texts. A number is read from its text where one is wanted.
+    """
     with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(cell) if isinstance(cell, str) else cell
+        found = json.loads(cell) if isinstance(cell, str) else cell
+        return found if isinstance(found, (str, list, dict)) else cell
     return cell
 
 

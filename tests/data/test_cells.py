@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smoldpo.data.load import load_pairs
 from smoldpo.data.schemas import PairReader, Unreadable
 from smoldpo.data.schemas.cells import is_printed, unpack
 from smoldpo.data.sources import Row, open_source
@@ -198,3 +199,16 @@ def test_the_hubs_cells_of_the_type_json(monkeypatch, mixed):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: {"train": mixed})
     rows = [row.values for row in open_source("someone/mixed").train.rows()]
     assert rows == MIXED
+
+
+def test_texts_that_are_json_stay_texts_in_cells_of_the_type_json(tmp_path):
+    """datasets gives 42 for the text "42" of such a column, and None for "null"."""
+    texts = ["42", "007", "true", "null", "1e3", "NaN", "hello"]
+    rows = [{"prompt": TALK[:1], "chosen": "yes", "rejected": "no"}] + [
+        {"prompt": text, "chosen": "yes", "rejected": "no"} for text in texts
+    ]
+    made = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+    made.to_parquet(str(tmp_path / "a.parquet"))
+    pairs = load_pairs(str(tmp_path / "a.parquet")).pairs
+    assert [pair.prompt for pair in pairs[1:]] == texts
+    assert pairs[0].prompt == tuple(TALK[:1])
