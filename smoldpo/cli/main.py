@@ -18,6 +18,7 @@ from smoldpo.cli.cache import app as cache_app
 from smoldpo.cli.data import app as data_app
 from smoldpo.cli.evaluate import evaluate, report, show
 from smoldpo.cli.export import export
+from smoldpo.cli.iterate import iterate
 from smoldpo.cli.pairs import app as pairs_app
 from smoldpo.cli.support import fail_gates, one_of, verb, writable
 from smoldpo.cli.sweep import finish, sweep
@@ -53,6 +54,7 @@ PLAN_HELP = (
     "Takes the settings of train; --json prints one JSON object."
 )
 app.command(context_settings=SETTINGS)(sweep)
+app.command(context_settings={"ignore_unknown_options": True})(iterate)
 
 
 def main() -> None:

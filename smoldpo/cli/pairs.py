@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,6 +151,65 @@ def make(
         print(json.dumps(made.as_dict(), indent=2, ensure_ascii=False))
     else:
         print(as_text(made))
+
+
+@app.command()
+@verb
+@takes_template_options("truncation", "score")
+def compare(
+    before: Annotated[str, typer.Argument(help="A model; builtin, say.", show_default=False)],
+    after: Annotated[str, typer.Argument(help="Another; a run, say.", show_default=False)],
+    prompts: Annotated[str, typer.Argument(help=PROMPTS_HELP, show_default=False)],
+    judge: Judge = None,
+    check: Check = None,
+    weights: Weights = None,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Of the answers.")] = 42,
+    system: Annotated[
+        str | None, typer.Option(help="System message of prompts that have none.")
+    ] = None,
+    max_prompts: Annotated[int | None, typer.Option(min=1, help="The first N prompts.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float64, or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Batches answered at once.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the figures to this .json file; answers beside it.")
+    ] = None,
+    as_json: Json = False,
+    *,
+    template: dict[str, Any],
+) -> None:
+    """Let two models answer the same prompts, and say which does better, and how sure that is.
+
+    With --output the answers stay, and an interrupted comparison goes on with the same command.
+    """
+    writable("--output", output, ".json")
+    one_of("dtype", dtype, ("auto", "float32", "bfloat16", "float64"))
+    one_of("device", device, ("auto", "cpu", "cuda", "mps"))
+    from smoldpo.utils.progress import spinner
+
+    with spinner("starting"):
+        from smoldpo.config.evaluate_options import evaluate_options
+        from smoldpo.pairs.compare import compare_models
+        from smoldpo.pairs.prompts import read_prompts
+        from smoldpo.pairs.rank import Ranking
+        from smoldpo.pairs.rounds import comparison_text
+        from smoldpo.pairs.sample import SamplingSettings
+
+    evaluate_options(template)
+    ranking = Ranking.of(judge or [], check or [], numbers(weights))
+    read = read_prompts(prompts, system=system, limit=max_prompts)
+    sampling = SamplingSettings(
+        [before, after], 1, max_new_tokens, temperature, top_p, seed,
+        dtype=dtype, device=device, template=template,
+    )  # fmt: skip
+    found, answered = compare_models(read, sampling, ranking, output, threads)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+    else:
+        print(comparison_text(found, before, after, answered))
 
 
 @app.command()

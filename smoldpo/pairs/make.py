@@ -14,7 +14,6 @@ from smoldpo.data.schemas import Unreadable
 from smoldpo.data.schemas.cells import refuse_printed
 from smoldpo.evaluation.judges.base import Judge, Verdict
 from smoldpo.evaluation.metrics import mean
-from smoldpo.pairs.checks import GivenAnswer
 from smoldpo.pairs.journal import Journal, journal_path
 from smoldpo.pairs.prompts import AskedPrompt, Prompts
 from smoldpo.pairs.rank import BEST_WORST, Compared, Ranking, Score, choose_pairs
@@ -26,6 +25,10 @@ from smoldpo.utils.threads import computing
 
 PRINTED = "reads as messages"
 """Of a pair: an answer that a reader would take for messages in print."""
+
+
+class NoPairsError(DataError):
+    """No two answers make a pair; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def make_pairs(
 
     Raises:
         UsageError: the output exists, or its answers were drawn otherwise.
-        DataError: no pair is left, and why.
+        NoPairsError: no pair is left, and why.
         SmoldpoError: as models, judges and checks.
     """
     if output.exists() and not overwrite:
@@ -98,10 +101,11 @@ def make_pairs(
     dropped: Counter[str] = Counter()
     for number, (asked, scores) in enumerate(zip(drawn.prompts, found, strict=True)):
         answers = drawn.answers[number]
-        chosen = choose_pairs([answer.text for answer in answers], scores, **vars(choice))
+        texts = [drawn_answer.answer.text for drawn_answer in answers]
+        chosen = choose_pairs(texts, scores, **vars(choice))
         dropped.update(chosen.dropped)
         for better, worse in chosen.pairs:
-            pair = _pair(asked, answers[better].text, answers[worse].text, source)
+            pair = _pair(asked, texts[better], texts[worse], source)
             try:
                 refuse_printed(pair)
             except Unreadable:
@@ -112,7 +116,7 @@ def make_pairs(
     made.dropped, made.pairs = dict(dropped), len(pairs)
     if not pairs:
         reasons = ", ".join(f"{n:,} {why}" for why, n in dropped.items())
-        raise DataError(
+        raise NoPairsError(
             f"no pair is left of {made.prompts:,} prompts (dropped: {reasons}); the answers stay "
             f"in {journal.path}; ask for more with --num-answers, or for less with other checks",
             file=str(output),
@@ -145,7 +149,7 @@ def provenance(
     answers = drawn.answers[number]
     sides = {
         side: drawn.models[answers[at].model]
-        | {"number": answers[at].number, "ended": answers[at].ended}
+        | {"number": answers[at].number, "ended": answers[at].answer.ended}
         | {"score": round(scores[at].total, 6), "scores": scores[at].parts}
         for side, at in zip(("chosen", "rejected"), both, strict=True)
     }
@@ -174,11 +178,10 @@ def _rank_all(
 ) -> list[list[Score]]:
     """Every answer's score, and what the account says of all of them."""
     verdicts = [_judge_all(judge, drawn, ranking, journal) for judge in ranking.judges]
-    given = [[GivenAnswer(a.text, a.ended) for a in answers] for answers in drawn.answers]
-    found = [
-        ranking.scores(asked.prompt, answers, [by_prompt[at] for by_prompt in verdicts])
-        for at, (asked, answers) in enumerate(zip(drawn.prompts, given, strict=True))
-    ]
+    found = []
+    for at, (asked, answers) in enumerate(zip(drawn.prompts, drawn.answers, strict=True)):
+        of_judges = [by_prompt[at] for by_prompt in verdicts]
+        found.append(ranking.scores(asked.prompt, [a.given for a in answers], of_judges))
     every = [score for scores in found for score in scores]
     made.means = {
         name: round(mean([score.parts[name] for score in every]), 6) for name in ranking.names
@@ -208,7 +211,7 @@ def _judge_all(
     found = []
     with progress.bar(f"judge {judge.name}", len(drawn.prompts)) as advance:
         for asked, answers in zip(drawn.prompts, drawn.answers, strict=True):
-            texts = [answer.text for answer in answers]
+            texts = [drawn_answer.answer.text for drawn_answer in answers]
             said = known.get((asked.key, tuple(texts)))
             if said is None:
                 compared = ranking.verdicts(judge, asked.prompt, texts)

@@ -46,10 +46,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Judges and checks with their weights; itself a judge of two answers that ended.
-
-    `weights`: one a judge, then one a check.
-    """
+    """Judges and checks with their weights: one a judge, then one a check."""
 
     judges: Sequence[Judge]
     checks: Sequence[Check]
@@ -130,6 +127,25 @@ class Ranking:
                 )
             )
         return found
+
+    def passes(self, prompt: Prompt, answer: GivenAnswer) -> bool:
+        """Whether an answer passes every check."""
+        return passes([check(prompt, answer) for check in self.checks])
+
+    def prefer(self, prompt: Prompt, a: GivenAnswer, b: GivenAnswer) -> Verdict:
+        """Which of two answers to a prompt has the higher score.
+
+        Raises:
+            SmoldpoError: as judges and checks.
+        """
+        found = [self.verdicts(judge, prompt, [a.text, b.text]) for judge in self.judges]
+        ours, theirs = self.scores(prompt, [a, b], found)
+        lead = ours.total - theirs.total
+        disagreed = [c.verdict.disagreed for both in found for c in both]
+        told = [each for each in disagreed if each is not None]
+        return Verdict(
+            0.5 if abs(lead) <= ROUNDING else float(lead > 0), any(told) if told else None
+        )
 
 
 def _win_rates(found: Sequence[Compared], answers: int) -> list[float]:

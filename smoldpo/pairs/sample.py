@@ -17,6 +17,7 @@ from smoldpo.models.families import FAMILIES
 from smoldpo.models.generate import Answer, generate_answers
 from smoldpo.models.load import find_model, load_model, load_tokenizer, positions
 from smoldpo.models.weights import weights_sha256
+from smoldpo.pairs.checks import GivenAnswer
 from smoldpo.pairs.journal import Journal
 from smoldpo.pairs.prompts import AskedPrompt, as_plain
 from smoldpo.utils import progress
@@ -51,9 +52,12 @@ class DrawnAnswer:
     model: int
     number: int
     """From 0; the random numbers follow from it, the prompt and the seed."""
-    text: str
-    ended: bool
-    tokens: int
+    answer: Answer
+
+    @property
+    def given(self) -> GivenAnswer:
+        """As checks see it."""
+        return GivenAnswer(self.answer.text, self.answer.ended)
 
 
 @dataclass
@@ -184,8 +188,7 @@ def _answer_all(
             advance=advance,
         )
     for (at, number), answer in zip(asked, answers, strict=True):
-        drawn = DrawnAnswer(model_number, number, answer.text, answer.ended, len(answer.ids))
-        found[at].append(drawn)
+        found[at].append(DrawnAnswer(model_number, number, answer))
 
 
 def answer_seed(seed: int, number: int) -> int:

@@ -72,6 +72,8 @@ TUNED = []
 def workplace(tmp_path, tmp_path_factory, cli, write_rows, tiny_folder):
     """A folder as the README's reader has it: pairs.jsonl, the examples, and a tuned model."""
     write_rows(rows(40))
+    write_rows(rows(4), "made.jsonl")
+    (tmp_path / "prompts.txt").write_text("".join(f"Is {n} a number?\n" for n in range(20)))
     examples = Path(shutil.copytree(ROOT / "examples", tmp_path / "examples"))
     sweep = yaml.safe_load((examples / "sweep.yaml").read_text())
     sweep["sweep"]["freeze_layers"], sweep["trials"] = [1, 2], 2
@@ -105,6 +107,16 @@ def test_readme_commands_run(command, workplace, cli, tmp_path):
         words += ["--model", str(workplace)]
     if words[0] == "chat":
         words += ["--max-new-tokens", "4"]
+    if words[0] == "iterate" or words[1] in ("make", "compare"):
+        # A random model does not end its answers.
+        words = ["contains=e" if word == "ends" else word for word in words]
+        words += ["--max-new-tokens", "5", "--dtype", "float32"]
+    if words[1] == "make":
+        words += ["--overwrite"]
+    if words[0] == "iterate":
+        words += ["--max-steps", "1", "--freeze-layers", "2", "--eval-fraction", "0.4"]
+    if words[0] == "iterate" or words[1] == "make":
+        words += ["--model", str(workplace)]
     result = cli(*words)
     assert result.code == 0, result.err
     assert result.out
