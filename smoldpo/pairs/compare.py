@@ -34,10 +34,10 @@ def compare_models(
     with computing(threads), tempfile.TemporaryDirectory() as folder:
         journal = Journal(journal_path(output or Path(folder) / "compared"))
         drawn = draw_answers(prompts.prompts, sampling, journal)
-        sides = [
+        theirs, ours = (
             replace(drawn, answers=[[answers[at]] for answers in drawn.answers]) for at in (0, 1)
-        ]
-        found = compare_policies(ranking, drawn.prompts, *sides, sampling)
+        )
+        found = compare_policies(ranking, drawn.prompts, theirs, ours, sampling)
     if output is not None:
         of = {"models": drawn.models, "prompts": len(drawn.prompts), "settings": drawn.settings}
         weights = dict(zip(ranking.names, ranking.weights, strict=True))
