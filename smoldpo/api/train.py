@@ -15,7 +15,9 @@ from smoldpo.plan.planner import settle_depth
 from smoldpo.training.run import RunResult, run_training
 from smoldpo.training.run_folder import choose_folder
 from smoldpo.utils import progress, rng
+from smoldpo.utils.distributed import require_one_rank
 from smoldpo.utils.errors import UsageError
+from smoldpo.utils.rank_group import joined
 from smoldpo.utils.signals import Interruption
 
 PLACEHOLDERS = {"data": ["data.jsonl"], "eval_data": "eval_data.jsonl"}
@@ -56,6 +58,7 @@ def train(
     with inside_host(verbose):
         if not given:
             return train_settled(built, Interruption(embedded=True))
+        require_one_rank("smoldpo.train over pairs in memory")
         folder = choose_folder(built)
         with in_memory_pairs(folder, given) as files:
             return train_settled(_reading(built, folder, files), Interruption(embedded=True))
@@ -72,9 +75,11 @@ def train_settled(
     Args:
         started: seconds that the start of the program took, as a part of the `budget`.
     """
-    choose_folder(config)  # a folder that cannot be is refused before time goes into planning
-    config, picked = settle_depth(config, started)
-    return run_training(config, interruption, command, picked)
+    with joined() as ranks:
+        # A folder that cannot be is refused before time goes into planning.
+        ranks.on_first(lambda: choose_folder(config))
+        config, picked = settle_depth(config, started)
+        return run_training(config, interruption, command, picked)
 
 
 def _settings(config: TrainConfig | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from smoldpo.cli.data import Columns, Format, parse_columns
+from smoldpo.cli.launch import Nproc, run_on_ranks, take_nproc
 from smoldpo.cli.support import fail_gates, names, verb, writable
 from smoldpo.cli.template_options import takes_template_options
+from smoldpo.utils.distributed import own_rank
 from smoldpo.utils.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -72,6 +75,7 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Streams of pairs computed at once; the usable cores."),
     ] = None,
+    nproc: Nproc = None,
     format: Format = None,
     columns: Columns = None,
     *,
@@ -106,12 +110,17 @@ def evaluate(
         | template
     )
     writable("--rows", rows)
+    if nproc is not None:
+        run_on_ranks(nproc, take_nproc(sys.argv[1:])[0])
+        return
     from smoldpo.utils.progress import spinner
 
     with spinner("starting"):
         from smoldpo.evaluation.evaluate import evaluate_models
 
     found = evaluate_models(models, data, options)
+    if own_rank():
+        return
     if rows is not None:
         from smoldpo.utils.files import write_jsonl
 

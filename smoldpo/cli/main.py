@@ -19,10 +19,12 @@ from smoldpo.cli.data import app as data_app
 from smoldpo.cli.evaluate import evaluate, report, show
 from smoldpo.cli.export import export
 from smoldpo.cli.iterate import iterate
+from smoldpo.cli.launch import Nproc, run_on_ranks, take_nproc
 from smoldpo.cli.pairs import app as pairs_app
 from smoldpo.cli.support import fail_gates, one_of, verb, writable
 from smoldpo.cli.sweep import finish, sweep
 from smoldpo.cli.template_options import takes_template_options
+from smoldpo.utils.distributed import own_rank, require_one_rank
 from smoldpo.utils.errors import UsageError
 
 app = typer.Typer(
@@ -93,7 +95,11 @@ def train(settings: Settings = None) -> None:
         return
     from smoldpo.config.load import config_from_arguments
 
+    arguments, ranks = take_nproc(arguments)
     config = config_from_arguments(arguments)
+    if ranks is not None:
+        run_on_ranks(ranks, ["train", *arguments])
+        return
 
     from smoldpo.utils.progress import spinner
 
@@ -103,7 +109,8 @@ def train(settings: Settings = None) -> None:
     from smoldpo.training.run_folder import command_line
 
     result = train_settled(config, command=command_line(), started=seconds_since_start())
-    print_result(result)
+    if own_rank() == 0:
+        print_result(result)
     fail_gates(result.failed_gates)
 
 
@@ -142,8 +149,12 @@ def resume(
     extend: Annotated[
         float | None, typer.Option(metavar="EPOCHS", help="Add so many epochs to the run.")
     ] = None,
+    nproc: Nproc = None,
 ) -> None:
     """Go on with an interrupted run (or sweep), exactly as if it had not been interrupted."""
+    if nproc is not None:
+        run_on_ranks(nproc, take_nproc(sys.argv[1:])[0])
+        return
     from smoldpo.utils.progress import spinner
 
     with spinner("starting"):
@@ -154,6 +165,7 @@ def resume(
 
     check_epochs(extend)
     if is_sweep(run):
+        require_one_rank("a sweep")
         if extend is not None:
             raise UsageError(
                 "--extend adds epochs to a run, and this is a sweep; to train its best settings "
@@ -164,7 +176,8 @@ def resume(
         finish(resume_sweep(run))
         return
     result = resume_training(run, extend)
-    print_result(result)
+    if own_rank() == 0:
+        print_result(result)
     fail_gates(result.failed_gates)
 
 

@@ -12,12 +12,15 @@ from typing import Any
 
 import typer
 
+from smoldpo.utils.distributed import first_speaks, own_rank, require_one_rank
 from smoldpo.utils.errors import SmoldpoError, UsageError, nearest
 from smoldpo.utils.files import NO_SPACE
 from smoldpo.utils.signals import InterruptedRunError
 from smoldpo.utils.text import redact
 
 INTERRUPTED = 128 + signal.SIGINT
+ON_RANKS = "train", "resume", "evaluate"
+"""Verbs that several ranks can run together."""
 
 
 def verb(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -26,6 +29,8 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
+            if function.__name__ not in ON_RANKS:
+                require_one_rank(f"smoldpo {function.__name__}")
             function(*args, **kwargs)
         except InterruptedRunError as stop:
             _fail(str(stop), stop.exit_code)
@@ -99,5 +104,7 @@ def writable(option: str, path: Path | None, suffix: str | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(redact(message), file=sys.stderr, flush=True)
+    if not first_speaks():
+        who = f"rank {own_rank()}: " if own_rank() else ""
+        print(redact(who + message), file=sys.stderr, flush=True)
     raise typer.Exit(code) from None

@@ -38,7 +38,21 @@ def cross_checks(config: TrainConfig) -> list[str]:
         *_reference(config),
         *_what_trains(config),
         *_adapters(config),
+        *_sharded(config),
     ]
+
+
+def _sharded(config: TrainConfig) -> Iterator[str]:
+    """What does not work on weights that are shared out among ranks."""
+    others = {
+        "engine": config.engine == "fast",
+        "ema_decay": config.ema_decay is not None,
+        "sync_ref_model": config.sync_ref_model,
+        "optim": config.optim in ("adafactor", "adamw_8bit"),
+    }
+    for name in others if config.fsdp else ():
+        if others[name]:
+            yield f"fsdp does not work with {name} {getattr(config, name)} yet; leave one of them"
 
 
 def unread(

@@ -378,6 +378,17 @@ class TrainConfig(BaseModel):
         description="tokens of a stream of pairs, which the fast engine computes in one thread (in "
         "training two thirds of them); fewer take less memory and keep more threads busy",
     )
+    ordered_sum: bool = Field(
+        True,
+        description="on several ranks (docs/scale.md): add gradients in the streams' order, so "
+        "that any number of ranks gives the same bits; off: in any order, with less to send where "
+        "a step has more streams than ranks",
+    )
+    fsdp: bool = Field(
+        False,
+        description="on several ranks: each keeps a share of every weight, gradient and optimizer "
+        "state (torch's fully_shard), for models that one cannot hold; with the plain engine",
+    )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="compile what lies between matrix products; auto: on CUDA, and on a CPU for "

@@ -23,6 +23,7 @@ import torch
 from smoldpo.engine.kernels.attention import pair_attention
 from smoldpo.engine.kernels.lm_head import completion_logps
 from smoldpo.engine.layout import Layout, Segment
+from smoldpo.utils.distributed import world
 from smoldpo.utils.files import cache_folder, processor_name, write_json
 from smoldpo.utils.threads import torch_threads
 
@@ -136,6 +137,22 @@ def compute_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
     return NAMES[choice], (
         f"{choice}: measured {slow:,.0f} GFLOP/s a thread in float32, {fast:,.0f} in bfloat16"
     )
+
+
+def agreed_dtype(name: str, device: str) -> tuple[torch.dtype, str]:
+    """As compute_dtype; of several ranks the first measures, for all."""
+
+    def chosen() -> tuple[str, str]:
+        dtype, why = compute_dtype(name, device)
+        return dtype_name(dtype), why
+
+    known, why = world().of_first(chosen)
+    return NAMES[known], why
+
+
+def agreed_kernels(dtype: torch.dtype, device: str) -> KernelChoice:
+    """As choose_kernels; of several ranks the first measures, for all."""
+    return KernelChoice(**world().of_first(lambda: asdict(choose_kernels(dtype, device))))
 
 
 def earlier_rates(dtype: torch.dtype, device: str) -> list[float]:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from smoldpo.engine.batching import STREAM_TOKENS, Batching, saved_for_backward
+from smoldpo.engine.dealing import deal
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
+from smoldpo.utils.distributed import ALONE, Ranks
 from smoldpo.utils.workers import Workers
 
 if TYPE_CHECKING:
@@ -85,10 +87,18 @@ class EngineSettings:
     """Whether the reference moves during training (ref_sync.py)."""
     engine: str = "fast"
     """fast or plain."""
+    ordered_sum: bool = True
+    """Whether several ranks add gradients in the streams' order (gradient_sum.py)."""
+    fsdp: bool = False
+    """Whether each of several ranks keeps a share of every weight (sharding.py)."""
 
 
 class Engine(ABC):
-    """Computes log π(y|x) of policy and reference, and the gradients of a loss of them."""
+    """Computes log π(y|x) of policy and reference, and the gradients of a loss of them.
+
+    Several ranks, each with such an engine, compute together: what goes through models is dealt to
+    them, and each has all results. So each must call the same methods with the same pairs.
+    """
 
     policy: PreTrainedModel
     """As it computes."""
@@ -98,6 +108,8 @@ class Engine(ABC):
     """The batches that pairs are computed in; results depend on them by rounding alone."""
     workers: Workers
     """What computes several batches at once."""
+    ranks: Ranks
+    """Those that compute with this process."""
     synced_reference: SyncedReference | None
     """The reference, where it moves during training (sync_ref_model). After its first move, steps
     compute its log-probabilities anew; those of its start serve evaluation alone."""
@@ -229,11 +241,14 @@ def batched_logps(
     logps_of: Callable[[int, Sequence[TokenizedPair]], PairLogps],
     advance: Advance,
     workers: Workers | None = None,
+    ranks: Ranks = ALONE,
+    in_step: bool = False,
 ) -> PairLogps:
     """Log-probabilities of `pairs`, batch by batch; the results are in the pairs' own order.
 
     Args:
         logps_of: called with the number of a worker and the pairs of a batch.
+        in_step: all ranks call it equally often (dealing.py).
     """
     order = batching.indices(pairs)
     batches = [[pairs[index] for index in indices] for indices in order]
@@ -242,7 +257,17 @@ def batched_logps(
         with naming(batch):
             return logps_of(worker, batch)
 
-    parts = (workers or Workers(1)).run(named, batches, lambda batch, _: advance(len(batch)))
+    def finished(batch: Sequence[TokenizedPair]) -> None:
+        advance(len(batch))
+
+    parts = deal(
+        ranks,
+        workers or Workers(1),
+        named,
+        batches,
+        finished,
+        idle=(lambda: named(0, batches[0])) if in_step else None,
+    )
     flat = torch.tensor([index for indices in order for index in indices], dtype=torch.long)
     back = torch.empty_like(flat)
     back[flat] = torch.arange(len(flat))

@@ -20,7 +20,7 @@ from smoldpo.engine.batching import Batching
 from smoldpo.types import TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.errors import OutOfMemoryError, whole_reason
-from smoldpo.utils.memory import trim_memory
+from smoldpo.utils.memory import ran_out_of_memory, trim_memory
 
 MARGIN = 1.5
 """A backward pass takes at most this times what it keeps, temporaries included."""
@@ -28,13 +28,6 @@ MARGIN = 1.5
 RESERVE = 100 << 20
 """Bytes left for what is no tensor: threads, scratch space of libraries, fragmentation."""
 
-ALLOCATION_FAILED = (
-    "not enough memory",
-    "can't allocate memory",
-    "could not create a memory",
-    "out of memory",
-)
-"""What torch and oneDNN say on a CPU, and torch on MPS, in a plain RuntimeError."""
 T = TypeVar("T")
 
 
@@ -132,8 +125,7 @@ def with_memory_errors(work: Callable[[], T]) -> T:
     try:
         return work()
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and not any(words in str(error) for words in ALLOCATION_FAILED):
+        if not ran_out_of_memory(error):
             raise
         reason = whole_reason(error)
     raise OutOfMemoryError(reason)

@@ -28,8 +28,9 @@ from smoldpo.engine.trunk import boundary
 from smoldpo.models.adapters import adapted_modules
 from smoldpo.models.families import unsupported
 from smoldpo.models.mapped_weights import names_kept_as_stored
-from smoldpo.models.weights import tensors_sha256
+from smoldpo.models.weights import copy_sharing, tensors_sha256
 from smoldpo.utils import progress
+from smoldpo.utils.distributed import world
 from smoldpo.utils.errors import UsageError
 from smoldpo.utils.files import free_bytes
 from smoldpo.utils.memory import free_memory, trim_memory
@@ -91,8 +92,9 @@ def build_engine(
     if settings.engine == "plain":
         return BuiltEngine(_build_plain(policy, reference, settings))
     if settings.kernels is None:
-        kernels = choose_kernels(settings.compute_dtype, policy.device.type)
-        settings = replace(settings, kernels=kernels)
+        measure = functools.partial(choose_kernels, settings.compute_dtype, policy.device.type)
+        kernels = world().of_first(lambda: asdict(measure()))
+        settings = replace(settings, kernels=KernelChoice(**kernels))
     dtype = settings.compute_dtype
     masters = MasterWeights(policy, dtype, names_kept_as_stored(policy, dtype))
     synced = None
@@ -119,6 +121,8 @@ def _build_plain(
     policy: PreTrainedModel, reference: PreTrainedModel | None, settings: EngineSettings
 ) -> Engine:
     """Without a reference, the policy as it is now is one: with its adapters off, or as a copy."""
+    if settings.fsdp:
+        return _build_sharded(policy, reference, settings)
     own = reference is not None
     for model in filter(None, (policy, reference)):
         cast(model, master_dtype(settings.compute_dtype))
@@ -130,6 +134,21 @@ def _build_plain(
         masters = dict(reference.named_parameters())
         synced = synced_model(policy, trains, reference, masters, own=own)
     return PlainEngine(policy, reference, settings, synced)
+
+
+def _build_sharded(
+    policy: PreTrainedModel, reference: PreTrainedModel | None, settings: EngineSettings
+) -> Engine:
+    """As _build_plain; each rank keeps a share of every weight."""
+    from smoldpo.engine.sharding import mesh_of, shard  # here, for it loads much
+
+    if reference is None and settings.needs_reference:
+        reference = policy if adapted_modules(policy) else copy_sharing(policy)
+    mesh = mesh_of(world(), policy.device)
+    shard(policy, mesh, settings.compute_dtype)
+    if reference is not None and reference is not policy:
+        shard(reference.requires_grad_(False), mesh, settings.compute_dtype)
+    return PlainEngine(policy, reference, settings)
 
 
 class EngineStores:
@@ -188,6 +207,7 @@ class EngineStores:
         known = not self._read_only or what in self._kinds
         folder = cache.entry_folder("trunk", self._trunk_key(below) if known else "none")
         room = min(settings.cache_bytes - cache.size_of(folder), DISK_SHARE * free_bytes(folder))
+        room /= world().local_size
         width: int = self._policy.config.hidden_size
         about = self._about | {"what": what}
         return DiskStore(
@@ -198,7 +218,8 @@ class EngineStores:
         if self._free is not None:
             return MemoryStore(MEMORY_SHARE * self._free)
         trim_memory()  # of a store that was let go for this one
-        return MemoryStore(MEMORY_SHARE * free_memory(self._policy.device))
+        share = MEMORY_SHARE / world().local_size
+        return MemoryStore(share * free_memory(self._policy.device))
 
     def reference(self, below: int) -> ReferenceStore:
         """Log-probabilities of the reference; as the policy's start, `below` trunk layers."""

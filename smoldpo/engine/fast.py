@@ -35,6 +35,7 @@ from smoldpo.engine.base import (
 from smoldpo.engine.batching import STREAM_MULTIPLE, TokenBatching
 from smoldpo.engine.cache.reference_logps import ReferenceStore
 from smoldpo.engine.cache.trunk_states import MEMORY_SHARE, MemoryStore, TrunkStore
+from smoldpo.engine.dealing import deal
 from smoldpo.engine.gradient_accumulation import StepStreams, accumulate_step
 from smoldpo.engine.logprobs import LogprobModel
 from smoldpo.engine.packing import PackedBatch, common_prefix, pack, pair_length
@@ -43,6 +44,7 @@ from smoldpo.engine.ref_sync import SyncedReference
 from smoldpo.engine.trunk import boundary
 from smoldpo.models.mapped_weights import release_file_pages
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
+from smoldpo.utils.distributed import world
 from smoldpo.utils.memory import free_memory
 from smoldpo.utils.workers import Workers
 
@@ -84,6 +86,8 @@ class FastEngine(Engine):
         self._needs_reference = settings.needs_reference
         self._masters = masters
         self.workers = Workers(None if self.device.type == "cpu" else 1)
+        self.ranks = world()
+        self._ordered_sum = settings.ordered_sum
         self._squares = settings.use_weighting
         self._models = self._models_of_workers()
         self._policy = self._models[0].policy
@@ -148,19 +152,49 @@ class FastEngine(Engine):
         stateless = [p for p in todo if trunk and self.batching.key(p) not in self._states]
         computing = set(stateless)
         others = [pair for pair in unscored if pair not in computing]
+        groups = self._missing_anywhere(todo, stateless, others)
 
-        def done(batch: Sequence[TokenizedPair], _: None) -> None:
+        def done(batch: Sequence[TokenizedPair]) -> None:
             if time.monotonic() - self._committed > COMMIT_SECONDS:
                 self._commit()
             advance(len(batch))
 
         try:
-            advance(len(pairs) - len(stateless) - len(others))
-            for group in (stateless, others):
-                self.workers.run(self._prepare_stream, self.batching.forward_batches(group), done)
+            advance(len(pairs) - sum(map(len, groups)))
+            for group in groups:
+                batches = self.batching.forward_batches(group)
+                found = deal(self.ranks, self.workers, self._prepare_stream, batches, done)
+                self._take(batches, found)
         finally:  # interrupted, or out of memory: what was computed is not computed again
             self._commit()
+        if todo and self.ranks.size > 1:
+            self.ranks.share(lambda: None)  # all have written theirs
+            self._states.refresh()
         self._prepared.update(keyed)
+
+    def _missing_anywhere(
+        self, pairs: Sequence[TokenizedPair], *groups: Sequence[TokenizedPair]
+    ) -> list[list[TokenizedPair]]:
+        """Groups of `pairs` that lack something, with those that lack it on other ranks."""
+        if self.ranks.size == 1 or not pairs:
+            return [list(group) for group in groups]
+        places = {self.batching.key(pair): place for place, pair in enumerate(pairs)}
+        own = [[places[self.batching.key(pair)] for pair in group] for group in groups]
+        known: set[int] = set()
+        found = []
+        for columns in zip(*self.ranks.share(lambda: own), strict=True):
+            missing = {place for column in columns for place in column} - known
+            known |= missing
+            found.append([pairs[place] for place in sorted(missing)])
+        return found
+
+    def _take(
+        self, batches: Sequence[Sequence[TokenizedPair]], found: Sequence[PairLogps | None]
+    ) -> None:
+        """The reference's log-probabilities that other ranks have computed."""
+        for batch, logps in zip(batches, found, strict=True):
+            if logps is not None:
+                self._put_reference(batch, logps)
 
     def _find_prefix(self, pairs: Sequence[TokenizedPair]) -> None:
         self.batching = replace(self.batching, prefix=common_prefix(pairs))
@@ -183,9 +217,12 @@ class FastEngine(Engine):
         """Whether the reference's log-probabilities of this pair are needed and not known."""
         return self._needs_reference and self.batching.key(pair) not in self._reference_logps
 
-    def _prepare_stream(self, worker: int, pairs: Sequence[TokenizedPair]) -> None:
+    def _prepare_stream(self, worker: int, pairs: Sequence[TokenizedPair]) -> PairLogps | None:
+        """Compute what is missing; the reference's log-probabilities, for ranks that lack them."""
         with naming(pairs):
             self._prepare(self._models[worker], pairs)
+        alone = self.ranks.size == 1 or not self._needs_reference
+        return None if alone else self._stored_reference(pairs, torch.device("cpu"))
 
     def _prepare(self, models: _WorkerModels, pairs: Sequence[TokenizedPair]) -> None:
         batch = self._pack(pairs)
@@ -196,6 +233,9 @@ class FastEngine(Engine):
             logps = models.policy.logps(batch, states)
         else:
             logps = models.reference.logps(batch, None)
+        self._put_reference(pairs, logps)
+
+    def _put_reference(self, pairs: Sequence[TokenizedPair], logps: PairLogps) -> None:
         sums = [each.tolist() for each in logps.sums.values()]
         with self._storing:
             for pair, *sides in zip(pairs, *sums, strict=True):
@@ -270,6 +310,7 @@ class FastEngine(Engine):
                 lambda worker, batch: self._policy_of(worker, batch).map(torch.Tensor.cpu),
                 advance,
                 self.workers,
+                self.ranks,
             )
         finally:
             self._states.commit()  # what was damaged and computed anew
@@ -282,12 +323,16 @@ class FastEngine(Engine):
             self.batching.step_batches(pairs),
             self._policy_of,
             self._reference_of,
+            [parameter for _, parameter in self._masters.named()],
             self.workers,
-            lambda worker, number: self._models[worker].leaves.stream(number),
+            lambda worker, place: self._models[worker].leaves.stream(place),
+            self._masters.accumulate,
             self._masters.abandon,
+            ranks=self.ranks,
+            ordered_sum=self._ordered_sum,
+            device=self.device,
         )
-        with self._masters.accumulate():
-            return accumulate_step(streams, loss, advance)
+        return accumulate_step(streams, loss, advance)
 
     @torch.no_grad()
     def _reference_of(self, worker: int, pairs: Sequence[TokenizedPair]) -> PairLogps:

@@ -25,6 +25,7 @@ from smoldpo.engine.packing import PackedBatch, common_prefix, pack
 from smoldpo.engine.trunk import head_weight, split_base
 from smoldpo.models.families import unsupported
 from smoldpo.types import Advance, Completion, PairLogps, TokenizedPair, no_progress
+from smoldpo.utils.distributed import ALONE, Ranks
 from smoldpo.utils.memory import keep_freed_memory
 from smoldpo.utils.workers import Workers
 
@@ -119,8 +120,13 @@ def score(
     pairs: Sequence[TokenizedPair],
     kernels: KernelChoice,
     advance: Advance = no_progress,
+    ranks: Ranks = ALONE,
 ) -> PairLogps:
-    """Log-probabilities of pairs under one frozen model, on the CPU, in order."""
+    """Log-probabilities of pairs under one frozen model, on the CPU, in order.
+
+    Args:
+        ranks: all of which call this, to compute a share each.
+    """
     workers = _workers(model)
     frozen, batching = _copies(model, kernels, workers), TokenBatching(prefix=common_prefix(pairs))
 
@@ -128,7 +134,7 @@ def score(
         packed = pack(batch, model.device, STREAM_MULTIPLE, batching.prefix)
         return frozen[worker].logps(packed, None).map(torch.Tensor.cpu)
 
-    return batched_logps(pairs, batching, logps_of, advance, workers)
+    return batched_logps(pairs, batching, logps_of, advance, workers, ranks)
 
 
 @torch.no_grad()

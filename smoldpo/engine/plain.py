@@ -7,6 +7,7 @@ chosen sides, then the rejected ones), T tokens in the longest row, V words in t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,9 @@ from smoldpo.engine.base import Engine, EngineSettings, LossFunction, StepResult
 from smoldpo.engine.batching import PairBatching
 from smoldpo.engine.gradient_accumulation import StepStreams, accumulate_step
 from smoldpo.engine.ref_sync import SyncedReference
-from smoldpo.models.adapters import without_adapters
+from smoldpo.models.adapters import adapters_off, without_adapters
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
+from smoldpo.utils.distributed import world
 from smoldpo.utils.workers import Workers
 
 
@@ -73,6 +75,10 @@ def _summed(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 class PlainEngine(Engine):
     """Policy and reference side by side, each run on every padded micro-batch.
 
+    Of `settings.fsdp`, policy and reference have been shared out among the ranks (sharding.py); a
+    reference that is the policy is then computed by its own modules, with its adapters off for the
+    moment.
+
     Args:
         policy: the model that trains, its parameters in float32 (or float64). Matrix products are
             in `settings.compute_dtype` (autocast).
@@ -93,9 +99,11 @@ class PlainEngine(Engine):
         self.synced_reference = synced_reference
         self._settings = settings
         self.workers = Workers(1, threads=torch.get_num_threads())
-        if reference is policy:
+        self.ranks = world()
+        self._sharded = settings.fsdp
+        if reference is policy and not self._sharded:
             self.reference = without_adapters(policy)
-        elif reference is not None:
+        elif reference is not None and reference is not policy:
             reference.train(False).requires_grad_(False)
 
     def prepare(self, pairs: Sequence[TokenizedPair], advance: Advance = no_progress) -> None:
@@ -123,6 +131,8 @@ class PlainEngine(Engine):
             lambda _, batch: self._forward_policy(batch).map(torch.Tensor.cpu),
             advance,
             self.workers,
+            self.ranks,
+            self._sharded,
         )
 
     def reference_logps(
@@ -136,6 +146,8 @@ class PlainEngine(Engine):
             lambda _, batch: self._forward_reference(batch).map(torch.Tensor.cpu),
             advance,
             self.workers,
+            self.ranks,
+            self._sharded,
         )
 
     def accumulate_gradients(
@@ -145,7 +157,12 @@ class PlainEngine(Engine):
             self.batching.step_batches(pairs),
             lambda _, batch: self._forward_policy(batch),
             lambda _, batch: self._forward_reference(batch),
+            [parameter for _, parameter in self.trainable_parameters()],
             self.workers,
+            ranks=self.ranks,
+            ordered_sum=self._settings.ordered_sum,
+            sharded=self._sharded,
+            device=self.device,
         )
         return accumulate_step(streams, loss, advance)
 
@@ -156,14 +173,17 @@ class PlainEngine(Engine):
     def _forward_reference(self, pairs: Sequence[TokenizedPair]) -> PairLogps:
         if self.reference is None:
             raise RuntimeError("this engine was made without a reference")
-        return self._forward(self.reference, pairs)
+        with adapters_off(self.policy) if self.reference is self.policy else nullcontext():
+            return self._forward(self.reference, pairs)
 
     def _forward(
         self, model: PreTrainedModel, pairs: Sequence[TokenizedPair], squares: bool = False
     ) -> PairLogps:
         batch = pad_batch(pairs, self.device)
         dtype = self._settings.compute_dtype
-        autocast = torch.autocast(self.device.type, dtype, enabled=dtype != self.policy.dtype)
+        # What is shared out is converted where it is gathered.
+        enabled = dtype != self.policy.dtype and not self._sharded
+        autocast = torch.autocast(self.device.type, dtype, enabled=enabled)
         with autocast:
             logps, squared = token_logps(model, batch, squares)
         sums = [_summed(logps, batch.scored), _summed(logps, batch.tail)]

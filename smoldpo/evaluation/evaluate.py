@@ -12,7 +12,7 @@ from smoldpo.config.evaluate_options import EvaluateOptions
 from smoldpo.data.load import LoadedPairs, load_pairs
 from smoldpo.data.template_settings import replace_template, tokenization
 from smoldpo.data.tokenize import PairTokenizer, Tokenization, require_room
-from smoldpo.engine.autotune import choose_kernels, compute_dtype
+from smoldpo.engine.autotune import agreed_dtype, agreed_kernels
 from smoldpo.engine.base import EngineSettings
 from smoldpo.engine.build import choose_engine
 from smoldpo.engine.logprobs import score
@@ -46,7 +46,9 @@ from smoldpo.models.token_rows import require_rows_of_pairs, token_rows
 from smoldpo.types import PairLogps, PreferencePair, TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.devices import pick_device
+from smoldpo.utils.distributed import world
 from smoldpo.utils.errors import UsageError
+from smoldpo.utils.rank_group import joined
 from smoldpo.utils.threads import computing
 
 
@@ -79,12 +81,13 @@ def evaluate_models(models: Sequence[str], data: str, options: EvaluateOptions) 
     """Score every pair under one model or two, and say what that tells.
 
     With two models, A and B, the first is the reference unless another is given: then B's implicit
-    reward is how far it moved from A.
+    reward is how far it moved from A. On several ranks each scores a share of the pairs, and all
+    have the result, but answers and gates are the first one's alone.
 
     Raises:
         SmoldpoError: as the loading of data and models; options that need another model.
     """
-    with computing(options.threads):
+    with joined(), computing(options.threads):
         return _evaluate(models, data, options)
 
 
@@ -118,10 +121,11 @@ def _evaluate(models: Sequence[str], data: str, options: EvaluateOptions) -> Eva
     if scorer.template:
         record.chat_template = scorer.template
     side_by_side = SideBySide()
-    if options.generate_prompts:
+    if options.generate_prompts and world().first:
         side_by_side = scorer.side_by_side(pairs, scores[-1], judges)
     side_by_side.add_to(record)
-    return EvaluationResult(scores, facts, loaded, scorer.notes, record, failures(record, gates))
+    failed = failures(record, gates) if world().first else []
+    return EvaluationResult(scores, facts, loaded, scorer.notes, record, failed)
 
 
 def _require_second(
@@ -163,7 +167,7 @@ class _ModelScorer:
     ):
         self._options, self._models, self._reference = options, models, reference
         self._device = pick_device(options.device)
-        self._dtype, _ = compute_dtype(options.dtype, self._device)
+        self._dtype, _ = agreed_dtype(options.dtype, self._device)
         names = dict.fromkeys([*models, *([reference] if reference else [])])
         self._sources = {name: find_model(name) for name in names}
         with progress.spinner(f"loading {models[0]}"):
@@ -188,7 +192,7 @@ class _ModelScorer:
         self.notes = dict(pair_tokenizer.notes + pair_tokenizer.left_out)
         self.template = pair_tokenizer.template.facts() if pair_tokenizer.template else {}
         # Chosen once, so that equal models give equal numbers.
-        self._kernels = choose_kernels(self._dtype, self._device)
+        self._kernels = agreed_kernels(self._dtype, self._device)
         self._positions: int | None = None
         self._logps = {name: self._logps_of(name) for name in self._sources}
 
@@ -240,7 +244,8 @@ class _ModelScorer:
         choice = choose_engine(self._options.engine, model)
         with progress.bar(name, len(self._pairs)) as advance:
             if choice.name == "fast":
-                return score(cast_frozen(model, self._dtype), self._pairs, self._kernels, advance)
+                frozen = cast_frozen(model, self._dtype)
+                return score(frozen, self._pairs, self._kernels, advance, world())
             cast(model, master_dtype(self._dtype))
             engine = PlainEngine(
                 model,

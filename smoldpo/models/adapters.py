@@ -221,6 +221,21 @@ def magnitude_of(module: Any) -> Any | None:
     return dict(module.lora_magnitude_vector.items()).get(NAME)
 
 
+@contextlib.contextmanager
+def adapters_off(model: PreTrainedModel) -> Iterator[None]:
+    """In the block the model computes without its adapters."""
+
+    def switch(off: bool) -> None:
+        for module in adapted_modules(model):
+            module._disable_adapters = off
+
+    switch(off=True)
+    try:
+        yield
+    finally:
+        switch(off=False)
+
+
 def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
     """A copy that shares all weights and computes without its adapters: the policy's reference."""
     base = copy_sharing(model)

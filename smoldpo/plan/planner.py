@@ -21,6 +21,7 @@ from smoldpo.training.sampler import Schedule
 from smoldpo.training.setup import preflight
 from smoldpo.utils import progress
 from smoldpo.utils.devices import pick_device
+from smoldpo.utils.distributed import require_one_rank
 from smoldpo.utils.errors import UsageError
 from smoldpo.utils.memory import trim_memory
 from smoldpo.utils.text import format_seconds, parse_duration
@@ -203,6 +204,7 @@ def settle_depth(
     """
     if config.freeze_layers != "auto":
         return config, None
+    require_one_rank("freeze_layers auto (give a number, such as the one smoldpo plan shows)")
     begun = time.perf_counter()
     plan = make_plan(config, started)
     gc.collect()

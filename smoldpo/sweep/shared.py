@@ -19,7 +19,7 @@ from smoldpo.evaluation.schema import Record
 from smoldpo.sweep.spec import SPLIT_SETTINGS
 from smoldpo.training.fingerprint import Computing, Fingerprint, tokenizer_sha256
 from smoldpo.training.policy_and_reference import EngineRecord, PolicyAndReference
-from smoldpo.training.run import RunInputs, load_inputs
+from smoldpo.training.run_inputs import RunInputs, load_inputs
 from smoldpo.training.setup import TokenizedData, load_data, tokenize
 from smoldpo.utils import progress
 from smoldpo.utils.errors import UsageError

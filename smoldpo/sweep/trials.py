@@ -30,8 +30,9 @@ from smoldpo.training.fingerprint import (
     write_beginning,
 )
 from smoldpo.training.metrics_file import cut_back
-from smoldpo.training.run import Run, RunInputs, RunOptions
+from smoldpo.training.run import Run, RunOptions
 from smoldpo.training.run_folder import command_line, make_folder, write_start
+from smoldpo.training.run_inputs import RunInputs
 from smoldpo.utils import progress
 from smoldpo.utils.errors import DiskError, SmoldpoError
 from smoldpo.utils.files import write_json, write_text

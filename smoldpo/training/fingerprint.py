@@ -32,6 +32,7 @@ FREE_SETTINGS = {
     "output_dir", "overwrite", "save_steps", "save_minutes", "keep_checkpoints", "logging_steps",
     "cache", "cache_limit", "sample_prompt", "generate_prompts", "temperature", "max_new_tokens",
     "judges", "fail_under", "report_to", "merge", "threads", "nice",
+    "ordered_sum", "fsdp",
 }  # fmt: skip
 """Settings without a say in weights or data; an interrupted run may go on with others."""
 FROM_NAMES = {

@@ -26,6 +26,7 @@ from smoldpo.training.sampler import Schedule
 from smoldpo.training.state import TrainingState
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 from smoldpo.utils.errors import SmoldpoError
+from smoldpo.utils.shares import own, whole
 from smoldpo.utils.threads import torch_threads
 
 LN2 = math.log(2.0)
@@ -152,7 +153,7 @@ def _clip(
     """
     gradients = [p.grad for p in parameters.values() if p.grad is not None]
     total = torch.nn.utils.get_total_norm(gradients)
-    norm: float = total.item()
+    norm: float = whole(total).item()
     _check_finite(step, batch, losses, norm, parameters)
     torch.nn.utils.clip_grads_with_norm_(
         parameters.values(), config.max_grad_norm or math.inf, total
@@ -231,8 +232,8 @@ def _check_finite(
     bad = [
         name
         for name, parameter in parameters.items()
-        if not torch.isfinite(parameter).all()
-        or (parameter.grad is not None and not torch.isfinite(parameter.grad).all())
+        if not torch.isfinite(own(parameter)).all()
+        or (parameter.grad is not None and not torch.isfinite(own(parameter.grad)).all())
     ]
     raise NotFiniteError(
         f"step {step + 1}: the loss or its gradient is not finite (loss {losses.mean().item()}, "

@@ -10,6 +10,7 @@ import torch
 from smoldpo.models.weights import tensors_sha256
 from smoldpo.training.metrics_file import read_rows
 from smoldpo.utils.errors import SmoldpoError
+from smoldpo.utils.shares import own
 
 Named = Iterable[tuple[str, torch.Tensor]]
 
@@ -18,7 +19,7 @@ class StartingWeights:
     """What trains as it was before the first step, as hashes: no copy is held."""
 
     def __init__(self, named: Named):
-        self._hashes = {name: tensors_sha256([(name, weight)]) for name, weight in named}
+        self._hashes = {name: tensors_sha256([(name, own(weight))]) for name, weight in named}
 
     def require_moved(self, named: Named, metrics: Path) -> None:
         """Stop a run that ends with every weight that trains as it began, to the last bit.
@@ -29,7 +30,7 @@ class StartingWeights:
         Raises:
             SmoldpoError: no weight moved; the message says what to change.
         """
-        if any(tensors_sha256([(name, w)]) != self._hashes[name] for name, w in named):
+        if any(tensors_sha256([(name, own(w))]) != self._hashes[name] for name, w in named):
             return
         steps = [row for row in read_rows(metrics) if "learning_rate" in row]
         rate, norm = (

@@ -19,6 +19,7 @@ from smoldpo.config.optimizers import OPTIMIZERS, lowest_rate
 from smoldpo.config.schema import TrainConfig
 from smoldpo.utils.devices import pick_device
 from smoldpo.utils.errors import UsageError, whole_reason
+from smoldpo.utils.shares import kept_by_first, shared_out
 from smoldpo.utils.threads import torch_threads
 from smoldpo.utils.workers import Workers, shares
 
@@ -153,7 +154,7 @@ def capture_optimizer(optimizer: torch.optim.Optimizer, named: Named) -> dict[st
                 value = torch.tensor(value)
             if value is None or not isinstance(value, torch.Tensor):
                 raise TypeError(f"{key} of {name} is {type(value).__name__}, which is not saved")
-            tensor = value.detach().cpu().contiguous()
+            tensor = kept_by_first(value).cpu().contiguous()
             address = tensor.untyped_storage().data_ptr()
             # bitsandbytes' code books are one tensor for all parameters, which safetensors refuses.
             found[f"{key}/{name}"] = tensor.clone() if address in seen else tensor
@@ -175,7 +176,7 @@ def restore_optimizer(
 def _restored(value: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor | int:
     if value.dtype == torch.int64 and value.ndim == 0:
         return int(value)
-    return value.to(parameter.device)
+    return shared_out(value.to(parameter.device), parameter)
 
 
 def warmup_steps(config: TrainConfig, total: int) -> int:

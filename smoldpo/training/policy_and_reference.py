@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from smoldpo.models.save import base_of, save_adapter, save_model
 from smoldpo.models.weights import copy_sharing, weights_sha256
 from smoldpo.utils.errors import ModelError
 from smoldpo.utils.memory import trim_memory
+from smoldpo.utils.shares import is_shared_out, kept_by_first
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,19 @@ class PolicyAndReference:
     trainable: Trainable
     computing: EngineRecord
     cache_folders: set[Path]
+    gathered: list[tuple[str, torch.Tensor]] | None = None
+    """What trained, whole, on the first rank, where each rank has a share alone."""
+
+    def gather_trained(self) -> None:
+        """Have the first rank know all that trained; all ranks call this. Later steps are not in
+        it.
+        """
+        named = list(self.engine.trainable_parameters())
+        if any(is_shared_out(weight) for _, weight in named):
+            self.gathered = [(name, kept_by_first(weight).cpu()) for name, weight in named]
+
+    def _weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        return self.engine.trainable_parameters() if self.gathered is None else self.gathered
 
     def reference(self) -> PreTrainedModel:
         """The reference, loaded anew; in full precision, or its files' where narrower."""
@@ -115,7 +130,7 @@ class PolicyAndReference:
         """
         start = self._start()
         if self.trainable.adapter is not None:
-            return self.trainable.adapter.on(start, self.engine.trainable_parameters())
+            return self.trainable.adapter.on(start, self._weights())
         return copy_sharing(start, self._what_trained(start))
 
     def tuned(self, reference: PreTrainedModel) -> PreTrainedModel:
@@ -134,7 +149,11 @@ class PolicyAndReference:
             start = cast_frozen(start, self.facts.dtype, share_with=reference)
         model = copy_sharing(start, self._what_trained(start))
         if self.trainable.adapter is not None:
-            copy_adapters(model, self.engine.policy)
+            policy = self.engine.policy
+            if self.gathered is not None:
+                adapter = self.trainable.adapter
+                policy = adapter.on(copy_sharing(start), self.gathered).get_base_model()
+            copy_adapters(model, policy)
         return model
 
     @property
@@ -146,8 +165,7 @@ class PolicyAndReference:
         """Where the start's weights are, by name; with adapters none of its own."""
         if self.trainable.adapter is not None:
             return {}
-        trained = self.engine.trainable_parameters()
-        return {name: weight.detach().to(start.device) for name, weight in trained}
+        return {name: weight.detach().to(start.device) for name, weight in self._weights()}
 
     def save(self, folder: Path, card: str, merge: bool) -> None:
         """Save the policy as it is now as `folder`/model; adapters as such, unless to be merged.

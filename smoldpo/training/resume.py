@@ -19,11 +19,14 @@ from smoldpo.training.fingerprint import (
     write_resume_record,
 )
 from smoldpo.training.metrics_file import cut_back
-from smoldpo.training.run import Run, RunResult, load_inputs
+from smoldpo.training.run import Run, RunResult
+from smoldpo.training.run_inputs import load_inputs, require_seen
 from smoldpo.training.sampler import Schedule
 from smoldpo.utils import progress
+from smoldpo.utils.distributed import world
 from smoldpo.utils.errors import SmoldpoError, UsageError
 from smoldpo.utils.files import write_text
+from smoldpo.utils.rank_group import joined
 from smoldpo.utils.signals import Interruption
 from smoldpo.utils.threads import computing
 
@@ -37,30 +40,50 @@ def resume_training(folder: Path, extend: float | None = None) -> RunResult:
         SmoldpoError: as run_training.
     """
     folder = folder.expanduser().absolute()
+    with joined() as ranks, Interruption() as interruption:
+        record, config = _read(folder, extend)
+        with (
+            in_folder(record.folder),
+            claimed(folder) if ranks.first else contextlib.nullcontext(),
+            computing(config.threads, config.nice),
+        ):
+            return _resume(folder, record, config, extend, interruption)
+
+
+def _read(folder: Path, extend: float | None) -> tuple[ResumeRecord, TrainConfig]:
     record = read_resume_record(folder)
-    began = record.began
-    config = _config(folder, began, extend)
-    with (
-        Interruption() as interruption,
-        in_folder(record.folder),
-        claimed(folder),
-        computing(config.threads, config.nice),
-    ):
-        inputs = load_inputs(config, began.computing.kernels)
-        _require_same(folder, began, inputs.fingerprint, config, extend)
-        total = Schedule.of(config, len(inputs.data.train)).total_steps
-        checkpoint = newest(folder / "checkpoints", progress.say)
-        _require_unfinished(folder, record, total, extend, checkpoint)
-        step = checkpoint.step if checkpoint else 0
-        progress.say(f"resume: {folder.name} goes on after step {step:,} of {total:,}")
-        if extend:
-            record = _write_extended(folder, record, config, step)
-        if checkpoint and record.extended_at == step:
-            checkpoint.state["best"]["since"] = 0  # patience begins anew
-        cut_back(folder / "metrics.jsonl", checkpoint.state["metrics_rows"] if checkpoint else 0)
-        # On a GPU a pair's numbers depend on the pairs beside it, by rounding (docs/engine.md).
-        exact = inputs.models.facts.device == "cpu" and not other_machine(began, inputs.fingerprint)
-        return Run(folder, config, inputs, interruption, checkpoint=checkpoint, exact=exact).run()
+    return record, _config(folder, record.began, extend)
+
+
+def _resume(
+    folder: Path,
+    record: ResumeRecord,
+    config: TrainConfig,
+    extend: float | None,
+    interruption: Interruption,
+) -> RunResult:
+    began, ranks = record.began, world()
+    inputs = load_inputs(config, began.computing.kernels)
+    _require_same(folder, began, inputs.fingerprint, config, extend)
+    total = Schedule.of(config, len(inputs.data.train)).total_steps
+    require_seen(ranks, folder)
+    checkpoint = newest(folder / "checkpoints", progress.say)
+    _require_unfinished(folder, record, total, extend, checkpoint)
+    step = checkpoint.step if checkpoint else 0
+    if len(set(ranks.share(lambda: step))) > 1:
+        raise SmoldpoError(f"{folder.name}: ranks read different checkpoints; resume it again")
+    progress.say(f"resume: {folder.name} goes on after step {step:,} of {total:,}")
+    extended_at = record.extended_at
+    if extend:
+        ranks.on_first(lambda: _write_extended(folder, record, config, step))
+        extended_at = step
+    if checkpoint and extended_at == step:
+        checkpoint.state["best"]["since"] = 0  # patience begins anew
+    rows = checkpoint.state["metrics_rows"] if checkpoint else 0
+    ranks.on_first(lambda: cut_back(folder / "metrics.jsonl", rows))
+    # On a GPU a pair's numbers depend on the pairs beside it, by rounding (docs/engine.md).
+    exact = inputs.models.facts.device == "cpu" and not other_machine(began, inputs.fingerprint)
+    return Run(folder, config, inputs, interruption, checkpoint=checkpoint, exact=exact).run()
 
 
 def _config(folder: Path, began: Fingerprint, extend: float | None) -> TrainConfig:
@@ -148,9 +171,7 @@ def _require_unfinished(
         raise UsageError(f"{folder.name}: is at step {checkpoint.step:,} of {total:,} already")
 
 
-def _write_extended(
-    folder: Path, record: ResumeRecord, config: TrainConfig, step: int
-) -> ResumeRecord:
+def _write_extended(folder: Path, record: ResumeRecord, config: TrainConfig, step: int) -> None:
     """The longer length, in resume.json and config.yaml; in the latter nothing else changes.
 
     What the shorter run found is removed, lest it stand for the longer one's.
@@ -160,11 +181,9 @@ def _write_extended(
     plain = build_config(load_yaml(folder / "config.yaml")).model_copy(update=longer)
     write_text(folder / "config.yaml", to_yaml(plain))
     changed = {"began": began, "finished": None, "extended_at": step}
-    record = record.model_copy(update=changed)
-    write_resume_record(folder, record)
+    write_resume_record(folder, record.model_copy(update=changed))
     for name in ("evaluation.json", "samples.jsonl", "timings.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
-    return record
 
 
 def check_epochs(epochs: float | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +13,7 @@ from typing import Any
 
 import torch
 
-from smoldpo.config.checks import require_sync
 from smoldpo.config.schema import TrainConfig
-from smoldpo.data.load import TrainingData
 from smoldpo.data.template_settings import today
 from smoldpo.engine.batch_budget import fit_budget, retry_with_smaller_budget
 from smoldpo.engine.cache import folder as cache
@@ -33,19 +33,13 @@ from smoldpo.training import display
 from smoldpo.training.checkpoint import Checkpoint
 from smoldpo.training.checkpointer import Checkpointer, require_disk
 from smoldpo.training.claim import claimed
-from smoldpo.training.final_evaluation import FinalEvaluation, tokenize_sample_prompt
-from smoldpo.training.fingerprint import (
-    Fingerprint,
-    fingerprint,
-    mark_finished,
-    write_beginning,
-)
+from smoldpo.training.final_evaluation import Scores
+from smoldpo.training.fingerprint import mark_finished, write_beginning
 from smoldpo.training.loggers import Reporting
 from smoldpo.training.loop import NotFiniteError, loss_function, train
 from smoldpo.training.metrics_file import MetricsFile, read_rows
 from smoldpo.training.moved import StartingWeights
 from smoldpo.training.phases import PhaseTimer, RunPhases
-from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.run_folder import (
     choose_folder,
     make_folder,
@@ -53,14 +47,16 @@ from smoldpo.training.run_folder import (
     write_not_finite,
     write_start,
 )
+from smoldpo.training.run_inputs import RunInputs, load_inputs, require_seen
 from smoldpo.training.sampler import Schedule
-from smoldpo.training.setup import TokenizedData, load_data, load_models, preflight, tokenize
 from smoldpo.training.state import TrainingState
 from smoldpo.types import PairLogps, TokenizedPair, no_progress
 from smoldpo.utils import progress
-from smoldpo.utils.errors import SmoldpoError, UsageError
+from smoldpo.utils.distributed import RankLostError, world
+from smoldpo.utils.errors import SmoldpoError
 from smoldpo.utils.files import write_json, write_text
 from smoldpo.utils.memory import free_memory, trim_memory
+from smoldpo.utils.rank_group import joined
 from smoldpo.utils.rng import seed_everything
 from smoldpo.utils.signals import InterruptedRunError, Interruption
 from smoldpo.utils.threads import computing
@@ -85,17 +81,6 @@ class RunResult:
         return None if self.record is None else self.record.as_json()
 
 
-@dataclass
-class RunInputs:
-    """Everything that a run works with, and the fingerprint of it (fingerprint.py)."""
-
-    models: PolicyAndReference
-    data: TokenizedData
-    final_evaluation: FinalEvaluation
-    gates: dict[str, float]
-    fingerprint: Fingerprint
-
-
 def run_training(
     config: TrainConfig,
     interruption: Interruption | None = None,
@@ -114,44 +99,27 @@ def run_training(
         SmoldpoError: whatever is wrong with settings, data, model or disk; see each part.
         InterruptedRunError: by SIGINT or SIGTERM, after a checkpoint was saved.
     """
-    with interruption or Interruption() as interruption, computing(config.threads, config.nice):
-        config = config.model_copy(update={"template_date": config.template_date or today()})
-        folder = choose_folder(config)
-        with claimed(folder):
-            inputs = load_inputs(config)
-            require_disk(folder, config, inputs.models, inputs.data)
-            make_folder(folder, [*config.data, config.eval_data or ""])
-            write_start(folder, config, inputs.models, inputs.data.account, command, picked)
-            write_beginning(folder, inputs.fingerprint)
-            return Run(folder, config, inputs, interruption).run()
-
-
-def load_inputs(
-    config: TrainConfig,
-    kernels: dict[str, bool] | None = None,
-    read: Callable[..., TrainingData] = load_data,
-    encode: Callable[..., TokenizedData] = tokenize,
-) -> RunInputs:
-    """Data, models and tokens.
-
-    Args:
-        kernels: of an interrupted run; by default whichever are faster here.
-        read, encode: do what `load_data` and `tokenize` do; the trials of a sweep share theirs.
-    """
-    if config.freeze_layers == "auto":
-        raise UsageError(
-            "freeze_layers auto is settled by smoldpo train alone, one run at a time: give a "
-            "number here, such as the one that smoldpo plan shows"
+    with (
+        joined() as ranks,
+        interruption or Interruption() as interruption,
+        computing(config.threads, config.nice),
+    ):
+        day, name = ranks.of_first(
+            lambda: (config.template_date or today(), str(choose_folder(config)))
         )
-    judges, gates = preflight(config)
-    data = read(config)
-    require_sync(config, Schedule.of(config, len(data.train)).total_steps)
-    models = load_models(config, data, kernels)
-    tokenized = encode(config, models, data)
-    sample = tokenize_sample_prompt(config, models)
-    final_evaluation = FinalEvaluation(config, models, tokenized, sample, judges)
-    known = fingerprint(config, models, data, tokenized)
-    return RunInputs(models, tokenized, final_evaluation, gates, known)
+        config, folder = config.model_copy(update={"template_date": day}), Path(name)
+        with claimed(folder) if ranks.first else contextlib.nullcontext():
+            inputs = load_inputs(config)
+
+            def begin() -> None:
+                require_disk(folder, config, inputs.models, inputs.data)
+                make_folder(folder, [*config.data, config.eval_data or ""])
+                write_start(folder, config, inputs.models, inputs.data.account, command, picked)
+                write_beginning(folder, inputs.fingerprint)
+
+            ranks.on_first(begin)
+            require_seen(ranks, folder)
+            return Run(folder, config, inputs, interruption).run()
 
 
 @dataclass(frozen=True)
@@ -198,7 +166,9 @@ class Run:
     ):
         self.folder, self.config = folder, config
         self.options = options = options or RunOptions()
-        remove_partial_files(folder)
+        self.ranks = world()
+        if self.ranks.first:
+            remove_partial_files(folder)
         self.models, self.data, self.gates = inputs.models, inputs.data, inputs.gates
         self.final_evaluation = inputs.final_evaluation
         self.interruption, self.checkpoint, self.exact = interruption, checkpoint, exact
@@ -216,6 +186,8 @@ class Run:
 
     def _metrics_file(self, path: Path) -> MetricsFile:
         reporting = None
+        if not self.ranks.first:
+            return MetricsFile(Path(os.devnull))
         if self.config.report_to:
             settings = self.config.model_dump()
             reporting = Reporting(self.config.report_to, self.folder, settings, read_rows(path))
@@ -234,25 +206,42 @@ class Run:
             except InterruptedRunError as stop:
                 raise self._stopped(stop) from None
             except NotFiniteError as error:
-                facts, tokenizer = error.facts, self.models.tokenizer
-                path = write_not_finite(self.folder, facts, error.pairs, tokenizer)
-                raise SmoldpoError(f"{error}\ntheir texts and tokens are in {path}") from None
+                raise self._not_finite(error) from None
+            except RankLostError as lost:
+                raise self._rank_lost(lost) from None
             finally:
                 self.metrics.close()
 
     def _stopped(self, stop: InterruptedRunError) -> InterruptedRunError:
         """Save where the run is, and say how to go on."""
-        step = self.checkpoint.step if self.checkpoint else self.state.step
+        self.ranks.stopped_by(lambda: None)
         if not self.checkpoint:  # else the policy still is at its start, and that checkpoint stands
             self.checkpointer.save()
-        return InterruptedRunError(
-            stop.number,
-            f"interrupted after {step} steps; everything stays in {self.folder}; "
-            f"go on with: smoldpo resume {shlex.quote(str(self.folder))}",
+        return InterruptedRunError(stop.number, f"interrupted {self._how_to_go_on()}")
+
+    def _how_to_go_on(self) -> str:
+        step = self.checkpoint.step if self.checkpoint else self.state.step
+        return (
+            f"after {step} steps; everything stays in {self.folder}; "
+            f"go on with: smoldpo resume {shlex.quote(str(self.folder))}"
         )
+
+    def _rank_lost(self, lost: RankLostError) -> RankLostError:
+        """The first rank saves where the run is: ranks meet between steps and within them alone."""
+        if self.ranks.first and not self.checkpoint and not self.state.shared_out:
+            self.checkpointer.write()
+        return RankLostError(f"{lost}\nstopped {self._how_to_go_on()}")
+
+    def _not_finite(self, error: NotFiniteError) -> SmoldpoError:
+        facts, tokenizer = error.facts, self.models.tokenizer
+        path = self.ranks.of_first(
+            lambda: str(write_not_finite(self.folder, facts, error.pairs, tokenizer))
+        )
+        return SmoldpoError(f"{error}\ntheir texts and tokens are in {path}")
 
     def _run(self) -> RunResult:
         seed_everything(self.config.seed)
+        self.engine.workers.lower(min(self.ranks.share(lambda: self.engine.workers.count)))
         self._prepare()
         before = self._evaluate_before()
         start = StartingWeights(self.engine.trainable_parameters())
@@ -263,10 +252,18 @@ class Run:
             self._train()
         self._restore_best()
         self.checkpointer.end_training()
-        start.require_moved(self.engine.trainable_parameters(), self.folder / "metrics.jsonl")
-        if self.options.save_model:  # before anything else can go wrong
-            self._save_model()
+        self.models.gather_trained()
+        if self.ranks.first:
+            start.require_moved(self.engine.trainable_parameters(), self.folder / "metrics.jsonl")
+            if self.options.save_model:  # before anything else can go wrong
+                self._save_model()
         after = self._evaluate("evaluating after") if self.phases.after else None
+        if not self.ranks.first:  # what is left the first rank does by itself
+            return RunResult(self.folder, self.steps, None, None, None, [])
+        return self._finish(before, after)
+
+    def _finish(self, before: Scores | None, after: Scores | None) -> RunResult:
+        """What both evaluations say, answers of both models, and the pages."""
         evaluation = self.final_evaluation.write_analysis(self.folder, before, after)
         if self.options.save_model:
             self._write_cards(evaluation)
@@ -315,7 +312,7 @@ class Run:
             )
         self.engine.release_frozen()
         trim_memory()
-        folders = self.models.cache_folders
+        folders = self.models.cache_folders if self.ranks.local_rank == 0 else set()
         for entry in cache.trim(self.config.cache_limit * 1e9, folders) if folders else ():
             progress.say(
                 f"cache: over its limit, so {entry.folder} was removed ({entry.bytes:,} bytes)"
@@ -401,9 +398,9 @@ class Run:
     def _fit_memory(self) -> None:
         """On a CPU; a GPU says that its memory ran out, and nothing is lost then."""
         device = torch.device(self.models.facts.device)
-        if device.type == "cpu":
+        if device.type == "cpu" and not self.state.shared_out:
             per_step = Schedule.of(self.config, len(self.data.train)).pairs_per_step
-            free = free_memory(device)
+            free = min(self.ranks.share(lambda: free_memory(device) // self.ranks.local_size))
             fit_budget(self.engine, self.data.train, per_step, self.state.step_bytes, free)
 
     def _after_step(self, steps: int) -> bool:

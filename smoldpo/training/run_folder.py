@@ -25,6 +25,7 @@ from smoldpo.config.schema import TrainConfig
 from smoldpo.data.account import DataAccount
 from smoldpo.engine.autotune import dtype_name
 from smoldpo.types import TokenizedPair
+from smoldpo.utils.distributed import world
 from smoldpo.utils.errors import UsageError
 from smoldpo.utils.files import processor_name, write_json, write_text
 from smoldpo.utils.text import redact
@@ -228,6 +229,7 @@ def write_start(
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "ranks": world().size,
         "device": models.facts.device,
         "dtype": dtype,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ from smoldpo.data.load import TrainingData, load_mixture
 from smoldpo.data.template_settings import replace_template, tokenization
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine import build
-from smoldpo.engine.autotune import KernelChoice, compute_dtype
+from smoldpo.engine.autotune import KernelChoice, agreed_dtype
 from smoldpo.engine.base import Engine, EngineSettings
 from smoldpo.engine.compile import CompileChoice, Parameters, set_up_compiling
 from smoldpo.engine.precision import master_dtype
@@ -52,6 +53,7 @@ from smoldpo.training.sampler import Schedule
 from smoldpo.types import PreferencePair, TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.devices import pick_device
+from smoldpo.utils.distributed import world
 from smoldpo.utils.errors import UsageError
 
 
@@ -152,7 +154,7 @@ def load_policy_and_reference(config: TrainConfig) -> LoadedModels:
         SmoldpoError: a model that is not there or cannot be read, or a reference with other tokens.
     """
     device = pick_device(config.device)
-    dtype, why = compute_dtype(config.dtype, device)
+    dtype, why = agreed_dtype(config.dtype, device)
     progress.say(f"precision: {why}; {device}, {torch.get_num_threads()} threads")
     source = reference_source = find_model(config.model)
     _require_a_base(config, source)
@@ -241,13 +243,18 @@ def build_engine(
         UsageError: an engine that cannot run these models, or a cache that cannot be written.
     """
     policy, reference, facts = loaded.policy, loaded.reference, loaded.facts
-    choice = build.choose_engine(config.engine, *(m for m in (policy, reference) if m is not None))
+    choice = build.EngineChoice("plain", "--fsdp shards weights in it alone")
+    if not config.fsdp:
+        models = [model for model in (policy, reference) if model is not None]
+        choice = build.choose_engine(config.engine, *models)
+    elif world().size == 1:
+        progress.say("fsdp: there is one rank, which keeps everything (docs/scale.md)")
     progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))
     compiling = CompileChoice(False, "the plain engine compiles nothing")
     if choice.name == "fast":
         operations = _operations(config, policy, data)
         with progress.spinner("compiling"):
-            compiling = set_up_compiling(config.compile, operations, facts.dtype, facts.device)
+            compiling = _agreed_compiling(config.compile, operations, facts.dtype, facts.device)
     if compiling.compiled or config.compile == "on":
         progress.say(f"compile: {'on' if compiling.compiled else 'off'}, {compiling.why}")
     settings = engine_settings(config, facts.dtype, compiling.compiled)
@@ -259,6 +266,23 @@ def build_engine(
     used = asdict(built.kernels) if built.kernels else {}
     record = EngineRecord(engine=choice.name, kernels=used, compiled=compiling.compiled)
     return BuiltEngine(built.engine, record, built.folders)
+
+
+def _agreed_compiling(
+    asked: str, operations: float, dtype: torch.dtype, device: str
+) -> CompileChoice:
+    """As set_up_compiling; of several ranks the first decides, and then the others compile."""
+    ranks = world()
+
+    def chosen() -> dict[str, Any]:
+        return asdict(set_up_compiling(asked, operations, dtype, device))
+
+    choice = CompileChoice(**ranks.of_first(chosen))
+    return (
+        choice
+        if ranks.first
+        else set_up_compiling("on" if choice.compiled else "off", operations, dtype, device)
+    )
 
 
 def engine_settings(config: TrainConfig, dtype: torch.dtype, compiled: bool) -> EngineSettings:
@@ -274,6 +298,8 @@ def engine_settings(config: TrainConfig, dtype: torch.dtype, compiled: bool) -> 
         needs_reference=needs_reference(config.loss_type),
         use_weighting=config.use_weighting,
         sync_ref_model=config.sync_ref_model,
+        ordered_sum=config.ordered_sum,
+        fsdp=config.fsdp and world().size > 1,
     )
 
 

@@ -29,6 +29,7 @@ from smoldpo.training.optim import (
 )
 from smoldpo.utils import progress, rng
 from smoldpo.utils.errors import SmoldpoError
+from smoldpo.utils.shares import is_shared_out, kept_by_first, shared_out
 
 
 def checkpoint_bytes(engine: Engine, config: TrainConfig) -> int:
@@ -80,6 +81,11 @@ class TrainingState:
         self.figures: dict[str, float] = {}
 
     @property
+    def shared_out(self) -> bool:
+        """Whether each rank has a share of what trains alone."""
+        return any(map(is_shared_out, self.parameters.values()))
+
+    @property
     def step_bytes(self) -> int:
         """As the function of that name, of what trains here."""
         return step_bytes(list(self.parameters.values()), self.config)
@@ -123,7 +129,10 @@ class TrainingState:
         self.engine.updated()
 
     def capture(self, **more: Any) -> Checkpoint:
-        """A checkpoint of now; `more` goes into its state. Gradients are no part of it."""
+        """A checkpoint of now; `more` goes into its state. Gradients are no part of it.
+
+        Where weights are shared out among ranks, all ranks call this, and the first has it whole.
+        """
         generators, numbers = rng.capture()
         weights = {name: _plain(parameter) for name, parameter in self.parameters.items()}
         tensors: dict[str, Tensors] = {
@@ -174,7 +183,7 @@ class TrainingState:
                 f"train, or in other shapes or precision: {', '.join(other[:3])}"
             )
         for name, parameter in self.parameters.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(shared_out(weights[name], parameter))
         if self.average is not None:
             self.average.restore(checkpoint.tensors["averaged"])
         if checkpoint.step:
@@ -182,7 +191,7 @@ class TrainingState:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().contiguous()
+    return kept_by_first(tensor).cpu().contiguous()
 
 
 @dataclass

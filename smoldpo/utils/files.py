@@ -50,6 +50,25 @@ def write_text(path: Path, text: str) -> None:
         staging.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """In the block no other process is in such a block of this folder; where flock(2) is missing,
+    as on Windows, any may be.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a disk of the network that knows no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def sync(path: Path) -> None:
     """Have a file's bytes, or a folder's names, on the disk itself before going on (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -15,12 +15,28 @@ from typing import Any
 import psutil
 import torch
 
+from smoldpo.utils.errors import OutOfMemoryError
+
 if sys.platform != "win32":
     import resource
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names and numbers for mallopt(3)."""
 KEEP = 1 << 30
+ALLOCATION_FAILED = (
+    "not enough memory",
+    "can't allocate memory",
+    "could not create a memory",
+    "out of memory",
+)
+"""What torch and oneDNN say on a CPU, and torch on MPS, in a plain RuntimeError."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever library, says that memory could not be had."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(w in str(error) for w in ALLOCATION_FAILED)
 
 
 def free_memory(device: torch.device) -> int:

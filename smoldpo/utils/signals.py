@@ -2,7 +2,8 @@
 
 A handler that raises could do so in the middle of an optimizer step or of a save. So while a run
 trains, the signal is only remembered, and the run asks (`check`) between streams and steps. A
-second SIGINT does not wait for that.
+second SIGINT does not wait for that. Of several ranks, one that was told to stop tells the others
+when they next meet, and all stop there (utils/distributed.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from smoldpo.utils import progress
+from smoldpo.utils.distributed import world
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEFAULT_HANDLERS = (signal.SIG_DFL, signal.default_int_handler)
@@ -53,6 +55,7 @@ class Interruption:
             for number in SIGNALS:
                 if not self._embedded or signal.getsignal(number) in DEFAULT_HANDLERS:
                     self._before[number] = signal.signal(number, self._receive)
+        world().stopped_by(self._raise_received)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -69,11 +72,15 @@ class Interruption:
             self._deferring = False
 
     def check(self) -> None:
-        """Raise if a signal has come.
+        """Raise if a signal has come, and no other rank waits for this one.
 
         Raises:
             InterruptedRunError: it has.
         """
+        if world().apart:
+            self._raise_received()
+
+    def _raise_received(self) -> None:
         if self._received is not None:
             raise InterruptedRunError(self._received)
 

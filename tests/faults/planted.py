@@ -311,6 +311,40 @@ def memory_runs_out_in_steps(spare: int) -> None:
     FastEngine.accumulate_gradients = starved
 
 
+def memory_runs_out_once(step: int) -> None:
+    """In a stream of the step after `step` finished ones, the first time that it is computed."""
+    _in_stream(step, lambda logps: (_ for _ in ()).throw(MemoryError("planted")))
+
+
+def not_a_number_in_step(step: int) -> None:
+    """A stream of the step after `step` finished ones has a log-probability that is no number."""
+    _in_stream(step, lambda logps: logps.map(lambda each: each * float("nan")))
+
+
+def _in_stream(step: int, change: Any) -> None:
+    from smoldpo.engine.fast import FastEngine
+    from smoldpo.training import loop
+
+    original, accumulate, steps = FastEngine._policy_of, loop.retry_with_smaller_budget, 0
+    done = False
+
+    def counted(*args: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return accumulate(*args)
+
+    def changed(self: Any, *args: Any) -> Any:
+        nonlocal done
+        logps = original(self, *args)
+        if steps == step + 1 and not done:
+            done = True
+            return change(logps)
+        return logps
+
+    loop.retry_with_smaller_budget = counted
+    FastEngine._policy_of = changed
+
+
 def kill_in_noisy_step(step: int) -> None:
     """That of a training that draws random numbers."""
     random_numbers_matter()

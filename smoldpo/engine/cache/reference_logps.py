@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from smoldpo.utils.files import write_json, write_text
+from smoldpo.utils.files import locked, write_json, write_text
 
 FORMAT = 2
 """Part of <key> too (engine/build.py), so files of another format are never met."""
@@ -81,19 +81,23 @@ class ReferenceStore:
         """Write what is new, together with what another process may have written meanwhile."""
         if self.folder is None or not self._changed:
             return
-        self._logps = self._read() | self._logps
-        body = json.dumps(self._logps)
-        digest = hashlib.sha256(body.encode()).hexdigest()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "about.json", self._about)
-            write_text(
-                self.folder / "logps.json",
-                f'{{"format": {FORMAT}, "logps": {body},\n"sha256": "{digest}"}}\n',
-            )
+            with locked(self.folder):
+                self._write(self.folder)
         except OSError as error:
             self._warn(f"reference store: {self.folder}: {error.strerror}; nothing is kept there")
         self._changed = False
+
+    def _write(self, folder: Path) -> None:
+        self._logps = self._read() | self._logps
+        body = json.dumps(self._logps)
+        digest = hashlib.sha256(body.encode()).hexdigest()
+        write_json(folder / "about.json", self._about)
+        write_text(
+            folder / "logps.json",
+            f'{{"format": {FORMAT}, "logps": {body},\n"sha256": "{digest}"}}\n',
+        )
 
     def _read(self) -> dict[str, Sides]:
         if self.folder is None or not (self.folder / "logps.json").exists():

@@ -72,6 +72,9 @@ class TrunkStore:
     def commit(self) -> None:
         """Make what was put so far last."""
 
+    def refresh(self) -> None:
+        """Find what other processes have made last since."""
+
     def disk_bytes(self, tokens: int) -> int:
         """Bytes on disk that so many more tokens' states will take."""
         return 0
@@ -125,14 +128,19 @@ class DiskStore(TrunkStore):
         self._checked: set[str] = set()
         self._unreadable: set[Path] = set()
         self._shard: _Shard | None = None
+        self._indices: set[Path] = set()
         if not read_only:
             self._sweep()
-        found = [path for path in folder.glob("*.json") if path.name != "about.json"]
-        for index in sorted(found, key=_age):
-            self._read_index(index)
+        self.refresh()
         if self._index and not read_only:
             with contextlib.suppress(OSError):  # a cache that may only be read
                 os.utime(folder)  # the least recently used goes first when room is needed
+
+    def refresh(self) -> None:
+        found = {path for path in self._folder.glob("*.json") if path.name != "about.json"}
+        for index in sorted(found - self._indices, key=_age):
+            self._read_index(index)
+        self._indices |= found
 
     def keys(self) -> Collection[str]:
         return self._index.keys()
@@ -211,6 +219,7 @@ class DiskStore(TrunkStore):
             self._warn(f"trunk store: {index} cannot be read; its pairs are computed anew")
             return
         self._index |= places
+        self._checked.difference_update(places)
 
     def _sweep(self) -> None:
         """Remove what crashes left: shards without a .json, and halves of a .json."""
