@@ -48,6 +48,10 @@ def export(
             show_default=False,
         ),
     ] = None,
+    adapter: Annotated[
+        bool,
+        typer.Option("--adapter", help="Write an adapter by itself, not merged; --to gguf or mlx."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
     data: Annotated[
         str | None,
@@ -72,7 +76,7 @@ def export(
     with spinner("starting"):
         from smoldpo.export.export import export_model
 
-    found = export_model(model, to, quantize, output, overwrite, data, pairs)
+    found = export_model(model, to, quantize, output, overwrite, data, pairs, adapter)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
         return

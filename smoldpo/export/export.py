@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from smoldpo.export.adapter_targets import adapter_target
 from smoldpo.export.proof import Proof, readable_pairs
 from smoldpo.export.source import find_origin
 from smoldpo.export.targets import TARGETS
@@ -73,6 +74,7 @@ def export_model(
     overwrite: bool = False,
     data: str | None = None,
     pairs: int = 32,
+    adapter: bool = False,
 ) -> Exported:
     """Write a model for another program, read it back, and hold it against the model.
 
@@ -84,6 +86,7 @@ def export_model(
             folder.
         data: pairs to prove it on; by default the run's held-out ones, else the built-in ones.
         pairs: how many of them.
+        adapter: write an adapter by itself, and not merged into its model.
 
     Raises:
         UsageError: a type that cannot be written; something that is there already.
@@ -92,7 +95,7 @@ def export_model(
         SmoldpoError: no room on the disk.
     """
     with Interruption(), computing(None):  # a signal raises, so that what is unfinished goes
-        return _export(name, to, quantize, output, overwrite, data, pairs)
+        return _export(name, to, quantize, output, overwrite, data, pairs, adapter)
 
 
 def _export(
@@ -103,11 +106,16 @@ def _export(
     overwrite: bool,
     data: str | None,
     pairs: int,
+    adapter: bool,
 ) -> Exported:
     began = time.perf_counter()
     target = TARGETS[to]
-    kind = target.kind(quantize)
+    if not adapter:
+        kind = target.kind(quantize)
     origin = find_origin(name)
+    if adapter:
+        target, origin = adapter_target(to, origin)
+        kind = target.kind(quantize)
     path = target.path(output, origin.folder, origin.about.name, kind)
     if path.exists() and not overwrite:
         raise UsageError(f"--output {path}: exists; give another name, or --overwrite")

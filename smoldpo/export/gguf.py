@@ -197,12 +197,19 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
+def heads_of(config: Any, module: str) -> int | None:
+    """The heads of a module whose rows have another order in GGUF files, else None."""
+    if ARCHITECTURES[config.model_type] not in INTERLEAVED:
+        return None
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    return heads.get(module.rsplit(".", 1)[-1])
+
+
 def _tensors(model: PreTrainedModel, kind: str) -> Iterator[_Tensor]:
     """What the file holds, in its order; a tied LM head is not written."""
     config: Any = model.config
     arch = ARCHITECTURES[config.model_type]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     _, frequencies = rope_metadata(config)
     if frequencies is not None:
         yield _Tensor(FREQUENCIES, torch.from_numpy(frequencies), gguf.GGMLQuantizationType.F32)
@@ -210,13 +217,8 @@ def _tensors(model: PreTrainedModel, kind: str) -> Iterator[_Tensor]:
         called = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if called is None:
             raise ModelError(f"{name}: GGUF has no name for it in this architecture")
-        module = name.rsplit(".", 2)[-2]
-        yield _Tensor(
-            called,
-            weight,
-            _type(weight, kind),
-            heads.get(module) if arch in INTERLEAVED else None,
-        )
+        heads = heads_of(config, name.rsplit(".", 1)[0])
+        yield _Tensor(called, weight, _type(weight, kind), heads)
 
 
 def _type(weight: torch.Tensor, kind: str) -> gguf.GGMLQuantizationType:

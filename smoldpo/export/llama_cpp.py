@@ -35,13 +35,19 @@ def is_installed() -> bool:
 
 
 def ask(
-    file: Path, tokenizer: PreTrainedTokenizerBase, model: Measured, kind: str, threads: int
+    file: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    model: Measured,
+    kind: str,
+    threads: int,
+    adapter: Path | None = None,
 ) -> Witness:
     """Hold llama.cpp's token ids and log-probabilities against the model's.
 
     Args:
         model: what the model that was exported made of texts and pairs, with this tokenizer.
         kind: the type of the file's matrices.
+        adapter: a GGUF file with what is added to them.
 
     Raises:
         VerificationError: it does not load the file, or finds something else in it.
@@ -50,7 +56,7 @@ def ask(
 
     longest = max(pair.longest for pair in model.tokens)
     try:
-        server = _Server(file, longest + 8, threads)
+        server = _Server(file, longest + 8, threads, adapter)
     except RuntimeError as error:
         raise VerificationError(f"llama.cpp does not load the file: {error}") from None
     for name, ids in model.texts.items():
@@ -94,11 +100,13 @@ def _questions(model: Measured) -> Iterator[tuple[tuple[int, ...], int, float]]:
 class _Server:
     """llama.cpp's server in this process, in float32 where the file is."""
 
-    def __init__(self, file: Path, positions: int, threads: int):
+    def __init__(self, file: Path, positions: int, threads: int, adapter: Path | None):
         import xllamacpp
 
         settings: Any = xllamacpp.CommonParams()
         settings.model.path = str(file)
+        if adapter is not None:
+            settings.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
         settings.n_ctx = max(256, positions)
         settings.n_parallel = 1
         settings.n_gpu_layers = 0

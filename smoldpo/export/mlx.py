@@ -21,6 +21,8 @@ from transformers import (
 from transformers.utils import CONFIG_NAME
 
 from smoldpo.export import mlx_lm, verify
+from smoldpo.export.proof import Proof
+from smoldpo.export.verify import Witness
 from smoldpo.models.completeness import require_complete
 from smoldpo.models.families import FAMILIES
 from smoldpo.models.gguf import from_weights
@@ -149,3 +151,15 @@ def read_back(folder: Path, kind: str) -> tuple[PreTrainedModel, PreTrainedToken
     model, loading = from_weights(named, mlx_lm.unpacked(folder))
     require_complete(model, loading, {})
     return model.eval(), tokenizer
+
+
+def ask(folder: Path, proof: Proof, kind: str, adapter: Path | None = None) -> Witness:
+    """What mlx-lm makes of a folder, held against the model on a few pairs.
+
+    Raises:
+        VerificationError: it does not load the folder, or computes something else.
+    """
+    places = mlx_lm.asked(proof.model.tokens)
+    some = [proof.model.tokens[place] for place in places]
+    after = mlx_lm.measure(folder, some, proof.how, proof.specials, adapter)
+    return mlx_lm.witness(proof.compare(after, kind, places, BOUNDS))

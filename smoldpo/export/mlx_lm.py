@@ -7,6 +7,7 @@ import importlib.util
 import io
 import resource
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def unpacked(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def _loaded(load: Any, folder: Path) -> Any:
+def _loaded(load: Any, folder: Path | str) -> Any:
     try:
         return load(folder)
     except Exception as error:  # mlx and mlx-lm raise without a common base
@@ -87,9 +88,16 @@ def asked(tokens: Sequence[TokenizedPair]) -> list[int]:
 
 
 def measure(
-    folder: Path, tokens: Sequence[TokenizedPair], how: Tokenization, specials: Iterable[str]
+    folder: Path,
+    tokens: Sequence[TokenizedPair],
+    how: Tokenization,
+    specials: Iterable[str],
+    adapter: Path | None = None,
 ) -> Measured:
     """What mlx-lm makes of the folder: token ids and log-probabilities, in float32 without a GPU.
+
+    Args:
+        adapter: a folder with what is added to the weights.
 
     Raises:
         VerificationError: it does not load the folder.
@@ -97,7 +105,7 @@ def measure(
     import mlx.core as mx
 
     with _utils() as utils:
-        model, tokenizer = _loaded(utils.load, folder)
+        model, tokenizer = _loaded(partial(utils.load, adapter_path=adapter), str(folder))
         if not utils.can_run_metal():
             model = utils.dequantize_model(model)
             model.set_dtype(mx.float32)

@@ -53,7 +53,13 @@ class Proof:
         found = measure(model, tokenizer, pairs, how, kernels, specials, "the model")
         return cls(tokenizer, pairs, how, kernels, specials, found)
 
-    def hold(self, read: PreTrainedModel, tokenizer: Any, kind: str) -> Verification:
+    def hold(
+        self,
+        read: PreTrainedModel,
+        tokenizer: Any,
+        kind: str,
+        bounds: Mapping[str, float] | None = None,
+    ) -> Verification:
         """Hold a model that was read back against the one that was written.
 
         Raises:
@@ -61,7 +67,7 @@ class Proof:
         """
         title = "what was read back"
         after = measure(read, tokenizer, self.pairs, self.how, self.kernels, self.specials, title)
-        return self.compare(after, kind, range(len(self.pairs)))
+        return self.compare(after, kind, range(len(self.pairs)), bounds)
 
     def compare(
         self,

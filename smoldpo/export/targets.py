@@ -188,10 +188,7 @@ class Mlx:
         del read
         if not mlx_lm.is_installed():
             return verified, None
-        places = mlx_lm.asked(proof.model.tokens)
-        some = [proof.model.tokens[place] for place in places]
-        after = mlx_lm.measure(path, some, proof.how, proof.specials)
-        return verified, mlx_lm.witness(proof.compare(after, kind, places, mlx.BOUNDS))
+        return verified, mlx.ask(path, proof, kind)
 
     def take(self, path: Path, called: str) -> list[str]:
         return []

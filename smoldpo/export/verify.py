@@ -30,7 +30,7 @@ from smoldpo.utils.errors import DataError, SmoldpoError
 
 BOUNDS = {
     "f32": 1e-5, "bf16": 0.05, "f16": 6e-3, "q8_0": 0.1, "q6_k": 0.2,
-    "q8": 0.1, "q6": 0.2, "q4": 0.6,
+    "q8": 0.1, "q6": 0.2, "q4": 1.0,
     **dict.fromkeys(("q5_k_m", "q5_k_s", "q5_1", "q5_0"), 0.35),
     **dict.fromkeys(("q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q4_1", "q4_0"), 0.6),
     **dict.fromkeys(("q3_k_l", "q3_k_m", "q3_k_s"), 1.2), "q2_k": 2.5,

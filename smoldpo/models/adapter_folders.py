@@ -7,8 +7,10 @@ smoldpo_base.json            ours, if a run wrote it: {"model", "sha256", "dtype
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from smoldpo.models.adapters import NAME, is_adapted, magnitude_of
 from smoldpo.models.hf_logging import quiet
 from smoldpo.models.weight_files import headers
 from smoldpo.utils.errors import ModelError, named_few, whole_reason
@@ -92,6 +95,62 @@ def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         ModelError: an adapter that does not fit the model, is damaged, or of a kind that cannot be
             merged.
     """
+    with _adapted(model, folder) as adapted:
+        _untie(adapted.get_base_model())
+        plain = adapted.merge_and_unload()
+    plain.all_tied_weights_keys = plain.get_expanded_tied_weights_keys(all_submodels=True)
+    return plain
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to the weight W [F, D] of one linear layer: scaling · B A.
+
+    Attributes:
+        name: the module's, as in the model without adapters.
+        a, b: [r, D] and [F, r], in the model's precision.
+        magnitude: of DoRA: [F], to which the rows of the sum are scaled.
+    """
+
+    name: str
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+    magnitude: torch.Tensor | None
+
+
+def low_rank_parts(model: PreTrainedModel, folder: Path) -> list[LowRank]:
+    """What the folder's adapter adds to `model`, layer by layer; the model cannot be used after.
+
+    Raises:
+        ModelError: as merged; or an adapter that holds more than such parts of linear layers.
+    """
+    with _adapted(model, folder) as adapted:
+        config = adapted.peft_config[NAME]
+        if config.bias != "none" or getattr(config, "modules_to_save", None):
+            raise ModelError("it holds whole weights beside those of low rank")
+        parts = []
+        for name, module in adapted.get_base_model().named_modules():
+            if not is_adapted(module):
+                continue
+            if not isinstance(module.base_layer, nn.Linear) or name.endswith("lm_head"):
+                raise ModelError(f"it changes {name}, which is no linear layer of the decoder")
+            magnitude = magnitude_of(module)
+            parts.append(
+                LowRank(
+                    name,
+                    module.lora_A[NAME].weight.detach(),
+                    module.lora_B[NAME].weight.detach(),
+                    float(module.scaling[NAME]),
+                    None if magnitude is None else magnitude.weight.detach(),
+                )
+            )
+        return parts
+
+
+@contextlib.contextmanager
+def _adapted(model: PreTrainedModel, folder: Path) -> Iterator[Any]:
+    """peft's model with the folder's adapter; errors in the block are this adapter's."""
     from peft import PeftModel
 
     try:
@@ -102,16 +161,13 @@ def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             )
             _require_mergeable(adapted)
             _require_exact(adapted, folder)
-            _untie(adapted.get_base_model())
-            plain = adapted.merge_and_unload()
+            yield adapted
     except ModelError as error:
         raise ModelError(f"{folder}: the adapter cannot be put into its model: {error}") from None
     except Exception as error:  # peft, safetensors and torch raise without a common base
         raise ModelError(
             f"{folder}: the adapter cannot be put into its model: {whole_reason(error)}"
         ) from None
-    plain.all_tied_weights_keys = plain.get_expanded_tied_weights_keys(all_submodels=True)
-    return plain
 
 
 def _require_mergeable(adapted: Any) -> None:

@@ -21,7 +21,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from smoldpo.models.adapter_folders import CONFIG, AdapterBase, is_adapter, merged, read_base
+from smoldpo.models.adapter_folders import (
+    CONFIG,
+    AdapterBase,
+    LowRank,
+    is_adapter,
+    low_rank_parts,
+    merged,
+    read_base,
+)
 from smoldpo.models.builtin import BUILTIN, builtin_gguf
 from smoldpo.models.completeness import require_complete, require_unpacked
 from smoldpo.models.gguf import unpack_gguf
@@ -221,6 +229,26 @@ def _base_model(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
             "it was trained on"
         )
     return model.to(dtype)
+
+
+def load_base(source: ModelSource) -> PreTrainedModel:
+    """The model of an adapter, in float32.
+
+    Raises:
+        ModelError: as load_model; what is loaded is no adapter.
+    """
+    if source.base is None:
+        raise ModelError(f"{source.name}: holds a whole model, and no adapter")
+    return _base_model(source, torch.float32)
+
+
+def load_parts(source: ModelSource) -> list[LowRank]:
+    """What an adapter adds to its model, layer by layer, in float32.
+
+    Raises:
+        ModelError: as load_base and low_rank_parts.
+    """
+    return low_rank_parts(load_base(source), Path(source.location))
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
