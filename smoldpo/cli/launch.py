@@ -26,17 +26,25 @@ def take_nproc(words: Sequence[str]) -> tuple[list[str], int | None]:
     Raises:
         UsageError: no number, or none from 1.
     """
-    left, found = list(words), None
+    left, text = take_option(words, "--nproc")
+    if text is None:
+        return left, None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--nproc is {text or 'missing'}; give the number of processes")
+    return left, int(text)
+
+
+def take_option(words: Sequence[str], option: str) -> tuple[list[str], str | None]:
+    """An option's value, "" where it has none, out of a command's words; None where it is not
+    there.
+    """
     for place, word in enumerate(words):
         name, equals, text = word.partition("=")
-        if name in ("--nproc", "--nproc-per-node"):
-            count = 1 if equals else 2
-            text = text if equals else " ".join(words[place + 1 : place + 2])
-            if not text.isdecimal() or int(text) < 1:
-                raise UsageError(f"--nproc is {text or 'missing'}; give the number of processes")
-            left[place : place + count], found = [], int(text)
-            break
-    return left, found
+        if name == option:
+            end = place + (1 if equals else 2)
+            value = text if equals else " ".join(words[place + 1 : end])
+            return [*words[:place], *words[end:]], value
+    return list(words), None
 
 
 def run_on_ranks(count: int, words: Sequence[str]) -> None:

@@ -19,9 +19,9 @@ from smoldpo.cli.data import app as data_app
 from smoldpo.cli.evaluate import evaluate, report, show
 from smoldpo.cli.export import export
 from smoldpo.cli.iterate import iterate
-from smoldpo.cli.launch import Nproc, run_on_ranks, take_nproc
+from smoldpo.cli.launch import Nproc, run_on_ranks, take_nproc, take_option
 from smoldpo.cli.pairs import app as pairs_app
-from smoldpo.cli.support import fail_gates, one_of, verb, writable
+from smoldpo.cli.support import fail_gates, number, one_of, verb, writable
 from smoldpo.cli.sweep import finish, sweep
 from smoldpo.cli.template_options import takes_template_options
 from smoldpo.utils.distributed import own_rank, require_one_rank
@@ -53,7 +53,9 @@ SETTINGS_HELP = "[CONFIG.yaml] [--key value ...]"
 Settings = Annotated[list[str] | None, typer.Argument(metavar=SETTINGS_HELP)]
 PLAN_HELP = (
     "Forecast a run's time, memory and disk from a few real steps of it, at every freeze depth. "
-    "Takes the settings of train; --json prints one JSON object."
+    "Takes the settings of train; --json prints one JSON object. With --nproc N it is a run on N "
+    "ranks, each like this machine's process, between which --network-gbit G bits are sent in a "
+    "nanosecond (10 by default)."
 )
 app.command(context_settings=SETTINGS)(sweep)
 app.command(context_settings={"ignore_unknown_options": True})(iterate)
@@ -90,7 +92,10 @@ def _top(
 def train(settings: Settings = None) -> None:
     """Tune a policy on preference pairs; without arguments, the demo. See train --help."""
     arguments = settings or []
-    what = "Tune a policy on preference pairs; without arguments, the demo."
+    what = (
+        "Tune a policy on preference pairs; without arguments, the demo. --nproc N computes as N "
+        "processes on this machine (docs/scale.md)."
+    )
     if _prints_help(arguments, "train", what):
         return
     from smoldpo.config.load import config_from_arguments
@@ -124,15 +129,19 @@ def plan(settings: Settings = None) -> None:
     as_json = "--json" in arguments
     from smoldpo.config.load import config_from_arguments
 
+    arguments, count = take_nproc(arguments)
+    arguments, network = take_option(arguments, "--network-gbit")
     config = config_from_arguments([word for word in arguments if word != "--json"])
 
     from smoldpo.utils.progress import spinner
 
     with spinner("starting"):
         from smoldpo.plan.planner import choose_depth, make_plan
+        from smoldpo.plan.ranks import planned_ranks
         from smoldpo.plan.table import as_dict, print_plan
 
-    plan, chosen = make_plan(config, seconds_since_start()), None
+    ranks = planned_ranks(count, None if network is None else number("--network-gbit", network))
+    plan, chosen = make_plan(config, seconds_since_start(), ranks), None
     if config.budget is not None:
         # The run will plan, too, before it begins.
         chosen = choose_depth(plan.depths, config.budget, plan.seconds)

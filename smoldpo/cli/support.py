@@ -87,6 +87,18 @@ def names(given: list[str] | None) -> list[str]:
     return [name.strip() for text in given or () for name in text.split(",") if name.strip()]
 
 
+def number(option: str, text: str) -> float:
+    """An option's number.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{option} is {text or 'missing'}; give a number") from None
+
+
 def writable(option: str, path: Path | None, suffix: str | None = None) -> None:
     """Refuse early what could not be written in the end.
 

@@ -15,6 +15,7 @@ from smoldpo.engine.batching import OpCounts
 from smoldpo.plan.cost_model import FixedCosts, MachineSpeed, Rates, Times, forecast
 from smoldpo.plan.depths import FreezeDepth
 from smoldpo.plan.memory import MemoryForecast, forecast_memory, row_bytes
+from smoldpo.plan.ranks import PlannedRanks
 from smoldpo.plan.trial import Trial
 from smoldpo.plan.workload import count_answers
 from smoldpo.training.sampler import Schedule
@@ -43,6 +44,7 @@ class DepthForecast:
     """Tokens, or pairs of the plain engine, at once; None where not even one pair fits."""
     free: float  # Bytes of memory free before a model is loaded
     measured: bool  # Whether there was a dry run at this depth; the others are modelled
+    sent: float = 0.0  # Bytes that one of several ranks sends in a step
 
     @property
     def fits(self) -> bool:
@@ -64,10 +66,11 @@ class Plan:
     seconds: float  # What planning itself took
 
 
-def make_plan(config: TrainConfig, imports: float = 0.0) -> Plan:
+def make_plan(config: TrainConfig, imports: float = 0.0, ranks: PlannedRanks | None = None) -> Plan:
     """Forecast a run by a timed dry run, of which nothing stays on disk.
 
     Args:
+        ranks: on which the run will be; by default on one.
         config: where freeze_layers is auto, `run` is that of the default depth.
         imports: seconds that the process took before this call, which the run will take too.
 
@@ -95,13 +98,28 @@ def make_plan(config: TrainConfig, imports: float = 0.0) -> Plan:
     notable = trial.data.eval if config.generate_prompts else []
     prompts = trial.run_end.prompts
     answers = count_answers(prompts, config.max_new_tokens, notable, trial.workers)
-    depths = [_forecast(trial, depth, answers) for depth in trial.depths]
+    ranks = ranks or PlannedRanks()
+    depths = [_forecast(trial, depth, answers, ranks) for depth in trial.depths]
     run = next(each for each in depths if each.depth.frozen == trial.models.trainable.frozen_layers)
     seconds = time.perf_counter() - begun
-    return Plan(run, depths, _counts(trial), trial.rates, trial.speed, notes_on(config), seconds)
+    notes = notes_on(config) + _notes_on_ranks(ranks, run)
+    counts = _counts(trial) | {"ranks": ranks.count}
+    return Plan(run, depths, counts, trial.rates, trial.speed, notes, seconds)
 
 
-def _forecast(trial: Trial, depth: FreezeDepth, answers: OpCounts) -> DepthForecast:
+def _notes_on_ranks(ranks: PlannedRanks, run: DepthForecast) -> list[str]:
+    if ranks.count == 1:
+        return []
+    return [
+        f"on {ranks.count} ranks, each like this process: a rank sends {run.sent / 1e6:,.1f} MB a "
+        f"step, which takes {format_seconds(run.sent / ranks.bandwidth)} of it at "
+        f"{ranks.bandwidth * 8 / 1e9:g} Gbit/s; memory is that of one rank (docs/scale.md)"
+    ]
+
+
+def _forecast(
+    trial: Trial, depth: FreezeDepth, answers: OpCounts, ranks: PlannedRanks
+) -> DepthForecast:
     config, misses, sizes = trial.config, trial.misses[depth.frozen], trial.sizes
     if trial.cached_in == "memory":
         sizes = replace(sizes, states=misses.states_bytes)
@@ -123,7 +141,8 @@ def _forecast(trial: Trial, depth: FreezeDepth, answers: OpCounts) -> DepthForec
         )
         fitting, workers = fitting_batching(*told), batches_at_once(*told, workers)
     batching = fitting or trial.batching
-    load = trial.counter.workload(depth, batching, misses, answers, workers)
+    at_once = ranks.streams_at_once(config, workers)
+    load = trial.counter.workload(depth, batching, misses, answers, at_once)
     written = trial.disk.written + trial.disk.synced + trial.disk.hashed
     on_disk = trial.cached_in == "disk"
     costs = FixedCosts(
@@ -135,14 +154,21 @@ def _forecast(trial: Trial, depth: FreezeDepth, answers: OpCounts) -> DepthForec
         store_byte=written if on_disk else 0.0,
     )
     times = forecast(trial.rates, load, depth, costs, config)
+    sent, rounds = [0.0], [c.batches / n for c, n in zip(load.epochs, load.steps, strict=True)]
+    if ranks.count > 1:
+        numbers = depth.trainable, trial.models.trainable.policy_bytes // sizes.master
+        sent = [ranks.bytes_sent(config, *numbers, sizes.master, each) for each in rounds]
+        seconds = [n * b / ranks.bandwidth for n, b in zip(load.steps, sent, strict=True)]
+        times = ranks.with_sums(times, seconds)
     rows = trial.counter.steps(batching, workers).longest
-    memory = forecast_memory(sizes, trial.observed, depth, rows, released)
+    whole = forecast_memory(sizes, trial.observed, depth, rows, released)
+    memory = ranks.memory(config, depth, whole)
     saved = kept_checkpoints(config, times.checkpoints) * depth.checkpoint_bytes
     store = load.states_bytes if on_disk else 0.0
     disk = {"model": trial.models.trainable.saved_bytes, "checkpoints": saved, "store": store}
     measured = any(observed.depth == depth for observed in trial.observed)
     budget = fitting.budget if fitting else None
-    return DepthForecast(depth, times, memory, disk, budget, trial.free, measured)
+    return DepthForecast(depth, times, memory, disk, budget, trial.free, measured, sent[0])
 
 
 def kept_checkpoints(config: TrainConfig, saved: int) -> int:

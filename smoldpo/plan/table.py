@@ -43,6 +43,7 @@ def _as_dict(each: DepthForecast) -> dict[str, Any]:
         "budget": each.budget,
         "fits": each.fits,
         "measured": each.measured,
+        "bytes_sent_a_step": round(each.sent),
     }
 
 

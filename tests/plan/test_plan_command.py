@@ -12,8 +12,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from conftest import rows
 from planning import ANSWERS, QUICK, plan
+from smoldpo.config.schema import TrainConfig
 from smoldpo.engine.batch_budget import RESERVE
 from smoldpo.plan import dry_run, trial
+from smoldpo.plan.depths import FreezeDepth
+from smoldpo.plan.memory import MemoryForecast
+from smoldpo.plan.ranks import PlannedRanks
 
 
 @pytest.fixture
@@ -371,3 +375,32 @@ def test_every_evaluation_may_save_a_checkpoint(cli, tiny_folder, data):
     found = plan(cli, "--model", tiny_folder, "--data", data, *told)
     assert found["run"]["checkpoints_saved"] == found["counts"]["steps"]
     assert any("load_best_model_at_end" in note for note in found["notes"])
+
+
+def test_more_ranks_take_less_time_and_send_gradients(cli, tiny_folder, data):
+    """The longest share of each step, and the bytes of a sum as docs/scale.md derives them."""
+    settings = ("--model", tiny_folder, "--data", data, "--per-device-train-batch-size", 8)
+    settings += ("--stream-tokens", 200, "--freeze-layers", 2, "--gradient-accumulation-steps", 1)
+    alone, found = (
+        plan(cli, *settings, *more)
+        for more in ((), ("--nproc", 4, "--network-gbit", 8e3, "--ordered-sum", "false"))
+    )
+    run = found["run"]
+    assert found["counts"]["ranks"] == 4 and alone["run"]["bytes_sent_a_step"] == 0
+    assert run["bytes_sent_a_step"] == round(2 * 3 / 4 * 4 * run["trainable_parameters"])
+    assert any("on 4 ranks" in note and "8000 Gbit/s" in note for note in found["notes"])
+    refused = cli("plan", *settings, "--network-gbit", 10)
+    assert refused.code == 2 and "--nproc" in refused.err
+
+
+def test_what_ranks_send_and_keep():
+    """By hand: two rounds of four ranks, 1,000 numbers that train of 5,000, four bytes each."""
+    ranks, config = PlannedRanks(4, 1e6), TrainConfig()
+    assert ranks.bytes_sent(config, 1000, 5000, 4, 2.0) == 0.75 * 4 * 1000 * 3
+    fsdp = config.model_copy(update={"fsdp": True})
+    assert ranks.bytes_sent(fsdp, 1000, 5000, 4, 2.0) == 0.75 * 4 * 2 * (15000 + 1000)
+    assert ranks.streams_at_once(config, 2) == 4 and PlannedRanks().streams_at_once(config, 2) == 2
+    parts = {"weights": 80.0, "masters": 8.0, "optimizer": 16.0, "gradients": 8.0, "other": 1.0}
+    depth = FreezeDepth(0, 0, 8, 1000, False)
+    kept = ranks.memory(fsdp, depth, MemoryForecast(parts, {"training": 113.0}))
+    assert kept.parts["weights"] == 20 and kept.phases["training"] == 113 - 84 + 10
