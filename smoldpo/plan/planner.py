@@ -157,7 +157,8 @@ def _forecast(
     sent, rounds = [0.0], [c.batches / n for c, n in zip(load.epochs, load.steps, strict=True)]
     if ranks.count > 1:
         numbers = depth.trainable, trial.models.trainable.policy_bytes // sizes.master
-        sent = [ranks.bytes_sent(config, *numbers, sizes.master, each) for each in rounds]
+        items = sizes.master, sizes.compute_item
+        sent = [ranks.bytes_sent(config, *numbers, *items, each) for each in rounds]
         seconds = [n * b / ranks.bandwidth for n, b in zip(load.steps, sent, strict=True)]
         times = ranks.with_sums(times, seconds)
     rows = trial.counter.steps(batching, workers).longest

@@ -31,18 +31,24 @@ class PlannedRanks:
         return self.count * (1 if self.count > 1 and config.ordered_sum else workers)
 
     def bytes_sent(
-        self, config: TrainConfig, trainable: int, parameters: int, item: int, rounds: float
+        self,
+        config: TrainConfig,
+        trainable: int,
+        parameters: int,
+        item: int,
+        compute_item: int,
+        rounds: float,
     ) -> float:
         """Bytes that a rank sends in one optimizer step: docs/scale.md derives them.
 
         Args:
             trainable, parameters: numbers that train, and all.
-            item: bytes of a gradient's number.
+            item, compute_item: bytes of a gradient's number, and of a weight's that computes.
             rounds: streams of the step, over the ranks.
         """
         share = (self.count - 1) / self.count
         if config.fsdp:  # weights before each pass forward (also the reference's) and back
-            return share * item * rounds * (3 * parameters + trainable)
+            return share * rounds * (3 * compute_item * parameters + item * trainable)
         passes = rounds if config.ordered_sum else 1.0
         return share * item * trainable * (passes + 1)
 

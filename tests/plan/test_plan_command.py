@@ -396,9 +396,9 @@ def test_more_ranks_take_less_time_and_send_gradients(cli, tiny_folder, data):
 def test_what_ranks_send_and_keep():
     """By hand: two rounds of four ranks, 1,000 numbers that train of 5,000, four bytes each."""
     ranks, config = PlannedRanks(4, 1e6), TrainConfig()
-    assert ranks.bytes_sent(config, 1000, 5000, 4, 2.0) == 0.75 * 4 * 1000 * 3
+    assert ranks.bytes_sent(config, 1000, 5000, 4, 2, 2.0) == 0.75 * 4 * 1000 * 3
     fsdp = config.model_copy(update={"fsdp": True})
-    assert ranks.bytes_sent(fsdp, 1000, 5000, 4, 2.0) == 0.75 * 4 * 2 * (15000 + 1000)
+    assert ranks.bytes_sent(fsdp, 1000, 5000, 4, 2, 2.0) == 0.75 * 2 * (30000 + 4000)
     assert ranks.streams_at_once(config, 2) == 4 and PlannedRanks().streams_at_once(config, 2) == 2
     parts = {"weights": 80.0, "masters": 8.0, "optimizer": 16.0, "gradients": 8.0, "other": 1.0}
     depth = FreezeDepth(0, 0, 8, 1000, False)
