@@ -17,16 +17,22 @@ from smoldpo.utils.errors import UsageError
 PAGE = (ROOT / "docs" / "scale.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.splitlines()]
-MODULES = {"smoldpo": "smoldpo", "torchrun": "torch.distributed.run"}
 EXAMPLES = sorted((ROOT / "examples" / "scale").iterdir())
 QUICK = {
     "freeze_layers": 2, "dtype": "float32", "device": "cpu", "compile": "off", "max_steps": 2,
-    "sample_prompt": None, "generate_prompts": 0, "save_steps": 1, "per_device_train_batch_size": 4,
+    "eval_fraction": 0, "sample_prompt": None, "generate_prompts": 0, "save_steps": 1,
+    "per_device_train_batch_size": 4,
 }  # fmt: skip
 
 
-def trains_here(line):
-    return " train " in line and "--nnodes" not in line
+def line_of(program):
+    """The words of the page's line that trains on one machine, behind the program."""
+    (line,) = [
+        line
+        for line in LINES
+        if line.startswith(f"{program} ") and " train " in line and "--nnodes" not in line
+    ]
+    return shlex.split(line)[1:]
 
 
 def test_nproc_is_taken_out_of_a_commands_words():
@@ -38,13 +44,27 @@ def test_nproc_is_taken_out_of_a_commands_words():
             take_nproc(words)
 
 
-@pytest.mark.parametrize("launcher", ["smoldpo", "torchrun"])
-def test_a_line_of_the_page_on_one_machine(launcher, tmp_path, tiny_folder, write_rows):
+def test_nproc_is_torchruns_line(monkeypatch, cli):
+    """Both lines of the page ask torchrun for the same; it is not started twice here."""
+    from torch.distributed import run as torchrun
+
+    asked = []
+    monkeypatch.setattr(torchrun, "main", asked.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "60")
+    assert cli(*line_of("smoldpo")).code == 0
+    ours, theirs = map(torchrun.get_args_parser().parse_args, (*asked, line_of("torchrun")))
+    for name in ("standalone", "nproc_per_node", "module", "training_script"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert ours.training_script_args == theirs.training_script_args and ours.max_restarts == 0
+
+
+@pytest.mark.runs
+def test_torchruns_line_of_the_page(tmp_path, tiny_folder, write_rows):
     """The page's own command, with settings that make it short."""
     write_rows(rows(12))
     (tmp_path / "quick.yaml").write_text(yaml.safe_dump(QUICK | {"model": str(tiny_folder)}))
-    (line,) = [each for each in LINES if each.startswith(f"{launcher} ") and trains_here(each)]
-    words = [sys.executable, "-m", MODULES[launcher], *shlex.split(line)[1:]]
+    words = [sys.executable, "-m", "torch.distributed.run", *line_of("torchrun")]
     words.insert(words.index("train") + 1, "quick.yaml")
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1",
