@@ -169,6 +169,16 @@ def browser():
         chromium.close()
 
 
+@pytest.fixture(scope="session")
+def start_web():
+    """`start_web(folder, *arguments)`: a running `smoldpo web` in this folder."""
+    from webserver import Servers
+
+    servers = Servers()
+    yield servers
+    servers.end()
+
+
 def make_tiny(folder, **config):
     """A model folder of one layer and eight words, with these settings of its configuration."""
     from tokenizers import Tokenizer, models

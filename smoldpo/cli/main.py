@@ -24,6 +24,7 @@ from smoldpo.cli.pairs import app as pairs_app
 from smoldpo.cli.support import fail_gates, number, one_of, verb, writable
 from smoldpo.cli.sweep import finish, sweep
 from smoldpo.cli.template_options import takes_template_options
+from smoldpo.cli.web import web
 from smoldpo.utils.distributed import own_rank, require_one_rank
 from smoldpo.utils.errors import UsageError
 
@@ -47,6 +48,7 @@ app.command()(evaluate)
 app.command()(show)
 app.command()(report)
 app.command()(export)
+app.command()(web)
 
 SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 SETTINGS_HELP = "[CONFIG.yaml] [--key value ...]"

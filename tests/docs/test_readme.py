@@ -91,11 +91,14 @@ def workplace(tmp_path, tmp_path_factory, cli, write_rows, tiny_folder):
 
 
 @pytest.mark.parametrize("command", SMOLDPO)
-def test_readme_commands_run(command, workplace, cli, tmp_path):
+def test_readme_commands_run(command, workplace, cli, tmp_path, start_web):
     """As written, but on a small model: its folder stands for `builtin`, and training takes a
     step.
     """
     words = shlex.split(command)[1:]
+    if words[0] == "web":
+        assert "The tuned model" in start_web(tmp_path, *words[1:]).ask("/").text
+        return
     words = [str(workplace) if word == "builtin" else word for word in words]
     if words[0] in ("train", "plan", "sweep"):
         words += ["--model", str(workplace), "--max-steps", "1", "--max-new-tokens", "2"]
