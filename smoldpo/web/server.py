@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import socket
 from pathlib import Path
@@ -64,7 +65,7 @@ def rooms(source: Path, votes: Path | None) -> tuple[dict[str, Path], dict[str, 
     runs = {str(number): folder for number, folder in enumerate(folders, 1)}
     booths = {}
     for name, folder in runs.items():
-        if (folder / "samples.jsonl").is_file():
+        with contextlib.suppress(UsageError):  # a run without answers, or with equal ones
             booths[name] = Booth(name, folder, votes or folder / "votes.jsonl")
     return runs, booths
 

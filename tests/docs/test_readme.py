@@ -110,15 +110,15 @@ def test_readme_commands_run(command, workplace, cli, tmp_path, start_web):
         words += ["--model", str(workplace)]
     if words[0] == "chat":
         words += ["--max-new-tokens", "4"]
-    if words[0] == "iterate" or words[1] in ("make", "compare"):
+    if words[0] == "iterate" or words[:2] in (["pairs", "make"], ["pairs", "compare"]):
         # A random model does not end its answers.
         words = ["contains=e" if word == "ends" else word for word in words]
         words += ["--max-new-tokens", "5", "--dtype", "float32"]
-    if words[1] == "make":
+    if words[:2] == ["pairs", "make"]:
         words += ["--overwrite"]
     if words[0] == "iterate":
         words += ["--max-steps", "1", "--freeze-layers", "2", "--eval-fraction", "0.4"]
-    if words[0] == "iterate" or words[1] == "make":
+    if words[0] == "iterate" or words[:2] == ["pairs", "make"]:
         words += ["--model", str(workplace)]
     result = cli(*words)
     assert result.code == 0, result.err
