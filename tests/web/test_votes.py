@@ -76,13 +76,14 @@ def test_a_server_that_is_killed_loses_no_vote(booth, tmp_path):
     assert len(booth().votes.by_voter["ann"]) == 4
 
 
-def test_two_tabs_count_once(booth):
+def test_two_tabs_count_once(booth, tmp_path):
     place = booth()
     shown = place.next("ann")
     for _ in range(2):
         place.choose("ann", shown.ballot.id, "left")
     place.choose("ann", "no such ballot", "left")
     assert place.votes.standing().votes == 1 and place.next("ann").ballot.id != shown.ballot.id
+    assert len((tmp_path / "votes.jsonl").read_text().splitlines()) == 1
 
 
 def test_undo_and_skip(booth, tmp_path):
