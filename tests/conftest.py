@@ -432,9 +432,12 @@ def same_kernels():
         patch.setattr(
             build,
             "choose_kernels",
-            lambda dtype, device: KernelChoice() if device == "cpu" else measured(dtype, device),
+            lambda dtype, device, asked="auto": (
+                KernelChoice() if device == "cpu" else measured(dtype, device, asked)
+            ),
         )
         patch.setattr("smoldpo.engine.autotune._fused_is_faster", lambda way, before: True)
+        patch.setattr("smoldpo.engine.autotune._reason_for_torch", lambda name: "not measured")
         patch.setattr("smoldpo.engine.autotune.store_choice", lambda name, choice: None)
         patch.setattr("smoldpo.engine.autotune.store_rate", lambda name, rate: None)
         yield

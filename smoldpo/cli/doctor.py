@@ -17,6 +17,7 @@ from smoldpo.engine.cache import folder as cache
 from smoldpo.engine.cache.reference_logps import damage as reference_damage
 from smoldpo.engine.cache.trunk_states import damage as trunk_damage
 from smoldpo.engine.compile import missing_compiler
+from smoldpo.engine.kernels.native.library import in_words as native_kernels
 from smoldpo.models.builtin import builtin_gguf
 from smoldpo.training.run_folder import LIBRARIES
 from smoldpo.utils.core_use import core_use
@@ -53,6 +54,7 @@ def examine() -> dict[str, Any]:
             "why": why,
             "gflops": {n: round(matmul_rate(NAMES[n], device)) for n in ("float32", "bfloat16")},
             "kernels": str(choose_kernels(dtype, device)),
+            "native": native_kernels(),
         },
         "compiler": missing_compiler(device) or "found",
         "disk": {

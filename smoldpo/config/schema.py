@@ -394,6 +394,12 @@ class TrainConfig(BaseModel):
         description="compile what lies between matrix products; auto: on CUDA, and on a CPU for "
         "runs long enough to save more than compiling takes",
     )
+    kernels: Literal["auto", "native", "torch"] = Field(
+        "auto",
+        description="native: kernels of smoldpo's own, compiled at their first use, for bfloat16 "
+        "on a CPU with AMX or with AVX-512 and bfloat16; torch: torch's functions; auto: native "
+        "where they are measured faster and their results are right",
+    )
     cache: Literal["auto", "off", "memory", "disk"] = Field(
         "auto",
         description="where the frozen layers' output and the reference's log-probabilities are "

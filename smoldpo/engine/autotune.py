@@ -10,10 +10,11 @@ stands until another is clearly better: machine.json and rates.json of the cache
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,12 @@ import torch
 
 from smoldpo.engine.kernels.attention import pair_attention
 from smoldpo.engine.kernels.lm_head import completion_logps
+from smoldpo.engine.kernels.native.library import NativeError, load, supported
+from smoldpo.engine.kernels.native_check import TOLERANCE, LayerWork
 from smoldpo.engine.layout import Layout, Segment
+from smoldpo.utils import progress
 from smoldpo.utils.distributed import world
+from smoldpo.utils.errors import UsageError
 from smoldpo.utils.files import cache_folder, processor_name, write_json
 from smoldpo.utils.threads import torch_threads
 
@@ -46,14 +51,34 @@ class KernelChoice:
     """Attention's forward pass by torch's fused kernel, not by matrix products."""
     fused_head: bool = True
     """The LM head by torch's fused attention kernel, not by chunks of logits."""
+    native: str = ""
+    """The instruction set of the native kernels (kernels/native/); empty: torch's functions.
+
+    They take the place of what the other two name wherever they fit; of the head unless it is to go
+    by chunks of logits.
+    """
+
+    @classmethod
+    def of(cls, recorded: Mapping[str, Any]) -> KernelChoice:
+        """From its fields, as environment.json holds them."""
+        return cls(**recorded)
 
     def __str__(self) -> str:
-        ways = {name.removeprefix("fused_"): fused for name, fused in asdict(self).items()}
-        return ", ".join(f"{name} {'fused' if w else 'by products'}" for name, w in ways.items())
+        ways = {"attention": self.fused_attention, "head": self.fused_head}
+        words = [f"{name} {'fused' if way else 'by products'}" for name, way in ways.items()]
+        return (f"native ({self.native}), else " if self.native else "") + ", ".join(words)
 
 
-def choose_kernels(dtype: torch.dtype, device: str) -> KernelChoice:
-    """The faster kernels for SmolLM2-135M's shape, or an earlier run's if near: about 0.5 s."""
+def choose_kernels(dtype: torch.dtype, device: str, asked: str = "auto") -> KernelChoice:
+    """The faster kernels for SmolLM2-135M's shape, or an earlier run's if near: about a second.
+
+    Args:
+        asked: native or torch; auto measures, after native results were held against torch's.
+
+    Raises:
+        UsageError: native kernels are asked for, and cannot be had.
+    """
+    native = choose_native(dtype, device, asked)
     if device != "cpu":
         return KernelChoice(fused_attention=False, fused_head=False)
     generator = torch.Generator().manual_seed(0)
@@ -76,7 +101,54 @@ def choose_kernels(dtype: torch.dtype, device: str) -> KernelChoice:
         choice = {name: _fused_is_faster(way, before[name]) for name, way in ways.items()}
     for name, fused in choice.items():
         store_choice(f"{name}, {dtype}", fused)
-    return KernelChoice(**choice)
+    return KernelChoice(**(choice | {"fused_head": True} if native else choice), native=native)
+
+
+def choose_native(dtype: torch.dtype, device: str, asked: str) -> str:
+    """The instruction set whose native kernels are taken, or nothing.
+
+    Raises:
+        UsageError: they are asked for, and cannot be had.
+    """
+    if asked == "torch" or (asked == "auto" and not _may_be_native(dtype, device)):
+        return ""
+    if not _may_be_native(dtype, device):
+        raise UsageError(
+            "kernels native: they compute in bfloat16 on a CPU with AVX-512 and bfloat16 (Linux), "
+            f"and this is {dtype_name(dtype)} on {device}; say --kernels torch, or auto"
+        )
+    instructions = supported()[0]
+    if asked == "native":
+        load(instructions)
+        return instructions
+    with torch_threads(1):
+        reason = _reason_for_torch(instructions)
+    if reason:
+        progress.say(f"kernels: torch's, because {reason}")
+    return "" if reason else instructions
+
+
+def _may_be_native(dtype: torch.dtype, device: str) -> bool:
+    return dtype == torch.bfloat16 and device == "cpu" and bool(supported())
+
+
+@functools.cache
+def _reason_for_torch(instructions: str) -> str:
+    """Why native kernels are not taken, in words; empty where they are."""
+    try:
+        native = load(instructions)
+    except NativeError as error:
+        return error.reason
+    work = LayerWork()
+    difference = work.difference(native)
+    if difference > TOLERANCE:
+        return f"the native kernels' results are wrong here (by {difference:.0%} of torch's)"
+    name = f"native, {instructions}"
+    before = stored_choice(name)
+    ours, torchs = fastest_turns([lambda: work.results(native), lambda: work.results(None)])
+    taken = ours <= torchs * (1.0 if before is None else SWITCH_KERNELS if before else 0.5)
+    store_choice(name, taken)
+    return "" if taken else "the native kernels are no faster here"
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from smoldpo.engine.autotune import KernelChoice, choose_kernels, dtype_name
@@ -21,6 +22,7 @@ from smoldpo.engine.cache.keys import results_key
 from smoldpo.engine.cache.reference_logps import ReferenceStore
 from smoldpo.engine.cache.trunk_states import MEMORY_SHARE, DiskStore, MemoryStore, TrunkStore
 from smoldpo.engine.fast import FastEngine
+from smoldpo.engine.kernels.native.library import build_id
 from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights, cast, cast_frozen, master_dtype
 from smoldpo.engine.ref_sync import synced_copy, synced_model
@@ -70,6 +72,12 @@ def choose_engine(asked: str, *models: PreTrainedModel) -> EngineChoice:
     return EngineChoice("fast")
 
 
+def kernels_for(dtype: torch.dtype, device: str, asked: str) -> KernelChoice:
+    """What `asked` (auto, native or torch) comes to on the first rank; see choose_kernels."""
+    measure = functools.partial(choose_kernels, dtype, device, asked)
+    return KernelChoice.of(world().of_first(lambda: asdict(measure())))
+
+
 def build_engine(
     policy: PreTrainedModel,
     reference: PreTrainedModel | None,
@@ -92,9 +100,8 @@ def build_engine(
     if settings.engine == "plain":
         return BuiltEngine(_build_plain(policy, reference, settings))
     if settings.kernels is None:
-        measure = functools.partial(choose_kernels, settings.compute_dtype, policy.device.type)
-        kernels = world().of_first(lambda: asdict(measure()))
-        settings = replace(settings, kernels=KernelChoice(**kernels))
+        kernels = kernels_for(settings.compute_dtype, policy.device.type, "auto")
+        settings = replace(settings, kernels=kernels)
     dtype = settings.compute_dtype
     masters = MasterWeights(policy, dtype, names_kept_as_stored(policy, dtype))
     synced = None
@@ -247,6 +254,7 @@ class EngineStores:
             config=_shape(self._policy),
             attention=settings.kernels.fused_attention,
             compiled=settings.compiled,
+            native=_native_build(settings.kernels),
             format=trunk_states.FORMAT,
         )
 
@@ -261,8 +269,13 @@ class EngineStores:
             format=reference_logps.FORMAT,
             boundary=0 if self._reference is not None else below,  # products have other rows
             kernels=asdict(settings.kernels),
+            native=_native_build(settings.kernels),
             compiled=settings.compiled,
         )
+
+
+def _native_build(kernels: KernelChoice) -> str:
+    return build_id(kernels.native) if kernels.native else ""
 
 
 def _say_nothing(_: str) -> None:

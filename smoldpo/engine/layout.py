@@ -66,6 +66,9 @@ class Segment:
         return visible
 
 
+_PARTS = ("start", "prompt", "chosen", "rejected", "shared")
+
+
 @dataclass(frozen=True)
 class Slot:
     """A pair's place inside attention, from row `start`, padded to a multiple of STEP rows."""
@@ -152,6 +155,24 @@ class Layout:
             to_tensor(row_of_token),
             to_tensor(prefix_rows),
         )
+
+    @functools.cached_property
+    def prefix(self) -> int:
+        """Tokens at the head of the stream that pairs share."""
+        return max((segment.shared for segment in self.segments), default=0)
+
+    @functools.cached_property
+    def pairs(self) -> torch.Tensor:
+        """[2, slots, 6] for kernels/native: start, P, C, R, shared and the first row that asks.
+
+        First for layers in which all rows ask, then for those of which few are read.
+        """
+        rows = []
+        for read in (False, True):
+            for part in (slot.segment for slot in self.slots):
+                first = part.prompt - 1 if read else part.shared
+                rows.append([*(getattr(part, name) for name in _PARTS), first])
+        return torch.tensor(rows, dtype=torch.long).view(2, len(self.slots), len(_PARTS) + 1)
 
     @functools.cached_property
     def stream(self) -> Stream:

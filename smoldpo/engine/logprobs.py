@@ -6,7 +6,7 @@ states -> top (the other layers) -> rows that are read -> final norm -> head -> 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import compress
 from typing import Any
@@ -20,6 +20,8 @@ from smoldpo.engine.batching import STREAM_MULTIPLE, TokenBatching
 from smoldpo.engine.kernels.layers import own_modules
 from smoldpo.engine.kernels.lm_head import completion_scores
 from smoldpo.engine.kernels.lora import kind_of
+from smoldpo.engine.kernels.native.library import load
+from smoldpo.engine.kernels.native_layers import native_kind
 from smoldpo.engine.layout import ROWS, TRUNK_ROWS
 from smoldpo.engine.packing import PackedBatch, common_prefix, pack
 from smoldpo.engine.trunk import head_weight, split_base
@@ -55,7 +57,12 @@ class LogprobModel:
         self.model, self.kernels, self.squares = model, kernels, squares
         head = head_weight(model)
         self.head = head if leaves is None else leaves.get(id(head), head)
+        kind: Callable[[torch.nn.Module], type[torch.nn.Module]]
         kind = partial(kind_of, dtype=self.head.dtype)
+        native = kernels.native and self.head.dtype == torch.bfloat16
+        self.native = load(kernels.native) if native else None
+        if self.native is not None:
+            kind = native_kind(kind, self.native)
         known: dict[int, Any] = {}
         for layer in model.model.layers[:at]:
             own_modules(layer, TRUNK_ROWS, kind, known, leaves)
@@ -91,7 +98,8 @@ class LogprobModel:
         top = self._run(self.top, batch, states)
         read = self._base.norm(top[batch.rows])[batch.predictors]
         fused, squares = self.kernels.fused_head, self.squares
-        return completion_scores(read, self.head, batch.targets, fused, squares)
+        native = self.native if fused else None
+        return completion_scores(read, self.head, batch.targets, fused, squares, native)
 
     def _embedded(self, batch: PackedBatch) -> torch.Tensor:
         """[T, D] in the dtype of the head; frozen embeddings may be stored in a narrower one."""
@@ -108,6 +116,7 @@ class LogprobModel:
             rows=batch.rows,
             last_layer=self.model.config.num_hidden_layers - 1,
             fused=self.kernels.fused_attention,
+            native=self.native,
             use_cache=False,
         )
         result: torch.Tensor = found.last_hidden_state[0]

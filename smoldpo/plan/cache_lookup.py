@@ -59,7 +59,7 @@ class CacheLookup:
         self._stores = EngineStores(
             policy,
             models.engine.reference if own else None,
-            replace(settings, kernels=KernelChoice(**models.computing.kernels)),
+            replace(settings, kernels=KernelChoice.of(models.computing.kernels)),
             facts.hashes["reference"],
             read_only=True,
             free=free,

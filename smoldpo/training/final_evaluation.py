@@ -126,7 +126,7 @@ class FinalEvaluation:
             models.tuned,
             models.tokenizer,
             models.facts.dtype,
-            KernelChoice(**models.computing.kernels),
+            KernelChoice.of(models.computing.kernels),
             GenerationSettings(config.max_new_tokens, config.temperature, config.seed),
             prompts,
             self._sample,

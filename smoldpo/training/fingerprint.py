@@ -37,8 +37,8 @@ FREE_SETTINGS = {
 """Settings without a say in weights or data; an interrupted run may go on with others."""
 FROM_NAMES = {
     "model", "reference", "data", "eval_data", "freeze_layers", "dtype", "engine", "compile",
-    "device", "chat_template", "tools", "documents", "template_date", "truncation", "score",
-    "chat_template_kwargs", "allow_template_mismatch",
+    "kernels", "device", "chat_template", "tools", "documents", "template_date", "truncation",
+    "score", "chat_template_kwargs", "allow_template_mismatch",
 }  # fmt: skip
 """Settings whose effect is fixed below by content; their spelling may change."""
 CONTENTS = {

@@ -78,7 +78,7 @@ class EngineRecord(BaseModel):
     """Which engine computes, and how; a part of environment.json and of resume.json."""
 
     engine: str
-    kernels: dict[str, bool]
+    kernels: dict[str, bool | str]
     """Fields of KernelChoice; none for the plain engine."""
     compiled: bool
 

@@ -32,7 +32,7 @@ class RunInputs:
 
 def load_inputs(
     config: TrainConfig,
-    kernels: dict[str, bool] | None = None,
+    kernels: dict[str, bool | str] | None = None,
     read: Callable[..., TrainingData] = load_data,
     encode: Callable[..., TokenizedData] = tokenize,
 ) -> RunInputs:

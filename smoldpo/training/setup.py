@@ -126,7 +126,7 @@ class BuiltEngine:
 
 
 def load_models(
-    config: TrainConfig, data: TrainingData, kernels: dict[str, bool] | None = None
+    config: TrainConfig, data: TrainingData, kernels: dict[str, bool | str] | None = None
 ) -> PolicyAndReference:
     """Load policy and reference, freeze, and build the engine, saying what was chosen.
 
@@ -235,7 +235,7 @@ def build_engine(
     config: TrainConfig,
     loaded: LoadedModels,
     data: TrainingData,
-    kernels: dict[str, bool] | None = None,
+    kernels: dict[str, bool | str] | None = None,
 ) -> BuiltEngine:
     """The engine over models whose `requires_grad` says what trains. The arguments of load_models.
 
@@ -251,16 +251,19 @@ def build_engine(
         progress.say("fsdp: there is one rank, which keeps everything (docs/scale.md)")
     progress.say(f"engine: {choice.name}" + (f", because {choice.reason}" if choice.reason else ""))
     compiling = CompileChoice(False, "the plain engine compiles nothing")
+    chosen = KernelChoice.of(kernels) if kernels else None
     if choice.name == "fast":
+        chosen = chosen or build.kernels_for(facts.dtype, facts.device, config.kernels)
+        asked = config.compile
+        if chosen.native and asked == "auto":
+            asked = "off"  # the native kernels are compiled, and leave little between products
         operations = _operations(config, policy, data)
         with progress.spinner("compiling"):
-            compiling = _agreed_compiling(config.compile, operations, facts.dtype, facts.device)
+            compiling = _agreed_compiling(asked, operations, facts.dtype, facts.device)
     if compiling.compiled or config.compile == "on":
         progress.say(f"compile: {'on' if compiling.compiled else 'off'}, {compiling.why}")
     settings = engine_settings(config, facts.dtype, compiling.compiled)
-    settings = replace(
-        settings, engine=choice.name, kernels=KernelChoice(**kernels) if kernels else None
-    )
+    settings = replace(settings, engine=choice.name, kernels=chosen)
     about = {"model": config.model, "reference": config.reference or "the policy's start"}
     built = build.build_engine(policy, reference, settings, facts.hashes["reference"], about)
     used = asdict(built.kernels) if built.kernels else {}

@@ -5,6 +5,7 @@ below, and the layout of the stream travels to it as a keyword argument of the m
 
     CPU     pair by pair: forward by torch's fused kernel, or by matrix products where those are
             faster on this machine; backward by matrix products, from recomputed weights
+            with native kernels (native/), these in both passes, for layers without a window
     CUDA    one FlexAttention call over the stream, whose block mask skips what no query sees
             (flex_attention.py)
     else    pair by pair, masked matrix products with autograd's backward; on CUDA too in float64,
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,8 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from smoldpo.engine.kernels.flex_attention import flex_is_usable, stream_attention
+from smoldpo.engine.kernels.native.functions import AttentionFunction, attention_fits
+from smoldpo.engine.kernels.native.library import Library
 from smoldpo.engine.layout import STEP, Layout, Slot
 
 NAME = "smoldpo_shared_prefix"
@@ -63,6 +66,7 @@ def shared_prefix_attention(
     layout: Layout,
     last_layer: int,
     fused: bool = True,
+    native: Library | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     **_: Any,
@@ -72,11 +76,15 @@ def shared_prefix_attention(
     Args:
         last_layer: index of the layer behind which only the rows that are read matter.
         fused: on a CPU, whether the forward pass is torch's fused kernel.
+        native: on a CPU, take this library's kernel where it computes what the layer does.
     """
     assert dropout == 0.0 and query.shape[0] == 1
     read = bool(module.layer_idx == last_layer)
     if query.is_cuda and flex_is_usable(query.dtype):
         return stream_attention(query, key, value, scaling, layout.stream, sliding_window), None
+    if native is not None and attention_fits(query, sliding_window):
+        found = AttentionFunction.apply(native, query, key, value, scaling, layout, read)
+        return cast(torch.Tensor, found), None
     out = pair_attention(query, key, value, scaling, layout, sliding_window, read, fused)
     return out, None
 

@@ -272,8 +272,7 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
     projections = mlp_projections(module)
     if projections and all(isinstance(p, nn.Linear) and p.bias is None for p in projections):
         return GatedMLP
-    rotating: type[nn.Module] = _with_rotary(kind)
-    return rotating
+    return with_rotary(kind)
 
 
 def mlp_projections(module: nn.Module) -> list[nn.Module]:
@@ -285,15 +284,21 @@ def mlp_projections(module: nn.Module) -> list[nn.Module]:
     return [part for part in found if part is not None] if None not in found else []
 
 
-@cache
-def _with_rotary(kind: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of an attention class whose forward rotates by `rotary`; any other class as it is.
+def with_rotary(kind: Any, function: Callable[..., Any] = rotary) -> type[nn.Module]:
+    """A subclass of an attention class whose forward rotates by `function`; others as they are.
 
-    transformers' attention calls a function of its module by that name.
+    transformers' attention calls a function of its module, apply_rotary_pos_emb.
     """
+    found: type[nn.Module] = _with_rotary(kind, function)
+    return found
+
+
+@cache
+def _with_rotary(kind: Any, function: Callable[..., Any]) -> type[nn.Module]:
     if not uses_global(kind.forward, "apply_rotary_pos_emb"):
-        return kind
-    forward = with_globals(kind.forward, apply_rotary_pos_emb=rotary)
+        same: type[nn.Module] = kind
+        return same
+    forward = with_globals(kind.forward, apply_rotary_pos_emb=function)
     return type(kind.__name__, (kind,), {"forward": forward})
 
 

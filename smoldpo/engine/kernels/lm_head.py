@@ -27,10 +27,13 @@ Dimensions: N scored positions, D model width, V words.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from smoldpo.engine.kernels.native.library import Library
 
 CHUNK = 128
 """Rows at a time without the fused kernel: [128, 49152] in float32 is 25 MB."""
@@ -38,12 +41,18 @@ FILL = 64
 """Rows are padded to a multiple of this, for few shapes (kernels/attention.py)."""
 VOCAB_SLICE = 4096
 """Words of the vocabulary at a time in the fused kernel and for dW."""
+FAR = -80.0
+"""Nats: the native kernel knows log-probabilities above this."""
 
 _fused_kernel: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 def completion_logps(
-    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, fused: bool = False
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    fused: bool = False,
+    native: Library | None = None,
 ) -> torch.Tensor:
     """log p(target) of each row: [N], float32 or wider.
 
@@ -52,8 +61,9 @@ def completion_logps(
         weight: [V, D], the LM head.
         targets: [N] token ids.
         fused: take torch's fused attention kernel (CPU alone; see engine/autotune.py for when).
+        native: take this library's kernel; see head_fits.
     """
-    return completion_scores(states, weight, targets, fused)[0]
+    return completion_scores(states, weight, targets, fused, native=native)[0]
 
 
 def completion_scores(
@@ -62,14 +72,16 @@ def completion_scores(
     targets: torch.Tensor,
     fused: bool = False,
     squares: bool = False,
+    native: Library | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`completion_logps` and log Σ_v p(v)² of each row, [N]; None unless `squares`.
 
-    With `squares` all comes from plain products, whatever `fused` says.
+    With `squares` all comes from plain products, whatever `fused` and `native` say.
     """
     filling = -len(states) % FILL
     states, targets = F.pad(states, (0, 0, 0, filling)), F.pad(targets, (0, filling))
-    logps, sums = _Head.apply(states, weight, targets, fused and not squares, squares)
+    fused, native = fused and not squares, None if squares else native
+    logps, sums = _Head.apply(states, weight, targets, fused, squares, native)
     rows = len(logps) - filling
     return logps[:rows], None if sums is None else sums[:rows]
 
@@ -82,6 +94,39 @@ class _Scored:
     total: torch.Tensor  # [N] logsumexp of the logits
     mean: torch.Tensor | None  # [N, D] pᵀW, where it is wanted
     squares: torch.Tensor | None = None  # [N] log Σ p², where it is wanted
+    direction: torch.Tensor | None = None  # [N, D] W_y - pᵀW, where it comes without the mean
+
+
+def _by_native(
+    native: Library, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, wants: bool
+) -> _Scored:
+    """By kernels/native/source/head.cpp, all relative to the target's logit.
+
+    Where log p is below FAR that overflows; such rows go through plain products.
+    """
+    logps, logits = (states.new_empty(len(states), dtype=torch.float32) for _ in range(2))
+    direction = torch.empty_like(states) if wants else None
+    arguments = (states.contiguous(), weight, targets, logps, logits, direction)
+    native.call("head_forward", *arguments, *states.shape, len(weight))
+    far = (logps < FAR).nonzero()[:, 0]
+    if len(far):
+        again = _by_products(states[far], weight, targets[far], wants, False)
+        logps[far] = again.logps
+        logits[far] = again.logps + again.total
+        if direction is not None and again.mean is not None:
+            target_rows = weight[targets[far]].to(again.mean.dtype)
+            direction[far] = (target_rows - again.mean).to(direction.dtype)
+    return _Scored(logps, logits - logps, None, None, direction)
+
+
+def head_fits(weight: torch.Tensor) -> bool:
+    """Whether the native kernel takes this head: any number of words, of a width by 32."""
+    return (
+        weight.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and weight.is_contiguous()
+        and weight.shape[1] % 32 == 0
+    )
 
 
 def _by_fused_kernel(
@@ -159,19 +204,24 @@ class _Head(torch.autograd.Function):
         targets: torch.Tensor,
         fused: bool,
         squares: bool,
+        native: Library | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         target_rows = weight[targets]  # [N, D]
-        if fused and states.device.type == "cpu" and _fused_kernel is not None:
+        if native is not None and states.dtype == weight.dtype and head_fits(weight):
+            scored = _by_native(native, states, weight, targets, ctx.needs_input_grad[0])
+        elif fused and states.device.type == "cpu" and _fused_kernel is not None:
             scored = _by_fused_kernel(states, weight, target_rows)  # gives the mean, too
         else:
             scored = _by_products(states, weight, targets, ctx.needs_input_grad[0], squares)
         saved = []
+        if scored.direction is not None:
+            saved = [scored.direction]
         if scored.mean is not None:
             saved = [(target_rows.to(scored.mean.dtype) - scored.mean).to(states.dtype)]
+        ctx.has_direction = bool(saved)
         if ctx.needs_input_grad[1]:
             saved += [states, weight, targets, scored.total, scored.logps]
         ctx.save_for_backward(*saved)
-        ctx.has_direction = scored.mean is not None
         if scored.squares is not None:
             ctx.mark_non_differentiable(scored.squares)
         return scored.logps, scored.squares
@@ -185,7 +235,7 @@ class _Head(torch.autograd.Function):
             d_states = direction * grad[:, None].to(direction.dtype)
         if ctx.needs_input_grad[1]:
             d_weight = _weight_gradient(grad, *saved)
-        return d_states, d_weight, None, None, None
+        return d_states, d_weight, None, None, None, None
 
 
 def _weight_gradient(
