@@ -11,7 +11,7 @@ import typer
 from smoldpo.cli.support import one_of, verb, writable
 from smoldpo.utils.errors import UsageError
 
-TARGETS = ("gguf", "lmstudio", "ollama", "mlx")
+TARGETS = ("gguf", "lmstudio", "ollama", "mlx", "hub")
 
 
 @verb
@@ -28,7 +28,8 @@ def export(
         str,
         typer.Option(
             help="gguf: one file for llama.cpp; lmstudio: that file where LM Studio looks for it; "
-            "ollama: a folder with it and a Modelfile; mlx: a folder for mlx-lm.",
+            "ollama: a folder with it and a Modelfile; mlx: a folder for mlx-lm; "
+            "hub: a repository on the Hugging Face hub, with card and report.",
             show_default=False,
         ),
     ],
@@ -61,10 +62,27 @@ def export(
         ),
     ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="How many pairs prove it.")] = 32,
+    repo: Annotated[
+        str | None, typer.Option(help="hub: the repository, OWNER/NAME.", show_default=False)
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="hub: for all to see, if it is new.")
+    ] = False,
+    with_texts: Annotated[
+        bool, typer.Option("--with-texts", help="hub: texts of the data and samples, too.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="hub: say what would go, and send nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write a model for other programs, read it back, and hold it against the model."""
     one_of("to", to, TARGETS)
+    if to == "hub":
+        _to_hub(model, repo, public, with_texts, dry_run, as_json)
+        return
+    if repo or public or with_texts or dry_run:
+        raise UsageError(f"--repo, --public, --with-texts, --dry-run: are for --to hub, not {to}")
     if output is not None and to == "gguf":
         if output.suffix != ".gguf":
             raise UsageError(f"--output {output}: the name must end with .gguf")
@@ -82,3 +100,22 @@ def export(
         return
     say(str(found))
     print(found.path)
+
+
+def _to_hub(
+    model: str, repo: str | None, public: bool, texts: bool, dry_run: bool, as_json: bool
+) -> None:
+    if repo is None:
+        raise UsageError("--repo: give the repository, OWNER/NAME")
+    from smoldpo.utils.progress import say, spinner
+
+    with spinner("starting"):
+        from smoldpo.export.hub import upload_run
+
+    found = upload_run(model, repo, public=public, texts=texts, dry_run=dry_run)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+        return
+    say(str(found))
+    if found.url:
+        print(found.url)

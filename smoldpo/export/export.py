@@ -20,11 +20,14 @@ from smoldpo.export.proof import Proof, readable_pairs
 from smoldpo.export.source import find_origin
 from smoldpo.export.targets import TARGETS
 from smoldpo.export.verify import Verification, Witness
+from smoldpo.reports.html import write_report
+from smoldpo.reports.run_files import read_run
 from smoldpo.utils.errors import ModelError, UsageError
 from smoldpo.utils.files import not_saved, require_space, sha256_of, sync, write_json
 from smoldpo.utils.signals import Interruption
 from smoldpo.utils.threads import computing
 
+REPORT = "report.html"
 RECORD = "exports.json"
 """In a run folder: what was exported from it, one object an export."""
 
@@ -181,9 +184,11 @@ def _staged(path: Path) -> Iterator[Path]:
 
 
 def _record(run: Path, found: Exported) -> None:
-    """Keep in the run's folder what was exported; of one file the last time counts."""
+    """Keep in the run's folder, and show in its report, what was exported; of a file the last."""
     row = found.as_json()
     kept: list[dict[str, Any]] = []
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads((run / RECORD).read_text(encoding="utf-8"))
     write_json(run / RECORD, [*(old for old in kept if old.get("file") != row["file"]), row])
+    if (run / REPORT).is_file():
+        write_report([read_run(run)], run / REPORT)

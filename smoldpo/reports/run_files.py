@@ -46,6 +46,26 @@ class Environment(BaseModel, extra="allow"):
     sha256: dict[str, str] = {}
 
 
+class Proven(BaseModel, extra="allow"):
+    """How far an export is from the model (export/verify.py), as far as pages show it."""
+
+    mean: float
+    before: float
+    after: float
+    pairs: int
+
+
+class Export(BaseModel, extra="allow"):
+    """An entry of exports.json, as far as pages show it."""
+
+    file: str
+    to: str
+    quantize: str
+    bytes: int
+    sha256: dict[str, str]
+    verified: Proven
+
+
 Row = dict[str, float | None]
 """A row of metrics.jsonl; a number that is not finite is read back from its text."""
 
@@ -71,6 +91,7 @@ class RunFiles:
     evaluation: Evaluation | None
     samples: list[Sample]
     timings: dict[str, Phase]
+    exports: list[Export]
     absent: dict[str, str]
 
     @property
@@ -127,6 +148,7 @@ def read_run(folder: Path | str) -> RunFiles:
         if "samples.jsonl" in absent
         else _checked(folder, "samples.jsonl", list[Sample], _rows(folder, "samples.jsonl")),
         timings=optional("timings.json", Phases, {}),
+        exports=_exports(folder),
         absent=absent,
     )
 
@@ -145,6 +167,18 @@ def _require_run(folder: Path) -> None:
             f"{folder}: this run is unfinished: metrics.jsonl is missing; train again with "
             "--overwrite"
         )
+
+
+def _exports(folder: Path) -> list[Export]:
+    """What was exported from the run since it ended; nothing is the usual case."""
+    name = "exports.json"
+    if not (folder / name).is_file():
+        return []
+    try:
+        written = json.loads(_text(folder, name))
+    except (json.JSONDecodeError, RecursionError):
+        raise _damaged(folder, name, "not JSON") from None
+    return _checked(folder, name, list[Export], written)
 
 
 def _metrics(folder: Path) -> list[Row]:

@@ -33,6 +33,8 @@ def test_a_run_goes_and_is_proven_on_what_it_held_out(golden, tmp_path, cli):
     (row,) = json.loads((run / "exports.json").read_text())
     assert row["file"] == str(file) and row["bytes"] == file.stat().st_size
     assert row["verified"]["pairs"] == 4 and 0 < row["verified"]["mean"] < 0.1
+    report = (run / "report.html").read_text()
+    assert str(file) in report and row["sha256"]["run-q8_0.gguf"] in report
     answer = cli("chat", file, "--prompt", "Is 3 a number?", "--max-new-tokens", "4")
     assert answer.code == 0, answer.err
     result = cli("export", run, *ARGUMENTS, "--quantize", "q8_0", "--json", "--overwrite")
