@@ -63,7 +63,7 @@ def unpacked(folder: Path) -> dict[str, torch.Tensor]:
 
     with _utils() as utils:
         model, _ = _loaded(utils.load_model, folder)
-        weights = tree_flatten(utils.dequantize_model(model).parameters())
+        weights: Any = tree_flatten(utils.dequantize_model(model).parameters())
     return {
         name: torch.from_numpy(numpy.array(weight.astype(mx.float32))) for name, weight in weights
     }
@@ -130,8 +130,8 @@ def _logps(model: Any, pair: TokenizedPair, side: Completion) -> list[float]:
     head = model.lm_head if "lm_head" in model else model.model.embed_tokens.as_linear
     logits = head(states).astype(mx.float32)
     taken = mx.take_along_axis(logits, ids[0][mx.array(scored)][:, None], axis=1)[:, 0]
-    found: list[float] = (taken - mx.logsumexp(logits, axis=1)).tolist()
-    return found
+    found: Any = (taken - mx.logsumexp(logits, axis=1)).tolist()
+    return list(found)
 
 
 def witness(found: Verification) -> Witness:
