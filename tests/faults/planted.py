@@ -392,6 +392,20 @@ def kill_after_step(step: int) -> None:
     run.Run._after_step = killed
 
 
+def signal_after_step(step: int, number: int) -> None:
+    """Send itself a signal when that step is finished and logged, whichever the engine."""
+    from smoldpo.training import run
+
+    after = run.Run._after_step
+
+    def told(self: Any, steps: int) -> Any:
+        if steps == step:
+            os.kill(os.getpid(), number)
+        return after(self, steps)
+
+    run.Run._after_step = told
+
+
 def disk_fills_after_saves(saves: int) -> None:
     """After so many checkpoints no file may grow larger than half of a checkpoint's
     (RLIMIT_FSIZE).

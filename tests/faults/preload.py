@@ -10,6 +10,7 @@ from importlib import metadata
 import matplotlib.backends.backend_svg
 import matplotlib.figure  # noqa: F401
 import torch
+import torch._dynamo  # what fully_shard loads when it is first called
 import transformers.models.llama.modeling_llama  # noqa: F401
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -18,6 +19,7 @@ import smoldpo.cli.doctor
 import smoldpo.cli.main
 import smoldpo.cli.output
 import smoldpo.data.arrow_rows
+import smoldpo.engine.sharding
 import smoldpo.sweep.run
 import smoldpo.training.resume  # noqa: F401
 from smoldpo.engine.cache import keys

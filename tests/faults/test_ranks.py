@@ -7,6 +7,9 @@ import json
 import signal
 import time
 
+import torch
+from safetensors.torch import load_file
+
 from faults import planted
 from rank_processes import variables
 from smoldpo.training.checkpoint import saved_steps, verify
@@ -89,3 +92,47 @@ def test_ranks_with_other_pairs_are_refused(place):
     codes, said = ended(ranks)
     assert codes == [2, 2] and "rank 1 would not compute the same run as rank 0" in said[0]
     assert "the preference pairs" in said[0] and not (place / "run").exists()
+
+
+def plain_and_sharded(place, *more):
+    """The words of a run on the plain engine, which is made, and of the same with FSDP2."""
+    words = place.training("whole", "--eval-steps", "none", *more)
+    place.ok(*words, "--engine", "plain")
+    return [*("run" if word == "whole" else word for word in words), "--fsdp", "true"]
+
+
+def assert_close(place):
+    """Both runs ended with the same weights and optimizer state, up to rounding."""
+    for part in ("weights", "optimizer"):
+        one, other = (
+            load_file(place / run / "checkpoints" / "step-12" / f"{part}.safetensors")
+            for run in ("whole", "run")
+        )
+        assert one.keys() == other.keys()
+        for name, each in one.items():
+            torch.testing.assert_close(other[name], each, rtol=1e-4, atol=2e-6)
+    (saved,) = (place / "run" / "model").glob("*model.safetensors")
+    assert load_file(saved).keys() == load_file(place / "whole" / "model" / saved.name).keys()
+
+
+def test_shared_out_weights_go_on_with_any_number_of_ranks(place):
+    """FSDP2 on two ranks, stopped; then on three; then whole on one."""
+    words = plain_and_sharded(place)
+    told = (planted.signal_after_step, 3, signal.SIGTERM)
+    codes, said = ended(start(place, 2, *words, plants={1: told}))
+    assert codes == [143, 143] and "interrupted after 3 steps" in said[0], said
+    told = (planted.signal_after_step, 7, signal.SIGTERM)
+    codes, said = ended(start(place, 3, "resume", "run", plants={2: told}))
+    assert codes == [143] * 3 and "goes on after step 3 of 12" in said[0], said
+    assert "goes on after step 7 of 12" in place.ok("resume", "run")
+    assert_close(place)
+
+
+def test_adapters_over_shared_out_weights(place):
+    """LoRA under FSDP2, to the end: the saved adapter, and answers of the tuned policy."""
+    more = ("--use-peft", "true", "--lora-r", 2, "--generate-prompts", 1, "--max-new-tokens", 4)
+    codes, said = ended(start(place, 2, *plain_and_sharded(place, *more)))
+    assert codes == [0, 0] and not said[1], said
+    assert_close(place)
+    texts = [(place / run / "samples.jsonl").read_text() for run in ("whole", "run")]
+    assert texts[0] == texts[1]
