@@ -195,6 +195,70 @@ def trl_metrics(
     return [row for row in trainer.state.log_history if "loss" in row]
 
 
+def trl_kto_losses(
+    source: ModelSource, answers: list[TokenizedPair], config: TrainConfig
+) -> list[float]:
+    """The loss of each step of TRL's KTOTrainer, of chosen answers that were liked or not.
+
+    Rejected ones are those of its KL term.
+    """
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    class Oracle(KTOTrainer):
+        """TRL's trainer, with tokens given instead of made."""
+
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+    schedule = Schedule.of(config, len(answers))
+    order = [index for step in range(schedule.total_steps) for index in schedule.indices(step)]
+    rows = [
+        {
+            "prompt_ids": list(answers[index].prompt_ids),
+            "completion_ids": list(answers[index].chosen_ids),
+            "KL_completion_ids": list(answers[index].rejected_ids),
+            "label": answers[index].numbers.liked,
+        }
+        for index in order
+    ]
+    if config.loss_type != ["kto"]:
+        rows = [{k: v for k, v in row.items() if k != "KL_completion_ids"} for row in rows]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        trainer = Oracle(
+            model=load_model(source, torch.float32),
+            ref_model=load_model(source, torch.float32),
+            processing_class=load_tokenizer(source),
+            train_dataset=Dataset.from_list(rows),
+            args=KTOConfig(
+                output_dir=folder,
+                use_cpu=True,
+                bf16=False,
+                beta=config.beta,
+                loss_type=config.loss_type[0],
+                desirable_weight=config.desirable_weight,
+                undesirable_weight=config.undesirable_weight,
+                learning_rate=config.learning_rate,
+                lr_scheduler_type=config.lr_scheduler_type,
+                optim=config.optim,
+                warmup_steps=config.warmup_steps,
+                weight_decay=config.weight_decay,
+                max_grad_norm=config.max_grad_norm,
+                per_device_train_batch_size=config.per_device_train_batch_size,
+                train_sampling_strategy="sequential",
+                max_steps=config.max_steps,
+                gradient_checkpointing=False,
+                max_length=None,
+                logging_steps=1,
+                report_to=[],
+                save_strategy="no",
+                disable_tqdm=True,
+            ),
+        )
+        trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
 def schedule_kwargs(config: TrainConfig, total: int) -> dict[str, Any]:
     """What transformers' schedule of the same name takes besides its warm-up."""
     if config.lr_scheduler_type == "cosine_with_min_lr":

@@ -30,6 +30,9 @@ class PairNumbers:
     margin: float = 0.0
     beta: float | None = None
     """None: the run's."""
+    liked: bool | None = None
+    """Of unpaired data (KTO): whether people liked `chosen`. `rejected` then is no answer that
+    anybody compared with it, but another prompt's, for the KL term. None: a pair."""
 
 
 NO_NUMBERS = PairNumbers()

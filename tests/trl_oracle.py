@@ -94,3 +94,45 @@ def orpo(chosen, rejected, beta):
 
     own = SimpleNamespace(beta=beta, accelerator=SimpleNamespace(device="cpu"))
     return ORPOTrainer.odds_ratio_loss(own, chosen, rejected)[0]
+
+
+def kto(policy, policy_kl, reference, reference_kl, liked, loss_type="kto", **settings):
+    """KTOTrainer._compute_loss of summed log-probabilities [answers], one token each: the mean.
+
+    Args:
+        policy_kl, reference_kl: log-probabilities of other prompts' answers.
+    """
+    from trl import KTOTrainer
+
+    def outputs(logps):
+        column = logps[:, None]
+        return SimpleNamespace(log_probs=column, entropy=column, mean_logits=column)
+
+    ids = torch.zeros(len(liked), 2, dtype=torch.long)
+    mask = torch.tensor([[0, 1]] * len(liked))
+    own = SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(
+            device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x
+        ),
+        calculate_KL=loss_type == "kto",
+        precompute_ref_logps=True,
+        aux_loss_enabled=False,
+        loss_type=loss_type,
+        desirable_weight=1.0,
+        undesirable_weight=1.0,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    vars(own).update(settings)
+    own._compute_kl_logps = lambda model, batch: KTOTrainer._compute_kl_logps(own, model, batch)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": mask}
+    batch |= {f"KL_{name}": value for name, value in batch.items()}
+    batch["KL_input_ids"] = ids + 1
+    batch |= {"label": liked, "ref_logps": reference, "ref_KL_logps": reference_kl}
+
+    def model(input_ids, **_):
+        return outputs(policy_kl if input_ids[0, 0] == 1 else policy)
+
+    return KTOTrainer._compute_loss(own, model, batch, return_outputs=False)

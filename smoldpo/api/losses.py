@@ -51,6 +51,7 @@ def dpo_loss(
     chosen_tokens: torch.Tensor | None = None,
     rejected_tokens: torch.Tensor | None = None,
     margin: torch.Tensor | None = None,
+    liked: torch.Tensor | None = None,
     **options: Any,
 ) -> torch.Tensor:
     """Loss of each pair, [pairs], with its gradient; by default DPO's (Rafailov et al. 2023).
@@ -69,6 +70,8 @@ def dpo_loss(
         loss_type: a name, or several that are added up (docs/losses.md).
         chosen_tokens, rejected_tokens: scored tokens of each answer [pairs], for losses per token.
         margin: how much further apart a pair's rewards must be [pairs], for losses that know one.
+        liked: for kto and apo_zero_unpaired, whether people liked each answer, bool [answers]. The
+            rejected log-probabilities then are those of other prompts' answers, for kto's KL term.
         options: loss_weights, label_smoothing, rpo_alpha, f_divergence_type, and the other settings
             of the loss, by their names in `smoldpo train --help`.
 
@@ -97,6 +100,7 @@ def dpo_loss(
         "rejected_tokens": rejected_tokens,
         "margin": margin,
         "beta": beta if isinstance(beta, torch.Tensor) else None,
+        "liked": liked,
     }
     _check_shapes(policy_chosen_logps, given)
     objective = loss_function(config, config.beta)
@@ -117,6 +121,7 @@ def dpo_loss(
             lengths[2],
             objective.divergence,
             0.0 if margin is None else margin,
+            liked=liked,
         )
     )
 
@@ -151,6 +156,8 @@ def _check_use(
     if given["margin"] is not None and not any(FACTS[name].margin for name in names):
         fit = ", ".join(name for name, facts in FACTS.items() if facts.margin)
         raise UsageError(f"margin has no part in {listed}; it goes with {fit}")
+    if given["liked"] is not None and not any(FACTS[name].unpaired for name in names):
+        raise UsageError(f"liked has no part in {listed}, which takes pairs")
     if given["beta"] is not None and not any(FACTS[name].beta for name in names):
         raise UsageError(f"beta has no part in {listed}")
     if any(FACTS[name].whole_step for name in names) and (

@@ -33,6 +33,7 @@ def cross_checks(config: TrainConfig) -> list[str]:
         *_unread(config, changed),
         *_sum(config),
         *_loss(config, changed),
+        *_unpaired(config),
         *_pairs_own_numbers(config),
         *_optimizer(config),
         *_reference(config),
@@ -170,6 +171,26 @@ def _sum(config: TrainConfig) -> Iterator[str]:
         )
 
 
+def _unpaired(config: TrainConfig) -> Iterator[str]:
+    """Losses of single answers, and what is of pairs."""
+    names = config.loss_type
+    single = [name for name in names if FACTS[name].unpaired]
+    if not single:
+        return
+    others = [name for name in names if name not in single]
+    if others:
+        yield f"{listed(single)} takes single answers and {listed(others)} pairs: choose one kind"
+    given = {"rpo_alpha": config.rpo_alpha is not None, "use_weighting": config.use_weighting}
+    for name, is_set in given.items():
+        if is_set:
+            yield f"{name} is of pairs, and {listed(single)} takes single answers"
+    if config.metric_for_best_model.startswith("eval_accuracy"):
+        yield (
+            f"metric_for_best_model {config.metric_for_best_model} is of pairs; take eval_loss or "
+            "eval_rewards/margins"
+        )
+
+
 def _loss(config: TrainConfig, changed: set[str]) -> Iterator[str]:
     """Settings that have no part in these losses, or no meaning with them."""
     names, kind = config.loss_type, config.f_divergence_type
@@ -202,8 +223,9 @@ def _loss(config: TrainConfig, changed: set[str]) -> Iterator[str]:
         )
     whole = [name for name in names if FACTS[name].whole_step]
     if whole and config.per_device_train_batch_size * config.gradient_accumulation_steps == 1:
+        does = "compares the answers" if "kto" in whole else "sorts the pairs"
         yield (
-            f"{listed(whole)} sorts the pairs of a step, which needs more than one: raise "
+            f"{listed(whole)} {does} of a step, which needs more than one: raise "
             "gradient_accumulation_steps"
         )
     if whole and config.use_weighting:

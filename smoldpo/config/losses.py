@@ -30,6 +30,8 @@ class Facts:
     Only then does the normaliser β log Z(x) cancel, so only these have a meaning with other
     f-divergences (Wang et al. 2023, https://arxiv.org/abs/2309.16240).
     """
+    unpaired: bool = False
+    """Whether it takes single answers that people liked or did not, and no pairs."""
     margin: bool = False
     """Whether a pair's own margin has a place in it."""
     likelihood: bool = False
@@ -42,6 +44,7 @@ class Facts:
     """
 
 
+WEIGHTS = ("desirable_weight", "undesirable_weight")
 FACTS: dict[str, Facts] = {
     "sigmoid": Facts(("label_smoothing",), by_difference=True, margin=True),
     "sigmoid_norm": Facts(by_difference=True),
@@ -59,6 +62,8 @@ FACTS: dict[str, Facts] = {
     "apo_down": Facts(),
     "aot": Facts(("label_smoothing",), whole_step=True),
     "aot_unpaired": Facts(("label_smoothing",), whole_step=True),
+    "kto": Facts(WEIGHTS, whole_step=True, unpaired=True, ld_alpha=False),
+    "apo_zero_unpaired": Facts(WEIGHTS, unpaired=True, ld_alpha=False),
     "sft": Facts(
         beta=False, needs_reference=False, by_difference=True, likelihood=True, ld_alpha=False
     ),
@@ -75,6 +80,11 @@ OPTIONS = tuple(dict.fromkeys(option for facts in FACTS.values() for option in f
 def needs_reference(names: Sequence[str]) -> bool:
     """Whether any of these losses compares with a reference."""
     return any(FACTS[name].needs_reference for name in names)
+
+
+def is_unpaired(names: Sequence[str]) -> bool:
+    """Whether these losses take single answers; the configuration holds that all or none do."""
+    return any(FACTS[name].unpaired for name in names)
 
 
 RENAMED = {"aot_pair": "aot_unpaired"}

@@ -237,6 +237,12 @@ class TrainConfig(BaseModel):
     )
     simpo_gamma: float = Field(0.5, ge=0, description="simpo's margin γ")
     cpo_alpha: float = Field(1.0, ge=0, description="cpo's weight of the negative log-likelihood")
+    desirable_weight: float = Field(
+        1.0, gt=0, description="kto's and apo_zero_unpaired's weight of answers that people liked"
+    )
+    undesirable_weight: float = Field(
+        1.0, gt=0, description="and of those that they did not; with few of a kind, more"
+    )
 
     # Training
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
@@ -450,7 +456,7 @@ SECTIONS = {
     "Adapters": ("use_peft", "merge"),
     "Data": ("data", "truncation"),
     "Chat template": ("chat_template", "allow_template_mismatch"),
-    "Loss": ("loss_type", "cpo_alpha"),
+    "Loss": ("loss_type", "undesirable_weight"),
     "Training": ("learning_rate", "seed"),
     "Evaluation": ("per_device_eval_batch_size", "fail_under"),
     "Machine": ("dtype", "cache_limit"),

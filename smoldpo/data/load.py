@@ -44,14 +44,20 @@ def load_split(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     rules: RuleSet | None = None,
+    thumbs: bool = False,
 ) -> LoadedPairs:
     """Read and clean one split.
+
+    Args:
+        thumbs: whether unpaired rows come one by one (`read_thumb`), and not as pairs.
 
     Raises:
         DataError: a source without rows, a schema that is not known, a row that cannot be read, or
             nothing left after cleaning.
     """
-    (loaded,) = load_splits([(split, name)], format=format, columns=columns, rules=rules)
+    (loaded,) = load_splits(
+        [(split, name)], format=format, columns=columns, rules=rules, thumbs=thumbs
+    )
     return loaded
 
 
@@ -61,6 +67,7 @@ def load_splits(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     rules: RuleSet | None = None,
+    thumbs: bool = False,
 ) -> list[LoadedPairs]:
     """Read and clean several splits as one: rules that compare rows see those of all of them.
 
@@ -71,7 +78,7 @@ def load_splits(
     """
     cleaner, cleaned, parts = Cleaner(rules), list[PreferencePair](), []
     for split, name in named:
-        reader = SplitReader(split, format, columns)
+        reader = SplitReader(split, format, columns, thumbs)
         before = len(cleaned), len(cleaner.findings)
         cleaned += (pair for pair in map(cleaner.clean, reader) if pair is not None)
         found = reader.findings + cleaner.findings[before[1] :]
@@ -125,6 +132,7 @@ def load_pairs(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     rules_off: Iterable[str] = (),
+    thumbs: bool = False,
 ) -> LoadedPairs:
     """Pairs to evaluate on: of the split asked for, else of the test split, else of the only one.
 
@@ -137,7 +145,8 @@ def load_pairs(
     rules = evaluation_rules(rules_off)
     source = open_source(name, subset)
     chosen = source.split(split) if split else source.evaluation
-    return load_split(chosen, source.label(chosen), format=format, columns=columns, rules=rules)
+    name = source.label(chosen)
+    return load_split(chosen, name, format=format, columns=columns, rules=rules, thumbs=thumbs)
 
 
 def columns_present(columns: Mapping[str, str] | None, name: str) -> dict[str, str]:
@@ -176,6 +185,7 @@ def load_mixture(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     rules_off: Iterable[str] = (),
+    thumbs: bool = False,
 ) -> TrainingData:
     """Load pairs of one source or several and hold some out: `eval_data`, else each source's test
     split, else by prompt hash.
@@ -185,6 +195,7 @@ def load_mixture(
     names eval_prompt; nearly the same prompts are counted. `columns` holds for `eval_data` too
     where it has them; `format` does not, its schema is found by looking at it. The training pairs
     are mixed by weight; without weights each source counts by its size, and every pair is used.
+    With `thumbs` unpaired rows come one by one.
 
     Raises:
         UsageError, DataError: as `open_source`, `choose_rules`, `load_splits` and `mix`; or no
@@ -194,16 +205,18 @@ def load_mixture(
     opened = [open_source(name, subset) for name in sources]
     parts = [source.split(split) for source in opened]
     named = [(part, source.label(part)) for part, source in zip(parts, opened, strict=True)]
-    loaded = load_splits(named, format=format, columns=columns, rules=rules)
+    how_read = {"columns": columns, "thumbs": thumbs}
+    loaded = load_splits(named, format=format, rules=rules, **how_read)
     held_out: list[LoadedPairs | None] = [None] * len(sources)
     if eval_data is not None:
         mapped = columns_present(columns, eval_data)
-        held_out = [load_pairs(eval_data, columns=mapped, rules_off=rules_off)] * len(sources)
+        held = load_pairs(eval_data, columns=mapped, rules_off=rules_off, thumbs=thumbs)
+        held_out = [held] * len(sources)
     elif eval_fraction > 0:
         for at, (source, part) in enumerate(zip(opened, parts, strict=True)):
             if (test := source.test) is not None and test is not part:
                 name = source.label(test)
-                held_out[at] = load_split(test, name, format=format, columns=columns, rules=scored)
+                held_out[at] = load_split(test, name, format=format, rules=scored, **how_read)
     divided = []
     for source, pairs, held in zip(opened, loaded, held_out, strict=True):
         account = DataAccount(train=pairs.account)

@@ -40,6 +40,9 @@ class LossInput:
     """How much further apart a pair's rewards must be; one a pair, or 0."""
     whole_chosen: torch.Tensor | None = None
     """log π(c|x) over all tokens of c, where `policy.chosen` is another: under `ld_alpha`."""
+    liked: torch.Tensor | None = None
+    """Of single answers (unpaired losses) whether people liked c; r then is another prompt's
+    answer. None: pairs."""
 
     @classmethod
     def of(
@@ -55,6 +58,7 @@ class LossInput:
         """From log-probabilities of `pairs`, which are some or all of the pairs of `step`."""
         numbers = policy.chosen.new_tensor
         margins = [pair.numbers.margin for pair in pairs]
+        liked = [pair.numbers.liked for pair in pairs]
         return cls(
             policy,
             reference,
@@ -65,6 +69,7 @@ class LossInput:
             divergence,
             numbers(margins) if any(margins) else 0.0,
             whole_chosen,
+            None if None in liked else torch.tensor(liked, device=policy.chosen.device),
         )
 
     @property

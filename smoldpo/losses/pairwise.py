@@ -179,6 +179,42 @@ def aot_unpaired_loss(inputs: LossInput, label_smoothing: float = 0.0) -> torch.
     return logistic(inputs.beta * difference, label_smoothing)
 
 
+def kto_loss(
+    inputs: LossInput, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+) -> torch.Tensor:
+    """KTO, Ethayarajh et al. 2024 (https://arxiv.org/abs/2402.01306), equation 8.
+
+    λ_D (1 - σ(β (a - z))) of an answer that people liked, λ_U (1 - σ(β (z - a))) of another. z is
+    the mean over the step of log π - log π_ref of other prompts' answers, at least 0 and without
+    gradient: an estimate of KL(π || π_ref). As in TRL, but that TRL's mean is over a micro-batch.
+
+    Of pairs, as in an evaluation, the mean of both answers' losses with z = 0.
+    """
+    if inputs.liked is None:
+        return apo_zero_unpaired_loss(inputs, desirable_weight, undesirable_weight)
+    divergence = inputs.rejected_ratio.detach().mean().clamp(min=0)
+    rewards = inputs.beta * (inputs.chosen_ratio - divergence)
+    return torch.where(
+        inputs.liked,
+        desirable_weight * torch.sigmoid(-rewards),
+        undesirable_weight * torch.sigmoid(rewards),
+    )
+
+
+def apo_zero_unpaired_loss(
+    inputs: LossInput, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+) -> torch.Tensor:
+    """APO-zero of single answers, as in TRL: λ_D (1 - σ(β a)), or λ_U σ(β a) of one not liked.
+
+    Of pairs, as in an evaluation, the mean of both answers' losses.
+    """
+    chosen, rejected = inputs.beta * inputs.chosen_ratio, inputs.beta * inputs.rejected_ratio
+    liked, not_liked = desirable_weight * torch.sigmoid(-chosen), undesirable_weight
+    if inputs.liked is None:
+        return (liked + not_liked * torch.sigmoid(rejected)) / 2
+    return torch.where(inputs.liked, liked, not_liked * torch.sigmoid(chosen))
+
+
 def sft_loss(inputs: LossInput) -> torch.Tensor:
     """Negative log-likelihood of chosen, as TRL's `sft`: the mean over the step's chosen tokens."""
     return -inputs.chosen_likelihood / inputs.mean_chosen_tokens

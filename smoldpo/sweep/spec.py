@@ -27,7 +27,7 @@ from smoldpo.config.load import (
     read_fields,
     secrets_in,
 )
-from smoldpo.config.losses import needs_reference
+from smoldpo.config.losses import is_unpaired, needs_reference
 from smoldpo.config.schema import TrainConfig
 from smoldpo.sweep.space import (
     Choices,
@@ -285,6 +285,11 @@ def _problems_of(spec: SweepSpec, settings: dict[str, Any]) -> list[str]:
         return [
             "freeze_layers auto would be another depth for each trial; see smoldpo plan, and give "
             "a number"
+        ]
+    if is_unpaired(config.loss_type):
+        return [
+            f"loss_type {','.join(config.loss_type)} takes single answers, which a sweep does not "
+            "hold out yet; run its settings one by one with smoldpo train"
         ]
     if spec.settings.metric == "reward" and not needs_reference(config.loss_type):
         return [

@@ -19,6 +19,7 @@ from smoldpo.evaluation.analysis import analyse, pair_rows
 from smoldpo.evaluation.judges.base import Judge
 from smoldpo.evaluation.metrics import PairFacts, PairScore
 from smoldpo.evaluation.schema import SAMPLE_PROMPT, Evaluation
+from smoldpo.evaluation.separation import separation
 from smoldpo.evaluation.side_by_side import (
     Comparison,
     EvalPrompt,
@@ -31,6 +32,8 @@ from smoldpo.evaluation.side_by_side import (
 from smoldpo.training.phases import PhaseTimer
 from smoldpo.training.policy_and_reference import PolicyAndReference
 from smoldpo.training.setup import TokenizedData
+from smoldpo.training.step_metrics import kinds
+from smoldpo.utils import progress
 from smoldpo.utils.files import write_json, write_jsonl
 
 Scores = Sequence[PairScore]
@@ -71,6 +74,8 @@ class FinalEvaluation:
         """evaluation.json without what needs the models again; None without held-out pairs."""
         if before is None or after is None:
             return None
+        if (liked := kinds(self._data.eval)) is not None:
+            return self._write_separation(folder, before, after, liked)
         facts = [PairFacts.of(pair) for pair in self._data.eval_pairs]
         config = self._config
         evaluation = analyse(
@@ -83,6 +88,23 @@ class FinalEvaluation:
         evaluation.pairs = pair_rows(before, after, facts)
         write_json(folder / "evaluation.json", evaluation.as_json())
         return evaluation
+
+    def _write_separation(
+        self, folder: Path, before: Scores, after: Scores, liked: Sequence[bool]
+    ) -> None:
+        """separation.json: of single answers there is no accuracy."""
+        beta = self._config.last_beta
+        old, new = (
+            [beta * (s.chosen_logp - (s.reference_chosen_logp or 0.0)) for s in scores]
+            for scores in (before, after)
+        )
+        prompts = [PairFacts.of(pair).prompt for pair in self._data.eval_pairs]
+        found = separation(old, new, liked, prompts, self._config.seed)
+        if found is None:
+            progress.say("held-out answers are of one kind alone, so nothing can be told of them")
+            return
+        write_json(folder / "separation.json", found.as_json())
+        progress.say(found.sentence)
 
     def write_side_by_side(
         self,
@@ -112,7 +134,8 @@ class FinalEvaluation:
     def _comparison(self, before: Scores | None, after: Scores | None) -> Comparison:
         config, models = self._config, self._models
         moved: list[MovedPair] = []
-        if before is not None and after is not None and config.generate_prompts:
+        of_pairs = kinds(self._data.eval) is None
+        if before is not None and after is not None and config.generate_prompts and of_pairs:
             moved = moved_pairs(self._data.eval_pairs, self._data.eval, before, after)
         prompts = choose_prompts(
             self._data.eval_pairs,

@@ -24,6 +24,7 @@ from smoldpo.training.metrics_file import MetricsFile
 from smoldpo.training.optim import learning_rate, step_by_parts
 from smoldpo.training.sampler import Schedule
 from smoldpo.training.state import TrainingState
+from smoldpo.training.step_metrics import kinds, thumb_metrics
 from smoldpo.types import Advance, PairLogps, TokenizedPair, no_progress
 from smoldpo.utils.errors import SmoldpoError
 from smoldpo.utils.shares import own, whole
@@ -122,6 +123,8 @@ def train(
         reference_seen = None if reference is None else loss.logps_for_loss(reference)
         own_beta = betas(beta, batch, policy)
         row = step_metrics(losses, loss.logps_for_loss(policy), reference_seen, own_beta)
+        if (liked := kinds(batch)) is not None and reference is not None:
+            row = {"loss": row["loss"]} | thumb_metrics(policy, reference, beta, liked)
         if (step + 1) % config.logging_steps == 0 or step + 1 == schedule.total_steps:
             metrics.log(
                 {"step": step + 1, "epoch": round((step + 1) / schedule.steps_per_epoch, 6)}

@@ -18,13 +18,7 @@ from smoldpo.data.template_settings import today
 from smoldpo.engine.batch_budget import fit_budget, retry_with_smaller_budget
 from smoldpo.engine.cache import folder as cache
 from smoldpo.evaluation.gates import failures
-from smoldpo.evaluation.metrics import (
-    PairScore,
-    accuracies,
-    logp_metrics,
-    pair_scores,
-    reward_metrics,
-)
+from smoldpo.evaluation.metrics import PairScore, pair_scores
 from smoldpo.evaluation.schema import Evaluation
 from smoldpo.reports.html import write_report
 from smoldpo.reports.model_card import model_card
@@ -50,6 +44,7 @@ from smoldpo.training.run_folder import (
 from smoldpo.training.run_inputs import RunInputs, load_inputs, require_seen
 from smoldpo.training.sampler import Schedule
 from smoldpo.training.state import TrainingState
+from smoldpo.training.step_metrics import evaluation_metrics
 from smoldpo.types import PairLogps, TokenizedPair, no_progress
 from smoldpo.utils import progress
 from smoldpo.utils.distributed import RankLostError, world
@@ -361,13 +356,8 @@ class Run:
         loss = loss_function(config, config.last_beta)
         eval_loss = loss(policy, reference, pairs, pairs).double().mean().item()
         row: dict[str, Any] = {"step": self.steps, "eval_loss": eval_loss}
-        # Under TRL's names is what the loss compares; accuracies and evaluation.json are of whole
-        # answers.
-        against = None if reference is None else loss.logps_for_loss(reference)
-        seen = pair_scores(pairs, loss.logps_for_loss(policy), against)
-        means = logp_metrics(seen) if against is None else reward_metrics(seen, config.last_beta)
-        row |= {f"eval_{k}": v for k, v in means.items()}
-        row |= {f"eval_accuracy/{k}": v for k, v in accuracies(scores).items()}
+        found = evaluation_metrics(pairs, scores, policy, reference, loss, config.last_beta)
+        row |= {f"eval_{k}": v for k, v in found.items()}
         if not (self.checkpoint and self.checkpoint.state["metrics_rows"]):
             # Of a run that goes on, the evaluation before is in the file already.
             self.metrics.log(row)

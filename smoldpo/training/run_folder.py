@@ -39,6 +39,7 @@ CONTENTS = (
     "data.json",
     "metrics.jsonl",
     "evaluation.json",
+    "separation.json",
     "samples.jsonl",
     "timings.json",
     "report.html",

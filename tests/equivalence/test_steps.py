@@ -22,7 +22,7 @@ from smoldpo.engine.plain import PlainEngine
 from smoldpo.engine.precision import MasterWeights
 from smoldpo.losses import LOSSES, Objective
 from smoldpo.models.freeze import freeze
-from smoldpo.types import TokenizedPair
+from smoldpo.types import PairNumbers, TokenizedPair
 
 # Answers of one length, between which the policy and the reference disagree about the order.
 ALIKE = [
@@ -92,6 +92,29 @@ def test_engines_agree_and_are_the_gradient_of_the_whole_step(both, name):
     expected = step(plain, loss)
     assert_same(step(fast, loss), expected)
     for key, gradient in whole_graph(plain, loss).items():
+        torch.testing.assert_close(expected[1][key], gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name, facts in FACTS.items() if facts.unpaired])
+def test_single_answers_in_any_cut(name):
+    """As above, where rows are answers that people liked or not, beside other prompts' answers."""
+    model = build("llama")
+    freeze(model, LayerSelection(2))
+    labelled = [
+        replace(pair, numbers=PairNumbers(liked=number % 3 != 0))
+        for number, pair in enumerate(PAIRS)
+    ]
+    plain, fast = engines(model, stream_tokens=30)
+    loss = Objective.of([name], beta=0.3, options={"undesirable_weight": 2.0})
+    expected = step(plain, loss, labelled)
+    assert_same(step(fast, loss, labelled), expected)
+    policy = join([plain._forward_policy([pair]) for pair in labelled])
+    reference = plain.reference_logps(labelled)
+    assert (policy.rejected - reference.rejected).mean() != 0
+    parameters = dict(plain.trainable_parameters())
+    loss_of_step = loss(policy, reference, labelled, labelled).mean()
+    whole = torch.autograd.grad(loss_of_step, list(parameters.values()))
+    for key, gradient in zip(parameters, whole, strict=True):
         torch.testing.assert_close(expected[1][key], gradient, rtol=1e-9, atol=1e-12)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import smoldpo
 import trl_oracle
 from smoldpo.config.losses import FACTS, OPTIONS
 from smoldpo.losses import LOSSES, LossInput, Objective, betas, implicit_rewards
@@ -31,12 +32,18 @@ TOKENS = ([4, 6, 5], [2, 3, 5])
 BETA = 0.5
 
 
-def pairs_of(tokens):
-    return [TokenizedPair("x", (1,), (2,) * c, (3,) * r) for c, r in zip(*tokens, strict=True)]
+LIKED = [True, False, True]
+
+
+def pairs_of(tokens, liked=(None,) * 9):
+    return [
+        TokenizedPair("x", (1,), (2,) * c, (3,) * r, numbers=PairNumbers(liked=up))
+        for c, r, up in zip(*tokens, liked, strict=False)
+    ]
 
 
 def given(policy=POLICY, reference=REFERENCE, beta=BETA, **more):
-    tokens = pairs_of(more.pop("tokens", TOKENS))
+    tokens = pairs_of(more.pop("tokens", TOKENS), more.pop("liked", (None,) * 9))
     return LossInput.of(policy, reference, tokens, tokens, beta, **more)
 
 
@@ -84,6 +91,9 @@ BY_HAND = {
     "bco_pair": ({}, [n(1) + LN2, LN2 + n(-1.5), 2 * LN2]),
     "sppo_hard": ({}, [1.0 + 1.0, 1.0 + 16.0, 2.0]),
     "apo_zero": ({}, [s(-1) + 0.5, 0.5 + s(1.5), 1.0]),
+    # of pairs, the mean of both answers' losses
+    "kto": ({}, [(s(-1) + 0.5) / 2, (0.5 + s(1.5)) / 2, 0.5]),
+    "apo_zero_unpaired": ({}, [(s(-1) + 0.5) / 2, (0.5 + s(1.5)) / 2, 0.5]),
     "apo_down": ({}, [s(1) + s(-1), 0.5 + s(1.5), 1.0]),
     # policy's chosen - rejected, sorted: -3, 0, 1; reference's: -1, 0, 0
     "aot": ({}, [n(-1), LN2, n(0.5)]),
@@ -111,6 +121,51 @@ def test_by_hand(name):
     reference = REFERENCE if FACTS[name].needs_reference else None
     found = LOSSES[name](given(reference=reference), **options)
     assert found.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_single_answers_by_hand():
+    # z = (0 + 3 + 0) / 3 = 1; β (a - z) = 0.5, -0.5, -0.5
+    found = given(liked=LIKED)
+    weights = {"desirable_weight": 2.0, "undesirable_weight": 3.0}
+    assert LOSSES["kto"](found, **weights).tolist() == pytest.approx(
+        [2 * s(-0.5), 3 * s(-0.5), 2 * s(0.5)], abs=1e-12
+    )
+    assert LOSSES["apo_zero_unpaired"](found, **weights).tolist() == pytest.approx(
+        [2 * s(-1), 3 * 0.5, 2 * 0.5], abs=1e-12
+    )
+
+
+def test_the_kl_term_is_never_below_zero_and_has_no_gradient():
+    policy = logps([-10.0, -12.0, -5.0], [-11.0, -19.0, -5.0]).map(lambda x: x.requires_grad_())
+    found = LOSSES["kto"](given(policy, liked=LIKED))
+    assert found.tolist() == LOSSES["apo_zero_unpaired"](given(policy, liked=LIKED)).tolist()
+    slopes = torch.autograd.grad(found.sum(), [policy.chosen, policy.rejected], allow_unused=True)
+    assert slopes[0].abs().min() > 0 and slopes[1] is None
+
+
+@pytest.mark.parametrize("name", ["kto", "apo_zero_unpaired"])
+@pytest.mark.parametrize("beta", [0.05, 0.7])
+def test_single_answers_have_trls_value_and_gradient(name, beta):
+    random = torch.Generator().manual_seed(4)
+    values = -20 * torch.rand(4, 12, generator=random, dtype=torch.float64)
+    values[1] = values[3] + torch.rand(12, generator=random, dtype=torch.float64)  # z > 0
+    liked = torch.rand(12, generator=random) < 0.4
+    settings = {"desirable_weight": 1.5, "undesirable_weight": 0.7}
+    found = []
+    for ours in (True, False):
+        chosen, kl = (values[row].clone().requires_grad_() for row in (0, 1))
+        if ours:
+            each = smoldpo.dpo_loss(
+                chosen, kl, values[2], values[3], beta, name, liked=liked, **settings
+            )
+            value = each.mean()
+        else:
+            value = trl_oracle.kto(
+                chosen, kl, values[2], values[3], liked, name, beta=beta, **settings
+            )
+        value.backward()
+        found.append((value.detach(), chosen.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-15)
 
 
 def test_the_table_of_exponentials():
@@ -153,6 +208,8 @@ EQUAL = {
     "sppo_hard": 2.0,
     "apo_zero": 1.0,
     "apo_down": 1.0,
+    "kto": 0.5,
+    "apo_zero_unpaired": 0.5,
 }
 
 
@@ -415,8 +472,8 @@ def test_an_objective_adds_weighted_losses_and_rpos_term():
 
 def test_a_sum_over_pairs_does_not_depend_on_the_cut():
     """Every loss but those of a whole step: the parts' losses are the whole's."""
-    pairs = pairs_of(TOKENS)
     for name, facts in FACTS.items():
+        pairs = pairs_of(TOKENS, LIKED) if facts.unpaired else pairs_of(TOKENS)
         objective = Objective.of([name], beta=BETA, options={"label_smoothing": 0.1})
         reference = REFERENCE if facts.needs_reference else None
         whole = objective(POLICY, reference, pairs, pairs)

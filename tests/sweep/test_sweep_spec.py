@@ -208,6 +208,8 @@ def test_problems_of_trials_before_anything_runs():
     assert len(found) == 1 and "metric reward needs a reference" in found[0]
     assert "loss_type simpo, beta 0.1" in found[0] and "2 trials" in found[0]
     assert spec(sweep={"loss_type": ["sigmoid", "simpo"]}, metric="logp_per_token")
+    (found,) = problems(sweep={"loss_type": ["sigmoid", "kto"]})
+    assert "kto takes single answers" in found
     (found,) = problems(sweep={"early_stopping_patience": ["none", 2]})
     assert "early_stopping_patience needs evaluations" in found
     (found,) = problems(early_stopping_patience=2)

@@ -165,6 +165,8 @@ class Cleaner:
         """As `clean`, but the pair is not compared with others."""
         pair = self.mend(pair)
         for name, check in self._checks.items():
+            if pair.numbers.liked is not None and name in ("empty_chosen", "empty_rejected"):
+                continue  # one side of a thumb is empty; where both are, they are `identical`
             if (problem := check(pair)) is not None:
                 self.record(pair, name, *problem)
                 if RULES[name].action == DROP:

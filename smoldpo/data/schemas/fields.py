@@ -37,7 +37,7 @@ ROLES = {name: role for role, names in _SPEAKERS.items() for name in names.split
 SYSTEM_KEYS = ("system", "system_prompt")
 SPEAKER_KEYS = ("role", "from")
 TEXT_KEYS = ("content", "value")
-NUMBERS = tuple(field.name for field in fields(PairNumbers))
+NUMBERS = tuple(field.name for field in fields(PairNumbers) if field.name != "liked")
 """Columns of a pair's own weight, margin and β. They are read only where they are asked for: data
 may have a `margin` that means another thing."""
 MAX_DEPTH = 32

@@ -12,7 +12,7 @@ from smoldpo.data.cleaning.text import excerpt
 from smoldpo.data.schemas.cells import refuse_printed, unpack_row
 from smoldpo.data.schemas.fields import NUMBERS, MissingColumn, Unreadable, with_numbers
 from smoldpo.data.schemas.paired import check_scores, score_columns
-from smoldpo.data.schemas.scored import AnswerGroups
+from smoldpo.data.schemas.scored import AnswerGroups, read_thumb
 from smoldpo.data.schemas.table import SCHEMAS, Schema, contradiction, detect, no_schema, renamed
 from smoldpo.data.schemas.template_arguments import with_arguments
 from smoldpo.data.sources import Row, Split
@@ -37,10 +37,16 @@ class PairReader:
             column.
     """
 
-    def __init__(self, format: str | None = None, columns: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        format: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        thumbs: bool = False,
+    ):
         """`columns` maps names that the schema knows to the source's own: {"prompt": "question"}.
 
         `weight`, `margin` and `beta` are read, as the pair's own, only where `columns` names them.
+        With `thumbs` unpaired rows come one by one (`read_thumb`) and are not put into pairs.
 
         Raises:
             UsageError: an unknown schema, or a mapping to a column that the schema does not have.
@@ -55,6 +61,7 @@ class PairReader:
         self.columns = dict(columns or {})
         self.skipped: list[tuple[Row, str, str]] = []
         self.lost: Counter[str] = Counter()
+        self._thumbs = thumbs
         self._asked = format is not None
         self._started = False
         self._known: frozenset[str] = frozenset()
@@ -97,6 +104,8 @@ class PairReader:
 
     def _pairs(self, row: Row) -> list[PreferencePair]:
         schema = SCHEMAS[self.format]
+        if self._thumbs and schema.name == "unpaired":
+            return [with_arguments(refuse_printed(read_thumb(row)), row)]
         if schema.read is None:
             return self._groups.read(row)
         if schema.has_sides:
@@ -167,9 +176,13 @@ class SplitReader(PairReader):
     """
 
     def __init__(
-        self, split: Split, format: str | None = None, columns: Mapping[str, str] | None = None
+        self,
+        split: Split,
+        format: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        thumbs: bool = False,
     ):
-        super().__init__(format, columns)
+        super().__init__(format, columns, thumbs)
         self.split = split
         self.rows_read = 0
         self.findings: list[Finding] = []

@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from smoldpo.data.schemas.cells import refuse_printed
@@ -32,7 +33,7 @@ from smoldpo.data.schemas.fields import (
 )
 from smoldpo.data.schemas.paired import prompt_column
 from smoldpo.data.sources import Row
-from smoldpo.types import Message, PreferencePair
+from smoldpo.types import Message, PairNumbers, PreferencePair
 
 PROMPT_KEYS = ("prompt", "instruction", "input", "question", "context")
 ANSWER_LISTS = ("completions", "generations", "responses", "answers")
@@ -44,6 +45,8 @@ ANSWER_SCORES = ("fine-grained_score", "annotations", "score", "rating", "overal
 ROW_SCORES = ("helpfulness", "overall_score", "score", "rating", "label")
 
 HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+THUMBS = {"up": True, "down": False, "true": True, "false": False}
+"""Labels of unpaired rows in words."""
 TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad")
 
 
@@ -274,7 +277,24 @@ def _response(row: Row) -> str | list[Message]:
 
 def _verdict(value: Any) -> float | None:
     """A score, or TRL's label: whether people liked the answer."""
+    if isinstance(value, str) and value.strip().lower() in THUMBS:
+        return float(THUMBS[value.strip().lower()])
     return float(value) if isinstance(value, bool) else number(value)
+
+
+def read_thumb(row: Row) -> PreferencePair:
+    """An unpaired row by itself: its completion against none, on the side that the label says.
+
+    So rules that compare pairs hold for it, too: the same completion liked and disliked is
+    contradictory.
+    """
+    said = require(row, "label")
+    liked = _verdict(said)
+    if liked not in (0, 1):
+        raise wrong(row, f"'label' is {kind(said)}; known: true, false, 1, 0, up, down")
+    answer = _response(row)
+    pair = join(row, helpsteer_prompt(row), *((answer, "") if liked else ("", answer)))
+    return replace(pair, numbers=PairNumbers(liked=bool(liked)))
 
 
 def helpsteer_prompt(row: Row) -> tuple[Message, ...]:
