@@ -17,7 +17,6 @@ from smoldpo.config.schema import TrainConfig
 from smoldpo.data.account import DataAccount, TokenAccount
 from smoldpo.data.load import TrainingData, load_mixture
 from smoldpo.data.template_settings import replace_template, tokenization
-from smoldpo.data.thumbs import as_thumbs, held_out, with_partners
 from smoldpo.data.tokenize import PairTokenizer, require_room
 from smoldpo.engine import build
 from smoldpo.engine.autotune import KernelChoice, agreed_dtype
@@ -51,6 +50,7 @@ from smoldpo.training.policy_and_reference import (
     Trainable,
 )
 from smoldpo.training.sampler import Schedule
+from smoldpo.training.single_answers import single_answers
 from smoldpo.types import PreferencePair, TokenizedPair
 from smoldpo.utils import progress
 from smoldpo.utils.devices import pick_device
@@ -101,30 +101,7 @@ def load_data(config: TrainConfig) -> TrainingData:
         f"split: {split.train_pairs:,} pairs to train on, {split.eval_pairs:,} held out "
         f"({split.how})"
     )
-    return _single_answers(config, data) if is_unpaired(config.loss_type) else data
-
-
-def _single_answers(config: TrainConfig, data: TrainingData) -> TrainingData:
-    """The data of a loss that takes single answers: pairs are split, and that is said.
-
-    Raises:
-        UsageError: too few answers, or of one kind alone.
-    """
-    pairs = sum(pair.numbers.liked is None for pair in data.train)
-    answers = as_thumbs(data.train)
-    liked = sum(bool(answer.numbers.liked) for answer in answers)
-    names = ", ".join(config.loss_type)
-    if not 0 < liked < len(answers):
-        raise UsageError(
-            f"{names}: all {len(answers):,} answers to train on are of one kind; give answers that "
-            "people liked and others that they did not"
-        )
-    split = f"; {pairs:,} pairs were split into two answers each" if pairs else ""
-    progress.say(
-        f"{names}: {len(answers):,} single answers to train on, {liked:,} of them liked{split}"
-    )
-    group = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return replace(data, train=with_partners(answers, group), eval=held_out(data.eval, group))
+    return single_answers(config, data) if is_unpaired(config.loss_type) else data
 
 
 CHARACTERS_TO_A_TOKEN = 4.0
