@@ -205,13 +205,13 @@ def load_mixture(
     opened = [open_source(name, subset) for name in sources]
     parts = [source.split(split) for source in opened]
     named = [(part, source.label(part)) for part, source in zip(parts, opened, strict=True)]
-    how_read = {"columns": columns, "thumbs": thumbs}
+    how_read: dict[str, Any] = {"columns": columns, "thumbs": thumbs}
     loaded = load_splits(named, format=format, rules=rules, **how_read)
     held_out: list[LoadedPairs | None] = [None] * len(sources)
     if eval_data is not None:
         mapped = columns_present(columns, eval_data)
-        held = load_pairs(eval_data, columns=mapped, rules_off=rules_off, thumbs=thumbs)
-        held_out = [held] * len(sources)
+        given = load_pairs(eval_data, columns=mapped, rules_off=rules_off, thumbs=thumbs)
+        held_out = [given] * len(sources)
     elif eval_fraction > 0:
         for at, (source, part) in enumerate(zip(opened, parts, strict=True)):
             if (test := source.test) is not None and test is not part:

@@ -22,16 +22,11 @@ def as_thumbs(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
         if pair.numbers.liked is not None:
             found.append(pair)
             continue
-        for liked in (True, False):
-            gone = "rejected" if liked else "chosen"
-            found.append(
-                replace(
-                    pair,
-                    numbers=replace(pair.numbers, liked=liked),
-                    id=f"{pair.id}-{'up' if liked else 'down'}",
-                    **{gone: "", f"{gone}_messages": None},
-                )
-            )
+        up, down = (replace(pair.numbers, liked=liked) for liked in (True, False))
+        found += [
+            replace(pair, rejected="", rejected_messages=None, numbers=up, id=f"{pair.id}-up"),
+            replace(pair, chosen="", chosen_messages=None, numbers=down, id=f"{pair.id}-down"),
+        ]
     return found
 
 

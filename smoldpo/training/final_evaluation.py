@@ -75,7 +75,8 @@ class FinalEvaluation:
         if before is None or after is None:
             return None
         if (liked := kinds(self._data.eval)) is not None:
-            return self._write_separation(folder, before, after, liked)
+            self._write_separation(folder, before, after, liked)
+            return None
         facts = [PairFacts.of(pair) for pair in self._data.eval_pairs]
         config = self._config
         evaluation = analyse(

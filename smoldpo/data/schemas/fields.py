@@ -383,7 +383,7 @@ def with_numbers(pair: PreferencePair, row: Row, names: Sequence[str]) -> Prefer
     Raises:
         DataError: a row without such a number, or with one that is out of range.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name in names:
         given = row.values.get(name)
         value = number(given)
