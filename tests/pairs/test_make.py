@@ -1,7 +1,10 @@
 """`smoldpo pairs make`: pairs that can be made again, interruptions, several models, judges."""
 
 import json
+import re
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -127,3 +130,44 @@ def test_what_cannot_be_is_told_before_anything_is_loaded(make, tmp_path, words,
     result, _ = make(*words, code=2)
     assert message in result.err
     assert not list(tmp_path.glob("*.answers"))
+
+
+@pytest.fixture
+def endpoint():
+    """A local endpoint that prefers the longer answer, but A where answers are of like length."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(json.loads(body)["messages"][1]["content"])
+            given = (rf"\[answer {x} \w+\]\n(.*?)\n\[end of answer {x} " for x in "AB")
+            first, second = (re.search(each, asked[-1], re.DOTALL)[1] for each in given)
+            lead = len(first) - len(second)
+            message = {"role": "assistant", "content": "B" if lead < -3 else "A"}
+            reply = json.dumps({"choices": [{"message": message}]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_endpoint_is_asked_once_in_both_orders_and_its_disagreement_is_told(make, endpoint):
+    url, asked = endpoint
+    result, rows = make("--num-answers", 3, "--json", judge=url)
+    said = json.loads(result.out)
+    assert rows and len(asked) == 2 * 4 * 3, "both orders of three comparisons of four prompts"
+    assert 0 < said["disagreement"][url] < 1
+    for row in rows:
+        lengths = [len(row[side][0]["content"]) for side in ("chosen", "rejected")]
+        assert lengths[0] > lengths[1]
+    make("--num-answers", 3, "--check", "max_words=99", "--overwrite", judge=url)
+    assert len(asked) == 24, "its verdicts are in the journal"
