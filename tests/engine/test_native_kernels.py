@@ -1,5 +1,10 @@
 """The native kernels one by one: as near to float32 as torch's functions, and a row by itself."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -194,3 +199,14 @@ def test_the_head_where_the_target_is_nearly_impossible(native):
     assert (exact[:3] < lm_head.FAR).all() and (exact[3:] > lm_head.FAR).all()
     assert torch.allclose(found["ours"][0].double(), exact, rtol=5e-3)
     torch.testing.assert_close(found["ours"][1], found["products"][1], rtol=0.02, atol=0.02)
+
+
+def test_nothing_is_read_or_written_beyond_a_buffer():
+    """In a child, which a fault ends; see native_borders.py."""
+    program = Path(__file__).with_name("native_borders.py")
+    environment = {name: v for name, v in os.environ.items() if name != "XDG_CACHE_HOME"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    asked = [sys.executable, str(program), SUPPORTED[0]]
+    ended = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, (ended.returncode, ended.stderr[-2000:])
+    assert "nothing beyond the borders" in ended.stdout

@@ -21,12 +21,37 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <utility>
 #include <vector>
 
 typedef uint16_t bf;  // bfloat16, as its bits
 #define INL static inline __attribute__((always_inline))
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+#ifdef SMOLDPO_CHECK
+// For tests: each piece of memory begins as NaN and ends at a page that nobody may touch.
+class Scratch {
+  static constexpr size_t page = 4096;
+  std::vector<std::pair<char*, size_t>> all;
+
+ public:
+  struct Mark {};
+  Mark mark() const { return {}; }
+  void back_to(Mark) {}
+  ~Scratch() {
+    for (auto& [start, size] : all) munmap(start, size);
+  }
+  template <class T>
+  T* get(size_t count) {
+    size_t bytes = (count * sizeof(T) + 63) / 64 * 64, size = (bytes + page - 1) / page * page;
+    void* start = mmap(nullptr, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED || mprotect((char*)start + size, page, PROT_NONE)) throw std::bad_alloc();
+    memset(start, 0xff, size);
+    all.push_back({(char*)start, size + page});
+    return (T*)((char*)start + size - bytes);
+  }
+};
+#else
 // Memory of one call, given out in order; a thread keeps it for its next call.
 class Scratch {
   struct Block {
@@ -89,6 +114,7 @@ class Scratch {
   Mark mark() const { return {block, used}; }
   void back_to(Mark m) { block = m.block, used = m.used; }
 };
+#endif
 
 #ifdef __AMX_TILE__
 struct Tiles {  // eight tiles of 16 rows of 64 bytes, while this lives
