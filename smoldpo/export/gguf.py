@@ -177,7 +177,7 @@ class _Tensor:
         found = weight.to("cpu", torch.float32).contiguous().numpy()
         with numpy.errstate(over="ignore"):
             stored = gguf.quantize(found, self.type)
-        largest = float(numpy.abs(found).max())
+        largest = float(numpy.abs([found.min(), found.max()]).max())  # without a copy of it all
         if self.type == gguf.GGMLQuantizationType.F16 and not numpy.isfinite(stored).all():
             raise ModelError(
                 f"{self.name} holds {largest:g}, beyond float16's range; export bf16 or f32"
