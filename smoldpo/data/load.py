@@ -29,6 +29,9 @@ from smoldpo.types import PreferencePair, Prompt
 from smoldpo.utils.errors import DataError, UsageError
 
 
+ALONE = "; answers that nobody compared train by themselves with --loss-type kto"
+
+
 @dataclass
 class LoadedPairs:
     """Clean pairs, and an account of every row that was read."""
@@ -108,7 +111,8 @@ def load_splits(
         if not pairs and not elsewhere:
             reasons = ", ".join(f"{n} {rule}" for rule, n in account.dropped.items())
             rows = reader.rows_read
-            raise DataError(f"{name}: no pair is left of {rows} rows (dropped: {reasons})")
+            hint = ALONE if "unpaired" in account.dropped else ""
+            raise DataError(f"{name}: no pair is left of {rows} rows (dropped: {reasons}){hint}")
         loaded.append(LoadedPairs(pairs, account))
     return loaded
 

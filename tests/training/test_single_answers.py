@@ -101,6 +101,14 @@ def test_what_cannot_be(train, data, words, message):
     assert message in result.err
 
 
+def test_who_trains_on_thumbs_as_on_pairs_is_told_what_takes_them(train, cli, tiny_folder):
+    result, _ = train(thumbs(20), loss="sigmoid", code=1)
+    assert "no pair is left of 20 rows (dropped: 20 unpaired); answers that nobody" in result.err
+    assert "--loss-type kto" in result.err
+    said = cli("data", "check", "pairs.jsonl", "--model", tiny_folder, "--json")
+    assert "--loss-type kto takes answers by themselves" in said.out
+
+
 def pair(prompt, chosen, rejected, liked=None):
     return PreferencePair(prompt, chosen, rejected, numbers=PairNumbers(liked=liked))
 

@@ -47,6 +47,7 @@ ROW_SCORES = ("helpfulness", "overall_score", "score", "rating", "label")
 HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 THUMBS = {"up": True, "down": False, "true": True, "false": False}
 """Labels of unpaired rows in words."""
+ALONE = "the only answer for its prompt; --loss-type kto takes answers by themselves"
 TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad")
 
 
@@ -254,7 +255,7 @@ class AnswerGroups:
         (high, best), (low, worst) = max(rated, key=_score), min(rated, key=_score)
         for _, row in rated:
             if len(rated) == 1:
-                self._skipped.append((row, "unpaired", "the only answer for its prompt"))
+                self._skipped.append((row, "unpaired", ALONE))
             elif high == low:
                 self._skipped.append((row, "tie", f"all {len(rated)} answers have {high:g}"))
             elif row is not best and row is not worst:
