@@ -28,7 +28,6 @@ from smoldpo.data.sources import Source, Split, mix, open_source
 from smoldpo.types import PreferencePair, Prompt
 from smoldpo.utils.errors import DataError, UsageError
 
-
 ALONE = "; answers that nobody compared train by themselves with --loss-type kto"
 
 
