@@ -143,7 +143,7 @@ def signal_in(place: str, number: int, then: int = 0) -> None:
 
     from smoldpo.engine.fast import FastEngine
     from smoldpo.evaluation.side_by_side import Comparison
-    from smoldpo.export import export
+    from smoldpo.export import proof
     from smoldpo.training import checkpoint, loop
 
     def strike(module: Any, name: str, when: int = 1) -> None:
@@ -170,7 +170,7 @@ def signal_in(place: str, number: int, then: int = 0) -> None:
             "loading": (AutoModelForCausalLM, "from_pretrained", 1),
             "pass": (FastEngine, "_prepare_stream", 3),
             "save": (checkpoint, "save_file", 4),
-            "proof of an export": (export, "measure", 2),
+            "proof of an export": (proof, "measure", 2),
         }[place]
     )
 

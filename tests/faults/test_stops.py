@@ -63,7 +63,7 @@ def test_an_export_that_is_stopped_leaves_nothing(place, number):
         planted_with=("proof of an export", number),
     )
     assert code == CODES[number] and "Traceback" not in said, said
-    assert not list(place.folder.glob("*.gguf")) and not list(place.folder.glob(".*.gguf"))
+    assert not list(place.folder.glob("*.gguf")) and not list(place.folder.glob(".mine*"))
 
 
 def test_a_second_ctrl_c_stops_at_once(place):
