@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -188,16 +189,19 @@ class _Master:
         """Give the buffer to the master."""
         self.master.grad = self.grad_buffer if self.has_gradient else None
 
-    def add(self, stream: int, gradient: torch.Tensor) -> None:
-        """Add a stream's gradient to the buffer, when it is the stream's turn."""
+    @contextlib.contextmanager
+    def adding(self, stream: int) -> Iterator[tuple[torch.Tensor, bool]]:
+        """The buffer when it is the stream's turn, and whether it holds what is to be added to."""
         self._order.wait(self, stream)
         assert self.grad_buffer is not None
-        if self.has_gradient:
-            self.grad_buffer.add_(gradient)
-        else:
-            self.grad_buffer.copy_(gradient)
+        yield self.grad_buffer, self.has_gradient
         self.has_gradient = True
         self._order.done(self, stream)
+
+    def add(self, stream: int, gradient: torch.Tensor) -> None:
+        """Add a stream's gradient to the buffer, when it is the stream's turn."""
+        with self.adding(stream) as (buffer, holds):
+            buffer.add_(gradient) if holds else buffer.copy_(gradient)
 
     def skip(self, stream: int) -> None:
         """The stream has ended; where it added nothing, the next may."""
@@ -212,7 +216,8 @@ class Leaves:
     Two streams at once that had one leaf would add their gradients to it in any order.
 
     Attributes:
-        parameters: the leaf of each of the model's parameters, by the parameter's id.
+        parameters: the leaf of each of the model's parameters, by the parameter's id. A leaf's
+            `adding` is the context in which a kernel adds the stream's gradient by itself.
     """
 
     def __init__(self, masters: Sequence[_Master]):
@@ -222,6 +227,8 @@ class Leaves:
         for each in masters:
             leaf = torch.nn.Parameter(each.compute.detach())
             leaf.register_post_accumulate_grad_hook(partial(self._move, each))
+            if each.master.dtype == torch.float32 and each.master.is_contiguous():
+                vars(leaf)["adding"] = partial(self._adding, each)
             self.parameters[id(each.compute)] = leaf
 
     @contextlib.contextmanager
@@ -236,10 +243,13 @@ class Leaves:
             for leaf in self.parameters.values():
                 leaf.grad = None
 
+    def _adding(self, master: _Master) -> contextlib.AbstractContextManager[Any]:
+        return master.adding(self._stream)
+
     def _move(self, master: _Master, leaf: torch.Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
-        assert gradient is not None
-        master.add(self._stream, gradient)
+        if gradient is not None:  # else a kernel has added it by itself
+            master.add(self._stream, gradient)
 
 
 def cast_frozen(

@@ -138,5 +138,7 @@ def test_any_number_of_threads_gives_the_same_gradients(native):
         with torch_threads(threads):
             found.append(results(model, native, stream_tokens=60))
     (losses, logps, gradients), other = found
+    matrix = gradients["model.layers.2.mlp.down_proj.weight"]
+    assert not torch.equal(matrix, matrix.bfloat16().float()), "added up in float32, never rounded"
     assert torch.equal(losses, other[0]) and torch.equal(logps, other[1])
     assert all(torch.equal(each, other[2][name]) for name, each in gradients.items())

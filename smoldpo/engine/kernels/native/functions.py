@@ -9,6 +9,8 @@ heads, K key/value heads, d of one head.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +36,38 @@ def _like(rows: torch.Tensor, states: torch.Tensor, width: int) -> torch.Tensor:
     return rows[: states.numel() // states.shape[-1]].view(*states.shape[:-1], width)
 
 
+class _Gradients:
+    """Where a kernel puts gradients of weights: as the engine collects them, or in new tensors.
+
+    A leaf of the engine (engine/precision.py) lets the kernel add to its float32 buffer when it is
+    the stream's turn, which rounds nothing and saves a pass over memory; autograd is given none.
+
+    Args:
+        adding: of each weight, the leaf's context; None where it is an ordinary tensor.
+    """
+
+    def __init__(self, weights: Sequence[torch.Tensor], wanted: Sequence[bool], adding: Any):
+        self._stack = contextlib.ExitStack()
+        self.narrow: list[torch.Tensor | None] = [None] * len(weights)
+        self.wide: list[torch.Tensor | None] = [None] * len(weights)
+        self.add = [0] * len(weights)
+        for index, (weight, wants) in enumerate(zip(weights, wanted, strict=True)):
+            if wants and adding[index] is not None:
+                self.wide[index], self.add[index] = self._stack.enter_context(adding[index]())
+            elif wants:
+                self.narrow[index] = torch.empty_like(weight)
+
+    def __enter__(self) -> _Gradients:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+
+def _adding(*weights: torch.Tensor) -> list[Any]:
+    return [getattr(weight, "adding", None) for weight in weights]
+
+
 class LinearFunction(torch.autograd.Function):
     """y = x Wᵀ + b."""
 
@@ -46,7 +80,7 @@ class LinearFunction(torch.autograd.Function):
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         rows = _rows(states)
-        ctx.native = native
+        ctx.native, ctx.adding = native, _adding(weight)
         ctx.save_for_backward(rows if ctx.needs_input_grad[2] else None, weight)
         result = rows.new_empty(len(rows), len(weight))
         native.call("linear_forward", rows, weight, result, *rows.shape, len(weight))
@@ -60,11 +94,12 @@ class LinearFunction(torch.autograd.Function):
         _, wants_states, wants_weight, wants_bias = ctx.needs_input_grad
         rows, width = _rows(grad), weight.shape[1]
         d_states = rows.new_empty(len(rows), width) if wants_states else None
-        d_weight = torch.empty_like(weight) if wants_weight else None
-        arguments = (states, rows, weight, d_states, d_weight, None, 0)
-        ctx.native.call("linear_backward", *arguments, len(rows), width, len(weight))
+        with _Gradients([weight], [wants_weight], ctx.adding) as found:
+            arguments = (states, rows, weight, d_states, *found.narrow, *found.wide, *found.add)
+            ctx.native.call("linear_backward", *arguments, len(rows), width, len(weight))
         d_bias = rows.sum(0, dtype=torch.float32).to(rows.dtype) if wants_bias else None
-        return None, None if d_states is None else _like(d_states, grad, width), d_weight, d_bias
+        d_states = None if d_states is None else _like(d_states, grad, width)
+        return None, d_states, *found.narrow, d_bias
 
 
 class RMSNormFunction(torch.autograd.Function):
@@ -115,7 +150,7 @@ class GatedMLPFunction(torch.autograd.Function):
         result = torch.empty_like(rows)
         native.call("mlp_forward", rows, *weights, result, inner, *shape)
         if keep:
-            ctx.native, ctx.shape = native, shape
+            ctx.native, ctx.shape, ctx.adding = native, shape, _adding(*weights)
             ctx.save_for_backward(rows if any(ctx.needs_input_grad[2:4]) else None, inner, *weights)
         return _like(result, states, states.shape[-1])
 
@@ -124,12 +159,12 @@ class GatedMLPFunction(torch.autograd.Function):
         states, inner, *weights = ctx.saved_tensors
         rows = _rows(grad)
         d_states = torch.empty_like(rows) if ctx.needs_input_grad[1] else None
-        wanted = zip(weights, ctx.needs_input_grad[2:5], strict=True)
-        d_weights = [torch.empty_like(weight) if wants else None for weight, wants in wanted]
-        arguments = (states, rows, inner, *weights, d_states, *d_weights)
-        ctx.native.call("mlp_backward", *arguments, None, None, None, 0, 0, 0, *ctx.shape)
+        with _Gradients(weights, ctx.needs_input_grad[2:5], ctx.adding) as found:
+            targets = (*found.narrow, *found.wide, *found.add)
+            arguments = (states, rows, inner, *weights, d_states, *targets)
+            ctx.native.call("mlp_backward", *arguments, *ctx.shape)
         d_states = None if d_states is None else _like(d_states, grad, grad.shape[-1])
-        return None, d_states, *d_weights, None
+        return None, d_states, *found.narrow, None
 
 
 class RotaryFunction(torch.autograd.Function):

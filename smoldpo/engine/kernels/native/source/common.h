@@ -372,6 +372,12 @@ INL void weight_gradient(const bf* A, long F, long D, long T, const bf* B, const
   for (long d0 = 0; d0 < D; d0 += part)
     for (long f = 0; f < F; f += 32)
       for (long d = d0; d < std::min(D, d0 + part); d += 32) {
+        if (to.wide && to.add)  // here before the block's sum is
+          for (int i = 0; i < 32; i++) {
+            const float* at = to.wide + (transposed ? (d + i) * F + f : (f + i) * D + d);
+            _mm_prefetch((const char*)at, _MM_HINT_T0);
+            _mm_prefetch((const char*)(at + 16), _MM_HINT_T0);
+          }
         blk<true>(A + f * T, A + (f + 16) * T, 32, 512, B + d * T, 1024, T / 32, c, 32, false);
         if (!transposed) {
           for (int i = 0; i < 32; i++)
