@@ -14,6 +14,7 @@ from smoldpo.engine.autotune import KernelChoice, compute_dtype
 from smoldpo.engine.batching import STREAM_MULTIPLE
 from smoldpo.engine.cache.trunk_states import MemoryStore, TrunkStore
 from smoldpo.engine.fast import FastEngine
+from smoldpo.engine.kernels.native.library import supported
 from smoldpo.engine.logprobs import LogprobModel
 from smoldpo.engine.packing import pack
 from smoldpo.engine.plain import pad_batch, token_logps
@@ -50,7 +51,7 @@ def fast_engine(source, frozen, dtype, trunk_store):
 
 
 @torch.no_grad()
-def test_bfloat16_is_as_near_to_float64_as_the_plain_engines(real, pairs):
+def test_bfloat16_is_as_near_to_float64_as_the_plain_engines(real, pairs, monkeypatch):
     """Token by token: the errors of a few pairs' sums are few numbers, and luck decides between
     them.
     """
@@ -60,14 +61,14 @@ def test_bfloat16_is_as_near_to_float64_as_the_plain_engines(real, pairs):
     with torch.autocast("cpu", torch.bfloat16):
         plain = plain_logps(model, pairs)
     cast(model.requires_grad_(False), torch.bfloat16)
-    scorer, batch = (
-        LogprobModel(model, 25, KernelChoice()),
-        pack(pairs, model.device, STREAM_MULTIPLE),
-    )
-    fast = scorer.token_logps(batch, scorer.trunk_states(batch))
-    errors = [(found - exact).square().mean().sqrt().item() for found in (plain, fast)]
-    print(f"root mean square error in nats: plain {errors[0]:.4f}, fast {errors[1]:.4f}")
-    assert 0 < errors[1] < errors[0]
+    batch, found = pack(pairs, model.device, STREAM_MULTIPLE), [plain]
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)  # where they are compiled once
+    for kernels in (KernelChoice(), *(KernelChoice(native=name) for name in supported()[:1])):
+        scorer = LogprobModel(model, 25, kernels)
+        found.append(scorer.token_logps(batch, scorer.trunk_states(batch)))
+    errors = [(each - exact).square().mean().sqrt().item() for each in found]
+    print("root mean square error in nats: plain, fast, native", errors)
+    assert 0 < max(errors[1:]) < errors[0]
 
 
 def test_a_stored_trunk_changes_no_bit_and_the_first_loss_is_ln2(real, pairs):
