@@ -118,3 +118,11 @@ def test_what_contributors_are_pointed_to_is_there(page):
     assert not [path for path in paths if not (ROOT / path).exists()]
     for name, path in re.findall(r"`([A-Z_]+)` \(`([\w./]+\.py)`", text):
         assert re.search(rf"^{name}\b", (ROOT / path).read_text(), re.M), (name, path)
+
+
+def test_no_two_test_files_have_one_name():
+    """Their folders are no packages (but for faults), so the second one would not be imported."""
+    names = [
+        path.name for path in (ROOT / "tests").rglob("test_*.py") if path.parent.name != "faults"
+    ]
+    assert sorted(names) == sorted(set(names))

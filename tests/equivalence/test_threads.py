@@ -165,7 +165,7 @@ def test_a_stream_takes_no_lock_but_for_stores_and_where_its_gradients_are_added
     engine.reference_logps(MANY)
     streams = len(engine.batching.forward_batches(MANY))
     next_stream = {"_Batch._begin": streams + 2, "_Batch._work_on": streams}
-    stores = {"FastEngine._states_of": 2 * streams, "FastEngine._prepare": streams}
+    stores = {"FastEngine._states_of": 2 * streams, "FastEngine._put_reference": streams}
     assert taken == next_stream | stores
     taken.clear()
     engine.accumulate_gradients(MANY, LOSSES["sigmoid"])
