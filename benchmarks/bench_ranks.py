@@ -1,6 +1,6 @@
 """Two ranks of one thread each against one process with two workers, in turns.
 
-    python benchmarks/bench_ranks.py --data PAIRS.jsonl [--rounds 3] [--steps 12] [--output FILE]
+    python benchmarks/bench_ranks.py --data PAIRS.jsonl [--rounds 3] [--steps 12] [--only W1]
 
 Measured are W1 (layers 0-24 frozen) and W2 (everything trains) with eight and with sixteen pairs a
 step: the median seconds of a step, and the most memory that the first rank held. The sum of
@@ -45,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", default="builtin")
     add("--rounds", type=int, default=3, metavar="N")
     add("--steps", type=int, default=12, metavar="N", help="of each turn (12)")
+    add("--only", default="", metavar="TEXT", help="workloads whose name holds this")
     add("--dtype", default="bfloat16")
     add("--output", type=Path, metavar="FILE", help="also write the table here")
     return parser.parse_args()
@@ -97,7 +98,8 @@ def main() -> None:
     a = parse_arguments()
     lines = ["| workload | way | s a step | pace | peak MB | memory | model |", "|" + " --- |" * 7]
     with tempfile.TemporaryDirectory() as folder:
-        for name, ways in workloads().items():
+        chosen = {name: ways for name, ways in workloads().items() if a.only in name}
+        for name, ways in chosen.items():
             for _ in range(a.rounds):
                 for way in ways:
                     turn(way, a, Path(folder))
